@@ -1,0 +1,41 @@
+# make reproduce   the whole recipe at tiny scale, then reports/tiny/index.html
+# make test        ruff, mypy, pytest
+# make lock        resolve the dependencies of pyproject.toml anew into requirements.lock and environment.yml
+# Each first makes .venv (uv by pip, the lock, the package) and does nothing twice. SCALE=small, PYTHON=python3.12 change the obvious.
+
+PYTHON ?= python3
+SCALE ?= tiny
+BIN := .venv/bin
+# After the environment stands, nothing is fetched: hub clients must not try.
+export HF_HUB_OFFLINE := 1
+export HF_DATASETS_OFFLINE := 1
+
+.PHONY: reproduce test lock clean
+.DELETE_ON_ERROR:
+
+reproduce: .venv/.ready
+	$(BIN)/moxin-lab run --scale $(SCALE)
+
+test: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+.venv/bin/uv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.12 or the like")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/.ready: requirements.lock pyproject.toml | .venv/bin/uv
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+lock: .venv/bin/uv
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra dev --generate-hashes \
+	  --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+	$(PYTHON) -c 'import pathlib; pathlib.Path("environment.yml").write_text(pathlib.Path("environment.yml").read_text())'
+
+clean:
+	rm -rf runs reports/tiny .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,7 @@
+"""Moxin Lab: the evidence behind Moxin-7B, one package a stage of the recipe.
+
+Importing this package imports nothing heavy; notebooks name the module they use
+(`from moxin_lab import lab`, `from moxin_lab.tokenizer import routed`).
+"""
+
+__version__ = "0.1.0"

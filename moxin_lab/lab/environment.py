@@ -1,0 +1,98 @@
+"""What a stage ran on: versions, machine, repository state; and how much memory it used at its peak.
+
+Neither the host's name nor the user's is recorded: records are published.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import threading
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "daft", "lm-eval", "papermill", "matplotlib", "pandas")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """Commit and whether tracked files differ from it; both None outside a git clone."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "git_dirty": None if commit is None or changed is None else bool(changed)}
+
+
+def describe_environment(root: Path) -> dict[str, Any]:
+    """Python, package versions, CPU, memory, GPU (only if torch is already imported: asking must not cost an import)."""
+    torch = sys.modules.get("torch")
+    gpu = None
+    if torch is not None and torch.cuda.is_available():
+        gpu = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": gpu,
+        "packages": {name: _version(name) for name in PACKAGES},
+        **git_state(root),
+    }
+
+
+class PeakMemory:
+    """Largest resident memory of this process and its children together, sampled every `interval` seconds.
+
+    Sampling can miss a spike shorter than the interval; for the process itself the kernel's own high-water mark closes that gap.
+    """
+
+    def __init__(self, interval: float = 0.25) -> None:
+        self._interval = interval
+        self._largest = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while not self._stop.wait(self._interval):
+            try:
+                family = [process, *process.children(recursive=True)]
+                self._largest = max(self._largest, sum(member.memory_info().rss for member in family))
+            except psutil.NoSuchProcess:  # a child ended between being listed and being read: the next sample counts
+                continue
+
+    def stop(self) -> int:
+        """End the sampling; bytes at the peak."""
+        import resource
+
+        self._stop.set()
+        self._thread.join()
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return max(self._largest, own)

@@ -1,0 +1,278 @@
+"""The object through which a notebook takes inputs, leaves outputs and states numbers and verdicts.
+
+    stage = lab.stage("02_tokenizer", scale=scale, seed=seed, root=root)
+    documents = stage.input("documents")      # checked against the hash its stage recorded
+    folder = stage.output("tokenizer")        # a fresh path; published by finish()
+    stage.measure("bytes_per_token", 4.1, unit="bytes/token", language="zh")
+    stage.claim("tokenizer.moe-cjk", "contradicted", "...")
+    stage.finish()
+
+Guarantees: nothing of an earlier finished run is touched before `finish()`; `stage.json` is written last and atomically, so a
+killed stage leaves no record; an input changed since its stage finished is refused; one run at a time in a scale's folder.
+Does not: guard against a person who edits the artifacts of the stage that is running.
+
+The same cells do the same work under papermill, in JupyterLab and under `moxin-lab run`. Only the runner records a key, because
+only it holds the executed notebook that belongs to the result: after a run by hand `moxin-lab status` says so.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moxin_lab import scales
+from moxin_lab.lab import show
+from moxin_lab.lab.artifacts import LabError, describe, find_root, read_record, stage_folder, write_json
+from moxin_lab.lab.environment import PeakMemory, describe_environment
+from moxin_lab.stages import STAGES, StageInfo, producer, stage_info
+
+VERDICTS = ("reproduced", "contradicted", "not attempted")
+RUNNER_VARIABLE = "MOXIN_LAB_RUN"  # set by the runner for its kernels: it already holds the lock
+_held_locks: dict[Path, Any] = {}
+
+
+def stage(name: str, *, scale: str, seed: int, root: str | Path = ".") -> "Stage":
+    """Open a stage. Raises LabError or ScaleError before any work if something it needs is missing or wrong."""
+    return Stage(stage_info(name), scales.load(scale), seed, find_root(root))
+
+
+def acquire_lock(root: Path, scale: str) -> None:
+    """Hold `runs/<scale>/.lock` until this process ends or `release_lock`; twice in one process is the same lock."""
+    path = root / "runs" / scale / ".lock"
+    if path in _held_locks:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise LabError(f"cannot write under {path.parent}: {error.strerror}; results go there, so make it writable") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise LabError(
+            f"another run is at work in {path.parent} (process {holder}): wait for it to end or stop it; "
+            "two runs in one folder would overwrite each other"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    _held_locks[path] = file
+
+
+def release_lock(root: Path, scale: str) -> None:
+    file = _held_locks.pop(root / "runs" / scale / ".lock", None)
+    if file is not None:
+        file.close()
+
+
+class Stage:
+    """An open stage; see the module's text. Made by `stage()`."""
+
+    def __init__(self, info: StageInfo, scale: scales.Scale, seed: int, root: Path) -> None:
+        self.name = info.name
+        self.scale = scale.name
+        self.seed = seed
+        self.root = root
+        self.folder = stage_folder(root, scale.name, info.name)
+        self._info = info
+        self._scale = scale
+        self._inputs: dict[str, Any] = {}
+        self._data_cards: dict[str, Any] = {}
+        self._outputs: list[str] = []
+        self._measures: list[dict[str, Any]] = []
+        self._claims: list[dict[str, str]] = []
+        self._progress_at = 0.0
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise LabError(f"seed is {seed!r}: it must be a whole number of at least 0")
+        if RUNNER_VARIABLE not in os.environ:
+            acquire_lock(root, scale.name)
+        self._new = self.folder / ".new"
+        try:
+            shutil.rmtree(self._new, ignore_errors=True)
+            self._new.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LabError(f"cannot write under {self.folder}: {error.strerror}; results go there, so make it writable") from error
+        self._known_claims = _claim_ids(root)
+        for artifact in info.takes:
+            self._check_input(artifact)
+        self._memory = PeakMemory()
+        self._started = time.monotonic()
+        show.style()
+
+    # ---- what the stage takes
+
+    def settings(self, section: str) -> Any:
+        """A section of the scale file (a frozen pydantic model)."""
+        if section not in self._info.sections:
+            raise LabError(f"{self.name} asks for scale section {section!r}, which its row in moxin_lab/stages.py does not list")
+        return getattr(self._scale, section)
+
+    def input(self, artifact: str) -> Path:
+        """Path of an earlier stage's artifact, whose hash was checked when this stage was opened."""
+        if artifact not in self._info.takes:
+            raise LabError(f"{self.name} asks for artifact {artifact!r}, which its row in moxin_lab/stages.py does not list")
+        return stage_folder(self.root, self.scale, producer(artifact).name) / artifact
+
+    def _check_input(self, artifact: str) -> None:
+        maker = producer(artifact)
+        command = f"moxin-lab run --scale {self.scale} --only {maker.name[:2]}"
+        record = read_record(self.root, self.scale, maker.name)
+        if record is None or artifact not in record["outputs"]:
+            raise LabError(f"{self.name} needs {artifact!r} of stage {maker.name}, which has not run at this scale; make it with: {command}")
+        path = stage_folder(self.root, self.scale, maker.name) / artifact
+        recorded = record["outputs"][artifact]["sha256"]
+        if not path.exists():
+            raise LabError(f"{path} is gone although {maker.name} recorded it; make it again with: {command} --force")
+        actual = describe(path)
+        if actual["sha256"] != recorded:
+            raise LabError(
+                f"{path} has changed since {maker.name} wrote it (SHA-256 {actual['sha256'][:12]}, recorded {recorded[:12]}); "
+                f"make it again with: {command} --force"
+            )
+        self._inputs[artifact] = {"stage": maker.name, "sha256": recorded, "size": actual["size"]}
+
+    def data_card(self, name: str) -> Path:
+        """Folder of a data set in `data_cards/`; its content is part of the stage's key."""
+        if name not in self._info.data_cards:
+            raise LabError(f"{self.name} asks for data card {name!r}, which its row in moxin_lab/stages.py does not list")
+        path = self.root / "data_cards" / name
+        if not (path / "data").is_dir():
+            raise LabError(f"{path}/data is missing: restore it (git checkout -- data_cards/{name}) or rebuild it (moxin-lab cards build {name})")
+        if name not in self._data_cards:
+            described = describe(path / "data")
+            self._data_cards[name] = {"sha256": described["sha256"], "size": described["size"]}
+        return path
+
+    def records(self) -> list[dict[str, Any]]:
+        """Records of all earlier stages that finished at this scale, in order; only where the stage's row says so."""
+        if not self._info.reads_records:
+            raise LabError(f"{self.name} asks for stage records, which its row in moxin_lab/stages.py does not list")
+        earlier = STAGES[: STAGES.index(self._info)]
+        return [record for info in earlier if (record := read_record(self.root, self.scale, info.name)) is not None]
+
+    # ---- what it leaves
+
+    def output(self, artifact: str) -> Path:
+        """A fresh path for an artifact: create a file or a folder there. It takes its final place in `finish()`."""
+        if artifact not in self._info.leaves:
+            raise LabError(f"{self.name} leaves {artifact!r}, which its row in moxin_lab/stages.py does not list")
+        path = self._new / artifact
+        if artifact in self._outputs:  # a cell run twice in JupyterLab starts over
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        else:
+            self._outputs.append(artifact)
+        return path
+
+    def scratch(self) -> Path:
+        """A folder that survives a killed run, for resume points; emptied by `finish()`."""
+        path = self.folder / ".scratch"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def measure(self, name: str, value: float, *, unit: str, interval: tuple[float, float] | None = None, **labels: Any) -> float:
+        """Record a number for the report and the claims; labels say of what (language="zh", model="untrained"). Returns it."""
+        self._measures.append(
+            {
+                "name": name,
+                "value": value.item() if hasattr(value, "item") else value,
+                "unit": unit,
+                "labels": labels,
+                "interval": None if interval is None else [float(interval[0]), float(interval[1])],
+            }
+        )
+        return value
+
+    def claim(self, claim_id: str, verdict: str, evidence: str) -> None:
+        """State a verdict on a published claim, with one or two sentences that carry the number it rests on."""
+        if verdict not in VERDICTS:
+            raise LabError(f"verdict {verdict!r} on {claim_id}: it must be one of {', '.join(VERDICTS)}")
+        if claim_id not in self._known_claims:
+            raise LabError(f"{claim_id!r} is not in papers/claims.yml")
+        self._claims = [claim for claim in self._claims if claim["id"] != claim_id]
+        self._claims.append({"id": claim_id, "verdict": verdict, "evidence": evidence})
+
+    # ---- what a person sees
+
+    def progress(self, step: int, total: int, text: str = "") -> None:
+        """Tell the runner's terminal how far the stage is. Cheap: writes at most four times a second."""
+        now = time.monotonic()
+        if now - self._progress_at < 0.25 and step < total:
+            return
+        self._progress_at = now
+        write_json(self.folder / ".progress.json", {"step": step, "total": total, "text": text})
+
+    def show_figure(self, figure: Any, *, alt: str, caption: str) -> None:
+        """Display a matplotlib figure as SVG with a text alternative and the scale's label; closes it."""
+        show.figure_output(figure, alt=alt, caption=caption, scale=self.scale)
+
+    def show_table(self, frame: Any, *, caption: str, decimals: int = 3) -> None:
+        """Display a pandas DataFrame as an accessible table with the scale's label."""
+        show.table_output(frame, caption=caption, scale=self.scale, decimals=decimals)
+
+    def say(self, text: str) -> None:
+        """Display Markdown: a sentence whose numbers were just computed."""
+        show.say(text)
+
+    def finish(self) -> dict[str, Any]:
+        """Hash and publish the outputs and write `stage.json`. Raises LabError if a promised output was not written."""
+        missing = [name for name in self._info.leaves if not (self._new / name).exists()]
+        if missing:
+            raise LabError(f"{self.name} ends without writing {', '.join(missing)}, which its row in moxin_lab/stages.py promises")
+        outputs = {name: describe(self._new / name) for name in self._info.leaves}
+        record = {
+            "stage": self.name,
+            "title": self._info.title,
+            "scale": self.scale,
+            "seed": self.seed,
+            "state": "done",
+            "key": None,
+            "key_parts": None,
+            "parameters": {"scale": self.scale, "seed": self.seed},
+            "settings": {name: getattr(self._scale, name).model_dump(mode="json") for name in self._info.sections},
+            "inputs": self._inputs,
+            "data_cards": self._data_cards,
+            "outputs": outputs,
+            "measures": self._measures,
+            "claims": self._claims,
+            "environment": describe_environment(self.root),
+            "seconds": round(time.monotonic() - self._started, 3),
+            "peak_memory_bytes": self._memory.stop(),
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        json.dumps(record, allow_nan=False)  # a NaN measure is a fault of the stage: fail before the old result is replaced
+        (self.folder / "stage.json").unlink(missing_ok=True)
+        for name in self._info.leaves:
+            final = self.folder / name
+            shutil.rmtree(final) if final.is_dir() else final.unlink(missing_ok=True)
+            (self._new / name).rename(final)
+        write_json(self.folder / "stage.json", record)
+        shutil.rmtree(self._new)
+        shutil.rmtree(self.folder / ".scratch", ignore_errors=True)
+        (self.folder / ".progress.json").unlink(missing_ok=True)
+        if RUNNER_VARIABLE not in os.environ:
+            release_lock(self.root, self.scale)
+        show.say(
+            f"Stage `{self.name}` finished at {self.scale} scale: {record['seconds']:.1f} s in this notebook, "
+            f"peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB, artifacts {', '.join(f'`{name}`' for name in outputs)}."
+        )
+        return {"seconds": record["seconds"], "peak_memory_bytes": record["peak_memory_bytes"]}
+
+
+def _claim_ids(root: Path) -> set[str]:
+    import yaml
+
+    path = root / "papers" / "claims.yml"
+    try:
+        claims: Sequence[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(claims, dict):
+            claims = claims["claims"]
+        return {claim["id"] for claim in claims}
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise LabError(f"{path} cannot be read as a list of claims: {error}") from error

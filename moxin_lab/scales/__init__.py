@@ -1,0 +1,113 @@
+"""The three scales: one YAML file each, one section a stage, checked here before any work starts.
+
+Only sizes differ between scales; depth, stage order, losses and the shapes of schedules are the recipe and stay. In `full.yaml`
+each value carries its source, or the words `our choice`. This module describes the sections and loads a file; it imports
+nothing heavy and knows nothing of any model.
+
+    scale = load("tiny")
+    scale.pretraining.phases[0].sequence_length
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+SCALES = ("tiny", "small", "full")
+
+
+class ScaleError(ValueError):
+    """A scale that does not exist, or a scale file with a wrong value; the message names the file and the field."""
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Section):
+    """Stage 01."""
+
+
+class TokenizerSettings(Section):
+    """Stage 02."""
+
+    vocab_size: int = Field(gt=512, description="ids in all: special tokens, bytes and every expert's block")
+
+
+class ModelSettings(Section):
+    """Stage 03: the shape of the decoder, in the names of `MistralConfig`; the vocabulary comes from the tokenizer."""
+
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    rope_theta: float = Field(gt=0)
+    sliding_window: int = Field(gt=0)
+    max_position_embeddings: int = Field(gt=0)
+    rms_norm_eps: float = Field(gt=0)
+
+
+class Phase(Section):
+    """One phase of pretraining."""
+
+    name: str
+    steps: int = Field(gt=0, description="optimizer steps")
+    sequence_length: int = Field(gt=1, description="tokens a row")
+    mixture: dict[str, float] = Field(description="share of rows by pool name (language or data set); normalised to one")
+
+    @model_validator(mode="after")
+    def shares_are_positive(self) -> "Phase":
+        if not self.mixture or any(share <= 0 for share in self.mixture.values()):
+            raise ValueError("mixture needs at least one pool and every share above zero")
+        return self
+
+
+class PretrainingSettings(Section):
+    """Stage 04."""
+
+    phases: tuple[Phase, ...]
+    tokens_per_step: int = Field(gt=0, description="tokens of one optimizer step over all ranks; rows = this / sequence_length")
+    micro_batch_tokens: int = Field(gt=0, description="tokens of one forward pass on one device")
+    learning_rate: float = Field(gt=0, description="peak")
+    warmup_steps: int = Field(ge=0)
+    final_learning_rate_ratio: float = Field(ge=0, le=1, description="cosine decays to this share of the peak")
+    adam_beta1: float
+    adam_beta2: float
+    adam_eps: float
+    weight_decay: float = Field(ge=0)
+    gradient_clip_norm: float = Field(gt=0)
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+    checkpoint_every_steps: int = Field(gt=0, description="resume points; a killed run loses at most this many steps")
+    heldout_bytes_per_language: int = Field(gt=0, description="held-out text measured in the notebook, by language")
+
+
+class EvaluationSettings(Section):
+    """Stage 08."""
+
+
+class Scale(Section):
+    """A whole scale file."""
+
+    name: Literal["tiny", "small", "full"]
+    data: DataSettings
+    tokenizer: TokenizerSettings
+    model: ModelSettings
+    pretraining: PretrainingSettings
+    evaluation: EvaluationSettings
+
+
+def load(name: str) -> Scale:
+    """Read and check `moxin_lab/scales/<name>.yaml`. Raises ScaleError for an unknown name or a wrong value."""
+    if name not in SCALES:
+        raise ScaleError(f"unknown scale {name!r}: choose one of {', '.join(SCALES)}")
+    path = Path(__file__).parent / f"{name}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Scale(name=name, **values)
+    except (ValidationError, yaml.YAMLError, TypeError) as error:
+        raise ScaleError(f"{path}: {error}") from error

@@ -1,0 +1,100 @@
+"""The table of stages: what each notebook takes and leaves. Nothing here imports anything heavy.
+
+The runner, `moxin-lab status`, the stage object and the report site read this one table; a notebook that asks for an
+artifact, a data card or a scale section that its row does not name is refused, so the table cannot drift from the notebooks.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """One row: a notebook of the same name in `notebooks/`, in the order in which stages run."""
+
+    name: str
+    title: str
+    takes: tuple[str, ...] = ()
+    """Artifacts of earlier stages."""
+    leaves: tuple[str, ...] = ()
+    """Artifacts that this stage writes; a name belongs to one stage only."""
+    data_cards: tuple[str, ...] = ()
+    """Folders of `data_cards/` that it reads."""
+    sections: tuple[str, ...] = ()
+    """Sections of the scale file that it reads."""
+    reads: tuple[str, ...] = ()
+    """Other files or folders of the repository whose content decides its result."""
+    reads_records: bool = False
+    """True where it reads every earlier stage's `stage.json`."""
+
+
+STAGES: tuple[StageInfo, ...] = (
+    StageInfo(
+        "01_data_curation",
+        "Data curation",
+        leaves=("documents",),
+        data_cards=("help_pages", "python_docs", "code_samples", "conversations", "udhr"),
+        sections=("data",),
+    ),
+    StageInfo(
+        "02_tokenizer",
+        "The routed tokenizer",
+        takes=("documents",),
+        leaves=("tokenizer",),
+        sections=("tokenizer",),
+    ),
+    StageInfo(
+        "03_model",
+        "The 36-block model",
+        takes=("tokenizer",),
+        leaves=("architecture",),
+        sections=("model",),
+    ),
+    StageInfo(
+        "04_pretraining",
+        "Three-phase pretraining",
+        takes=("documents", "tokenizer", "architecture"),
+        leaves=("pretrained", "phase_checkpoints", "training_log"),
+        sections=("pretraining",),
+    ),
+    StageInfo(
+        "08_benchmarks",
+        "Benchmarks",
+        takes=("documents", "tokenizer", "pretrained"),
+        leaves=("evaluation_results",),
+        sections=("evaluation",),
+        reads=("papers/tables",),
+    ),
+    StageInfo(
+        "10_openness_report",
+        "Openness report",
+        leaves=("openness",),
+        reads=("papers", "MOF.yml", "data_cards"),
+        reads_records=True,
+    ),
+)
+
+
+def stage_info(name: str) -> StageInfo:
+    """The row of a stage by its full name. Raises ValueError naming the known stages."""
+    for info in STAGES:
+        if info.name == name:
+            return info
+    raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(info.name for info in STAGES)}")
+
+
+def find_stage(prefix: str) -> StageInfo:
+    """The stage meant by a full name, a number (`04`, `4`) or an unambiguous beginning, as typed on a command line."""
+    wanted = prefix.zfill(2) if prefix.isdigit() else prefix
+    matches = [info for info in STAGES if info.name == wanted or info.name.startswith(wanted)]
+    if len(matches) != 1:
+        known = ", ".join(info.name for info in STAGES)
+        raise ValueError(f"{prefix!r} names {len(matches) or 'no'} stage(s); the stages are {known}")
+    return matches[0]
+
+
+def producer(artifact: str) -> StageInfo:
+    """The stage that leaves an artifact. Raises ValueError if none does."""
+    for info in STAGES:
+        if artifact in info.leaves:
+            return info
+    raise ValueError(f"no stage leaves an artifact named {artifact!r}")
