@@ -1,0 +1,265 @@
+"""What a notebook shows: figures as SVG with a text alternative, tables a screen reader can walk, short Markdown.
+
+Guarantees: the same figure or frame gives the same bytes (fixed salt, no dates, ids made from the content); every figure
+and table carries its caption and its scale; nothing refers to an address outside the page. The HTML reads well in JupyterLab
+and is styled further by the report site. matplotlib, pandas and IPython are imported when first used, not before.
+
+Does not: choose what to plot, or save files.
+"""
+
+import hashlib
+import io
+import math
+import re
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+"""Colours told apart with every common colour-vision deficiency. Source: Okabe and Ito, Color Universal Design (2008);
+the order puts those that read best on white first, yellow last."""
+
+SVG_SETTINGS = {
+    "svg.hashsalt": "moxin-lab",  # clip-path ids from the content instead of a random uuid
+    "svg.fonttype": "none",  # text stays text: small, searchable, and CJK labels use the reader's fonts
+}
+
+
+def style() -> None:
+    """Sets matplotlib's defaults once a notebook: palette, sizes readable when a page is narrow, a light frame."""
+    import matplotlib as mpl
+    from cycler import cycler
+
+    mpl.rcParams.update(
+        {
+            **SVG_SETTINGS,
+            "axes.prop_cycle": cycler(color=OKABE_ITO),
+            "figure.figsize": (7.0, 3.8),  # inches; as wide as the report's text column
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "font.size": 11,
+            "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica Neue", "Arial", "sans-serif"],
+            "axes.titlesize": 12,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.labelsize": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": "#555555",
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#dddddd",
+            "grid.linewidth": 0.7,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+            "legend.fontsize": 10,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+        }
+    )
+
+
+def figure_html(fig: "Figure", *, alt: str, caption: str, scale: str) -> str:
+    """A matplotlib figure as one `<figure>`: inline SVG named by `alt`, and a caption that ends with the scale.
+
+    Raises ValueError if `alt` or `caption` is empty, because a picture nobody can read or place is not evidence.
+    """
+    for name, text in (("alt", alt), ("caption", caption)):
+        if not text.strip():
+            raise ValueError(f"show_figure needs {name}=...: say in words what the picture shows")
+    svg = _figure_svg(fig)
+    key = "fig-" + hashlib.sha256("\0".join((svg, alt, caption, scale)).encode()).hexdigest()[:10]
+    svg = re.sub(r'((?:id|href)="#?|url\(#)', rf"\g<1>{key}-", svg).replace(f'href="{key}-data:', 'href="data:')
+    width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2]
+    view_box = re.search(r'viewBox="[^"]+"', svg)
+    if view_box is None:
+        raise RuntimeError("matplotlib wrote an SVG without a viewBox; the figure cannot be scaled")
+    body = svg[svg.index(">") + 1 :]
+    pixels = [round(float(size) * 4 / 3) for size in (width, height)]  # 72 pt = 96 CSS px
+    return (
+        f'<figure class="moxin-figure"><div class="scroll" role="group" tabindex="0" aria-label="{escape(caption)}">'
+        f'<svg role="img" aria-labelledby="{key}-desc" {view_box[0]} width="{pixels[0]}" height="{pixels[1]}" '
+        f'style="max-width:100%;height:auto;background:#fff" stroke-linejoin="round" stroke-linecap="butt">'
+        f'<desc id="{key}-desc">{escape(alt)}</desc>{body}</div>'
+        f'<figcaption>{escape(caption)} <span class="scale">{_scale_label(scale)}</span></figcaption></figure>'
+    )
+
+
+def table_html(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int | dict[str, int] = 3) -> str:
+    """A DataFrame as one captioned table: header cells with their scope, numbers to the right with `decimals` digits.
+
+    `decimals` is one number or one a column. A named or non-default index becomes the row headers; otherwise the first
+    column does if it holds text. Raises ValueError if `caption` is empty or the frame has no rows.
+    """
+    import pandas as pd
+
+    if not caption.strip():
+        raise ValueError("show_table needs caption=...: say in words what the table shows")
+    if frame.empty:
+        raise ValueError(f"the table {caption!r} has no rows; show a sentence that says so instead")
+    if not isinstance(frame.index, pd.RangeIndex) or frame.index.name:
+        names = [str(name) if name is not None else "" for name in frame.index.names]
+        num_headers = frame.index.nlevels
+        columns = [(name, list(frame.index.get_level_values(i))) for i, name in enumerate(names)]
+    else:
+        num_headers = 0 if pd.api.types.is_numeric_dtype(frame.iloc[:, 0]) else 1
+        columns = []
+    columns += [(_label(name), list(frame.iloc[:, i])) for i, name in enumerate(frame.columns)]
+
+    numeric = [all(_is_number(value) or _is_missing(value) for value in values) for _, values in columns]
+    head = "".join(
+        f'<th scope="col" {_align(right)}>{escape(name)}</th>'
+        for (name, _), right in zip(columns, numeric, strict=True)
+    )
+    rows = []
+    for row in zip(*(values for _, values in columns), strict=True):
+        cells = []
+        for i, value in enumerate(row):
+            digits = decimals.get(columns[i][0], 3) if isinstance(decimals, dict) else decimals
+            text = escape(format_value(value, digits))
+            kind = 'th scope="row"' if i < num_headers else "td"
+            cells.append(f"<{kind} {_align(numeric[i] and i >= num_headers)}>{text}</{kind[:2]}>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        f'<div class="scroll" role="group" tabindex="0" aria-label="{escape(caption)}"><table class="moxin-table">'
+        f'<caption style="text-align:left">{escape(caption)} <span class="scale">{_scale_label(scale)}</span></caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
+    )
+
+
+def figure_output(fig: "Figure", *, alt: str, caption: str, scale: str) -> None:
+    """Displays `figure_html` in the notebook and closes the figure, so that it is neither shown twice nor kept in memory."""
+    import matplotlib.pyplot as plt
+
+    html = figure_html(fig, alt=alt, caption=caption, scale=scale)
+    plt.close(fig)
+    _display(html, f"[{caption} ({_scale_label(scale)})] {alt}")
+
+
+def table_output(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int | dict[str, int] = 3) -> None:
+    """Displays `table_html` in the notebook."""
+    html = table_html(frame, caption=caption, scale=scale, decimals=decimals)
+    _display(html, f"{caption} ({_scale_label(scale)})\n{frame.to_string()}")
+
+
+def say(markdown: str) -> None:
+    """Displays Markdown: a sentence whose numbers were computed in the cell."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(markdown))
+
+
+def format_value(value: Any, decimals: int = 3) -> str:
+    """One table cell as text: true minus signs, thousands separated from 10,000 on, a dash for what is missing.
+
+    A number that would round to zero keeps two digits and an exponent instead, so that small is never printed as none.
+    """
+    if _is_missing(value):
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):
+        return "yes" if value else "no"
+    if not _is_number(value):
+        return str(value)
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, int):
+        text = f"{number:,}" if abs(number) >= 10_000 else str(number)
+    elif math.isinf(number):
+        text = "∞" if number > 0 else "-∞"
+    elif number != 0 and round(number, decimals) == 0:
+        text = f"{number:.1e}"
+    else:
+        text = f"{number:,.{decimals}f}" if abs(number) >= 10_000 else f"{number:.{decimals}f}"
+    return text.replace("-", "−")
+
+
+def format_number(value: Any) -> str:
+    """A measured number as text with four significant digits; whole numbers in full."""
+    if isinstance(value, float) and math.isfinite(value) and not value.is_integer():
+        digits = max(0, 3 - math.floor(math.log10(abs(value))))
+        return format_value(value, min(digits, 6))
+    return format_value(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def format_seconds(seconds: float | None) -> str:
+    """A duration as one would say it; empty for None."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def format_bytes(size: float | None) -> str:
+    """A size in binary units with three significant digits; empty for None or nothing."""
+    if not size:
+        return ""
+    unit = "bytes"
+    for larger in ("KiB", "MiB", "GiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.{1 if size >= 10 else 2}f} {unit}"
+
+
+def _figure_svg(fig: "Figure") -> str:
+    """The figure's SVG without prologue, metadata, page-wide style rules, unused ids and digits nobody can see."""
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context(SVG_SETTINGS):
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        fig.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.08, metadata=metadata)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace("xlink:href", "href")
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # matplotlib's rule is `*{...}`: inlined in a page it would reach every other picture; the root's attributes replace it
+    svg = re.sub(r"\s*<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", svg)
+    svg = re.sub(r'(?<= d=")[^"]+', lambda m: " ".join(_shorten(m[0]).split()), svg)
+    svg = re.sub(r'(?<= [xy]=")[\d.-]+(?=")', lambda m: _shorten(m[0]), svg)
+    return re.sub(r"\n\s*", "\n", svg).strip()
+
+
+def _shorten(numbers: str) -> str:
+    """Coordinates to a hundredth of a point."""
+    return re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), numbers)
+
+
+def _display(html: str, plain: str) -> None:
+    from IPython.display import display
+
+    display({"text/html": html, "text/plain": plain}, raw=True)
+
+
+def _scale_label(scale: str) -> str:
+    return f"{escape(scale)} scale"
+
+
+def _label(name: Any) -> str:
+    return " · ".join(str(part) for part in name if str(part)) if isinstance(name, tuple) else str(name)
+
+
+def _align(right: bool) -> str:
+    return f'style="text-align:{"right" if right else "left"}"'
+
+
+def _is_number(value: Any) -> bool:
+    import numbers
+
+    return isinstance(value, numbers.Number) and not isinstance(value, bool)
+
+
+def _is_missing(value: Any) -> bool:
+    return (
+        value is None
+        or type(value).__name__ in ("NAType", "NaTType")
+        or (isinstance(value, float) and math.isnan(value))
+    )

@@ -1,0 +1,183 @@
+"""A small run folder written by hand: what the report's tests build a site from, with one stage of each fate.
+
+The notebooks look as papermill leaves them; figures and tables in them are made by the real `show.py`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from moxin_lab.lab import show
+
+OPENING = r"""# 01 · Data *curation*
+
+What the stage does, with inline $\sqrt{d_k}$ and a formula that
+spans lines $a +
+b$. See [the tokenizer](02_tokenizer.ipynb), [the claims](../papers/claims.yml) and [the report](https://example.org/paper).
+
+$$
+\operatorname{softmax}\left(\frac{Q K^\top}{\sqrt{d_k}}\right) V, \qquad \mathcal{L} = -\frac{1}{T}\sum_{t=1}^{T} \log p_\theta(x_t \mid x_{<t})
+$$
+
+Costs \$5 and \$6. 中文、日本語、한국어 stand in the text.
+
+```text
+raw HTML ──▶ resiliparse ──▶ NFC ──▶ language ──▶ exact duplicates ──▶ near duplicates ──▶ split by page
+```
+
+| step | kept |
+|---|--:|
+| all | 100 |
+| NFC | 98 |
+"""
+
+
+def code(source: str, outputs: list[dict[str, Any]] | None = None, tags: list[str] | None = None) -> dict[str, Any]:
+    return {
+        "cell_type": "code",
+        "metadata": {"tags": tags} if tags else {},
+        "source": source,
+        "outputs": outputs or [],
+        "execution_count": 1,
+    }
+
+
+def words(source: str) -> dict[str, Any]:
+    return {"cell_type": "markdown", "metadata": {}, "source": source.splitlines(keepends=True)}
+
+
+def html(text: str) -> dict[str, Any]:
+    return {"output_type": "display_data", "metadata": {}, "data": {"text/html": text, "text/plain": "…"}}
+
+
+def printed(text: str, name: str = "stdout") -> dict[str, Any]:
+    return {"output_type": "stream", "name": name, "text": text}
+
+
+def example_figure() -> str:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    show.style()
+    figure, axes = plt.subplots()
+    for name, values in {"English": [3.1, 2.2, 1.9, 1.7], "中文": [4.0, 3.1, 2.6, 2.5]}.items():
+        axes.plot([0, 100, 200, 300], values, marker="o", label=name)
+    axes.set(xlabel="step", ylabel="held-out bits per byte", title="Loss falls in both languages")
+    axes.legend()
+    alt = "Bits per byte over 300 steps: English falls from 3.1 to 1.7, Chinese from 4.0 to 2.5."
+    text = show.figure_html(figure, alt=alt, caption="Held-out bits per byte during training.", scale="tiny")
+    plt.close(figure)
+    return text
+
+
+def example_table() -> str:
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        {
+            "language": ["English", "Simplified Chinese"],
+            "documents kept after every filter": [12345, 678],
+            "share": [0.91234, None],
+            "smallest probability": [0.00001, -0.5],
+            "a <rather> long column name that makes the table wider than a telephone": ["help_pages", "python_docs"],
+        }
+    )
+    return show.table_html(frame, caption="Documents kept.", scale="tiny", decimals=3)
+
+
+def record(stage: str, title: str, **more: Any) -> dict[str, Any]:
+    digest = "0123456789abcdef" * 4
+    return {
+        "stage": stage,
+        "title": title,
+        "scale": "tiny",
+        "seed": 0,
+        "state": "done",
+        "key": digest,
+        "parameters": {"scale": "tiny", "seed": 0},
+        "settings": {"data": {"min_characters": 200}},
+        "inputs": {"documents": {"stage": "01_data_curation", "sha256": digest, "size": 123456}},
+        "outputs": {"documents": {"sha256": digest, "size": 7_340_032, "files": {}}},
+        "measures": [
+            {"name": "documents_kept", "value": 12345, "unit": "documents", "labels": {}, "interval": None},
+            {
+                "name": "bytes_per_token",
+                "value": 4.1234567,
+                "unit": "bytes/token",
+                "labels": {"language": "zh"},
+                "interval": [4.0, 4.2],
+            },
+        ],
+        "claims": [{"id": "data.kept", "verdict": "reproduced", "evidence": "12,345 documents were kept."}],
+        "environment": {
+            "python": "3.11.9",
+            "platform": "Linux 6.1 x86_64",
+            "cpu": "Example CPU",
+            "cores": 2,
+            "memory_bytes": 8 * 2**30,
+            "gpu": None,
+            "packages": {"torch": "2.13.0", "daft": None},
+            "git_commit": "abcdef0123456789abcdef",
+            "git_dirty": True,
+        },
+        "seconds": 71.25,
+        "peak_memory_bytes": 1_503_238_553,
+        "finished_at": "2026-11-22T00:00:00Z",
+        **more,
+    }
+
+
+def write_notebook(path: Path, cells: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}), encoding="utf-8")
+
+
+def good_cells() -> list[dict[str, Any]]:
+    setup = "from moxin_lab import lab\n\nstage = lab.stage('01_data_curation', scale=scale, seed=seed, root=root)  # opens it"
+    markdown = {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": "Kept **91 %**, so $p<0.5$."}}
+    return [
+        words(OPENING),
+        code('scale = "tiny"\nseed = 0\nroot = "."', tags=["parameters"]),
+        code('scale = "tiny"', tags=["injected-parameters"]),
+        code(setup, [printed("step 1\rstep 2\rstep 3\n" + "\n".join(f"line {i}" for i in range(100)), "stderr")]),
+        words("## The funnel\n\nLook at the last column."),
+        code("stage.show_table(frame, caption='Documents kept.')", [html(example_table())]),
+        words("### By language"),
+        code("stage.show_figure(fig, alt=alt, caption=caption)", [html(example_figure()), markdown]),
+        code("1 + 1", [{"output_type": "execute_result", "metadata": {}, "data": {"text/plain": "2"}}]),
+        words("## What this does not show\n\nAnything at the paper's scale."),
+        code("stage.finish()", [{"output_type": "display_data", "metadata": {}, "data": {"text/markdown": "Done."}}]),
+    ]
+
+
+def failing_cells(root: Path) -> list[dict[str, Any]]:
+    error = {
+        "output_type": "error",
+        "ename": "ValueError",
+        "evalue": "train.parquet has no column <text>",
+        "traceback": ["\x1b[0;31mValueError\x1b[0m  Traceback", f"File {root.resolve()}/moxin_lab/x.py:3, in f", "boom"],
+    }
+    notice = {**words('<span style="color:red">An Exception was encountered</span>')}
+    notice["metadata"] = {"tags": ["papermill-error-cell-tag"]}
+    return [notice, words("# 02 · The tokenizer\n\nText."), code("f()", [error]), words("## Later"), code("g()")]
+
+
+def write_example(root: Path) -> None:
+    """`root` becomes a repository with one finished stage, one failed, and the others not run."""
+    (root / "papers").mkdir(parents=True)
+    (root / "papers" / "claims.yml").write_text(
+        "claims:\n"
+        "- {id: data.kept, topic: data, claim: Most documents are kept., source: report, tested_in: 01_data_curation, scale_needed: tiny}\n"
+        "- {id: model.size, topic: model, claim: It has 8 billion parameters., tested_in: 03_model, scale_needed: full}\n"
+        "- {id: vlm.loss, topic: model, claim: <b>Vision</b> works., tested_in: 07_vision_language}\n",
+        encoding="utf-8",
+    )
+    card = root / "data_cards" / "help_pages"
+    card.mkdir(parents=True)
+    (card / "README.md").write_text("---\npretty_name: LibreOffice help\nlicense: mpl-2.0\n---\n# Help pages\n", encoding="utf-8")
+    first = root / "runs" / "tiny" / "01_data_curation"
+    write_notebook(first / "notebook.ipynb", good_cells())
+    (first / "stage.json").write_text(json.dumps(record("01_data_curation", "Data curation")), encoding="utf-8")
+    write_notebook(root / "runs" / "tiny" / "02_tokenizer" / "failed.ipynb", failing_cells(root))
