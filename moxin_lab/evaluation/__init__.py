@@ -1,0 +1,1 @@
+"""Evaluation: bits per byte, n-gram baselines, lm-evaluation-harness adapter and tasks, statistics, published tables."""
