@@ -1,0 +1,298 @@
+"""The routed tokenizer: one byte-level BPE whose vocabulary is cut into contiguous blocks, one an expert.
+
+Layout of ids:  [4 special tokens][256 bytes][shared pieces of characters][latin][han][kana][hangul][other]
+
+A text is cut into runs of one script (`router`), each run into pieces, and in each piece the merges of the run's expert
+apply. Since a merge joins only whole characters of its expert, merges of two experts never meet, and one BPE over the union
+of the vocabularies gives exactly the ids of routing each run to its own expert: `encode` is the union, `encode_by_expert` the
+expert-wise reading, and a property test holds them equal. The union is what is exported, so users need nothing of ours:
+`PreTrainedTokenizerFast.from_pretrained(folder)`.
+
+Guarantees
+- Lossless: no normalizer, no prefix space, every byte has a token, so decoding the ids of any text gives the text.
+- An id of a block occurs only in runs of that block's expert; bytes and shared pieces occur in any.
+- `encode` never produces a special token from text: "<s>" in a corpus is three characters. The exported folder parses special
+  tokens written in text, as chat templates need; for text you did not write pass `split_special_tokens=True` there.
+- The same texts give the same bytes of `tokenizer.json`.
+
+Does not: normalise Unicode (NFC and NFD spellings of a word differ in ids), or take lone surrogates, which no UTF-8 text holds.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from moxin_lab.tokenizer import router
+from moxin_lab.tokenizer.learn import SPECIAL_TOKENS, Candidate, Progress, candidates, choose, piece_splitter
+from moxin_lab.tokenizer.router import EXPERTS, route
+
+__all__ = ["Block", "RoutedTokenizer", "load", "route", "save", "train"]
+
+BYTES_START = len(SPECIAL_TOKENS)
+SHARED_START = BYTES_START + 256
+SHARED = ("special", "byte", "shared")
+BUDGET_RULE = (
+    "The tokens that save most tokens on the training text, every language weighing the same; a block is as large as the "
+    "number of its tokens among them, and no smaller than the floor as far as its script has tokens."
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A contiguous range of ids: start <= id < stop."""
+
+    name: str
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class RoutedTokenizer:
+    """The union tokenizer, its blocks in the order of ids, and the record of how it was made."""
+
+    union: Tokenizer
+    blocks: tuple[Block, ...]
+    record: dict[str, Any]
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids in all, special tokens included."""
+        return self.blocks[-1].stop
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, nothing added, no special token parsed from it: right for text of any origin."""
+        return self.union.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts on all cores."""
+        return [encoding.ids for encoding in self.union.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens written out."""
+        return self.union.decode(list(ids), skip_special_tokens=False)
+
+    def block_of(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The index into `blocks` of each id: shape (n,), int64. Raises ValueError for an id outside the vocabulary."""
+        ids = np.asarray(ids, dtype=np.int64)
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
+            raise ValueError(f"ids must lie in 0..{self.vocab_size - 1}; got {ids.min()}..{ids.max()}")
+        return np.searchsorted([block.stop for block in self.blocks], ids, side="right")
+
+    @cached_property
+    def experts(self) -> dict[str, Tokenizer]:
+        """Each expert as a tokenizer of its own: shared ids first, then its tokens from the end of the shared block on."""
+        model = json.loads(self.union.to_str())["model"]
+        blocks = {block.name: block for block in self.blocks}
+        shared_stop = blocks["shared"].stop
+        tokenizers = {}
+        for expert in EXPERTS:
+            block = blocks[expert]
+            vocab = {
+                token: index if index < shared_stop else index - block.start + shared_stop
+                for token, index in model["vocab"].items()
+                if index < shared_stop or block.start <= index < block.stop
+            }
+            merges = [(left, right) for left, right in model["merges"] if left + right in vocab]
+            tokenizers[expert] = _assemble(vocab, merges, split_runs=False)
+        return tokenizers
+
+    def encode_by_expert(self, text: str) -> list[int]:
+        """Ids by routing each run to its own expert and moving the expert's local ids to its block: equal to `encode`."""
+        start = {block.name: block.start for block in self.blocks}
+        shared_stop = next(block.stop for block in self.blocks if block.name == "shared")
+        ids: list[int] = []
+        for expert, run in route(text):
+            for local in self.experts[expert].encode(run, add_special_tokens=False).ids:
+                ids.append(local if local < shared_stop else start[expert] + local - shared_stop)
+        return ids
+
+
+def train(
+    texts: Path | Iterable[str] | Mapping[str, Sequence[str]],
+    vocab_size: int,
+    *,
+    min_frequency: int = 2,
+    max_token_length: int = 16,
+    min_tokens_per_expert: int = 0,
+    max_bytes_per_language: int | None = None,
+    weigh_languages: bool = True,
+    progress: Progress = lambda step, total, label: None,
+) -> RoutedTokenizer:
+    """Learns the experts from text and puts them into one vocabulary of exactly `vocab_size` ids.
+
+    texts: a parquet file with columns `language` and `text`, documents by language, or documents of one language.
+    min_frequency, max_token_length (characters), weigh_languages: see `learn.candidates`; min_tokens_per_expert: the floor of
+    `learn.choose`. max_bytes_per_language: the first documents of each language up to so many bytes; None takes all.
+    Raises ValueError if there is no text, or too little to fill the vocabulary.
+    """
+    documents = read_documents(texts, max_bytes_per_language)
+    pool = candidates(
+        documents,
+        max_candidates=vocab_size,
+        min_frequency=min_frequency,
+        max_token_length=max_token_length,
+        weigh_languages=weigh_languages,
+        progress=progress,
+    )
+    budget = vocab_size - SHARED_START
+    if budget < 0 or len(pool) < budget:
+        raise ValueError(
+            f"vocab_size {vocab_size} cannot be filled: {SHARED_START} special tokens and bytes plus {len(pool)} tokens that "
+            f"occur at least {min_frequency} times; give more text or choose at most {SHARED_START + len(pool)}"
+        )
+    record = {
+        "budget_rule": BUDGET_RULE
+        if weigh_languages
+        else BUDGET_RULE.replace("every language weighing the same", "as it is"),
+        "worth_of_last_token": pool[budget - 1].worth if budget else None,
+        "min_tokens_per_expert": min_tokens_per_expert,
+        "training_bytes": {language: sum(len(t.encode()) for t in docs) for language, docs in documents.items()},
+        "min_frequency": min_frequency,
+        "max_token_length": max_token_length,
+    }
+    return _union(choose(pool, budget, min_tokens_per_expert), record)
+
+
+def read_documents(
+    texts: Path | Iterable[str] | Mapping[str, Sequence[str]], max_bytes_per_language: int | None = None
+) -> dict[str, list[str]]:
+    """Documents by language, languages in alphabetical order, each cut to its first documents of so many bytes."""
+    if isinstance(texts, Path):
+        table = pq.read_table(texts, columns=["language", "text"])
+        grouped: dict[str, list[str]] = {}
+        for language, text in zip(table["language"].to_pylist(), table["text"].to_pylist(), strict=True):
+            grouped.setdefault(language, []).append(text)
+    elif isinstance(texts, Mapping):
+        grouped = {language: list(documents) for language, documents in texts.items()}
+    elif isinstance(texts, str):
+        raise TypeError("texts is one string; give a list of documents, or a pathlib.Path to a parquet file")
+    else:
+        grouped = {"und": list(texts)}
+    kept = {}
+    for language in sorted(grouped):
+        sizes = np.cumsum([len(text.encode()) for text in grouped[language]])
+        limit = (
+            len(sizes)
+            if max_bytes_per_language is None
+            else int(np.searchsorted(sizes, max_bytes_per_language, "right"))
+        )
+        if limit and sizes[limit - 1]:
+            kept[language] = grouped[language][:limit]
+    if not kept:
+        where = f" in {texts}" if isinstance(texts, Path) else ""
+        raise ValueError(f"no text to train on{where}: every document is empty or larger than max_bytes_per_language")
+    return kept
+
+
+def save(tokenizer: RoutedTokenizer, folder: Path) -> None:
+    """Writes `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `experts.json` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    exported = Tokenizer.from_str(tokenizer.union.to_str())
+    exported.encode_special_tokens = False
+    exported.save(str(folder / "tokenizer.json"))
+    names = dict(zip(("unk_token", "bos_token", "eos_token", "pad_token"), SPECIAL_TOKENS, strict=True))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **names,
+    }
+    experts = {
+        "format": 1,
+        "vocab_size": tokenizer.vocab_size,
+        "router": {
+            "description": router.DESCRIPTION,
+            "experts": list(EXPERTS),
+            "ranges": {
+                expert: [[f"{a:04X}", f"{b:04X}"] for a, b in ranges] for expert, ranges in router.RANGES.items()
+            },
+        },
+        "blocks": [{"name": block.name, "start": block.start, "stop": block.stop} for block in tokenizer.blocks],
+        "training": tokenizer.record,
+    }
+    for name, value in (("tokenizer_config", config), ("special_tokens_map", names), ("experts", experts)):
+        (folder / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> RoutedTokenizer:
+    """Reads a folder written by `save`. Raises FileNotFoundError or ValueError naming the file that is missing or wrong."""
+    for name in ("tokenizer.json", "experts.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing: {folder} is not a folder written by routed.save")
+    union = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    union.encode_special_tokens = True
+    experts = json.loads((folder / "experts.json").read_text(encoding="utf-8"))
+    blocks = tuple(Block(**block) for block in experts["blocks"])
+    if blocks[-1].stop != union.get_vocab_size():
+        raise ValueError(
+            f"{folder}: experts.json ends at id {blocks[-1].stop}, tokenizer.json has {union.get_vocab_size()}"
+        )
+    return RoutedTokenizer(union, blocks, experts["training"])
+
+
+def _union(chosen: Sequence[Candidate], record: dict[str, Any]) -> RoutedTokenizer:
+    """Gives ids to the chosen tokens, block by block, and puts all merges into one BPE."""
+    names = _byte_names()
+    vocab = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
+    vocab.update({name: BYTES_START + byte for byte, name in enumerate(names)})
+    blocks = [Block("special", 0, BYTES_START), Block("byte", BYTES_START, SHARED_START)]
+    char_merges: list[tuple[str, str]] = []
+    expert_merges: list[tuple[str, str]] = []
+    for expert in (None, *EXPERTS):
+        start = len(vocab)
+        members = [candidate for candidate in chosen if candidate.expert == expert]
+        # Characters before merges, so that a block opens with its alphabet; `sorted` keeps the order of worth otherwise.
+        for candidate in sorted(members, key=lambda c: not _builds_character(c)):
+            vocab["".join(names[byte] for byte in candidate.token)] = len(vocab)
+            target = char_merges if _builds_character(candidate) else expert_merges
+            target += [
+                ("".join(names[b] for b in left), "".join(names[b] for b in right)) for left, right in candidate.pairs
+            ]
+        blocks.append(Block(expert or "shared", start, len(vocab)))
+    # All characters are put together before any expert's merge applies, so merges see whole characters only.
+    merges = [(a, b) for a, b in char_merges + expert_merges if a in vocab and b in vocab]
+    return RoutedTokenizer(_assemble(vocab, merges, split_runs=True), tuple(blocks), record)
+
+
+def _builds_character(candidate: Candidate) -> bool:
+    """True for a token put together from single bytes up to one character."""
+    return candidate.expert is None or len(candidate.token.decode()) == 1
+
+
+def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]], *, split_runs: bool) -> Tokenizer:
+    """A byte-level BPE over pieces; with `split_runs` the script runs are cut first."""
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
+    steps = [piece_splitter(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    if split_runs:
+        steps.insert(0, pre_tokenizers.Split(Regex(router.RUN_PATTERN), behavior="isolated"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    bos = SPECIAL_TOKENS[1]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B:1", special_tokens=[(bos, vocab[bos])]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _byte_names() -> list[str]:
+    """The printable character that stands for each byte in `tokenizer.json`.
+
+    Source: the table of GPT-2's `bytes_to_unicode` (OpenAI gpt-2, `src/encoder.py`), which ByteLevel follows: printable
+    Latin-1 bytes stand for themselves, the others for the characters from U+0100 on.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

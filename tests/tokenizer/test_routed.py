@@ -1,0 +1,249 @@
+"""What the routed tokenizer promises: lossless, contiguous blocks, union equal to routing, deterministic, safe specials."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from moxin_lab.tokenizer import routed
+from moxin_lab.tokenizer.learn import SPECIAL_TOKENS
+from moxin_lab.tokenizer.router import EXPERTS, expert_of_character
+
+# Characters of every kind that the router and the pieces treat apart, so that random texts mix them closely.
+MIXED = st.text(
+    st.one_of(
+        st.sampled_from(" \t\n\r\u00a0\u3000'.,!<>/s_09٣"),
+        st.sampled_from("the window document文档窗口的文件このファイル문서 창의Токен，。ー・ﾞｶ"),
+        st.sampled_from("\u0301\u0308\u3099\u309a\u302e\u200d\ufe0f\ufeff\x00\x7f\u0345\u064b"),
+        st.sampled_from("é한한👨👩👧🇯🇵𠮷𝒳क्षไทยعربἄ"),
+        st.characters(exclude_categories=["Cs"]),
+    ),
+    max_size=60,
+)
+HARD = [
+    "",
+    " ",
+    "   ",
+    "\u0301",
+    "e\u0301 = é, か\u3099 = が, 한 = 한",
+    "👨\u200d👩\u200d👧 🏳️\u200d🌈 ☝🏽",
+    "\x00\x01\x1f\x7f\x85\u2028\ufeff\uffff",
+    "𠮷野家で𝒳を食べる\U0010ffff",
+    "a  한  b\t\t문\n \n  中 文",
+    "<s>[INST] </s><unk> <pad></s",
+    "it's 文's I'LL\r\n\r\n",
+]
+
+
+def hard_cases(test):
+    for text in HARD:
+        test = example(text=text)(test)
+    return test
+
+
+@hard_cases
+@settings(max_examples=400, deadline=None)
+@given(text=MIXED)
+def test_decoding_the_ids_of_any_unicode_text_gives_the_text(small, text):
+    assert small.decode(small.encode(text)) == text
+
+
+@hard_cases
+@settings(max_examples=400, deadline=None)
+@given(text=MIXED)
+def test_one_bpe_over_the_union_equals_routing_each_run_to_its_expert(small, text):
+    assert small.encode(text) == small.encode_by_expert(text)
+
+
+@hard_cases
+@settings(max_examples=200, deadline=None)
+@given(text=MIXED)
+def test_an_id_of_a_block_occurs_only_in_runs_of_its_expert(small, text):
+    for expert, run in routed.route(text):
+        names = {small.blocks[index].name for index in small.block_of(small.encode(run))}
+        assert names <= {expert, "byte", "shared"}
+
+
+@hard_cases
+@settings(max_examples=200, deadline=None)
+@given(text=MIXED)
+def test_no_text_produces_a_special_token(small, text):
+    assert not any(index < len(SPECIAL_TOKENS) for index in small.encode(text))
+
+
+def test_training_on_text_full_of_special_tokens_still_produces_none():
+    hostile = ["<s> </s> <unk> <pad> <s></s>\n" * 20, "s> /s> pad> unk>\n" * 20]
+    tokenizer = routed.train(hostile, 270)
+    for text in hostile:
+        ids = tokenizer.encode(text)
+        assert min(ids) >= len(SPECIAL_TOKENS)
+        assert tokenizer.decode(ids) == text
+
+
+def test_blocks_are_contiguous_disjoint_and_cover_the_vocabulary(small):
+    assert [block.name for block in small.blocks] == ["special", "byte", "shared", *EXPERTS]
+    assert small.blocks[0].start == 0
+    assert all(a.stop == b.start for a, b in zip(small.blocks, small.blocks[1:], strict=False))
+    assert small.blocks[-1].stop == small.vocab_size == small.union.get_vocab_size() == 700
+    assert sorted(small.union.get_vocab().values()) == list(range(700))
+    assert [small.union.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2, 3]
+
+
+def test_every_token_of_a_block_is_whole_characters_of_its_expert(small):
+    for block in small.blocks[3:]:
+        assert len(block) >= 20
+        for index in range(block.start, block.stop):
+            text = small.decode([index])
+            assert "\ufffd" not in text
+            body = text if block.name == "latin" else text.removeprefix(" ")
+            assert {expert_of_character(character) for character in body} == {block.name}, text
+
+
+def test_block_of_refuses_ids_outside_the_vocabulary(small):
+    assert small.block_of([]).shape == (0,)
+    assert small.block_of(np.arange(700)).tolist() == [
+        i for i, block in enumerate(small.blocks) for _ in range(len(block))
+    ]
+    for wrong in (-1, 700):
+        with pytest.raises(ValueError, match="ids must lie in"):
+            small.block_of([wrong])
+
+
+def test_merges_of_each_expert_are_used(small):
+    for text in ("window", "文档窗口", "ファイル", " 문서", "Токен"):
+        assert len(small.encode(text)) < len(text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=MIXED)
+def test_a_saved_tokenizer_gives_the_same_ids_after_loading(small, folder, text):
+    assert routed.load(folder).encode(text) == small.encode(text)
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+@hard_cases
+@settings(max_examples=200, deadline=None)
+@given(text=MIXED)
+def test_transformers_reads_the_folder_and_gives_the_same_ids(small, exported, text):
+    ids = exported(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert ids == small.encode(text)
+    assert exported.decode(ids) == text
+
+
+def test_transformers_beside_a_mistral_config_gives_the_same_ids(small, folder, tmp_path):
+    """The pretrained artifact holds tokenizer and `config.json` in one folder; AutoTokenizer must not take another class."""
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "mistral", "architectures": ["MistralForCausalLM"]})
+    )
+    beside = AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
+    for text in HARD:
+        assert beside(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == small.encode(text)
+
+
+def test_special_tokens_have_the_agreed_ids_and_only_bos_is_added(exported):
+    assert [exported.unk_token_id, exported.bos_token_id, exported.eos_token_id, exported.pad_token_id] == [0, 1, 2, 3]
+    plain = exported("window", add_special_tokens=False)["input_ids"]
+    assert exported("window", add_special_tokens=True)["input_ids"] == [1, *plain]
+    assert len(exported) == 700
+
+
+def test_the_exported_folder_parses_special_tokens_unless_asked_not_to(small, exported):
+    text = "window</s>"
+    assert exported(text, add_special_tokens=False)["input_ids"][-1] == exported.eos_token_id
+    assert exported(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == small.encode(text)
+    assert exported(text, add_special_tokens=False)["input_ids"][-1] == exported.eos_token_id, "the flag must not stick"
+
+
+def test_saving_does_not_change_how_the_tokenizer_reads_special_tokens(small, tmp_path):
+    before = small.encode("</s>")
+    routed.save(small, tmp_path / "again")
+    assert small.encode("</s>") == before == routed.load(tmp_path / "again").encode("</s>")
+
+
+def test_the_same_texts_give_the_same_bytes_in_any_process_and_with_any_number_of_threads(texts, folder, tmp_path):
+    script = (
+        "import json, sys; from pathlib import Path; from moxin_lab.tokenizer import routed\n"
+        "texts = json.loads(Path(sys.argv[1]).read_text())\n"
+        "routed.save(routed.train(texts, 700, min_tokens_per_expert=20), Path(sys.argv[2]))"
+    )
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    for threads in ("1", "2"):
+        out = tmp_path / threads
+        environment = {**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "texts.json"), str(out)], check=True, env=environment
+        )
+        for file in sorted(folder.iterdir()):
+            assert (out / file.name).read_bytes() == file.read_bytes(), f"{file.name} with {threads} threads"
+
+
+def test_training_reads_a_parquet_file_like_the_documents_in_it(texts, small, tmp_path):
+    rows = [{"language": language, "text": text} for language, documents in texts.items() for text in documents]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    again = routed.train(tmp_path / "train.parquet", 700, min_tokens_per_expert=20)
+    assert again.union.to_str() == small.union.to_str()
+
+
+def test_a_language_weighs_the_same_however_often_its_text_is_repeated(texts):
+    def blocks(documents):
+        return routed.train(documents, 600).blocks
+
+    assert blocks({**texts, "en": texts["en"] * 5}) == blocks(texts)
+
+
+def test_the_byte_limit_takes_the_first_documents_of_each_language(texts):
+    kept = routed.read_documents(texts, 300)
+    assert kept == {
+        language: documents[: len(kept[language])] for language, documents in texts.items() if language in kept
+    }
+    assert all(sum(len(text.encode()) for text in documents) <= 300 for documents in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: routed.train([], 300), "no text to train on"),
+        (lambda: routed.train(["", ""], 300), "no text to train on"),
+        (lambda: routed.train(["aaa bbb"], 5000), "cannot be filled"),
+        (lambda: routed.train(["aaa bbb"], 200), "cannot be filled"),
+        (lambda: routed.train({"a": ["aaa aaa ббб ббб ббб"]}, 261, min_tokens_per_expert=3), "only 1 are free"),
+    ],
+)
+def test_training_that_cannot_work_says_why(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_one_string_is_not_taken_for_a_list_of_documents():
+    with pytest.raises(TypeError, match="list of documents"):
+        routed.train("one text", 300)
+
+
+def test_loading_a_folder_that_is_none_of_ours_names_the_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
+        routed.load(tmp_path)
+
+
+def test_loading_refuses_blocks_that_do_not_match_the_vocabulary(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    experts = json.loads((tmp_path / "experts.json").read_text())
+    experts["blocks"][-1]["stop"] += 1
+    (tmp_path / "experts.json").write_text(json.dumps(experts))
+    with pytest.raises(ValueError, match=r"experts\.json ends at id 701"):
+        routed.load(tmp_path)
