@@ -14,7 +14,18 @@ from typing import Any
 
 import psutil
 
-PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "daft", "lm-eval", "papermill", "matplotlib", "pandas")
+PACKAGES = (
+    "torch",
+    "lightning",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "daft",
+    "lm-eval",
+    "papermill",
+    "matplotlib",
+    "pandas",
+)
 
 
 def _version(package: str) -> str | None:

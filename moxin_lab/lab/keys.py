@@ -99,9 +99,7 @@ def key_parts(root: Path, info: StageInfo, scale: Any, parameters: dict[str, Any
     }
     if info.reads_records:
         earlier = STAGES[: STAGES.index(info)]
-        parts["records"] = {
-            other.name: sha256_json(read_record(root, scale.name, other.name)) for other in earlier
-        }
+        parts["records"] = {other.name: sha256_json(read_record(root, scale.name, other.name)) for other in earlier}
     return parts
 
 

@@ -15,12 +15,12 @@ The same cells do the same work under papermill, in JupyterLab and under `moxin-
 only it holds the executed notebook that belongs to the result: after a run by hand `moxin-lab status` says so.
 """
 
+import ast
 import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from moxin_lab.lab.artifacts import LabError, describe, find_root, read_record, 
 from moxin_lab.lab.environment import PeakMemory, describe_environment
 from moxin_lab.stages import STAGES, StageInfo, producer, stage_info
 
+PARAMETERS = ("scale", "seed", "root")
 VERDICTS = ("reproduced", "contradicted", "not attempted")
 RUNNER_VARIABLE = "MOXIN_LAB_RUN"  # set by the runner for its kernels: it already holds the lock
 _held_locks: dict[Path, Any] = {}
@@ -37,7 +38,29 @@ _held_locks: dict[Path, Any] = {}
 
 def stage(name: str, *, scale: str, seed: int, root: str | Path = ".") -> "Stage":
     """Open a stage. Raises LabError or ScaleError before any work if something it needs is missing or wrong."""
+    _refuse_unknown_parameters()
     return Stage(stage_info(name), scales.load(scale), seed, find_root(root))
+
+
+def _refuse_unknown_parameters() -> None:
+    """papermill only warns about `-p scal tiny` and runs with the default; the cell it injected tells what was asked for."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return
+    shell = get_ipython()
+    for source in shell.user_ns.get("In", []) if shell is not None else []:
+        if source.startswith("# Parameters\n"):
+            names = {
+                target.id
+                for node in ast.parse(source).body
+                if isinstance(node, ast.Assign)
+                for target in node.targets
+                if isinstance(target, ast.Name)
+            }
+            unknown = sorted(names - set(PARAMETERS))
+            if unknown:
+                raise LabError(f"unknown parameter {', '.join(unknown)}: a notebook has {', '.join(PARAMETERS)}")
 
 
 def acquire_lock(root: Path, scale: str) -> None:
@@ -49,7 +72,9 @@ def acquire_lock(root: Path, scale: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     except OSError as error:
-        raise LabError(f"cannot write under {path.parent}: {error.strerror}; results go there, so make it writable") from error
+        raise LabError(
+            f"cannot write under {path.parent}: {error.strerror}; results go there, so make it writable"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -98,7 +123,9 @@ class Stage:
             shutil.rmtree(self._new, ignore_errors=True)
             self._new.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LabError(f"cannot write under {self.folder}: {error.strerror}; results go there, so make it writable") from error
+            raise LabError(
+                f"cannot write under {self.folder}: {error.strerror}; results go there, so make it writable"
+            ) from error
         self._known_claims = _claim_ids(root)
         for artifact in info.takes:
             self._check_input(artifact)
@@ -111,13 +138,17 @@ class Stage:
     def settings(self, section: str) -> Any:
         """A section of the scale file (a frozen pydantic model)."""
         if section not in self._info.sections:
-            raise LabError(f"{self.name} asks for scale section {section!r}, which its row in moxin_lab/stages.py does not list")
+            raise LabError(
+                f"{self.name} asks for scale section {section!r}, which its row in moxin_lab/stages.py does not list"
+            )
         return getattr(self._scale, section)
 
     def input(self, artifact: str) -> Path:
         """Path of an earlier stage's artifact, whose hash was checked when this stage was opened."""
         if artifact not in self._info.takes:
-            raise LabError(f"{self.name} asks for artifact {artifact!r}, which its row in moxin_lab/stages.py does not list")
+            raise LabError(
+                f"{self.name} asks for artifact {artifact!r}, which its row in moxin_lab/stages.py does not list"
+            )
         return stage_folder(self.root, self.scale, producer(artifact).name) / artifact
 
     def _check_input(self, artifact: str) -> None:
@@ -125,7 +156,9 @@ class Stage:
         command = f"moxin-lab run --scale {self.scale} --only {maker.name[:2]}"
         record = read_record(self.root, self.scale, maker.name)
         if record is None or artifact not in record["outputs"]:
-            raise LabError(f"{self.name} needs {artifact!r} of stage {maker.name}, which has not run at this scale; make it with: {command}")
+            raise LabError(
+                f"{self.name} needs {artifact!r} of stage {maker.name}, which has not run at this scale; make it with: {command}"
+            )
         path = stage_folder(self.root, self.scale, maker.name) / artifact
         recorded = record["outputs"][artifact]["sha256"]
         if not path.exists():
@@ -141,10 +174,14 @@ class Stage:
     def data_card(self, name: str) -> Path:
         """Folder of a data set in `data_cards/`; its content is part of the stage's key."""
         if name not in self._info.data_cards:
-            raise LabError(f"{self.name} asks for data card {name!r}, which its row in moxin_lab/stages.py does not list")
+            raise LabError(
+                f"{self.name} asks for data card {name!r}, which its row in moxin_lab/stages.py does not list"
+            )
         path = self.root / "data_cards" / name
         if not (path / "data").is_dir():
-            raise LabError(f"{path}/data is missing: restore it (git checkout -- data_cards/{name}) or rebuild it (moxin-lab cards build {name})")
+            raise LabError(
+                f"{path}/data is missing: restore it (git checkout -- data_cards/{name}) or rebuild it (moxin-lab cards build {name})"
+            )
         if name not in self._data_cards:
             described = describe(path / "data")
             self._data_cards[name] = {"sha256": described["sha256"], "size": described["size"]}
@@ -176,7 +213,9 @@ class Stage:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def measure(self, name: str, value: float, *, unit: str, interval: tuple[float, float] | None = None, **labels: Any) -> float:
+    def measure(
+        self, name: str, value: float, *, unit: str, interval: tuple[float, float] | None = None, **labels: Any
+    ) -> float:
         """Record a number for the report and the claims; labels say of what (language="zh", model="untrained"). Returns it."""
         self._measures.append(
             {
@@ -224,9 +263,11 @@ class Stage:
         """Hash and publish the outputs and write `stage.json`. Raises LabError if a promised output was not written."""
         missing = [name for name in self._info.leaves if not (self._new / name).exists()]
         if missing:
-            raise LabError(f"{self.name} ends without writing {', '.join(missing)}, which its row in moxin_lab/stages.py promises")
+            raise LabError(
+                f"{self.name} ends without writing {', '.join(missing)}, which its row in moxin_lab/stages.py promises"
+            )
         outputs = {name: describe(self._new / name) for name in self._info.leaves}
-        record = {
+        record: dict[str, Any] = {
             "stage": self.name,
             "title": self._info.title,
             "scale": self.scale,
@@ -246,7 +287,9 @@ class Stage:
             "peak_memory_bytes": self._memory.stop(),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        json.dumps(record, allow_nan=False)  # a NaN measure is a fault of the stage: fail before the old result is replaced
+        json.dumps(
+            record, allow_nan=False
+        )  # a NaN measure is a fault of the stage: fail before the old result is replaced
         (self.folder / "stage.json").unlink(missing_ok=True)
         for name in self._info.leaves:
             final = self.folder / name
@@ -270,7 +313,7 @@ def _claim_ids(root: Path) -> set[str]:
 
     path = root / "papers" / "claims.yml"
     try:
-        claims: Sequence[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        claims: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(claims, dict):
             claims = claims["claims"]
         return {claim["id"] for claim in claims}

@@ -58,7 +58,9 @@ class Phase(Section):
     name: str
     steps: int = Field(gt=0, description="optimizer steps")
     sequence_length: int = Field(gt=1, description="tokens a row")
-    mixture: dict[str, float] = Field(description="share of rows by pool name (language or data set); normalised to one")
+    mixture: dict[str, float] = Field(
+        description="share of rows by pool name (language or data set); normalised to one"
+    )
 
     @model_validator(mode="after")
     def shares_are_positive(self) -> "Phase":
@@ -71,7 +73,9 @@ class PretrainingSettings(Section):
     """Stage 04."""
 
     phases: tuple[Phase, ...]
-    tokens_per_step: int = Field(gt=0, description="tokens of one optimizer step over all ranks; rows = this / sequence_length")
+    tokens_per_step: int = Field(
+        gt=0, description="tokens of one optimizer step over all ranks; rows = this / sequence_length"
+    )
     micro_batch_tokens: int = Field(gt=0, description="tokens of one forward pass on one device")
     learning_rate: float = Field(gt=0, description="peak")
     warmup_steps: int = Field(ge=0)
@@ -108,6 +112,6 @@ def load(name: str) -> Scale:
     path = Path(__file__).parent / f"{name}.yaml"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Scale(name=name, **values)
+        return Scale.model_validate({"name": name, **values})
     except (ValidationError, yaml.YAMLError, TypeError) as error:
         raise ScaleError(f"{path}: {error}") from error

