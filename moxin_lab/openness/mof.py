@@ -127,10 +127,13 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def check(entry: Any, where: str = "entry") -> dict[str, Any]:
-    """Return a copy of the entry with dates as text. Raises MofError listing everything that breaks the schema or the catalogue."""
+    """A copy of the entry with dates as text. Raises MofError listing all that breaks the schema or the catalogue."""
     entry = _dates_as_text(entry)
     validator = jsonschema.Draft7Validator(_schema(), format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER)
-    problems = [f"{'.'.join(map(str, error.absolute_path)) or 'top level'}: {error.message}" for error in validator.iter_errors(entry)]
+    problems = [
+        f"{'.'.join(map(str, error.absolute_path)) or 'top level'}: {error.message}"
+        for error in validator.iter_errors(entry)
+    ]
     if not problems:
         problems = _name_problems([component["name"] for component in entry["release"]["components"]])
     if problems:
@@ -147,7 +150,9 @@ def evaluate_entry(entry: dict[str, Any]) -> Evaluation:
     """Evaluate an entry that `load` or `check` returned."""
     release = entry["release"]
     given = {component["name"]: component for component in release["components"]}
-    components = tuple(_component(fact, given.get(fact["name"]), release["license"]) for fact in catalogue()["components"])
+    components = tuple(
+        _component(fact, given.get(fact["name"]), release["license"]) for fact in catalogue()["components"]
+    )
     results = tuple(_class_result(number, components) for number in (3, 2, 1))
     results = _stop_at_first_unmet(results)
     mof_class = min((result.number for result in results if result.met), default=0)
@@ -158,7 +163,11 @@ def evaluate_entry(entry: dict[str, Any]) -> Evaluation:
         class_name=catalogue()["class_names"][mof_class],
         classes=results,
         components=components,
-        warnings=tuple(_warning(component) for component in components if component.status == "included" and not component.type_appropriate),
+        warnings=tuple(
+            _warning(component)
+            for component in components
+            if component.status == "included" and not component.type_appropriate
+        ),
     )
 
 
@@ -171,7 +180,9 @@ def evidence(path: str | Path) -> dict[str, dict[str, Any]]:
     try:
         found = yaml.safe_load(sidecar.read_text(encoding="utf-8"))["evidence"]
     except FileNotFoundError:
-        raise MofError(f"{sidecar} does not exist; it says for each component of {Path(path).name} where it lies") from None
+        raise MofError(
+            f"{sidecar} does not exist; it says for each component of {Path(path).name} where it lies"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise MofError(f"{sidecar} cannot be read as evidence: {error}") from error
     if problems := _name_problems(list(found)):
@@ -216,7 +227,12 @@ def next_steps(evaluation: Evaluation) -> list[str]:
 
 
 def _component(fact: dict[str, Any], given: dict[str, Any] | None, licences: dict[str, Any]) -> Component:
-    common = {"name": fact["name"], "content_type": fact["content_type"], "mof_class": fact["class"], "required": fact["required"]}
+    common = {
+        "name": fact["name"],
+        "content_type": fact["content_type"],
+        "mof_class": fact["class"],
+        "required": fact["required"],
+    }
     if given is None:
         return Component(**common, status="absent")
     licence, licence_from = _resolve_licence(given, fact["content_type"], licences)
@@ -293,7 +309,10 @@ def _name_problems(names: list[str]) -> list[str]:
         if name not in known:
             lower = {entry.lower(): entry for entry in known}
             close = difflib.get_close_matches(name.lower(), lower, n=1)
-            problems.append(f"component {name!r} is not in the catalogue" + (f"; did you mean {lower[close[0]]!r}?" if close else ""))
+            problems.append(
+                f"component {name!r} is not in the catalogue"
+                + (f"; did you mean {lower[close[0]]!r}?" if close else "")
+            )
         if names.count(name) > 1:
             problems.append(f"component {name!r} is listed {names.count(name)} times")
     return problems
@@ -322,13 +341,17 @@ def _schema() -> dict[str, Any]:
         "properties": {
             "name": {"type": "string", "minLength": 1},
             "date": day,
-            **{field: text for field in ("version", "origin", "producer", "contact")},
+            **dict.fromkeys(("version", "origin", "producer", "contact"), text),
             **{field: {"type": "string", "enum": facts[field]} for field in ("type", "architecture", "treatment")},
-            "license": {"type": "object", "properties": {key: licence for key in ("distribution", *CONTENT_TYPES)}},
+            "license": {"type": "object", "properties": dict.fromkeys(("distribution", *CONTENT_TYPES), licence)},
             "components": {
                 "type": "array",
                 "maxItems": len(catalogue()["components"]),
-                "items": {"type": "object", "required": ["name"], "properties": {field: text for field in ("name", *component_fields)}},
+                "items": {
+                    "type": "object",
+                    "required": ["name"],
+                    "properties": dict.fromkeys(("name", *component_fields), text),
+                },
             },
         },
     }
@@ -337,4 +360,8 @@ def _schema() -> dict[str, Any]:
         "required": ["name", "version", "date"],
         "properties": {"name": {"const": facts["framework_name"]}, "version": text, "date": day},
     }
-    return {"type": "object", "required": ["framework", "release"], "properties": {"framework": framework, "release": release}}
+    return {
+        "type": "object",
+        "required": ["framework", "release"],
+        "properties": {"framework": framework, "release": release},
+    }

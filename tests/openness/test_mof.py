@@ -1,4 +1,4 @@
-"""The MOF evaluator applies the Model Openness Tool's rules: on small entries of our own, and on the tool's fixtures where present."""
+"""The MOF evaluator applies the Model Openness Tool's rules: on entries of our own, and on the tool's fixtures where present."""
 
 import copy
 import os
@@ -13,7 +13,14 @@ from moxin_lab.openness import mof
 FIXTURES = Path(__file__).parent / "fixtures"
 BENCHMARKS = os.environ.get("MOXIN_BENCHMARKS")
 MOT_FIXTURES = sorted((Path(BENCHMARKS) / "mof" / "fixtures").glob("*.yml")) if BENCHMARKS else []
-CLASS_3 = ["Model architecture", "Model parameters (Final)", "Technical report", "Evaluation results", "Model card", "Data card"]
+CLASS_3 = [
+    "Model architecture",
+    "Model parameters (Final)",
+    "Technical report",
+    "Evaluation results",
+    "Model card",
+    "Data card",
+]
 CLASS_2 = ["Training code", "Inference code", "Evaluation code", "Evaluation data"]
 CLASS_1 = ["Datasets", "Data preprocessing code", "Model parameters (Intermediate)", "Research paper"]
 
@@ -22,7 +29,12 @@ def entry(names, licence="OpenMDW-1.0", **licences):
     components = [{"name": name, "license": licence} if licence else {"name": name} for name in names]
     return {
         "framework": {"name": "Model Openness Framework", "version": "1.0", "date": "2024-12-15"},
-        "release": {"name": "made up", "producer": "a test", "license": {k: {"name": v} for k, v in licences.items()}, "components": components},
+        "release": {
+            "name": "made up",
+            "producer": "a test",
+            "license": {k: {"name": v} for k, v in licences.items()},
+            "components": components,
+        },
     }
 
 
@@ -32,7 +44,9 @@ def result(names, licence="OpenMDW-1.0", **licences):
 
 def test_catalogue_has_seventeen_components_in_three_cumulative_classes():
     facts = mof.catalogue()["components"]
-    required = {number: {fact["name"] for fact in facts if fact["class"] == number and fact["required"]} for number in (1, 2, 3)}
+    required = {
+        number: {fact["name"] for fact in facts if fact["class"] == number and fact["required"]} for number in (1, 2, 3)
+    }
     assert len({fact["id"] for fact in facts}) == len({fact["name"] for fact in facts}) == 17
     assert required == {3: set(CLASS_3), 2: set(CLASS_2), 1: set(CLASS_1)}
 
@@ -170,7 +184,9 @@ def test_committed_fixture_evaluates_to_what_its_name_says(path):
     check_fixture(path)
 
 
-@pytest.mark.skipif(not MOT_FIXTURES, reason="MOXIN_BENCHMARKS is unset or has no mof/fixtures; .ci/run sets it where the files exist")
+@pytest.mark.skipif(
+    not MOT_FIXTURES, reason="MOXIN_BENCHMARKS is unset or has no mof/fixtures; .ci/run sets it where the files exist"
+)
 @pytest.mark.parametrize("path", MOT_FIXTURES, ids=lambda path: path.stem)
 def test_agrees_with_the_model_openness_tools_own_fixture(path):
     check_fixture(path)

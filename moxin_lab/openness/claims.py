@@ -1,0 +1,155 @@
+"""Published claims and what was found: reads `papers/claims.yml` and joins it with the verdicts that notebooks recorded.
+
+    verdicts(root, records)   # records: the stages' stage.json, as `stage.records()` returns them
+
+A claim's verdict is what a notebook recorded. A claim of which no notebook spoke is `not attempted`, with the reason and the
+command that would attempt it. Guarantees: one verdict a claim; a verdict from a smaller scale than the claim needs, or two
+stages that disagree, is an error and never reaches a report. Does not: decide any verdict.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moxin_lab.lab.artifacts import LabError
+from moxin_lab.scales import SCALES
+
+VERDICTS = ("reproduced", "contradicted", "not attempted")
+REQUIRED = ("id", "topic", "claim", "source", "tested_in", "scale_needed", "how", "status")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim and what is known of it; `scale` and `stage` say where the verdict was recorded, empty if nowhere."""
+
+    id: str
+    topic: str
+    claim: str
+    source: str
+    tested_in: str
+    scale_needed: str
+    verdict: str
+    evidence: str
+    """What the notebook recorded, or the reason why there is no verdict."""
+    scale: str
+    stage: str
+    command: str
+    """What would attempt the claim; empty once it is decided."""
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def load(root: Path) -> list[dict[str, Any]]:
+    """Entries of `papers/claims.yml` in their order. Raises LabError for a file that is not a list of complete claims."""
+    return _read(root)["claims"]
+
+
+def planned_notebooks(root: Path) -> list[str]:
+    """Notebooks that claims name and that do not exist yet."""
+    return _read(root)["planned_notebooks"]
+
+
+def deviations(root: Path) -> list[dict[str, Any]]:
+    """Entries of `papers/deviations.yml` in their order. Raises LabError if it is not such a list."""
+    path = root / "papers" / "deviations.yml"
+    entries = _yaml(path).get("deviations")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "id" in entry for entry in entries):
+        raise LabError(f"{path} has no list `deviations` of entries with an id")
+    return entries
+
+
+def verdicts(root: Path, records: Iterable[Mapping[str, Any]]) -> list[Verdict]:
+    """One verdict a claim, in the order of `papers/claims.yml`. Raises LabError as the module's text says."""
+    content = _read(root)
+    needed = {claim["id"]: claim["scale_needed"] for claim in content["claims"]}
+    found: dict[str, dict[str, str]] = {}
+    for record in records:
+        for statement in record["claims"]:
+            _check(statement, record, needed, found.get(statement["id"]))
+            found[statement["id"]] = {**statement, "stage": record["stage"], "scale": record["scale"]}
+    return [_verdict(claim, found.get(claim["id"]), content["planned_notebooks"]) for claim in content["claims"]]
+
+
+def _check(
+    statement: Mapping[str, str],
+    record: Mapping[str, Any],
+    needed: Mapping[str, str],
+    earlier: Mapping[str, str] | None,
+) -> None:
+    where = f"stage {record['stage']} at {record['scale']} scale says {statement['verdict']!r} of {statement['id']!r}"
+    if statement["id"] not in needed:
+        raise LabError(f"{where}, which is not in papers/claims.yml; run the stage again")
+    if statement["verdict"] not in VERDICTS:
+        raise LabError(f"{where}; a verdict is one of {', '.join(VERDICTS)}")
+    scale_needed = needed[statement["id"]]
+    if statement["verdict"] != "not attempted" and SCALES.index(record["scale"]) < SCALES.index(scale_needed):
+        raise LabError(
+            f"{where}, but only {scale_needed} scale can decide that claim (scale_needed in papers/claims.yml): "
+            "record 'not attempted' with what was seen as its evidence"
+        )
+    if earlier is not None and earlier["verdict"] != statement["verdict"]:
+        raise LabError(
+            f"{where}, but stage {earlier['stage']} says {earlier['verdict']!r}; one notebook decides a claim"
+        )
+
+
+def _verdict(claim: Mapping[str, Any], found: Mapping[str, str] | None, planned: list[str]) -> Verdict:
+    verdict = found["verdict"] if found else claim["status"]
+    number = claim["tested_in"][:2]
+    command = f"moxin-lab run --scale {claim['scale_needed']} --only {number}"
+    if found:
+        evidence = found["evidence"]
+    elif claim["tested_in"] in planned:
+        evidence, command = (
+            f"Notebook {claim['tested_in']} is not built yet.",
+            f"{command} (once notebook {number} exists)",
+        )
+    else:
+        evidence = f"No verdict was recorded; {claim['scale_needed']} scale would decide it. {claim['how']}"
+    return Verdict(
+        id=claim["id"],
+        topic=claim["topic"],
+        claim=claim["claim"],
+        source=claim["source"],
+        tested_in=claim["tested_in"],
+        scale_needed=claim["scale_needed"],
+        verdict=verdict,
+        evidence=evidence,
+        scale=found["scale"] if found else "",
+        stage=found["stage"] if found else "",
+        command=command if verdict == "not attempted" else "",
+    )
+
+
+def _read(root: Path) -> dict[str, Any]:
+    path = root / "papers" / "claims.yml"
+    content = _yaml(path)
+    claims = content.get("claims")
+    if not isinstance(claims, list) or not claims:
+        raise LabError(f"{path} has no list `claims`")
+    ids: set[str] = set()
+    for claim in claims:
+        name = claim.get("id", claim) if isinstance(claim, dict) else claim
+        absent = [field for field in REQUIRED if not isinstance(claim, dict) or not claim.get(field)]
+        if absent:
+            raise LabError(f"{path}: claim {name!r} lacks {', '.join(absent)}")
+        if claim["scale_needed"] not in SCALES or claim["status"] not in VERDICTS:
+            raise LabError(f"{path}: claim {name!r} has an unknown scale_needed or status")
+        if name in ids:
+            raise LabError(f"{path}: claim {name!r} is listed twice")
+        ids.add(name)
+    return {"claims": claims, "planned_notebooks": content.get("planned_notebooks") or []}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LabError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise LabError(f"{path} is not a mapping at its top level")
+    return content

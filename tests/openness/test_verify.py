@@ -1,0 +1,165 @@
+"""`verify` sees every byte, file and link that differs from the manifest, and says clearly when there is no usable manifest."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from moxin_lab.lab.artifacts import LabError
+from moxin_lab.openness import verify as manifest
+
+FILES = {
+    "reports/tiny/index.html": b"<h1>report</h1>",
+    "reports/tiny/assets/style.css": b"body {}",
+    "runs/tiny/02_tokenizer/stage.json": b"{}",
+    "runs/tiny/02_tokenizer/notebook.ipynb": b"{}",
+    "runs/tiny/02_tokenizer/tokenizer/tokenizer.json": b"{}",
+    "data_cards/udhr/data/test.parquet": b"PAR1",
+    "notebooks/02_tokenizer.ipynb": b"{}",
+    "papers/claims.yml": b"claims: []",
+    "requirements.lock": b"torch==2.13.0",
+    "MOF.yml": b"release: {}",
+}
+NOT_COVERED = [
+    "runs/tiny/.lock",
+    "runs/tiny/02_tokenizer/.new/x",
+    "runs/tiny/02_tokenizer/scratch/x",
+    "runs/full/x",
+    "README.md",
+]
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name, content in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    for name in NOT_COVERED:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"working state")
+    manifest.write_manifest(tmp_path, "tiny")
+    return tmp_path
+
+
+def found(root):
+    return [(problem.kind, problem.path) for problem in manifest.verify(root, "tiny")]
+
+
+def test_untouched_tree_has_no_problem_and_every_covered_file_is_bound(root):
+    assert found(root) == []
+    assert manifest.read_manifest(root, "tiny").keys() == FILES.keys()
+
+
+def test_manifest_is_an_in_toto_statement_with_the_same_bytes_each_time(root):
+    path = manifest.manifest_path(root, "tiny")
+    before = path.read_bytes()
+    statement = json.loads(before)
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["subject"] == sorted(statement["subject"], key=lambda entry: entry["name"])
+    assert statement["predicate"] == {"scale": "tiny", "files": len(FILES), "bytes": sum(map(len, FILES.values()))}
+    manifest.write_manifest(root, "tiny")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit_in_any_file_is_caught(root, name):
+    content = bytearray((root / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (root / name).write_bytes(content)
+    assert found(root) == [("changed", name)]
+
+
+def test_missing_changed_and_surplus_files_are_listed_together_in_order(root):
+    (root / "runs/tiny/02_tokenizer/stage.json").unlink()
+    (root / "requirements.lock").write_bytes(b"torch==2.13.0\nmore")
+    (root / "reports/tiny/new.html").write_bytes(b"")
+    problems = manifest.verify(root, "tiny")
+    assert [str(problem) for problem in problems] == [
+        "surplus: reports/tiny/new.html (not in the manifest)",
+        "changed: requirements.lock (18 bytes, recorded 13)",
+        "missing: runs/tiny/02_tokenizer/stage.json",
+    ]
+
+
+def test_working_state_and_other_scales_are_not_bound(root):
+    for name in NOT_COVERED:
+        (root / name).write_bytes(b"changed")
+    assert found(root) == []
+
+
+def test_emptied_artifact_folder_shows_its_files_as_missing_and_an_empty_folder_is_nothing(root):
+    shutil.rmtree(root / "runs/tiny/02_tokenizer/tokenizer")
+    (root / "runs/tiny/02_tokenizer/tokenizer").mkdir()
+    assert found(root) == [("missing", "runs/tiny/02_tokenizer/tokenizer/tokenizer.json")]
+
+
+@pytest.mark.parametrize("name", ["papers/claims.yml", "data_cards/udhr/data"])
+def test_link_in_place_of_a_file_or_folder_is_refused_even_with_the_same_content(root, name):
+    moved = root / "elsewhere"
+    (root / name).rename(moved)
+    (root / name).symlink_to(moved)
+    assert ("not a plain file", name) in found(root)
+    with pytest.raises(LabError, match=name):
+        manifest.write_manifest(root, "tiny")
+
+
+def test_surplus_link_and_pipe_are_caught_without_being_opened(root):
+    (root / "papers/link").symlink_to(root / "absent")
+    os.mkfifo(root / "papers/pipe")
+    assert found(root) == [("not a plain file", "papers/link"), ("not a plain file", "papers/pipe")]
+
+
+def test_folder_without_a_report_cannot_be_bound(tmp_path):
+    (tmp_path / "reports" / "tiny").mkdir(parents=True)
+    with pytest.raises(LabError, match="holds no report; make one with: moxin-lab run --scale tiny"):
+        manifest.write_manifest(tmp_path, "tiny")
+
+
+def test_missing_manifest_names_the_command_that_makes_it(root):
+    manifest.manifest_path(root, "tiny").unlink()
+    with pytest.raises(LabError, match=r"does not exist.*moxin-lab run --scale tiny"):
+        manifest.verify(root, "tiny")
+
+
+def test_half_written_manifest_is_refused(root):
+    path = manifest.manifest_path(root, "tiny")
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(LabError, match="cannot be read as JSON"):
+        manifest.verify(root, "tiny")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(LabError, match="cannot be read as JSON"):
+        manifest.verify(root, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("subject"), "'subject' is absent"),
+        (lambda s: s.update(_type="something else"), "not a statement of type"),
+        (lambda s: s["predicate"].update(scale="full"), "belongs to scale 'full'"),
+        (lambda s: s["subject"].clear(), "list of files is empty"),
+        (lambda s: s["subject"].pop(), "incomplete"),
+        (lambda s: s["subject"].append(s["subject"][0]), "names a file twice"),
+        (lambda s: s["subject"][0].update(name="../../etc/passwd"), "outside the repository"),
+        (lambda s: s["subject"][0].update(name="/etc/passwd"), "outside the repository"),
+        (lambda s: s["subject"][0]["digest"].update(sha256="abc"), "hash or size"),
+        (lambda s: s["subject"][0].pop("annotations"), "'annotations' is absent"),
+        (lambda s: s.update(subject=None), "is not a manifest"),
+    ],
+)
+def test_malformed_manifest_says_what_is_wrong(root, change, message):
+    path = manifest.manifest_path(root, "tiny")
+    statement = json.loads(path.read_text())
+    change(statement)
+    path.write_text(json.dumps(statement))
+    with pytest.raises(LabError, match=message):
+        manifest.verify(root, "tiny")
+
+
+def test_manifest_that_is_a_bare_list_is_refused(root):
+    manifest.manifest_path(root, "tiny").write_text("[]")
+    with pytest.raises(LabError, match="is not a manifest"):
+        manifest.verify(root, "tiny")
