@@ -13,13 +13,14 @@ window sees at least `context - stride` tokens of its document, and such a windo
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from moxin_lab.evaluation.scoring import Request, score
 from moxin_lab.evaluation.statistics import bootstrap_interval
 
 Window = tuple[int, int, int]
@@ -37,7 +38,7 @@ def encode_documents(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     for i, (tokens, text) in enumerate(zip(token_lists, texts, strict=True)):
         decoded = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if decoded != text:
-            raise ValueError(f"document {i} changes in tokenization: {decoded[:40]!r} for {text[:40]!r}; its bytes cannot be counted")
+            raise ValueError(f"document {i} changes in tokenization: {decoded[:40]!r} for {text[:40]!r}")
     return token_lists
 
 
@@ -74,32 +75,16 @@ def document_losses(
         batch_tokens: most tokens of one forward pass, padding included (at least one window).
         progress: called with windows done and windows in all.
     """
-    import torch
-
     stride = max(1, context // 2) if stride is None else stride
-    jobs = [(doc, *window) for doc, tokens in enumerate(token_lists) for window in windows(len(tokens), context, stride)]
-    jobs.sort(key=lambda job: (job[1] - job[2], job[0], job[1]))  # longest first: little padding, memory trouble shows at once
+    owners, requests = [], []
+    for number, tokens in enumerate(token_lists):
+        sequence = [bos_id, *tokens]
+        for start, end, num_scored in windows(len(tokens), context, stride):
+            owners.append(number)
+            requests.append(Request(sequence[start : end + 1], num_scored))
+    scores = score(model, requests, batch_tokens=batch_tokens, pad_id=bos_id, device=device, progress=progress)
     losses = np.zeros(len(token_lists))
-    was_training = bool(getattr(model, "training", False))
-    if was_training:
-        model.eval()
-    done = 0
-    with torch.inference_mode():
-        for batch in _batches(jobs, batch_tokens):
-            width = batch[0][2] - batch[0][1]
-            inputs = torch.full((len(batch), width), bos_id)  # padding: causal attention keeps it out of what is scored
-            targets = torch.full((len(batch), width), -100)
-            for row, (doc, start, end, scored) in enumerate(batch):
-                sequence = torch.tensor([bos_id, *token_lists[doc]][start : end + 1])
-                inputs[row, : end - start] = sequence[:-1]
-                targets[row, end - start - scored : end - start] = sequence[1:][-scored:]
-            for (doc, *_), nats in zip(batch, _row_losses(model, inputs.to(device), targets.to(device)), strict=True):
-                losses[doc] += nats
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(jobs))
-    if was_training:
-        model.train()
+    np.add.at(losses, np.array(owners, dtype=np.int64), [found.nats for found in scores])
     return losses
 
 
@@ -122,26 +107,3 @@ def bits_per_byte_by_group(
         estimate = bootstrap_interval(part["bits"], part["bytes"], level=level, seed=seed)
         rows.append((group, *estimate, len(part), int(part["bytes"].sum())))
     return pd.DataFrame(rows, columns=["group", "bits_per_byte", "low", "high", "documents", "bytes"])
-
-
-def _batches(jobs: list[tuple[int, int, int, int]], batch_tokens: int) -> Iterable[list[tuple[int, int, int, int]]]:
-    """Consecutive jobs whose padded size stays within `batch_tokens`; jobs come longest first."""
-    start = 0
-    while start < len(jobs):
-        width = jobs[start][2] - jobs[start][1]
-        size = max(1, batch_tokens // width)
-        yield jobs[start : start + size]
-        start += size
-
-
-def _row_losses(model: Any, inputs: Any, targets: Any) -> list[float]:
-    """Sum of the scored losses of each row, in nats."""
-    import torch
-    import torch.nn.functional as F
-
-    output = model(inputs)
-    logits = getattr(output, "logits", output)
-    rows, columns = torch.nonzero(targets != -100, as_tuple=True)
-    losses = F.cross_entropy(logits[rows, columns].float(), targets[rows, columns], reduction="none")
-    sums = torch.zeros(len(inputs), dtype=torch.float64, device=losses.device)
-    return sums.index_add_(0, rows, losses.double()).tolist()
