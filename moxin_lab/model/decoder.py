@@ -1,0 +1,265 @@
+"""The 36-block decoder: embedding, pre-RMSNorm blocks of windowed grouped-query attention and SwiGLU, norm, head.
+
+Guarantees: parameters have the names and shapes of transformers' `MistralForCausalLM`, and the same weights give the same logits
+(1e-5 in float32, tests/model/test_parity.py); packed documents never see each other; `init_weights` gives the same weights for
+the same seed. Holds no buffers, so a model built on the meta device has nothing to restore but its parameters.
+Does not: compute a loss (training does, from `forward` or `hidden_states`), load or save (convert.py), sample (generate.py).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moxin_lab.model.attention import AttentionMask, attention, resolve_backend
+from moxin_lab.model.cache import KeyValueCache
+from moxin_lab.model.config import MoxinConfig
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` without bias and without its own initialisation, which `init_weights` would only overwrite."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv 1910.07467), in float32 inside."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+
+
+def rotary_angles(position_ids: Tensor, config: MoxinConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin of position x theta^(-2i/D), float32 [B or 1, 1, T, D]: each pair's angle stands at i and at i + D/2.
+
+    Su et al. 2021, arXiv 2104.09864, in the half-split layout of the released weights. Angles are float32 whatever the weights
+    are: bfloat16 cannot tell positions apart beyond 256.
+    """
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device) / config.head_dim
+    angles = position_ids[:, None, :, None].float() * (1.0 / config.rope_theta**exponents)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + D/2) of heads [B, H, T, D] by its angle."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: MoxinConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.dropout_p = config.attention_dropout
+        width = config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = Linear(config.hidden_size, width)
+        self.k_proj = Linear(config.hidden_size, kv_width)
+        self.v_proj = Linear(config.hidden_size, kv_width)
+        self.o_proj = Linear(width, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        cache: KeyValueCache | None,
+        backend: str,
+    ) -> Tensor:
+        batch, length, _ = hidden_states.shape
+        query = self.q_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if cache is not None:
+            key, value = cache.update(self.layer, key, value)
+        dropout_p = self.dropout_p if self.training else 0.0
+        output = attention(query, key, value, mask, dropout_p=dropout_p, backend=backend)
+        return self.o_proj(output.transpose(1, 2).reshape(batch, length, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: MoxinConfig) -> None:
+        super().__init__()
+        self.dropout_p = config.mlp_dropout
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        inner = F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return F.dropout(self.down_proj(inner), self.dropout_p, self.training)
+
+
+class Block(nn.Module):
+    """One of the 36: norm, attention, add; norm, feed-forward, add."""
+
+    def __init__(self, config: MoxinConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        cache: KeyValueCache | None,
+        backend: str,
+    ) -> Tensor:
+        hidden_states = hidden_states + self.self_attn(
+            self.input_layernorm(hidden_states), rotary, mask, cache, backend
+        )
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class Decoder(nn.Module):
+    """Everything below the head; a module of its own for the sake of the parameter names (`model.`)."""
+
+    def __init__(self, config: MoxinConfig) -> None:
+        super().__init__()
+        # Built from an empty tensor: nn.Embedding would draw its own random values first.
+        self.embed_tokens = nn.Embedding.from_pretrained(
+            torch.empty(config.vocab_size, config.hidden_size), freeze=False
+        )
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class MoxinForCausalLM(nn.Module):
+    """The language model. `attention_backend`: see attention.py; weights are drawn from `generator` (see `init_weights`)."""
+
+    def __init__(
+        self, config: MoxinConfig, *, generator: torch.Generator | None = None, attention_backend: str = "auto"
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.attention_backend = resolve_backend(attention_backend)
+        self.model = Decoder(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.init_weights(generator)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew: the same generator state gives the same weights.
+
+        Normal with standard deviation `initializer_range`; norms are one; the two matrices that write into the residual stream
+        (o_proj, down_proj) have it divided by sqrt(2 x num_hidden_layers), so that the stream's variance at the top does not
+        grow with depth (Radford et al. 2019, GPT-2). The report speaks of a "custom initialization scheme" and gives no
+        formula; this one is our choice.
+        """
+        std = self.config.initializer_range
+        residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.normal_(0.0, residual_std, generator=generator)
+            else:
+                parameter.normal_(0.0, std, generator=generator)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """The states that the head reads, [B, T, hidden_size], after the last norm; arguments as in `forward`."""
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, not [B, T]")
+        if document_ids is not None and document_ids.shape != input_ids.shape:
+            raise ValueError(f"document_ids has shape {tuple(document_ids.shape)}, input_ids {tuple(input_ids.shape)}")
+        if cache is not None and document_ids is not None:
+            raise ValueError(
+                "document_ids do not go with a cache, which holds one document a row; give padding to the cache"
+            )
+        length = input_ids.shape[1]
+        first = 0 if cache is None else cache.length
+        if length == 0:
+            raise ValueError("input_ids has no tokens")
+        if first + length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"{first + length} tokens are more than max_position_embeddings {self.config.max_position_embeddings}: "
+                "shorten the text"
+            )
+        window = self.config.sliding_window
+        if cache is None:
+            mask = AttentionMask.build(
+                length, sliding_window=window, document_ids=document_ids, device=input_ids.device
+            )
+        else:
+            mask = cache.begin(length, window)
+        if position_ids is None:
+            places = torch.arange(first, first + length, device=input_ids.device)[None]
+            position_ids = places if cache is None else cache.positions(places)
+        rotary = rotary_angles(position_ids, self.config)
+        hidden_states = self.model.embed_tokens(input_ids)
+        rotary = (rotary[0].to(hidden_states.dtype), rotary[1].to(hidden_states.dtype))
+        for block in self.model.layers:
+            hidden_states = block(hidden_states, rotary, mask, cache, self.attention_backend)
+        if cache is not None:
+            cache.commit(length)
+        return self.model.norm(hidden_states)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        logits_to_keep: int | None = None,
+    ) -> Tensor:
+        """Logits [B, T, vocab_size] of the next token at each place.
+
+            input_ids [B, T]            position_ids           document_ids, window, cache
+                 |                           |                          |
+            embed_tokens                 cos, sin                  AttentionMask            made once
+                 |                           |                          |
+                 +-- residual [B, T, C] -----|--------------------------|---------------+
+                 |                           v                          v               |
+                 |   RMSNorm -> q,k,v_proj -> rotate q, k -> (cache) -> attention -> o_proj
+                 + <----------------------------------------------------------------+   |   36 times
+                 |                                                                      |
+                 |   RMSNorm -> silu(gate_proj) * up_proj -> down_proj                  |
+                 + <---------------------------------------------+                      |
+                 |                                                                      |
+                 +----------------------------------------------------------------------+
+              RMSNorm  -> hidden_states()
+                 |
+              lm_head -> logits [B, T, V]
+
+        Args:
+            input_ids: int64 [B, T].
+            position_ids: int64 [B or 1, T], the rotary positions; default: places within the row, and with a cache they go on
+                from what it holds. Only differences matter, so packed documents need no restart.
+            document_ids: int64 [B, T], packed rows: tokens see only tokens of their own number; -1 is padding.
+            cache: keys and values of earlier tokens; `input_ids` continue them (any number of tokens at a time).
+            logits_to_keep: compute the last so many places only; T then is this number.
+
+        Raises ValueError for shapes that do not fit and for more tokens than `max_position_embeddings`.
+        """
+        if logits_to_keep is not None and logits_to_keep < 1:
+            raise ValueError(f"logits_to_keep is {logits_to_keep}: it must be at least 1")
+        hidden_states = self.hidden_states(input_ids, position_ids=position_ids, document_ids=document_ids, cache=cache)
+        if logits_to_keep is not None:
+            hidden_states = hidden_states[:, -logits_to_keep:]
+        return self.lm_head(hidden_states)

@@ -1,0 +1,94 @@
+"""Text continuation with the rolling cache: greedy, temperature and top-p sampling, in batches, as a stream.
+
+Guarantees: greedy output equals transformers' `generate` on the same checkpoint; a row of a padded batch gets what it would get
+alone; memory does not grow with the number of tokens beyond the window.
+Does not: beam search, repetition penalties, or tokenising.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moxin_lab.model.cache import RollingCache
+from moxin_lab.model.decoder import MoxinForCausalLM
+
+
+def sample(logits: Tensor, *, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
+    """One token id [B] from logits [B, V]. Temperature 0 takes the largest; top-p (Holtzman et al. 2020, arXiv 1904.09751)
+    draws from the smallest set of tokens whose probabilities sum to at least `top_p`."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = (logits.float() / temperature).softmax(dim=-1)
+    if top_p < 1:
+        ordered, ids = probabilities.sort(dim=-1, descending=True)
+        before = ordered.cumsum(dim=-1) - ordered
+        ordered = ordered.masked_fill(before >= top_p, 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, ids, ordered)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+@torch.inference_mode()
+def stream(
+    model: MoxinForCausalLM,
+    input_ids: Tensor,
+    *,
+    max_new_tokens: int,
+    attention_mask: Tensor | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    eos_token_id: int | None = None,
+    pad_token_id: int = 0,
+    prefill_chunk: int = 4096,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """Yields token ids int64 [B], one step at a time, until every row has given `eos_token_id` or `max_new_tokens` are made.
+
+    input_ids: int64 [B, T], padded on the left; attention_mask [B, T] is 0 on the padding. A row that has ended yields
+    `pad_token_id`. prefill_chunk: tokens of the prompt that go through the model at once. Raises ValueError for settings or
+    lengths that make no sense, before any work.
+    """
+    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, not [B, T] with at least one token")
+    if max_new_tokens < 1 or prefill_chunk < 1:
+        raise ValueError(f"max_new_tokens {max_new_tokens} and prefill_chunk {prefill_chunk} must be at least 1")
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"temperature {temperature} must be at least 0, top_p {top_p} above 0 and at most 1")
+    batch, length = input_ids.shape
+    limit = model.config.max_position_embeddings
+    if length + max_new_tokens > limit:
+        raise ValueError(f"{length} tokens of prompt and {max_new_tokens} new ones are more than the {limit} positions")
+    padding = None if attention_mask is None else _left_padding(attention_mask, input_ids)
+    cache = RollingCache(
+        model.config, batch, padding=padding, dtype=model.lm_head.weight.dtype, device=model.lm_head.weight.device
+    )
+    for chunk in input_ids.split(prefill_chunk, dim=1):
+        logits = model(chunk, cache=cache, logits_to_keep=1)
+    ended = torch.zeros(batch, dtype=torch.bool, device=input_ids.device)
+    for step in range(max_new_tokens):
+        token = sample(logits[:, -1], temperature=temperature, top_p=top_p, generator=generator)
+        token = torch.where(ended, pad_token_id, token)
+        yield token
+        if eos_token_id is not None:
+            ended |= token == eos_token_id
+            if bool(ended.all()):
+                return
+        if step < max_new_tokens - 1:
+            logits = model(token[:, None], cache=cache)
+
+
+def generate(model: MoxinForCausalLM, input_ids: Tensor, *, max_new_tokens: int, **options: Any) -> Tensor:
+    """`stream` collected: input_ids and what follows, int64 [B, T + new]. Options are those of `stream`."""
+    tokens = list(stream(model, input_ids, max_new_tokens=max_new_tokens, **options))
+    return torch.cat((input_ids, torch.stack(tokens, dim=1)), dim=1)
+
+
+def _left_padding(attention_mask: Tensor, input_ids: Tensor) -> Tensor:
+    """Padding tokens in front of each row, int64 [B]."""
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}")
+    kept = attention_mask.long()
+    if bool((kept[:, 1:] < kept[:, :-1]).any()) or not bool(kept[:, -1].all()):
+        raise ValueError("attention_mask has a 0 behind a 1: pad prompts on the left")
+    return input_ids.shape[1] - kept.sum(dim=1)
