@@ -35,6 +35,11 @@ class TokenizerSettings(Section):
     """Stage 02."""
 
     vocab_size: int = Field(gt=512, description="ids in all: special tokens, bytes and every expert's block")
+    min_tokens_per_expert: int = Field(ge=0, description="floor of an expert's block, as far as its script has tokens")
+    min_frequency: int = Field(gt=1, description="occurrences in the training text below which a token is not learned")
+    max_token_length: int = Field(gt=1, description="characters of the longest token")
+    training_bytes_per_language: int = Field(gt=0, description="the first documents of each language up to so much text")
+    bootstrap_samples: int = Field(gt=0, description="draws of pages for the 95 % intervals")
 
 
 class ModelSettings(Section):

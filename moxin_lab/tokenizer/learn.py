@@ -6,8 +6,8 @@
 
 Budget rule. The worth of a token is the number of tokens it saves on the training text, the text of every language counting
 the same whatever its size (occurrences divided by the bytes of the language). All candidates of all experts compete in one
-list; the best fill the vocabulary, and a block's size is what comes out. Pieces of multi-byte characters, whole characters
-and merges are all candidates, since each saves one token an occurrence.
+list; the best fill the vocabulary, and a block's size is what comes out, but no smaller than a floor. Pieces of multi-byte
+characters, whole characters and merges are all candidates, since each saves one token an occurrence.
 
 Guarantees: the same texts in the same order give the same result, whatever the number of threads (ties go to the earlier
 expert, then to the earlier learned token); a chosen token's parts are chosen too, since no part is worth less than the whole.
@@ -52,8 +52,29 @@ class Candidate:
     pairs: tuple[tuple[bytes, bytes], ...]
     """The merges that make it, left and right part; usually one."""
     expert: str | None
-    worth: float
-    """Tokens saved on the training text, in tokens a megabyte of each language, summed over languages."""
+    occurrences: tuple[float, ...]
+    """Tokens it saves in the training text of each language, in the order of `Pool.num_bytes`."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The candidates of all experts: pieces of characters, characters, then each expert's merges in the order learned."""
+
+    candidates: tuple[Candidate, ...]
+    num_bytes: dict[str, int]
+    """UTF-8 bytes of training text, by language."""
+    min_frequency: int
+    max_token_length: int
+
+    def by_worth(self, weigh_languages: bool) -> list[tuple[float, Candidate]]:
+        """Worth and candidate, the most worth first: tokens saved a megabyte, the mean over languages, or of all text as it is.
+
+        Sorting is stable, so equal worth keeps the order of the pool and parts stay before the whole.
+        """
+        num_bytes = np.array(list(self.num_bytes.values()), dtype=np.float64)
+        scale = 1e6 / num_bytes / len(num_bytes) if weigh_languages else np.full(len(num_bytes), 1e6 / num_bytes.sum())
+        worths = np.array([candidate.occurrences for candidate in self.candidates]).reshape(-1, len(scale)) @ scale
+        return sorted(zip(worths.tolist(), self.candidates, strict=True), key=lambda item: -item[0])
 
 
 def piece_splitter() -> PreTokenizer:
@@ -70,30 +91,25 @@ def runs_by_expert(texts: Iterable[str]) -> dict[str, Counter[str]]:
     return runs
 
 
-def candidates(
+def learn(
     texts: Mapping[str, Sequence[str]],
     *,
     max_candidates: int,
     min_frequency: int,
     max_token_length: int,
-    weigh_languages: bool,
-    progress: Progress,
-) -> list[Candidate]:
-    """All candidate tokens of all experts, the most worth first.
+    progress: Progress = lambda step, total, label: None,
+) -> Pool:
+    """Learns all candidate tokens of all experts.
 
-    texts: documents by language. max_candidates: tokens learned for each expert at most. min_frequency: occurrences below
-    which a pair is not merged and a candidate is dropped. max_token_length: characters. weigh_languages=False counts plain
-    occurrences instead, so a language weighs as much as it has text.
+    texts: documents by language. max_candidates: tokens learned for each expert at most; a vocabulary larger than this cannot
+    be filled from the pool as it should. min_frequency: occurrences below which a pair is not merged and a candidate is
+    dropped. max_token_length: characters. progress: called with (step, steps, what was done).
     """
     languages = list(texts)
-    num_bytes = np.array(
-        [sum(len(text.encode()) for text in texts[language]) for language in languages], dtype=np.float64
-    )
-    scale = 1e6 / num_bytes if weigh_languages else np.full(len(languages), 1e6 / num_bytes.sum())
     runs = {language: runs_by_expert(texts[language]) for language in languages}
     progress(1, len(EXPERTS) + 1, "routed the training text")
 
-    found: list[Candidate] = []
+    merged: list[Candidate] = []
     characters: dict[str, np.ndarray] = {}  # occurrences of every character in each language
     for step, expert in enumerate(EXPERTS, start=2):
         counters = [runs[language][expert] for language in languages]
@@ -102,20 +118,19 @@ def candidates(
             occurrences = _occurrences(learned, counters)
             order, pairs = _learned_order(learned)
             characters.update({token: counts for token, counts in occurrences.items() if len(token) == 1})
-            found += [
+            merged += [
                 Candidate(
                     token.encode(),
                     tuple((left.encode(), right.encode()) for left, right in pairs[token]),
                     expert,
-                    float(occurrences[token] @ scale),
+                    tuple(occurrences[token].tolist()),
                 )
                 for token in order
                 if token not in SPECIAL_TOKENS and occurrences[token].sum() >= min_frequency
             ]
         progress(step, len(EXPERTS) + 1, f"learned the candidates of expert {expert}")
-    pool = _from_bytes(characters, scale, min_frequency) + found
-    # Sorting is stable: equal worth keeps pieces, characters, then merges in learned order, expert by expert.
-    return sorted(pool, key=lambda candidate: -candidate.worth)
+    num_bytes = {language: sum(len(text.encode()) for text in texts[language]) for language in languages}
+    return Pool((*_from_bytes(characters, min_frequency), *merged), num_bytes, min_frequency, max_token_length)
 
 
 def _repeat(counters: Sequence[Counter[str]]) -> Iterator[list[str]]:
@@ -176,7 +191,7 @@ def _occurrences(learned: Tokenizer, counters: Sequence[Counter[str]]) -> dict[s
     return {token: counts[index] for token, index in vocab.items()}
 
 
-def _from_bytes(characters: Mapping[str, np.ndarray], scale: np.ndarray, min_frequency: int) -> list[Candidate]:
+def _from_bytes(characters: Mapping[str, np.ndarray], min_frequency: int) -> list[Candidate]:
     """The merges that make characters out of bytes, left to right: shared pieces first, then whole characters."""
     pieces: dict[bytes, np.ndarray] = {}
     whole: list[Candidate] = []
@@ -186,38 +201,37 @@ def _from_bytes(characters: Mapping[str, np.ndarray], scale: np.ndarray, min_fre
             pieces[data[:end]] = pieces.get(data[:end], 0) + counts
         if len(data) > 1 and counts.sum() >= min_frequency:
             expert = expert_of_character(character)
-            whole.append(Candidate(data, ((data[:-1], data[-1:]),), expert, float(counts @ scale)))
+            whole.append(Candidate(data, ((data[:-1], data[-1:]),), expert, tuple(counts.tolist())))
     shared = [
-        Candidate(data, ((data[:-1], data[-1:]),), None, float(counts @ scale))
+        Candidate(data, ((data[:-1], data[-1:]),), None, tuple(counts.tolist()))
         for data, counts in sorted(pieces.items(), key=lambda item: (len(item[0]), item[0]))
         if counts.sum() >= min_frequency
     ]
     return shared + whole
 
 
-def choose(pool: Sequence[Candidate], budget: int, floor: int) -> list[Candidate]:
-    """The `budget` best of the pool, of which each expert has at least its `floor` best as far as it has so many.
+def choose(ranked: Sequence[Candidate], budget: int, floor: int) -> list[Candidate]:
+    """The `budget` best candidates, of which each expert has at least its `floor` best as far as it has so many.
 
-    The floor keeps a block for a script that the training text hardly holds. pool: most worth first. Parts of a token come
-    with it. Raises ValueError if floors alone exceed the budget.
+    The floor keeps a block for a script that the training text hardly holds; parts of a token come with it. ranked: most
+    worth first. Raises ValueError if the floors alone exceed the budget.
     """
-    by_token = {candidate.token: candidate for candidate in pool}
-    chosen: dict[bytes, Candidate] = {}
+    by_token = {candidate.token: candidate for candidate in ranked}
+    chosen: set[bytes] = set()
 
-    def take(candidate: Candidate) -> None:
-        parts = [by_token[part] for part in candidate.pairs[0] if part in by_token]
-        for part in parts:
-            if part.token not in chosen:
+    def take(token: bytes) -> None:
+        if token not in chosen and token in by_token:  # single bytes have their ids already
+            for part in by_token[token].pairs[0]:
                 take(part)
-        chosen[candidate.token] = candidate
+            chosen.add(token)
 
     for expert in EXPERTS:
-        for candidate in [candidate for candidate in pool if candidate.expert == expert][:floor]:
-            take(candidate)
+        for candidate in [candidate for candidate in ranked if candidate.expert == expert][:floor]:
+            take(candidate.token)
     if len(chosen) > budget:
         raise ValueError(f"a floor of {floor} tokens an expert takes {len(chosen)} ids, but only {budget} are free")
-    for candidate in pool:
+    for candidate in ranked:
         if len(chosen) == budget:
             break
-        chosen.setdefault(candidate.token, candidate)
-    return [candidate for candidate in pool if candidate.token in chosen]
+        chosen.add(candidate.token)
+    return [candidate for candidate in ranked if candidate.token in chosen]

@@ -31,17 +31,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, p
 from tokenizers.models import BPE
 
 from moxin_lab.tokenizer import router
-from moxin_lab.tokenizer.learn import SPECIAL_TOKENS, Candidate, Progress, candidates, choose, piece_splitter
+from moxin_lab.tokenizer.learn import SPECIAL_TOKENS, Candidate, Pool, Progress, choose, learn, piece_splitter
 from moxin_lab.tokenizer.router import EXPERTS, route
 
-__all__ = ["Block", "RoutedTokenizer", "load", "route", "save", "train"]
+__all__ = ["Block", "RoutedTokenizer", "build", "load", "read_documents", "route", "save", "train"]
 
 BYTES_START = len(SPECIAL_TOKENS)
 SHARED_START = BYTES_START + 256
-SHARED = ("special", "byte", "shared")
 BUDGET_RULE = (
-    "The tokens that save most tokens on the training text, every language weighing the same; a block is as large as the "
-    "number of its tokens among them, and no smaller than the floor as far as its script has tokens."
+    "The tokens that save most tokens on the training text, {}; a block is as large as the number of its tokens among them, "
+    "and no smaller than the floor as far as its script has tokens."
 )
 
 
@@ -131,37 +130,43 @@ def train(
 ) -> RoutedTokenizer:
     """Learns the experts from text and puts them into one vocabulary of exactly `vocab_size` ids.
 
-    texts: a parquet file with columns `language` and `text`, documents by language, or documents of one language.
-    min_frequency, max_token_length (characters), weigh_languages: see `learn.candidates`; min_tokens_per_expert: the floor of
-    `learn.choose`. max_bytes_per_language: the first documents of each language up to so many bytes; None takes all.
-    Raises ValueError if there is no text, or too little to fill the vocabulary.
+    texts: a parquet file with columns `language` and `text`, documents by language, or documents of one language; see
+    `read_documents`, `learn.learn` and `build`, which this calls in turn, for the other arguments and the errors raised.
     """
-    documents = read_documents(texts, max_bytes_per_language)
-    pool = candidates(
-        documents,
+    pool = learn(
+        read_documents(texts, max_bytes_per_language),
         max_candidates=vocab_size,
         min_frequency=min_frequency,
         max_token_length=max_token_length,
-        weigh_languages=weigh_languages,
         progress=progress,
     )
+    return build(pool, vocab_size, min_tokens_per_expert=min_tokens_per_expert, weigh_languages=weigh_languages)
+
+
+def build(
+    pool: Pool, vocab_size: int, *, min_tokens_per_expert: int = 0, weigh_languages: bool = True
+) -> RoutedTokenizer:
+    """Fills a vocabulary from learned candidates by the budget rule.
+
+    min_tokens_per_expert: the floor of `learn.choose`. weigh_languages=False lets a language weigh as much as it has text.
+    Raises ValueError if the pool is too small for the vocabulary, or the vocabulary for the floors.
+    """
+    ranked = pool.by_worth(weigh_languages)
     budget = vocab_size - SHARED_START
-    if budget < 0 or len(pool) < budget:
+    if not 0 <= budget <= len(ranked):
         raise ValueError(
-            f"vocab_size {vocab_size} cannot be filled: {SHARED_START} special tokens and bytes plus {len(pool)} tokens that "
-            f"occur at least {min_frequency} times; give more text or choose at most {SHARED_START + len(pool)}"
+            f"vocab_size {vocab_size} cannot be filled: {SHARED_START} special tokens and bytes plus {len(ranked)} tokens "
+            f"that occur at least {pool.min_frequency} times; choose {SHARED_START} to {SHARED_START + len(ranked)}, or give "
+            "more text"
         )
     record = {
-        "budget_rule": BUDGET_RULE
-        if weigh_languages
-        else BUDGET_RULE.replace("every language weighing the same", "as it is"),
-        "worth_of_last_token": pool[budget - 1].worth if budget else None,
+        "budget_rule": BUDGET_RULE.format("every language weighing the same" if weigh_languages else "taken as it is"),
         "min_tokens_per_expert": min_tokens_per_expert,
-        "training_bytes": {language: sum(len(t.encode()) for t in docs) for language, docs in documents.items()},
-        "min_frequency": min_frequency,
-        "max_token_length": max_token_length,
+        "min_frequency": pool.min_frequency,
+        "max_token_length": pool.max_token_length,
+        "training_bytes": pool.num_bytes,
     }
-    return _union(choose(pool, budget, min_tokens_per_expert), record)
+    return _union(choose([candidate for _, candidate in ranked], budget, min_tokens_per_expert), record)
 
 
 def read_documents(

@@ -1,0 +1,184 @@
+"""Measures of a tokenizer: compression by language and script, premium on parallel text, unused ids, speed.
+
+All comparisons rest on one table of counts: a row a document, a column a tokenizer, the cell its number of tokens. Intervals
+are 95 % percentile bootstrap intervals over pages (Efron and Tibshirani 1993, chapter 13): pages are drawn with replacement,
+all translations of a page and all tokenizers together, so that comparisons are paired.
+
+Tokens a word are not reported, since Chinese, Japanese and Thai do not write words apart; perplexity a token neither, since it
+cannot be compared between tokenizers. Nothing here trains or chooses a tokenizer.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer
+
+from moxin_lab.tokenizer.peers import CountTokens
+from moxin_lab.tokenizer.routed import RoutedTokenizer
+from moxin_lab.tokenizer.router import EXPERTS, route
+
+
+def token_counts(documents: pd.DataFrame, counters: Mapping[str, CountTokens]) -> pd.DataFrame:
+    """The documents' id, language, page, number of bytes and characters, and a column of token counts for each tokenizer.
+
+    documents: columns `id`, `language`, `page`, `text`, `num_bytes`. Raises ValueError if there are none.
+    """
+    if documents.empty:
+        raise ValueError("there are no documents to count tokens in; a measure needs at least one")
+    counts = documents[["id", "language", "page", "num_bytes"]].reset_index(drop=True)
+    texts = documents["text"].tolist()
+    counts["num_characters"] = [len(text) for text in texts]
+    for name, count in counters.items():
+        counts[name] = count(texts)
+    return counts
+
+
+def compression(counts: pd.DataFrame, tokenizers: Sequence[str], samples: int, seed: int) -> pd.DataFrame:
+    """Bytes a token with its interval, and tokens a character, by language and tokenizer."""
+    rows = []
+    for language, group in counts.groupby("language", sort=False):
+        for name in tokenizers:
+            low, high = _interval(group, "num_bytes", name, samples, seed)
+            rows.append(
+                {
+                    "language": language,
+                    "tokenizer": name,
+                    "bytes_per_token": group["num_bytes"].sum() / group[name].sum(),
+                    "low": low,
+                    "high": high,
+                    "tokens_per_character": group[name].sum() / group["num_characters"].sum(),
+                    "pages": group["page"].nunique(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def gain(counts: pd.DataFrame, tokenizer: str, baseline: str, samples: int, seed: int) -> pd.DataFrame:
+    """By language, how many more bytes a token of `tokenizer` holds than one of `baseline`: percent, with its interval."""
+    rows = []
+    for language, group in counts.groupby("language", sort=False):
+        low, high = _interval(group, baseline, tokenizer, samples, seed)
+        ratio = group[baseline].sum() / group[tokenizer].sum()
+        rows.append({"language": language, "gain": 100 * (ratio - 1), "low": 100 * (low - 1), "high": 100 * (high - 1)})
+    return pd.DataFrame(rows).set_index("language")
+
+
+def parallel_pages(counts: pd.DataFrame, languages: Sequence[str]) -> pd.DataFrame:
+    """The counts of pages that are there in every one of the languages."""
+    rows = counts[counts["language"].isin(languages)]
+    complete = rows.groupby("page")["language"].nunique() == len(languages)
+    return rows[rows["page"].isin(complete.index[complete])]
+
+
+def premium(
+    counts: pd.DataFrame, tokenizers: Sequence[str], base: str, samples: int = 0, seed: int = 0
+) -> pd.DataFrame:
+    """Tokens of a language's pages over tokens of the same pages in `base` (Petrov et al., arXiv 2305.15425).
+
+    counts: parallel pages only. With `samples` 0, as for a single document, the interval is left empty.
+    Raises ValueError if the languages do not have the same pages.
+    """
+    totals = counts.groupby(["page", "language"])[list(tokenizers)].sum().unstack("language")
+    if totals.isna().any().any():
+        raise ValueError("premiums need the same pages in every language; pass the counts through parallel_pages first")
+    rows = []
+    for name in tokenizers:
+        for language in totals[name].columns:
+            pair = totals[name][[language, base]] if language != base else None
+            ratio = 1.0 if pair is None else pair[language].sum() / pair[base].sum()
+            low = high = ratio if pair is None else np.nan
+            if samples and pair is not None:
+                low, high = _bootstrap(pair[language].to_numpy(), pair[base].to_numpy(), samples, seed)
+            rows.append({"language": language, "tokenizer": name, "premium": ratio, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def bytes_per_token_by_script(
+    texts: Sequence[str], tokenizers: Mapping[str, Tokenizer | SentencePieceProcessor]
+) -> pd.DataFrame:
+    """Bytes a token in the runs of each script: index the router's experts, a column a tokenizer.
+
+    A token counts for the run in which its first byte lies, so a token of a joint vocabulary that spans two runs lowers the
+    count of the second. Scripts with fewer than 1,000 bytes of text are left out.
+    """
+    owners = [_owners(text) for text in texts]
+    num_bytes = np.bincount(np.concatenate(owners), minlength=len(EXPERTS))
+    columns: dict[str, np.ndarray] = {"bytes": num_bytes}
+    for name, tokenizer in tokenizers.items():
+        starts = _token_starts(tokenizer, texts)
+        first = [owner[start] for owner, start in zip(owners, starts, strict=True)]
+        tokens = np.bincount(np.concatenate(first), minlength=len(EXPERTS))
+        columns[name] = np.divide(num_bytes, tokens, out=np.full(len(EXPERTS), np.nan), where=tokens > 0)
+    frame = pd.DataFrame(columns, index=pd.Index(EXPERTS, name="script"))
+    return frame[frame["bytes"] >= 1000].drop(columns="bytes")
+
+
+def unused_share(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> pd.DataFrame:
+    """By block: its number of ids, the share of them that the texts never use, and its share of all tokens."""
+    ids = np.concatenate([np.array(ids, dtype=int) for ids in tokenizer.encode_batch(texts)])
+    used = np.bincount(ids, minlength=tokenizer.vocab_size)
+    rows = []
+    for block in tokenizer.blocks:
+        counts = used[block.start : block.stop]
+        unused = float((counts == 0).mean()) if len(block) else np.nan
+        rows.append({"block": block.name, "ids": len(block), "unused": unused, "tokens": counts.sum() / used.sum()})
+    return pd.DataFrame(rows)
+
+
+def throughput(
+    count: CountTokens, texts: Sequence[str], repeats: int = 3, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Megabytes (10^6 bytes of UTF-8) tokenized in a second, the best of the repeats, on all cores that the library takes."""
+    num_bytes = sum(len(text.encode()) for text in texts)
+    seconds = []
+    for _ in range(repeats):
+        start = clock()
+        count(texts)
+        seconds.append(clock() - start)
+    return num_bytes / min(seconds) / 1e6
+
+
+def _interval(group: pd.DataFrame, numerator: str, denominator: str, samples: int, seed: int) -> tuple[float, float]:
+    pages = group.groupby("page")[[numerator, denominator]].sum()
+    return _bootstrap(pages[numerator].to_numpy(), pages[denominator].to_numpy(), samples, seed)
+
+
+def _bootstrap(numerator: np.ndarray, denominator: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
+    """The 2.5 and 97.5 percentiles of the ratio of sums over pages drawn with replacement; arrays of shape (pages,)."""
+    draws = np.random.default_rng(seed).multinomial(
+        len(numerator), np.full(len(numerator), 1 / len(numerator)), samples
+    )
+    low, high = np.percentile((draws @ numerator) / (draws @ denominator), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _owners(text: str) -> np.ndarray:
+    """The index into EXPERTS of the run of each byte of a text: shape (bytes,), int64."""
+    runs = route(text)
+    return np.repeat([EXPERTS.index(expert) for expert, _ in runs], [len(run.encode()) for _, run in runs]).astype(int)
+
+
+def _token_starts(tokenizer: Tokenizer | SentencePieceProcessor, texts: Sequence[str]) -> list[np.ndarray]:
+    """The byte at which each token begins, for each text; a token's bytes are counted from its spelling."""
+    if isinstance(tokenizer, SentencePieceProcessor):
+        ids = range(tokenizer.vocab_size())
+        pieces = [tokenizer.id_to_piece(index).replace("▁", " ") for index in ids]
+        sizes = np.array(
+            [1 if tokenizer.is_byte(i) else len(piece.encode()) for i, piece in zip(ids, pieces, strict=True)]
+        )
+        all_ids, before = tokenizer.encode(list(texts)), 1  # SentencePiece puts one space before the text
+    else:
+        names = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        sizes = np.array([len(name) for name, _ in names])  # byte-level BPE spells each byte as one character
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        all_ids, before = [encoding.ids for encoding in encodings], 0
+    starts = []
+    for text, text_ids in zip(texts, all_ids, strict=True):
+        ends = np.cumsum(sizes[text_ids]) - before
+        if len(ends) and ends[-1] != len(text.encode()):
+            raise RuntimeError(f"tokens spell {ends[-1]} bytes of a text of {len(text.encode())}: {text[:60]!r}")
+        starts.append(np.maximum(ends - sizes[text_ids], 0))
+    return starts
