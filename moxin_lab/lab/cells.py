@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 PRINTED_LINES_KEPT = 20
 """Lines of printed output kept at each end of a long one; our choice."""
 
+SHORT_VALUE_LINES = 12
+"""A cell's value of fewer lines is shown, a longer one folded; our choice."""
+
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
 _FORBIDDEN = ("script", "iframe", "object", "embed", "link", "meta", "base", "style", "form", "audio", "video", "title")
 _ADDRESSES = ("src", "href", "xlink:href", "poster", "srcset", "action", "formaction", "data", "background", "ping")
@@ -61,10 +64,13 @@ def render_notebook(
     """
     page = Rendered()
     parts: list[str] = []
-    for number, cell in enumerate(notebook["cells"], 1):
+    cells = notebook["cells"]
+    for number, cell in enumerate(cells, 1):
         anchor = f"cell-{number}"
         if "papermill-error-cell-tag" in _tags(cell):
             continue  # papermill's own notice; the page has a better one at its top
+        if "parameters" in _tags(cell) and "injected-parameters" in _tags(cells[min(number, len(cells) - 1)]):
+            continue  # the next cell sets all of them
         if cell["cell_type"] == "markdown":
             parts.append(f'<section class="words" id="{anchor}">{markdown_html(_text(cell["source"]))}</section>')
         elif cell["cell_type"] == "code" and _text(cell["source"]).strip():
@@ -108,7 +114,7 @@ def code_html(code: str, language: str = "python") -> str:
     from pygments.formatters.html import HtmlFormatter
     from pygments.lexers import get_lexer_by_name
 
-    body = highlight(code.rstrip("\n"), get_lexer_by_name(language), HtmlFormatter(nowrap=True))
+    body = highlight(code.rstrip("\n"), get_lexer_by_name(language), HtmlFormatter(nowrap=True)).rstrip("\n")
     return f"<pre><code>{body}</code></pre>"
 
 
@@ -196,7 +202,9 @@ def _rich_output(output: dict[str, Any], cell: dict[str, Any], number: int, shor
         return f'<div class="output words">{markdown_html(_text(data["text/markdown"]))}</div>'
     if "text/latex" in data:
         return f"<p>{mathml(_text(data['text/latex']).strip().strip('$'), 'block')}</p>"
-    return _printed(shorten(plain(_text(data.get("text/plain", "")))), "Value")
+    text = shorten(plain(_text(data.get("text/plain", ""))))
+    short = text and text.count("\n") < SHORT_VALUE_LINES
+    return f"<pre>{escape(text, quote=False)}</pre>" if short else _printed(text, "Value")
 
 
 def _printed(text: str, label: str = "Printed") -> str:

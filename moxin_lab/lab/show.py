@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 import re
+import warnings
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +92,8 @@ def figure_html(fig: "Figure", *, alt: str, caption: str, scale: str) -> str:
 def table_html(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int | dict[str, int] = 3) -> str:
     """A DataFrame as one captioned table: header cells with their scope, numbers to the right with `decimals` digits.
 
-    `decimals` is one number or one a column. A named or non-default index becomes the row headers; otherwise the first
-    column does if it holds text. Raises ValueError if `caption` is empty or the frame has no rows.
+    `decimals` is one number or one a column. A named index, or one of words, becomes the row headers; otherwise
+    the first column does if it holds text. Raises ValueError if `caption` is empty or the frame has no rows.
     """
     import pandas as pd
 
@@ -100,7 +101,8 @@ def table_html(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int
         raise ValueError("show_table needs caption=...: say in words what the table shows")
     if frame.empty:
         raise ValueError(f"the table {caption!r} has no rows; show a sentence that says so instead")
-    if not isinstance(frame.index, pd.RangeIndex) or frame.index.name:
+    index = frame.index
+    if any(name is not None for name in index.names) or index.nlevels > 1 or not pd.api.types.is_numeric_dtype(index):
         names = [str(name) if name is not None else "" for name in frame.index.names]
         num_headers = frame.index.nlevels
         columns = [(name, list(frame.index.get_level_values(i))) for i, name in enumerate(names)]
@@ -111,7 +113,7 @@ def table_html(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int
 
     numeric = [all(_is_number(value) or _is_missing(value) for value in values) for _, values in columns]
     head = "".join(
-        f'<th scope="col" {_align(right)}>{escape(name)}</th>'
+        f'<th scope="col" {_align(right)}>{escape(name)}</th>' if name else "<td></td>"
         for (name, _), right in zip(columns, numeric, strict=True)
     )
     rows = []
@@ -177,12 +179,17 @@ def format_value(value: Any, decimals: int = 3) -> str:
     return text.replace("-", "−")
 
 
-def format_number(value: Any) -> str:
-    """A measured number as text with four significant digits; whole numbers in full."""
-    if isinstance(value, float) and math.isfinite(value) and not value.is_integer():
-        digits = max(0, 3 - math.floor(math.log10(abs(value))))
-        return format_value(value, min(digits, 6))
-    return format_value(int(value) if isinstance(value, float) and value.is_integer() else value)
+def format_number(value: Any, interval: tuple[float, float] | None = None) -> str:
+    """A measured number with four significant digits, whole numbers in full; the interval to the same decimal place."""
+    decimals = 3
+    if isinstance(value, float) and math.isfinite(value):
+        decimals = min(6, max(1 if abs(value) < 1000 else 0, 3 - math.floor(math.log10(abs(value) or 1))))
+        if value.is_integer():
+            decimals = min(decimals, 1)
+    text = format_value(value, decimals)
+    if interval is None:
+        return text
+    return f"{text} [{format_value(float(interval[0]), decimals)}, {format_value(float(interval[1]), decimals)}]"
 
 
 def format_seconds(seconds: float | None) -> str:
@@ -212,7 +219,9 @@ def _figure_svg(fig: "Figure") -> str:
     import matplotlib as mpl
 
     buffer = io.StringIO()
-    with mpl.rc_context(SVG_SETTINGS):
+    with mpl.rc_context(SVG_SETTINGS), warnings.catch_warnings():
+        # text stays text, so the reader's browser has the glyphs that matplotlib's own font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         fig.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.08, metadata=metadata)
     svg = buffer.getvalue()

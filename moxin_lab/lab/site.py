@@ -17,9 +17,10 @@ from typing import Any
 
 from moxin_lab.lab.artifacts import LabError, read_record, stage_folder, write_atomically
 from moxin_lab.lab.show import format_bytes, format_number, format_seconds
+from moxin_lab.lab.stage import VERDICTS
+from moxin_lab.lab.verdicts import grouped, judge, parse_yaml, read_claims
 from moxin_lab.stages import STAGES
 
-VERDICTS = ("reproduced", "contradicted", "not attempted")
 HEADLINES_PER_STAGE = 6  # numbers of a stage on the front page; its own page has all
 SCALE_NOTES = {
     "tiny": "Two processor cores, real text, minutes. It proves mechanisms and orderings, never the paper's numbers: "
@@ -170,10 +171,9 @@ def index_page(
         for item in nav
         if (record := records.get(item.name)) and item.state != "failed" and record.get("measures")
     ]
-    judged = [_claim_row(claim, scale, nav, records) for claim in claims]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in judged:
-        groups.setdefault(row["topic"], []).append(row)
+    judged = [judge(claim, scale, nav, records) for claim in claims]
+    decided = grouped([row for row in judged if row["verdict"] != "not attempted"], "topic")
+    open_claims = grouped([row for row in judged if row["verdict"] == "not attempted"], "reason")
     counts = [(verdict, sum(row["verdict"] == verdict for row in judged)) for verdict in VERDICTS]
     html = _template("index.html.j2").render(
         css=_css(),
@@ -195,7 +195,8 @@ def index_page(
         total_time=format_seconds(sum(r["seconds"] for r in done if r.get("seconds") is not None)) if done else "",
         peak=format_bytes(max((r.get("peak_memory_bytes") or 0 for r in done), default=0)),
         headlines=headlines,
-        claims=list(groups.items()),
+        decided=decided,
+        open_claims=open_claims,
         claims_total=len(judged),
         counts=counts,
         deviations=_count_deviations(root),
@@ -203,18 +204,6 @@ def index_page(
         made_with=_made_with(done),
     )
     write_atomically(out_html, html)
-
-
-def read_claims(root: Path) -> list[dict[str, Any]]:
-    """Entries of `papers/claims.yml`; an empty list if there is no such file. Raises LabError if it is not such a list."""
-    path = root / "papers" / "claims.yml"
-    if not path.exists():
-        return []
-    content = _yaml(path)
-    claims = content.get("claims") if isinstance(content, dict) else content
-    if not isinstance(claims, list) or not all(isinstance(claim, dict) and "id" in claim for claim in claims):
-        raise LabError(f"{path} is not a list of claims, each with an id; mend it and build the report again")
-    return claims
 
 
 # ---- rows
@@ -253,57 +242,13 @@ def _headline(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _measure_row(measure: Mapping[str, Any]) -> dict[str, str]:
-    value = format_number(measure.get("value"))
-    if measure.get("interval"):
-        low, high = measure["interval"]
-        value += f" [{format_number(low)}, {format_number(high)}]"
     labels = ", ".join(f"{name} {label}" for name, label in (measure.get("labels") or {}).items())
     return {
         "name": str(measure["name"]).replace("_", " "),
         "labels": labels,
-        "value": value,
+        "value": format_number(measure.get("value"), measure.get("interval")),
         "unit": str(measure.get("unit") or ""),
     }
-
-
-def _claim_row(
-    claim: Mapping[str, Any], scale: str, nav: Sequence[NavItem], records: Mapping[str, Mapping[str, Any] | None]
-) -> dict[str, Any]:
-    verdicts = {
-        found["id"]: (found, item)
-        for item in nav
-        if item.state != "failed"
-        for found in (records.get(item.name) or {}).get("claims", [])
-    }
-    stage = str(claim.get("tested_in") or "")
-    item = next((item for item in nav if item.name == stage), None)
-    if claim["id"] in verdicts:
-        found, item = verdicts[claim["id"]]
-        verdict, evidence = found["verdict"], found.get("evidence", "")
-    else:
-        verdict, evidence = "not attempted", _why_not(claim, scale, stage, item)
-    return {
-        "id": claim["id"],
-        "topic": str(claim.get("topic") or str(claim["id"]).split(".")[0]).replace("_", " "),
-        "claim": claim.get("claim") or claim.get("text") or claim["id"],
-        "source": claim.get("source", ""),
-        "verdict": verdict,
-        "evidence": evidence,
-        "stage": item.name if item else stage,
-        "href": item.href if item else None,
-    }
-
-
-def _why_not(claim: Mapping[str, Any], scale: str, stage: str, item: NavItem | None) -> str:
-    order = list(SCALE_NOTES)
-    needed = claim.get("scale_needed", scale)
-    if item is None:
-        return f"Its notebook, {stage}, is planned." if stage else "No notebook tests it."
-    if needed in order and scale in order and order.index(needed) > order.index(scale):
-        return f"Needs {needed} scale: moxin-lab run --scale {needed} --only {item.number}"
-    if item.state == "done":
-        return "The notebook ran and gave no verdict on it."
-    return f"The notebook has no finished run at this scale: moxin-lab run --scale {scale} --only {item.number}"
 
 
 # ---- provenance
@@ -384,7 +329,7 @@ def _data_cards(root: Path) -> list[dict[str, str]]:
     cards = []
     for readme in sorted((root / "data_cards").glob("*/README.md")):
         parts = readme.read_text(encoding="utf-8").split("---\n", 2)
-        front = _yaml_text(parts[1], readme) if len(parts) == 3 and not parts[0].strip() else {}
+        front = parse_yaml(parts[1], readme) if len(parts) == 3 and not parts[0].strip() else {}
         licence = front.get("license_name") or front.get("license") or ""
         licence = ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence)
         cards.append({"name": readme.parent.name, "title": str(front.get("pretty_name") or ""), "license": licence})
@@ -395,7 +340,7 @@ def _count_deviations(root: Path) -> int:
     path = root / "papers" / "deviations.yml"
     if not path.exists():
         return 0
-    content = _yaml(path)
+    content = parse_yaml(path.read_text(encoding="utf-8"), path)
     entries = next((v for v in content.values() if isinstance(v, list)), []) if isinstance(content, dict) else content
     return len(entries or [])
 
@@ -429,19 +374,6 @@ def _markup(html: str) -> Any:
     from markupsafe import Markup
 
     return Markup(html)
-
-
-def _yaml(path: Path) -> Any:
-    return _yaml_text(path.read_text(encoding="utf-8"), path)
-
-
-def _yaml_text(text: str, path: Path) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise LabError(f"{path} is not valid YAML: {error}") from error
 
 
 @cache

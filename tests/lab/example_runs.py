@@ -16,7 +16,8 @@ spans lines $a +
 b$. See [the tokenizer](02_tokenizer.ipynb), [the claims](../papers/claims.yml) and [the report](https://example.org/paper).
 
 $$
-\operatorname{softmax}\left(\frac{Q K^\top}{\sqrt{d_k}}\right) V, \qquad \mathcal{L} = -\frac{1}{T}\sum_{t=1}^{T} \log p_\theta(x_t \mid x_{<t})
+\operatorname{softmax}\left(\frac{Q K^\top}{\sqrt{d_k}}\right) V, \qquad
+\mathcal{L} = -\frac{1}{T}\sum_{t=1}^{T} \log p_\theta(x_t \mid x_{<t})
 $$
 
 Costs \$5 and \$6. 中文、日本語、한국어 stand in the text.
@@ -157,7 +158,11 @@ def failing_cells(root: Path) -> list[dict[str, Any]]:
         "output_type": "error",
         "ename": "ValueError",
         "evalue": "train.parquet has no column <text>",
-        "traceback": ["\x1b[0;31mValueError\x1b[0m  Traceback", f"File {root.resolve()}/moxin_lab/x.py:3, in f", "boom"],
+        "traceback": [
+            "\x1b[0;31mValueError\x1b[0m  Traceback",
+            f"File {root.resolve()}/moxin_lab/x.py:3, in f",
+            "boom",
+        ],
     }
     notice = {**words('<span style="color:red">An Exception was encountered</span>')}
     notice["metadata"] = {"tags": ["papermill-error-cell-tag"]}
@@ -169,14 +174,16 @@ def write_example(root: Path) -> None:
     (root / "papers").mkdir(parents=True)
     (root / "papers" / "claims.yml").write_text(
         "claims:\n"
-        "- {id: data.kept, topic: data, claim: Most documents are kept., source: report, tested_in: 01_data_curation, scale_needed: tiny}\n"
+        "- {id: data.kept, topic: data, claim: Most documents are kept., source: report, tested_in: 01_data_curation}\n"
         "- {id: model.size, topic: model, claim: It has 8 billion parameters., tested_in: 03_model, scale_needed: full}\n"
         "- {id: vlm.loss, topic: model, claim: <b>Vision</b> works., tested_in: 07_vision_language}\n",
         encoding="utf-8",
     )
     card = root / "data_cards" / "help_pages"
     card.mkdir(parents=True)
-    (card / "README.md").write_text("---\npretty_name: LibreOffice help\nlicense: mpl-2.0\n---\n# Help pages\n", encoding="utf-8")
+    (card / "README.md").write_text(
+        "---\npretty_name: LibreOffice help\nlicense: mpl-2.0\n---\n# Help pages\n", encoding="utf-8"
+    )
     first = root / "runs" / "tiny" / "01_data_curation"
     write_notebook(first / "notebook.ipynb", good_cells())
     (first / "stage.json").write_text(json.dumps(record("01_data_curation", "Data curation")), encoding="utf-8")

@@ -1,0 +1,196 @@
+"""A browser with its network cut shows the report whole: on a telephone, on a desk, by keyboard, and to a screen reader.
+
+Needs the system's Chromium (`apt-get install chromium`, or MOXIN_CHROMIUM naming another); `.ci/run` installs it.
+The pages are those of the example in tests/lab/example_runs.py and, where it is built, of reports/tiny.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import example_runs
+import pytest
+
+from moxin_lab.lab import site
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHROMIUM = os.environ.get("MOXIN_CHROMIUM") or next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium, or set MOXIN_CHROMIUM to its path"
+)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WIDTHS = (360, 768, 1280)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is in the extra `dev`: make test installs it"
+    )
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("lab")
+    example_runs.write_example(root)
+    return site.build_site(root, "tiny").parent
+
+
+@pytest.fixture(params=["example", "reports/tiny"])
+def pages(request: pytest.FixtureRequest, example: Path) -> list[Path]:
+    folder = example if request.param == "example" else REPOSITORY / "reports" / "tiny"
+    found = sorted(folder.glob("*.html"))
+    if not found:
+        pytest.skip("reports/tiny is not built here; `make reproduce` builds it")
+    return found
+
+
+class Watched:
+    """A page that keeps what went wrong on it."""
+
+    def __init__(self, browser, width: int, **more) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 800}, offline=True, **more)
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
+
+
+@pytest.fixture
+def watch(browser) -> Iterator:
+    opened: list[Watched] = []
+
+    def open_page(path: Path, width: int = 1280, **more) -> Watched:
+        watched = Watched(browser, width, **more)
+        opened.append(watched)
+        watched.page.goto(path.as_uri())
+        return watched
+
+    yield open_page
+    for watched in opened:
+        watched.context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pages_ask_for_nothing_but_themselves_and_fit_the_window(pages, watch, width):
+    for path in pages:
+        watched = watch(path, width)
+        watched.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert watched.page.evaluate("document.documentElement.scrollWidth") <= width, path.name
+        watched.page.evaluate("window.scrollTo(500, 0)")
+        assert watched.page.evaluate("window.scrollX") == 0, path.name
+        assert watched.requests == [path.as_uri()]
+        assert watched.complaints == []
+
+
+def test_pages_print_without_complaint(pages, watch):
+    for path in pages:
+        watched = watch(path)
+        assert watched.page.pdf(format="A4").startswith(b"%PDF")
+        assert watched.complaints == []
+
+
+def test_keyboard_goes_from_the_first_tab_to_the_text(pages, watch):
+    for path in pages:
+        page = watch(path, 360).page
+        page.keyboard.press("Tab")
+        skip = page.locator(":focus")
+        assert skip.inner_text() == "Skip to the text"
+        assert skip.bounding_box()["x"] >= 0  # it comes into view when it has the focus
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_folded_code_opens_by_keyboard(example, watch):
+    page = watch(example / "01_data_curation.html").page
+    block = page.locator("details.code").first
+    assert not block.locator("pre").is_visible()
+    block.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert block.locator("pre").is_visible()
+
+
+def test_contents_are_folded_on_a_telephone_and_open_on_a_desk(example, watch):
+    path = example / "01_data_curation.html"
+    phone = watch(path, 360).page
+    assert not phone.get_by_role("navigation", name="Stages").is_visible()
+    phone.get_by_text("Contents", exact=True).click()
+    assert phone.get_by_role("navigation", name="Stages").is_visible()
+    assert watch(path, 1280).page.get_by_role("navigation", name="Stages").is_visible()
+
+
+def test_following_the_pages_walks_the_site(example, watch):
+    page = watch(example / "index.html").page
+    page.get_by_role("main").get_by_role("link", name="Data curation").first.click()
+    assert page.title().startswith("01 · Data curation")
+    page.get_by_role("link", name="02 The routed tokenizer →").click()
+    assert page.get_by_role("heading", name="This stage did not finish").is_visible()
+    page.get_by_role("link", name="Moxin Lab").click()
+    assert page.title() == "Moxin Lab: report at tiny scale"
+
+
+def test_screen_reader_is_told_what_pictures_tables_and_formulas_are(example, watch):
+    page = watch(example / "01_data_curation.html").page
+    assert page.get_by_role("img", name="Bits per byte over 300 steps").is_visible()
+    table = page.get_by_role("table", name="Documents kept.")
+    assert table.get_by_role("columnheader").count() == 5
+    assert table.get_by_role("rowheader", name="English").is_visible()
+    assert page.get_by_role("heading", level=1).count() == 1
+    for landmark in ("main", "contentinfo", "banner"):
+        assert page.get_by_role(landmark).count() == 1, landmark
+    assert page.locator("math").first.bounding_box()["height"] > 10  # it is drawn, not merely there
+
+
+def test_claims_stay_a_table_when_a_telephone_stacks_them(example, watch):
+    page = watch(example / "index.html", 360).page
+    table = page.get_by_role("table", name="Claims that this scale can decide")
+    assert table.get_by_role("rowheader").count() >= 1
+    assert table.get_by_role("cell", name="reproduced").count() == 1
+
+
+# every text node's colour against the first ground behind it, by WCAG 2.2's formula for relative luminance
+CONTRAST = """() => {
+  const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const luminance = ([r, g, b]) => .2126 * linear(r / 255) + .7152 * linear(g / 255) + .0722 * linear(b / 255);
+  const ground = element => {
+    const colour = numbers(getComputedStyle(element).backgroundColor);
+    if (colour.length < 4 || colour[3] > 0) return colour;
+    return element.parentElement ? ground(element.parentElement) : [255, 255, 255];
+  };
+  document.querySelectorAll('details').forEach(details => details.open = true);
+  const low = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
+    if (!text || element.closest('svg, style')) continue;
+    const pair = [luminance(numbers(getComputedStyle(element).color)), luminance(ground(element))];
+    const ratio = (Math.max(...pair) + .05) / (Math.min(...pair) + .05);
+    if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${element.className} ${text.slice(0, 40)}`);
+  }
+  return low;
+}"""
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_text_has_the_contrast_that_wcag_aa_asks_for(pages, watch, mode):
+    for path in pages:
+        assert watch(path, color_scheme=mode).page.evaluate(CONTRAST) == [], path.name

@@ -1,0 +1,344 @@
+"""The report needs no script, no network and no eyesight, and says what is known: failures, provenance, verdicts."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import example_runs
+import pytest
+from bs4 import BeautifulSoup
+
+from moxin_lab.lab import cells, site, verdicts
+from moxin_lab.lab.artifacts import LabError
+from moxin_lab.stages import STAGES
+
+PAGES = ("index", "01_data_curation", "02_tokenizer")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("lab")
+    example_runs.write_example(root)
+    site.build_site(root, "tiny")
+    return root
+
+
+def page(root: Path, name: str) -> BeautifulSoup:
+    return BeautifulSoup((root / "reports" / "tiny" / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+
+
+def rebuilt(tmp_path: Path, notebook: list[dict], **record_fields) -> BeautifulSoup:
+    """The page of a stage 01 with these cells."""
+    example_runs.write_example(tmp_path)
+    folder = tmp_path / "runs" / "tiny" / "01_data_curation"
+    example_runs.write_notebook(folder / "notebook.ipynb", notebook)
+    if record_fields:
+        record = {**example_runs.record("01_data_curation", "Data curation"), **record_fields}
+        (folder / "stage.json").write_text(json.dumps(record), encoding="utf-8")
+    site.build_site(tmp_path, "tiny")
+    return page(tmp_path, "01_data_curation")
+
+
+# ---- what every page holds to
+
+
+def check_page(soup: BeautifulSoup, folder: Path) -> None:
+    """The promises of any page of any site; `folder` is where its relative links lead."""
+    assert not soup.find_all(["script", "iframe", "object", "embed", "link", "base", "form"])
+    for element in soup.find_all(True):
+        for name, value in element.attrs.items():
+            assert not name.startswith(("on", "xmlns")), (element.name, name)
+            if name in ("src", "href", "xlink:href", "srcset", "poster", "action", "data"):
+                assert not re.match(r"[a-z]+:(?!image/)|//", value), (element.name, value)
+    for style in soup.find_all("style"):
+        assert "url(" not in style.get_text() and "@import" not in style.get_text()
+    ids = [element["id"] for element in soup.find_all(id=True)]
+    assert len(ids) == len(set(ids))
+    for anchor in soup.find_all("a"):
+        path, _, fragment = anchor["href"].partition("#")
+        assert (folder / path).exists() if path else fragment in ids, anchor["href"]
+    for image in soup.find_all("img"):
+        assert image["alt"].strip()
+    for svg in soup.find_all("svg"):
+        named_by = svg.get("aria-labelledby")
+        assert svg["role"] == "img" and (soup.find(id=named_by).get_text().strip() if named_by else svg["aria-label"])
+    levels = [int(heading.name[1]) for heading in soup.find_all(re.compile("^h[1-6]$"))]
+    assert levels.count(1) == 1 and levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels)), levels
+    for cell in soup.find_all("th"):
+        assert cell.get("scope"), cell
+    for name in ("main", "footer", "nav"):
+        assert soup.find(name), name
+    assert soup.find("a", class_="skip")["href"] == "#main" and soup.find("main")["id"] == "main"
+    assert soup.html["lang"] == "en" and soup.title.get_text().strip()
+    assert soup.find(class_="scale").get_text().endswith(" scale")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_runs_nothing_loads_nothing_and_names_everything(built, name):
+    check_page(page(built, name), built / "reports" / "tiny")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_forbids_the_browser_to_load_anything(built, name):
+    policy = page(built, name).find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
+    assert "default-src 'none'" in policy and "http" not in policy
+
+
+def test_same_records_give_the_same_bytes_in_another_folder_and_process(built, tmp_path):
+    example_runs.write_example(tmp_path)
+    command = "import sys, pathlib; from moxin_lab.lab import site; site.build_site(pathlib.Path(sys.argv[1]), 'tiny')"
+    environment = {**os.environ, "PYTHONHASHSEED": "123", "TZ": "Asia/Tokyo"}
+    subprocess.run([sys.executable, "-c", command, str(tmp_path)], check=True, env=environment)
+    for name in PAGES:
+        path = Path("reports", "tiny", f"{name}.html")
+        assert (built / path).read_bytes() == (tmp_path / path).read_bytes()
+
+
+def test_pages_fit_their_size_budget_even_with_the_projects_own_claims(tmp_path, repository):
+    example_runs.write_example(tmp_path)
+    real = repository / "papers" / "claims.yml"
+    (tmp_path / "papers" / "claims.yml").write_text(real.read_text(encoding="utf-8"), encoding="utf-8")
+    index = site.build_site(tmp_path, "tiny")
+    assert index.stat().st_size <= 100_000
+    assert all(path.stat().st_size <= 500_000 for path in index.parent.iterdir())
+
+
+def test_importing_the_site_imports_no_renderer():
+    renderers = "('mistune', 'bs4', 'jinja2', 'nbconvert', 'torch')"
+    check = f"import sys, moxin_lab.lab.site; print([m for m in {renderers} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---- what a notebook becomes
+
+
+def test_mathematics_becomes_mathml_that_names_itself(built):
+    soup = page(built, "01_data_curation")
+    formulas = soup.find_all("math")
+    assert len(formulas) == 4
+    assert formulas[0]["alttext"] == r"\sqrt{d_k}" and formulas[0].find("msqrt")
+    assert formulas[1]["alttext"] == "a +\nb"
+    assert formulas[2]["display"] == "block" and formulas[2].find("munderover")
+    assert "$" not in soup.find("main").get_text().replace("$5 and $6", "")
+
+
+def test_mathematics_that_cannot_be_set_stays_readable_and_is_logged(caplog):
+    for latex in (r"x_", r"\nosuchcommand{x}", r"\left( x"):
+        assert cells.mathml(latex) == f'<code class="math-source">{latex}</code>'
+        assert latex in caplog.text
+
+
+def test_all_mathematics_in_the_projects_notebooks_can_be_set(repository, caplog):
+    notebooks = sorted((repository / "notebooks").glob("*.ipynb"))
+    if not notebooks:
+        pytest.skip("there is no notebook in notebooks/ yet")
+    for path in notebooks:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "markdown":
+                cells.markdown_html("".join(cell["source"]))
+    assert not caplog.records, caplog.text
+
+
+def test_code_and_printed_output_are_folded(built):
+    soup = page(built, "01_data_curation")
+    main = soup.find("main")
+    for block in main.find_all("pre"):
+        folded = block.find_parent("details")
+        assert folded is not None or "fence" in block.get("class", []) or block.get_text() == "2"
+    assert all(not details.has_attr("open") for details in soup.find_all("details"))
+    source = main.find("details", class_="code").pre.get_text()
+    assert source == 'scale = "tiny"'  # the injected parameters; the defaults that they replace are left out
+
+
+def test_long_printed_output_keeps_its_ends_and_overwritten_lines_their_last_state(built):
+    text = page(built, "01_data_curation").find("details", class_="printed").pre.get_text()
+    lines = text.split("\n")
+    assert lines[0] == "step 3" and lines[-1] == "line 99"
+    assert "[61 lines left out]" in lines and len(lines) == 41
+
+
+def test_text_from_the_notebook_is_not_taken_for_markup(built):
+    assert "a <rather> long column name" in page(built, "01_data_curation").find("main").get_text()
+    assert "<b>Vision</b> works." in page(built, "index").find("main").get_text()
+
+
+def test_links_stay_inside_the_site_and_other_addresses_become_text(built):
+    main = page(built, "01_data_curation").find("main")
+    assert main.find("a", string="the tokenizer")["href"] == "02_tokenizer.html"
+    assert "the claims (../papers/claims.yml)" in main.get_text()
+    assert "the report (https://example.org/paper)" in main.get_text()
+
+
+HOSTILE = """
+<script>alert(1)</script><img src="https://example.org/x.png"><img src="x.png" alt="a cat"><iframe src="//example.org"></iframe>
+<p onclick="f()" style="background:url(https://example.org)">text</p><a href="javascript:f()">go</a><style>@import "x";</style>
+<svg xmlns="http://www.w3.org/2000/svg"><a xlink:href="https://example.org"><image href="https://example.org/y.png"/></a></svg>
+<form action="https://example.org"><input></form><link rel="stylesheet" href="x.css"><object data="x"></object>
+"""
+
+
+def test_hostile_markup_in_words_and_outputs_is_disarmed(tmp_path):
+    soup = rebuilt(
+        tmp_path, [example_runs.words("# T\n\n" + HOSTILE), example_runs.code("x", [example_runs.html(HOSTILE)])]
+    )
+    check_page(soup, tmp_path / "reports" / "tiny")
+    assert "alert" not in soup.get_text() and "[picture not part of this page: a cat]" in soup.get_text()
+
+
+def test_pictures_take_their_alternative_from_the_output_or_say_there_is_none(tmp_path):
+    def picture(**metadata):
+        return {"output_type": "display_data", "metadata": metadata, "data": {"image/png": "iVBORw0KGgo=\n"}}
+
+    outputs = [picture(**{"image/png": {"alt": 'A "quoted" curve.'}}), picture()]
+    soup = rebuilt(tmp_path, [example_runs.words("# T"), example_runs.code("x", outputs)])
+    alternatives = [image["alt"] for image in soup.find_all("img")]
+    assert alternatives == [
+        'A "quoted" curve.',
+        "Picture made by code cell 2; the notebook gives no description of it.",
+    ]
+    check_page(soup, tmp_path / "reports" / "tiny")
+
+
+def test_notebook_without_or_with_several_titles_gets_exactly_one(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert rebuilt(tmp_path / "a", [example_runs.words("Text.")]).h1.get_text() == "Data curation"
+    soup = rebuilt(tmp_path / "b", [example_runs.words("# One\n\n# Two\n\n## Two\n\nText.")])
+    assert soup.h1.get_text() == "One"
+    assert [heading["id"] for heading in soup.find("main").find_all("h2")] == ["Two", "Two-2"]
+
+
+def test_contents_lead_to_every_section(built):
+    soup = page(built, "01_data_curation")
+    contents = soup.find("nav", attrs={"aria-label": "On this page"})
+    assert [a.get_text() for a in contents.find_all("a")] == ["The funnel", "By language", "What this does not show"]
+    assert contents.find("a")["href"] == "#The-funnel"  # as JupyterLab names it
+
+
+# ---- what is known
+
+
+def test_failed_stage_shows_its_error_first_and_what_to_do(built):
+    main = page(built, "02_tokenizer").find("main")
+    assert [element.name for element in main.find_all(["h1", "h2"])][:2] == ["h1", "h2"]
+    failure = main.find(class_="failure")
+    assert "train.parquet has no column <text>" in failure.get_text()
+    assert "moxin-lab run --scale tiny --from 02" in failure.get_text()
+    traceback = failure.find("details").get_text()
+    assert "File moxin_lab/x.py:3" in traceback and "\x1b" not in traceback and str(built) not in traceback
+    assert main.find(id=failure.find("a")["href"][1:]).find(class_="stopped")
+    assert "An Exception was encountered" not in main.get_text()
+
+
+def test_stage_killed_without_an_exception_says_so(tmp_path):
+    example_runs.write_example(tmp_path)
+    example_runs.write_notebook(
+        tmp_path / "runs/tiny/02_tokenizer/failed.ipynb", [example_runs.words("# 02"), example_runs.code("f()")]
+    )
+    site.build_site(tmp_path, "tiny")
+    assert "left no exception" in page(tmp_path, "02_tokenizer").find(class_="failure").get_text()
+
+
+def test_failed_run_does_not_carry_the_record_of_an_earlier_good_one(tmp_path):
+    example_runs.write_example(tmp_path)
+    folder = tmp_path / "runs" / "tiny" / "01_data_curation"
+    example_runs.write_notebook(folder / "failed.ipynb", example_runs.failing_cells(tmp_path))
+    site.build_site(tmp_path, "tiny")
+    assert "left no record" in page(tmp_path, "01_data_curation").find("footer").get_text()
+    index = page(tmp_path, "index")
+    assert "0 reproduced" in index.get_text() and "1 min 11 s" not in index.get_text()
+
+
+def test_index_tells_the_state_and_cost_of_each_stage(built):
+    rows = page(built, "index").find("table", class_="stage-table").tbody.find_all("tr")
+    cells_of = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in rows]
+    assert len(rows) == len(STAGES)
+    assert cells_of[0] == ["01 Data curation", "done", "1 min 11 s", "1.40 GiB", "documents kept: 12,345 documents"]
+    assert cells_of[1][1] == "failed" and cells_of[2][1] == "not run"
+    assert rows[2].find("a") is None
+
+
+def test_index_counts_verdicts_and_says_why_the_rest_is_open(built):
+    soup = page(built, "index")
+    states = [state.get_text() for state in soup.find(id="claims").find_next("p").find_all(class_="state")]
+    assert states == ["1 reproduced", "0 contradicted", "2 not attempted"]
+    decided = soup.find(id="claim-data.kept").get_text()
+    assert "Most documents are kept." in decided and "12,345 documents were kept." in decided
+    assert soup.find(id="claim-data.kept").find("a")["href"] == "01_data_curation.html"
+    reasons = [summary.get_text() for summary in soup.select(".open-claims summary")]
+    assert reasons == ["1: full scale needed", "1: notebook planned"]
+
+
+def test_index_says_that_a_scale_is_not_the_papers(built):
+    assert "never the paper's numbers" in page(built, "index").find(class_="scale-note").get_text()
+
+
+def test_provenance_gives_machine_commit_and_full_hashes(built):
+    footer = page(built, "01_data_curation").find("footer").get_text(" ")
+    for expected in (
+        "Example CPU",
+        "abcdef012345 with uncommitted changes",
+        "0123456789abcdef" * 4,
+        "torch: 2.13.0",
+        "min_characters: 200",
+    ):
+        assert expected in footer
+    assert "4.123 [4.000, 4.200]" in footer and "language zh" in footer
+
+
+def test_record_without_optional_fields_makes_a_page_that_invents_nothing(tmp_path):
+    example_runs.write_example(tmp_path)
+    folder = tmp_path / "runs" / "tiny" / "01_data_curation"
+    bare = {
+        "stage": "01_data_curation",
+        "outputs": {},
+        "key": None,
+        "measures": [{"name": "n", "value": 1}],
+        "claims": [{"id": "data.kept", "verdict": "contradicted"}],
+    }
+    (folder / "stage.json").write_text(json.dumps(bare), encoding="utf-8")
+    site.build_site(tmp_path, "tiny")
+    for name in PAGES:
+        soup = page(tmp_path, name)
+        check_page(soup, tmp_path / "reports" / "tiny")
+        assert "None" not in soup.find("main").get_text() + soup.find("footer").get_text()
+
+
+def test_empty_repository_still_gets_an_index(tmp_path):
+    index = site.build_site(tmp_path, "tiny")
+    check_page(BeautifulSoup(index.read_text(encoding="utf-8"), "html.parser"), index.parent)
+
+
+def test_page_of_a_stage_whose_run_is_gone_is_removed(tmp_path):
+    example_runs.write_example(tmp_path)
+    site.build_site(tmp_path, "tiny")
+    (tmp_path / "runs/tiny/02_tokenizer/failed.ipynb").unlink()
+    site.build_site(tmp_path, "tiny")
+    assert not (tmp_path / "reports/tiny/02_tokenizer.html").exists()
+
+
+def test_broken_notebook_and_broken_claims_are_named(tmp_path):
+    example_runs.write_example(tmp_path)
+    notebook = tmp_path / "runs" / "tiny" / "01_data_curation" / "notebook.ipynb"
+    notebook.write_text("{", encoding="utf-8")
+    with pytest.raises(LabError, match=r"notebook\.ipynb is not a notebook"):
+        site.build_site(tmp_path, "tiny")
+    for text in ("claims: 3", "- just words", "claims: ["):
+        (tmp_path / "papers" / "claims.yml").write_text(text, encoding="utf-8")
+        with pytest.raises(LabError, match=r"claims\.yml"):
+            verdicts.read_claims(tmp_path)
+
+
+def test_the_built_report_of_this_repository_keeps_the_same_promises(repository):
+    pages = sorted((repository / "reports" / "tiny").glob("*.html"))
+    if not pages:
+        pytest.skip("reports/tiny is not built here; `make reproduce` builds it")
+    for path in pages:
+        check_page(BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser"), path.parent)
+        assert path.stat().st_size <= (100_000 if path.stem == "index" else 500_000), path
