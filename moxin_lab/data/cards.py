@@ -3,7 +3,8 @@
 Does: `read_card` gives stage 01 the rows of a data set, or says which file is bad and how to get it back; `render`
 writes the measured part of a card's README.md between its two markers; `rebuild` makes a data set from its archives and
 renders its card; `check` holds every card to `sources.py` and to its own data.
-Guarantees: no number in a card is typed by hand; `check` returns all problems at once and raises on none of them.
+Guarantees: no number in a card is typed by hand; `check` goes on after a problem (a file that cannot be read ends the
+look at its own card only) and returns all it found.
 Does not: write prose (that is in README.md, outside the markers), decode or clean text, or use the network in `check`.
 """
 
@@ -12,6 +13,7 @@ import re
 import tempfile
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ _GROUPS = {
     "conversations": "language",
 }
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
-_EMAIL = re.compile(rb"[\w.+-]+@[\w-]+(\.[\w-]+)+")
+_EMAIL = re.compile(rb"@(?<=[\w.+-]@)[\w-]+\.[\w-]")  # begins with a literal, so that `search` skips to the next @
 
 
 class CardError(RuntimeError):
@@ -92,12 +94,12 @@ def render(folder: Path) -> str:
 
 def check(root: Path) -> list[str]:
     """What is wrong with the cards under `root`/data_cards: one line a problem, an empty list if nothing is."""
-    problems = []
+    problems: list[str] = []
     total = 0
     for wanted in SOURCES.values():
         folder = root / "data_cards" / wanted.name
         try:
-            problems += _check_card(folder, wanted)
+            problems.extend(_card_problems(folder, wanted))
         except CardError as error:
             problems.append(str(error))
         files = [file for file in folder.rglob("*") if file.is_file()]
@@ -112,25 +114,24 @@ def check(root: Path) -> list[str]:
     return problems
 
 
-def _check_card(folder: Path, wanted: Source) -> list[str]:
-    problems = []
+def _card_problems(folder: Path, wanted: Source) -> Iterator[str]:
+    readme, licence = folder / "README.md", folder / "LICENSE"
+    if not licence.is_file():
+        yield f"{licence} is missing. {_remedy(folder)}"
+    elif sha256_of(licence) != wanted.license_sha256:
+        yield f"{licence} is not upstream's licence text as recorded. {_remedy(folder)}"
+    surplus = {file.name for file in (folder / "data").glob("*")} - set(wanted.rows)
+    for name in sorted(surplus):
+        yield f"{folder / 'data' / name} belongs to no data set"
     tables = {name: read_card(folder / "data" / name) for name in sorted(wanted.rows)}
     for name, table in tables.items():
         if table.num_rows != wanted.rows[name]:
-            problems.append(f"{folder / 'data' / name} has {table.num_rows:,} rows, expected {wanted.rows[name]:,}")
+            yield f"{folder / 'data' / name} has {table.num_rows:,} rows, expected {wanted.rows[name]:,}"
     if (digest := rows_sha256(tables.values())) != wanted.rows_sha256:
-        problems.append(f"the rows of {folder} have SHA-256 {digest}, expected {wanted.rows_sha256}. {_remedy(folder)}")
-    surplus = {file.name for file in (folder / "data").iterdir()} - set(wanted.rows)
-    problems += [f"{folder / 'data' / name} belongs to no data set" for name in sorted(surplus)]
-    licence = folder / "LICENSE"
-    if not licence.is_file():
-        problems.append(f"{licence} is missing. {_remedy(folder)}")
-    elif sha256_of(licence) != wanted.license_sha256:
-        problems.append(f"{licence} is not upstream's licence text as recorded. {_remedy(folder)}")
-    problems += _front_matter_problems(folder, wanted, sum(table.num_rows for table in tables.values()))
-    if render(folder) != (folder / "README.md").read_text(encoding="utf-8"):
-        problems.append(f"{folder / 'README.md'}: its numbers are not those of its data. {_remedy(folder)}")
-    return problems
+        yield f"the rows of {folder} have SHA-256 {digest}, expected {wanted.rows_sha256}. {_remedy(folder)}"
+    yield from _front_matter_problems(folder, wanted, sum(table.num_rows for table in tables.values()))
+    if render(folder) != readme.read_text(encoding="utf-8"):
+        yield f"{readme}: its numbers are not those of its data. {_remedy(folder)}"
 
 
 def _front_matter_problems(folder: Path, wanted: Source, rows: int) -> list[str]:
@@ -203,7 +204,8 @@ def numbers(folder: Path) -> str:
     lines += [f"| {label} | {count:,} |" for label, count in _facts(table, raws, wanted)]
     lines += [
         "",
-        f"SHA-256 of all rows, whatever file holds them (`moxin_lab.data.sources.rows_sha256`): `{rows_sha256(tables.values())}`.",
+        "SHA-256 of all rows, whatever file holds them (`moxin_lab.data.sources.rows_sha256`): "
+        f"`{rows_sha256(tables.values())}`.",
         "",
         "| Built from | Kind | Version | Archive | SHA-256 of archive | Licence |",
         "|---|---|---|---|---|---|",
