@@ -27,13 +27,16 @@ from typing import Any
 import jsonschema
 import yaml
 
+from moxin_lab.lab.artifacts import LabError
+
 CATALOGUE_FILE = Path(__file__).parent / "mof_catalogue.yml"
 TECHNICAL_REPORT = "Technical report"
 RESEARCH_PAPER = "Research paper"
-CONTENT_TYPES = ("code", "data", "document")
+RECOMMENDED_LICENCE = {"code": "Apache-2.0", "data": "CDLA-Permissive-2.0", "document": "CC-BY-4.0"}
+"""By content type; source: LF AI & Data, "Simplifying AI model licensing with OpenMDW" (22 July 2025)."""
 
 
-class MofError(ValueError):
+class MofError(LabError):
     """A MOF entry that cannot be evaluated; the message names the file, the place and the remedy."""
 
 
@@ -211,7 +214,7 @@ def format_text(evaluation: Evaluation) -> str:
             f"{component.licence or '-':<22} {component.licence_from or '-'}{optional}"
         )
     lines += [""] + [f"  warning: {warning}" for warning in evaluation.warnings]
-    return "\n".join(lines + next_steps(evaluation)).rstrip() + "\n"
+    return "\n".join(lines + next_steps(evaluation)).rstrip()
 
 
 def next_steps(evaluation: Evaluation) -> list[str]:
@@ -296,10 +299,8 @@ def _stop_at_first_unmet(results: tuple[ClassResult, ...]) -> tuple[ClassResult,
 
 
 def _warning(component: Component) -> str:
-    return (
-        f"{component.name}: {component.licence} is open, but MOT expects a licence made for {component.content_type} "
-        f"(one of {', '.join(catalogue()['type_appropriate'][component.content_type][:4])}, ...)"
-    )
+    better = RECOMMENDED_LICENCE[component.content_type]
+    return f"{component.name}: {component.licence} is open, but not a licence made for {component.content_type}, such as {better}"
 
 
 def _name_problems(names: list[str]) -> list[str]:
@@ -343,7 +344,7 @@ def _schema() -> dict[str, Any]:
             "date": day,
             **dict.fromkeys(("version", "origin", "producer", "contact"), text),
             **{field: {"type": "string", "enum": facts[field]} for field in ("type", "architecture", "treatment")},
-            "license": {"type": "object", "properties": dict.fromkeys(("distribution", *CONTENT_TYPES), licence)},
+            "license": {"type": "object", "properties": dict.fromkeys(("distribution", *RECOMMENDED_LICENCE), licence)},
             "components": {
                 "type": "array",
                 "maxItems": len(catalogue()["components"]),

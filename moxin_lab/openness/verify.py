@@ -4,13 +4,14 @@
     problems = verify(root, "tiny")  # missing, changed and surplus files; an empty list means that all is as it was
 
 Bound together: the report's pages, what the stages left under `runs/<scale>/`, the data cards, the notebooks, `papers/`, the
-MOF entry and the lock file. Names that begin with a dot and folders named `scratch` are working state and stay out.
+MOF entry and the lock file. Names that begin with a dot, `scratch` and `__pycache__` are working state and stay out.
 The file is an unsigned in-toto Statement v1, so that a signer such as model-signing can wrap it.
 
 Guarantees: the same files give the same bytes; a run killed while writing leaves the old manifest or the new one.
 Does not: prove who made the files (it is unsigned), or bind empty folders, times and permissions.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,9 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:moxin-lab:report-manifest:v1"
 COVERED = ("data_cards", "notebooks", "papers", "MOF.yml", "MOF.evidence.yml", "requirements.lock")
 """Files and folders of the repository that a report rests on, beside its own pages and the runs of its scale."""
+
+SKIPPED = ("scratch", "__pycache__")
+"""Folders of working state, beside all names that begin with a dot."""
 
 
 @dataclass(frozen=True, order=True)
@@ -112,6 +116,19 @@ def read_manifest(root: Path, scale: str) -> dict[str, tuple[str, int]]:
     return recorded
 
 
+def sha256_tree(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's sorted lines of (relative path, SHA-256), without working state.
+
+    Raises LabError if there is no such file, or nothing in the folder.
+    """
+    if path.is_file():
+        return sha256_file(path)
+    lines = sorted(f"{file.relative_to(path).as_posix()} {sha256_file(file)}\n" for file in _files(path))
+    if not lines:
+        raise LabError(f"{path} does not exist or is empty")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def _read_subject(entry: dict[str, Any]) -> tuple[str, str, int]:
     name, sha256, size = entry["name"], entry["digest"]["sha256"], entry["annotations"]["size"]
     inside = PurePosixPath(name)
@@ -137,9 +154,7 @@ def _files(start: Path) -> Iterator[Path]:
         return
     for folder, subfolders, names in os.walk(start):
         links = [name for name in subfolders if (Path(folder) / name).is_symlink()]
-        subfolders[:] = sorted(
-            name for name in subfolders if not name.startswith(".") and name not in ("scratch", *links)
-        )
+        subfolders[:] = sorted({name for name in subfolders if not name.startswith(".")} - {*SKIPPED, *links})
         for name in sorted([*names, *links]):
             if not name.startswith("."):
                 yield Path(folder) / name

@@ -1,0 +1,284 @@
+"""Tables and pictures of notebook 10. Each function takes plain results and returns a DataFrame, a figure or a text.
+
+Guarantees: text alternatives are made from the same values as the picture. Does not: decide a verdict or read a model.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import yaml
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from moxin_lab.lab.show import OKABE_ITO
+from moxin_lab.openness import claims, mof, verify
+
+BLUE, VERMILION = OKABE_ITO[:2]
+NUMERALS = {3: "III", 2: "II", 1: "I"}
+LOOKS = {
+    "counts": {"marker": "o", "color": BLUE, "s": 95},
+    "counts, with a warning": {"marker": "o", "facecolor": "white", "edgecolor": BLUE, "linewidth": 1.8, "s": 80},
+    "not included": {"marker": "x", "color": "#777777", "linewidth": 1.5, "s": 45},
+}
+"""Three marks told apart by shape, so that the picture reads without colour."""
+VERDICT_LOOKS = {
+    "reproduced": {"color": BLUE, "hatch": ""},
+    "contradicted": {"color": VERMILION, "hatch": "//"},
+    "not attempted": {"color": "#d5d5d5", "hatch": ""},
+}
+
+
+def readings(root: Path) -> dict[str, mof.Evaluation]:
+    """The lab and upstream Moxin, each read in two ways; the first and third are the entries as committed."""
+    lab, upstream = mof.load(root / "MOF.yml"), mof.load(root / "papers" / "moxin_mof.yml")
+    local = {
+        name: item["licence"] for name, item in mof.evidence(root / "MOF.yml").items() if item["status"] == "local"
+    }
+    marked = [
+        {"name": name}
+        for name, item in mof.evidence(root / "papers" / "moxin_mof.yml").items()
+        if item["blog"] == "yes"
+    ]
+    blog = mof.check({**upstream, "release": {**upstream["release"], "components": marked}})
+    return {
+        "Lab, as published": mof.evaluate_entry(lab),
+        "Lab, if local results were published": mof.evaluate_entry(mof.with_components(lab, local)),
+        "Moxin, favourable reading": mof.evaluate_entry(upstream),
+        "Moxin, as its blog marks it": mof.evaluate_entry(blog),
+    }
+
+
+def class_table(evaluations: Mapping[str, mof.Evaluation]) -> pd.DataFrame:
+    """Class, progress in percent, and what the next class asks for, a row a reading."""
+    rows = []
+    for name, evaluation in evaluations.items():
+        nearest = evaluation.next_class
+        lacking = "nothing" if nearest is None else ", ".join(nearest.missing + nearest.unlicensed + nearest.invalid)
+        progress = {f"{NUMERALS[result.number]} (%)": result.progress for result in evaluation.classes}
+        rows.append({"release": name, "class": evaluation.class_name, **progress, "next class lacks": lacking})
+    return pd.DataFrame(rows)
+
+
+def component_figure(evaluations: Mapping[str, mof.Evaluation]) -> Figure:
+    """A mark for each component (rows, by class) and reading (columns)."""
+    components = next(iter(evaluations.values())).components
+    figure, axes = plt.subplots(figsize=(7.0, 6.4), layout="constrained")
+    drawn: set[str] = set()
+    for x, evaluation in enumerate(evaluations.values()):
+        for y, component in enumerate(evaluation.components):
+            look = _look(component)
+            axes.scatter(x, y, label=None if look in drawn else look, **LOOKS[look])
+            drawn.add(look)
+    names = [component.name + ("" if component.required else " (optional)") for component in components]
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(evaluations)), [_wrap(name) for name in evaluations])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set(xlim=(-0.5, len(evaluations) - 0.1), ylim=(len(names) - 0.5, -0.5))
+    for y in range(1, len(components)):
+        if components[y].mof_class != components[y - 1].mof_class:
+            axes.axhline(y - 0.5, color="#555555", linewidth=0.9)
+    for number in (3, 2, 1):
+        rows = [y for y, component in enumerate(components) if component.mof_class == number]
+        axes.text(
+            len(evaluations) - 0.55, sum(rows) / len(rows), f"class {NUMERALS[number]}", rotation=270, va="center"
+        )
+    axes.spines[["left", "bottom"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    order = [labels.index(name) for name in LOOKS if name in labels]
+    figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside lower center", ncols=3)
+    return figure
+
+
+def component_alt(evaluations: Mapping[str, mof.Evaluation]) -> str:
+    """The picture of `component_figure` in words."""
+    parts = []
+    for name, evaluation in evaluations.items():
+        absent = [component.name for component in evaluation.components if component.status != "included"]
+        parts.append(f"{name}: {17 - len(absent)} of 17 count; not {', '.join(absent)}.")
+    return "Grid of 17 components by four readings. " + " ".join(parts)
+
+
+def component_table(
+    evaluation: mof.Evaluation,
+    evidence: Mapping[str, Mapping[str, Any]],
+    root: Path,
+    records: Sequence[Mapping[str, Any]],
+) -> pd.DataFrame:
+    """The 17 components of the lab: licence as resolved, open, type-appropriate, where it lies and its SHA-256 (12 digits)."""
+    rows = []
+    for component in evaluation.components:
+        item = evidence[component.name]
+        rows.append(
+            {
+                "component": component.name,
+                "class": NUMERALS[component.mof_class] + ("" if component.required else " (optional)"),
+                "status": item["status"],
+                "licence": component.licence or "–",
+                "licence from": component.licence_from or "–",
+                "open": _yes(component.open, component.status),
+                "made for its type": _yes(component.type_appropriate, component.status),
+                "evidence": "; ".join(_located(item, root, records)) or "–",
+                "note": item["note"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _located(item: Mapping[str, Any], root: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    if item["status"] == "local":
+        for record in records:
+            if output := record["outputs"].get(item["artifact"]):
+                return [f"runs/{record['scale']}/{record['stage']}/{item['artifact']} {output['sha256'][:12]}"]
+        return [f"artifact {item['artifact']}, not made yet at this scale"]
+    return [f"{path} {verify.sha256_tree(root / path)[:12]}" for path in item.get("paths", [])]
+
+
+def data_card_table(root: Path) -> pd.DataFrame:
+    """The data sets of `data_cards/`: licence as their card states it, rows, bytes and the SHA-256 of their data."""
+    rows = []
+    for card in sorted((root / "data_cards").glob("*/README.md")):
+        matter = yaml.safe_load(card.read_text(encoding="utf-8").split("---", 2)[1])
+        files = sorted((card.parent / "data").glob("*.parquet"))
+        rows.append(
+            {
+                "data set": card.parent.name,
+                "licence on its card": matter.get("license_name", matter["license"]),
+                "rows": sum(pq.read_metadata(file).num_rows for file in files),
+                "MiB": sum(file.stat().st_size for file in files) / 2**20,
+                "SHA-256 of data/": verify.sha256_tree(card.parent / "data")[:12],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def upstream_table(evaluation: mof.Evaluation, evidence: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The 17 components of upstream Moxin: what was found, how the blog marks it, whether it counts here."""
+    rows = [
+        {
+            "component": component.name,
+            "class": NUMERALS[component.mof_class] + ("" if component.required else " (optional)"),
+            "found": evidence[component.name]["status"],
+            "its blog says": evidence[component.name]["blog"],
+            "counts here": "yes" if component.status == "included" else "no",
+            "note": evidence[component.name]["note"],
+        }
+        for component in evaluation.components
+    ]
+    return pd.DataFrame(rows)
+
+
+def verdict_figure(verdicts: Sequence[claims.Verdict]) -> Figure:
+    """Claims by topic, a stacked bar of the three verdicts with their counts written in."""
+    counts = verdict_counts(verdicts)
+    figure, axes = plt.subplots(figsize=(7.0, 0.42 * len(counts) + 1.5), layout="constrained")
+    left = pd.Series(0, index=counts.index)
+    for verdict, look in VERDICT_LOOKS.items():
+        axes.barh(counts.index, counts[verdict], left=left, label=verdict, edgecolor="white", **look)
+        for topic, count in counts[verdict].items():
+            if count:
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.9}
+                axes.text(left[topic] + count / 2, topic, str(count), ha="center", va="center", fontsize=9, bbox=box)
+        left += counts[verdict]
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="published claims", ylabel="")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def verdict_counts(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
+    """Number of claims by topic (rows, in the order of the claims) and verdict (columns)."""
+    pairs = Counter((item.topic, item.verdict) for item in verdicts)
+    topics = list(dict.fromkeys(item.topic for item in verdicts))
+    return pd.DataFrame({v: [pairs[topic, v] for topic in topics] for v in VERDICT_LOOKS}, index=topics)
+
+
+def verdict_alt(verdicts: Sequence[claims.Verdict]) -> str:
+    """The picture of `verdict_figure` in words."""
+    rows = [
+        f"{topic}: " + ", ".join(f"{count} {verdict}" for verdict, count in row.items() if count)
+        for topic, row in verdict_counts(verdicts).iterrows()
+    ]
+    return "Stacked bars of claims by topic. " + "; ".join(rows) + "."
+
+
+def decided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
+    """Claims with a verdict of this run: what was said, what was found."""
+    rows = [
+        {"claim": f"{v.id}: {v.claim}", "verdict": v.verdict, "evidence": v.evidence, "notebook": v.stage}
+        for v in verdicts
+        if v.verdict != "not attempted"
+    ]
+    return pd.DataFrame(rows, columns=["claim", "verdict", "evidence", "notebook"])
+
+
+def undecided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
+    """Claims without one: what a notebook saw or why there is none, and the command that would attempt it."""
+    rows = [
+        {"claim": f"{v.id}: {v.claim}", "why not, or what was seen": v.evidence, "command": v.command}
+        for v in verdicts
+        if v.verdict == "not attempted"
+    ]
+    return pd.DataFrame(rows, columns=["claim", "why not, or what was seen", "command"])
+
+
+def deviation_table(deviations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Where the sources disagree, what each says, and how the lab reads it."""
+    return pd.DataFrame(
+        {
+            "what disagrees": item["title"],
+            "sources": " ".join(f"[{source}] {text}" for source, text in item["sources"].items()),
+            "our reading": item["reading"],
+            "treated in": ", ".join(name[:2] for name in item["treated"]),
+        }
+        for item in deviations
+    )
+
+
+def stage_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Finished stages: time, memory, and the SHA-256 (12 digits) of the key's inputs and outputs."""
+    return pd.DataFrame(
+        {
+            "stage": record["stage"],
+            "seconds": record["seconds"],
+            "GiB at peak": record["peak_memory_bytes"] / 2**30,
+            "took": ", ".join(f"{name} {item['sha256'][:12]}" for name, item in record["inputs"].items()) or "–",
+            "left": ", ".join(f"{name} {item['sha256'][:12]}" for name, item in record["outputs"].items()),
+        }
+        for record in records
+    )
+
+
+def environment_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """What the stages ran on; a row shows several values where stages differ."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        environment = dict(record["environment"])
+        packages = environment.pop("packages", {})
+        for name, value in [*environment.items(), *packages.items()]:
+            if value is not None:
+                found.setdefault(name.replace("_", " "), []).append(str(value))
+    return pd.DataFrame({"what": name, "value": "; ".join(dict.fromkeys(values))} for name, values in found.items())
+
+
+def _look(component: mof.Component) -> str:
+    if component.status != "included":
+        return "not included"
+    return "counts" if component.type_appropriate else "counts, with a warning"
+
+
+def _yes(value: bool, status: str) -> str:
+    return "–" if status == "absent" else "yes" if value else "no"
+
+
+def _wrap(name: str) -> str:
+    """A column's name on three short lines."""
+    who, how = name.split(", ", 1)
+    words = how.split()
+    middle = (len(words) + 1) // 2
+    return f"{who},\n{' '.join(words[:middle])}\n{' '.join(words[middle:])}"
