@@ -23,6 +23,8 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 """Colours told apart with every common colour-vision deficiency. Source: Okabe and Ito, Color Universal Design (2008);
 the order puts those that read best on white first, yellow last."""
 
+LARGE_FIGURE = 150_000  # bytes of SVG; a report page with three such figures is near its budget
+
 SVG_SETTINGS = {
     "svg.hashsalt": "moxin-lab",  # clip-path ids from the content instead of a random uuid
     "svg.fonttype": "none",  # text stays text: small, searchable, and CJK labels use the reader's fonts
@@ -38,6 +40,7 @@ def style() -> None:
         {
             **SVG_SETTINGS,
             "axes.prop_cycle": cycler(color=OKABE_ITO),
+            "path.simplify_threshold": 0.4,  # in points: what a line of thousands of steps may lose without being seen
             "figure.figsize": (7.0, 3.8),  # inches; as wide as the report's text column
             "figure.constrained_layout.use": True,
             "figure.facecolor": "white",
@@ -57,7 +60,9 @@ def style() -> None:
             "xtick.labelsize": 10,
             "ytick.labelsize": 10,
             "legend.fontsize": 10,
-            "legend.frameon": False,
+            "legend.frameon": True,
+            "legend.framealpha": 0.85,  # a curve behind the words must not make them unreadable
+            "legend.edgecolor": "none",
             "lines.linewidth": 1.8,
         }
     )
@@ -72,6 +77,11 @@ def figure_html(fig: "Figure", *, alt: str, caption: str, scale: str) -> str:
         if not text.strip():
             raise ValueError(f"show_figure needs {name}=...: say in words what the picture shows")
     svg = _figure_svg(fig)
+    if len(svg) > LARGE_FIGURE:
+        warnings.warn(
+            f"the figure {caption!r} is {len(svg) // 1000} kB of SVG; plot fewer points: a page has 500 kB",
+            stacklevel=2,
+        )
     key = "fig-" + hashlib.sha256("\0".join((svg, alt, caption, scale)).encode()).hexdigest()[:10]
     svg = re.sub(r'((?:id|href)="#?|url\(#)', rf"\g<1>{key}-", svg).replace(f'href="{key}-data:', 'href="data:')
     width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2]
@@ -232,14 +242,14 @@ def _figure_svg(fig: "Figure") -> str:
     svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", svg)
-    svg = re.sub(r'(?<= d=")[^"]+', lambda m: " ".join(_shorten(m[0]).split()), svg)
+    svg = re.sub(r'(?<= d=")[^"]+', lambda m: " ".join(_shorten(m[0], 2 if len(m[0]) < 4000 else 1).split()), svg)
     svg = re.sub(r'(?<= [xy]=")[\d.-]+(?=")', lambda m: _shorten(m[0]), svg)
     return re.sub(r"\n\s*", "\n", svg).strip()
 
 
-def _shorten(numbers: str) -> str:
-    """Coordinates to a hundredth of a point."""
-    return re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), numbers)
+def _shorten(numbers: str, decimals: int = 2) -> str:
+    """Coordinates to a hundredth of a point, or to a tenth in long curves."""
+    return re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.{decimals}f}".rstrip("0").rstrip("."), numbers)
 
 
 def _display(html: str, plain: str) -> None:

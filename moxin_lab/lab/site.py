@@ -63,7 +63,9 @@ def build_site(root: Path, scale: str) -> Path:
         elif record is None:
             state, notebook = "not run", None
         else:
-            state, notebook = ("done", finished) if finished.exists() else ("run by hand", None)
+            # a run by hand leaves a record without a key, and the notebook beside it belongs to an older result
+            by_hand = record["key"] is None or not finished.exists()
+            state, notebook = ("run by hand", None) if by_hand else ("done", finished)
         if notebook is not None:
             notebooks[info.name] = notebook
         href = f"{info.name}.html" if notebook is not None else None

@@ -93,6 +93,14 @@ def test_figure_keeps_small_numbers_in_its_labels():
     assert ">0.0001234<" in html
 
 
+def test_figure_too_large_for_a_page_says_so():
+    figure, axes = plt.subplots()
+    axes.scatter(range(3000), range(3000))
+    with pytest.warns(UserWarning, match="plot fewer points"):
+        show.figure_html(figure, alt="a", caption="c", scale="tiny")
+    plt.close(figure)
+
+
 @pytest.mark.parametrize("missing", ["alt", "caption"])
 def test_figure_without_words_is_refused(missing):
     with pytest.raises(ValueError, match=missing):

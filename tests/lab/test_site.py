@@ -298,7 +298,7 @@ def test_record_without_optional_fields_makes_a_page_that_invents_nothing(tmp_pa
     bare = {
         "stage": "01_data_curation",
         "outputs": {},
-        "key": None,
+        "key": "k",
         "measures": [{"name": "n", "value": 1}],
         "claims": [{"id": "data.kept", "verdict": "contradicted"}],
     }
@@ -308,6 +308,16 @@ def test_record_without_optional_fields_makes_a_page_that_invents_nothing(tmp_pa
         soup = page(tmp_path, name)
         check_page(soup, tmp_path / "reports" / "tiny")
         assert "None" not in soup.find("main").get_text() + soup.find("footer").get_text()
+
+
+def test_result_of_a_run_by_hand_is_not_shown_beside_an_older_notebook(tmp_path):
+    example_runs.write_example(tmp_path)
+    record = {**example_runs.record("01_data_curation", "Data curation"), "key": None}
+    (tmp_path / "runs/tiny/01_data_curation/stage.json").write_text(json.dumps(record), encoding="utf-8")
+    site.build_site(tmp_path, "tiny")
+    assert not (tmp_path / "reports/tiny/01_data_curation.html").exists()
+    row = page(tmp_path, "index").find("table", class_="stage-table").tbody.tr.get_text(" ")
+    assert "run by hand" in row and "12,345" in row
 
 
 def test_empty_repository_still_gets_an_index(tmp_path):
