@@ -128,6 +128,19 @@ def unused_share(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
+def frequent_tokens(tokenizer: RoutedTokenizer, texts: Sequence[str], min_letters: int, number: int) -> pd.DataFrame:
+    """By expert, the tokens of its block that occur most often in the texts, spaces shown as ␣; letters only, so many at least."""
+    ids = np.concatenate([np.array(ids, dtype=int) for ids in tokenizer.encode_batch(texts)])
+    used = np.bincount(ids, minlength=tokenizer.vocab_size)
+    rows = []
+    for block in tokenizer.blocks[-len(EXPERTS) :]:
+        order = block.start + np.argsort(-used[block.start : block.stop], kind="stable")
+        words = [tokenizer.decode([index]) for index in order if used[index]]
+        long = [word.replace(" ", "␣") for word in words if len(word.strip()) >= min_letters and word.strip().isalpha()]
+        rows.append({"expert": block.name, "tokens": " ".join(long[:number]) or "none"})
+    return pd.DataFrame(rows)
+
+
 def throughput(
     count: CountTokens, texts: Sequence[str], repeats: int = 3, clock: Callable[[], float] = time.perf_counter
 ) -> float:
@@ -182,3 +195,21 @@ def _token_starts(tokenizer: Tokenizer | SentencePieceProcessor, texts: Sequence
             raise RuntimeError(f"tokens spell {ends[-1]} bytes of a text of {len(text.encode())}: {text[:60]!r}")
         starts.append(np.maximum(ends - sizes[text_ids], 0))
     return starts
+
+
+def with_interval(frame: pd.DataFrame, value: str, decimals: int, signed: bool = False) -> list[str]:
+    """Each row's value and interval as text, `4.12 [4.01, 4.23]`; the value alone where there is no interval."""
+    sign = "+" if signed else ""
+    texts = []
+    for middle, low, high in frame[[value, "low", "high"]].itertuples(index=False):
+        text = f"{middle:{sign}.{decimals}f}"
+        if pd.notna(low):
+            text += f" [{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}]"
+        texts.append(text.replace("-", "−"))
+    return texts
+
+
+def pivot(frame: pd.DataFrame, value: str, decimals: int) -> pd.DataFrame:
+    """A table to print: a row a language, a column a tokenizer, values with their intervals as text."""
+    rows = frame.assign(text=with_interval(frame, value, decimals))
+    return rows.pivot(index="language", columns="tokenizer", values="text")[list(dict.fromkeys(frame["tokenizer"]))]

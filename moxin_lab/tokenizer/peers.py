@@ -72,3 +72,13 @@ def count_with(tokenizer: RoutedTokenizer | Tokenizer | SentencePieceProcessor) 
     if isinstance(tokenizer, Tokenizer):
         return lambda texts: [len(e) for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
     return lambda texts: [len(ids) for ids in tokenizer.encode(list(texts))]
+
+
+def compare_released(repository: str) -> dict[str, int]:
+    """Size of a released tokenizer on the model hub, and how many of its tokens Mistral v0.1 has too. Needs the network."""
+    from transformers import AutoTokenizer
+
+    vocabulary = AutoTokenizer.from_pretrained(repository).get_vocab()
+    model = mistral()
+    pieces = {model.id_to_piece(index) for index in range(model.vocab_size())}
+    return {"size": len(vocabulary), "shared": len(pieces & vocabulary.keys())}
