@@ -183,16 +183,21 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _cards(options: argparse.Namespace) -> int:
-    from moxin_lab.data import sources
+    from moxin_lab.data import cards
+    from moxin_lab.data.archives import ArchiveError
     from moxin_lab.lab.artifacts import LabError
 
     root = _root(options)
     if options.action == "build":
         if options.name is None:
             raise LabError("name the data card to build: moxin-lab cards build NAME")
-        sources.rebuild(root, options.name, archives=options.archives)
+        archives = Path(options.archives) if options.archives else None
+        try:
+            cards.rebuild(root, options.name, archives)
+        except (ArchiveError, cards.CardError, ValueError) as error:
+            raise LabError(str(error)) from error
         return 0
-    problems = sources.check(root)
+    problems = cards.check(root)
     for problem in problems:
         print(problem)
     print(f"cards: {len(problems)} problem(s)" if problems else "cards: all as recorded")

@@ -13,7 +13,7 @@ import re
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +63,21 @@ def read_card(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     return pa.concat_tables(_read_parquet(path / "data" / name, schema) for name in sorted(files))
 
 
-def rebuild(name: str, root: Path, archives: Path | None = None) -> list[Path]:
+def rebuild(
+    root: Path, name: str, archives: Path | None = None, progress: Callable[[str], object] = print
+) -> list[Path]:
     """Make `root`/data_cards/`name` anew: parquet files from the archives, then the numbers in its README.md.
 
     archives: a folder that holds the archives; fetched by package name if None.
+    progress: told what is being done, a line a step.
     Returns the parquet paths. Raises `ArchiveError` or `CardError`.
     """
     out = root / "data_cards" / source(name).name
     with tempfile.TemporaryDirectory() as scratch:
         if archives is None:
             archives = Path(scratch)
-            fetch(name, archives)
+            fetch(name, archives, progress)
+        progress(f"building {out}")
         written = build(name, archives, out)
     readme = out / "README.md"
     readme.write_text(render(out), encoding="utf-8")

@@ -61,9 +61,16 @@ def source(name: str) -> Source:
     return SOURCES[name]
 
 
-def fetch(name: str, folder: Path) -> list[Path]:
-    """Save the archives of data set `name` in `folder` and return their paths. Raises `ArchiveError`."""
-    return [archives.fetch(archive, folder) for archive in source(name).archives]
+def fetch(name: str, folder: Path, progress: Callable[[str], object] = print) -> list[Path]:
+    """Save the archives of data set `name` in `folder` and return their paths; `progress` is told each one before.
+
+    Raises `ArchiveError`.
+    """
+    paths = []
+    for archive in source(name).archives:
+        progress(f"fetching the {archive}")
+        paths.append(archives.fetch(archive, folder))
+    return paths
 
 
 def build(name: str, folder: Path, out: Path) -> list[Path]:

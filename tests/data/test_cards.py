@@ -302,5 +302,7 @@ def test_rebuild_from_a_folder_of_archives_restores_data_and_numbers(copy: Path,
         return [sources.write_table(intact, out / "data" / "train.parquet")]
 
     monkeypatch.setattr(cards, "build", build)
-    cards.rebuild("conversations", copy, copy / "archives")
+    said: list[str] = []
+    cards.rebuild(copy, "conversations", copy / "archives", progress=said.append)
+    assert said == [f"building {folder}"]
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
