@@ -3,6 +3,7 @@
 Guarantees: text alternatives are made from the same values as the picture. Does not: decide a verdict or read a model.
 """
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,9 +47,9 @@ def readings(root: Path) -> dict[str, mof.Evaluation]:
     blog = mof.check({**upstream, "release": {**upstream["release"], "components": marked}})
     return {
         "Lab, as published": mof.evaluate_entry(lab),
-        "Lab, if local results were published": mof.evaluate_entry(mof.with_components(lab, local)),
+        "Lab, with its local results": mof.evaluate_entry(mof.with_components(lab, local)),
         "Moxin, favourable reading": mof.evaluate_entry(upstream),
-        "Moxin, as its blog marks it": mof.evaluate_entry(blog),
+        "Moxin, its own blog": mof.evaluate_entry(blog),
     }
 
 
@@ -78,6 +79,7 @@ def component_figure(evaluations: Mapping[str, mof.Evaluation]) -> Figure:
     axes.set_xticks(range(len(evaluations)), [_wrap(name) for name in evaluations])
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
+    axes.grid(axis="x", visible=False)
     axes.set(xlim=(-0.5, len(evaluations) - 0.1), ylim=(len(names) - 0.5, -0.5))
     for y in range(1, len(components)):
         if components[y].mof_class != components[y - 1].mof_class:
@@ -277,8 +279,6 @@ def _yes(value: bool, status: str) -> str:
 
 
 def _wrap(name: str) -> str:
-    """A column's name on three short lines."""
+    """A column's name on short lines, the owner on the first."""
     who, how = name.split(", ", 1)
-    words = how.split()
-    middle = (len(words) + 1) // 2
-    return f"{who},\n{' '.join(words[:middle])}\n{' '.join(words[middle:])}"
+    return "\n".join([f"{who},", *textwrap.wrap(how, 12)])

@@ -1,0 +1,113 @@
+"""The openness report's tables and pictures say what their inputs say, for the entries that this repository commits."""
+
+from pathlib import Path
+
+import pytest
+
+from moxin_lab.openness import claims, mof, report
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def readings():
+    return report.readings(ROOT)
+
+
+def record(stage="03_model", **changes):
+    base = {
+        "stage": stage,
+        "scale": "tiny",
+        "claims": [{"id": "arch.36-blocks", "verdict": "reproduced", "evidence": "36 counted"}],
+        "inputs": {"tokenizer": {"sha256": "b" * 64}},
+        "outputs": {"architecture": {"sha256": "a" * 64}},
+        "seconds": 12.5,
+        "peak_memory_bytes": 2**30,
+        "environment": {"python": "3.11.7", "gpu": None, "packages": {"torch": "2.13.0"}},
+    }
+    return {**base, **changes}
+
+
+def test_upstream_lacks_a_data_card_in_both_readings_and_so_has_no_class(readings):
+    for name in ("Moxin, favourable reading", "Moxin, its own blog"):
+        assert readings[name].mof_class == 0
+        assert readings[name].next_class.missing == ("Data card",)
+
+
+def test_the_lab_lists_nothing_that_only_a_run_makes(readings):
+    local = [name for name, item in mof.evidence(ROOT / "MOF.yml").items() if item["status"] == "local"]
+    state = {component.name: component.status for component in readings["Lab, as published"].components}
+    assert local and all(state[name] == "absent" for name in local)
+    with_results = {c.name: c.status for c in readings["Lab, with its local results"].components}
+    assert all(with_results[name] == "included" for name in local)
+
+
+@pytest.mark.parametrize("entry", ["MOF.yml", "papers/moxin_mof.yml"])
+def test_evidence_has_a_row_for_each_of_the_17_components_and_agrees_with_the_entry(entry):
+    evidence = mof.evidence(ROOT / entry)
+    listed = {component["name"] for component in mof.load(ROOT / entry)["release"]["components"]}
+    assert evidence.keys() == {fact["name"] for fact in mof.catalogue()["components"]}
+    for name, item in evidence.items():
+        assert item["note"]
+        if item["status"] in ("present", "partial"):
+            assert name in listed
+        if item["status"] in ("absent", "local", "not found"):
+            assert name not in listed
+
+
+def test_component_table_gives_each_present_component_a_place_and_a_hash(readings):
+    evidence = mof.evidence(ROOT / "MOF.yml")
+    done = record(stage="04_pretraining", outputs={"pretrained": {"sha256": "c" * 64}})
+    frame = report.component_table(readings["Lab, as published"], evidence, ROOT, [done]).set_index("component")
+    assert len(frame) == 17
+    for name, item in evidence.items():
+        assert [path in frame.loc[name, "evidence"] for path in item.get("paths", [])] == [True] * len(
+            item.get("paths", [])
+        )
+    assert frame.loc["Model parameters (Final)", "evidence"] == f"runs/tiny/04_pretraining/pretrained {'c' * 12}"
+    assert "not made yet" in frame.loc["Model parameters (Intermediate)", "evidence"]
+
+
+def test_data_card_table_has_every_card_with_its_own_licence():
+    frame = report.data_card_table(ROOT).set_index("data set")
+    assert set(frame.index) == {path.parent.name for path in (ROOT / "data_cards").glob("*/README.md")}
+    assert frame.loc["help_pages", "licence on its card"] == "mpl-2.0"
+    assert (frame["rows"] > 0).all()
+
+
+def test_pictures_and_their_text_alternatives_come_from_the_same_numbers(readings):
+    verdicts = claims.verdicts(ROOT, [record()])
+    counts = report.verdict_counts(verdicts)
+    assert counts.to_numpy().sum() == len(verdicts) and counts.loc["architecture", "reproduced"] == 1
+    left = counts.loc["architecture", "not attempted"]
+    assert f"architecture: 1 reproduced, {left} not attempted" in report.verdict_alt(verdicts)
+    figure = report.verdict_figure(verdicts)
+    written = sum(int(text.get_text()) for text in figure.axes[0].texts)
+    assert written == len(verdicts), "the counts in the bars add up to the number of claims"
+    grid = report.component_figure(readings)
+    assert len(grid.axes[0].collections) == 17 * len(readings)
+    assert "Data card" in report.component_alt(readings)
+
+
+def test_every_claim_stands_in_exactly_one_of_the_two_claim_tables():
+    verdicts = claims.verdicts(ROOT, [record()])
+    decided, undecided = report.decided_table(verdicts), report.undecided_table(verdicts)
+    assert len(decided) == 1 and "36 counted" in decided.loc[0, "evidence"]
+    assert len(decided) + len(undecided) == len(verdicts)
+    assert undecided["command"].str.startswith("moxin-lab run --scale ").all()
+
+
+def test_provenance_tables_show_where_stages_differ():
+    records = [record(), record(stage="04_pretraining", environment={"python": "3.12.1", "packages": {}})]
+    environment = report.environment_table(records).set_index("what")["value"]
+    assert environment["python"] == "3.11.7; 3.12.1" and environment["torch"] == "2.13.0" and "gpu" not in environment
+    stages = report.stage_table(records)
+    assert stages.loc[0, "left"] == "architecture aaaaaaaaaaaa" and stages.loc[0, "GiB at peak"] == 1
+
+
+def test_deviation_table_keeps_every_source():
+    deviations = claims.deviations(ROOT)
+    frame = report.deviation_table(deviations)
+    assert len(frame) == len(deviations)
+    for item, text in zip(deviations, frame["sources"], strict=True):
+        assert all(f"[{source}]" in text for source in item["sources"])
