@@ -23,6 +23,7 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 """Colours told apart with every common colour-vision deficiency. Source: Okabe and Ito, Color Universal Design (2008);
 the order puts those that read best on white first, yellow last."""
 
+WRAP_FROM = 28  # characters: a column with longer words wraps, one with shorter stays on one line
 LARGE_FIGURE = 150_000  # bytes of SVG; a report page with three such figures is near its budget
 
 SVG_SETTINGS = {
@@ -121,6 +122,9 @@ def table_html(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int
         columns = []
     columns += [(_label(name), list(frame.iloc[:, i])) for i, name in enumerate(frame.columns)]
 
+    # one column, one way of writing: thousands are separated in all of its numbers or in none
+    grouped = [any(_is_number(value) and abs(value) >= 10_000 for value in values) for _, values in columns]
+    wide = [any(isinstance(value, str) and len(value) > WRAP_FROM for value in values) for _, values in columns]
     numeric = [all(_is_number(value) or _is_missing(value) for value in values) for _, values in columns]
     head = "".join(
         f'<th scope="col" {_align(right)}>{escape(name)}</th>' if name else "<td></td>"
@@ -131,9 +135,10 @@ def table_html(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int
         cells = []
         for i, value in enumerate(row):
             digits = decimals.get(columns[i][0], 3) if isinstance(decimals, dict) else decimals
-            text = escape(format_value(value, digits))
+            text = escape(format_value(value, digits, grouped=grouped[i]))
             kind = 'th scope="row"' if i < num_headers else "td"
-            cells.append(f"<{kind} {_align(numeric[i] and i >= num_headers)}>{text}</{kind[:2]}>")
+            wrap = ' class="wrap"' if wide[i] else ""
+            cells.append(f"<{kind}{wrap} {_align(numeric[i] and i >= num_headers)}>{text}</{kind[:2]}>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f'<div class="scroll" role="group" tabindex="0" aria-label="{escape(caption)}"><table class="moxin-table">'
@@ -164,8 +169,8 @@ def say(markdown: str) -> None:
     display(Markdown(markdown))
 
 
-def format_value(value: Any, decimals: int = 3) -> str:
-    """One table cell as text: true minus signs, thousands separated from 10,000 on, a dash for what is missing.
+def format_value(value: Any, decimals: int = 3, *, grouped: bool | None = None) -> str:
+    """One table cell as text: true minus signs, a dash for what is missing, thousands separated if `grouped` (None: from 10,000).
 
     A number that would round to zero keeps two digits and an exponent instead, so that small is never printed as none.
     """
@@ -178,14 +183,15 @@ def format_value(value: Any, decimals: int = 3) -> str:
     if not _is_number(value):
         return str(value)
     number = value.item() if hasattr(value, "item") else value
+    comma = "," if (abs(number) >= 10_000 if grouped is None else grouped) else ""
     if isinstance(number, int):
-        text = f"{number:,}" if abs(number) >= 10_000 else str(number)
+        text = f"{number:{comma}}"
     elif math.isinf(number):
         text = "∞" if number > 0 else "-∞"
     elif number != 0 and round(number, decimals) == 0:
         text = f"{number:.1e}"
     else:
-        text = f"{number:,.{decimals}f}" if abs(number) >= 10_000 else f"{number:.{decimals}f}"
+        text = f"{number:{comma}.{decimals}f}"
     return text.replace("-", "−")
 
 

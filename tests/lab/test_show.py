@@ -152,6 +152,18 @@ def test_cells_read_as_a_person_would_write_them():
     assert rows == [["en", "12,345", "0.912", "−1.0e−05", "yes"], ["zh", "7", "–", "0.500", "no"]]
 
 
+def test_a_column_separates_thousands_in_all_of_its_numbers_or_in_none():
+    soup = table_soup(pd.DataFrame({"large": [1214, 10240], "small": [1214, 497]}))
+    assert [cell.get_text() for cell in soup.find_all("td")] == ["1,214", "1214", "10,240", "497"]
+
+
+def test_only_columns_of_long_words_wrap():
+    soup = table_soup(
+        pd.DataFrame({"name": ["a", "b"], "note": ["short", "words that go on for longer than a line of a table"]})
+    )
+    assert [cell.get("class") for cell in soup.tbody.tr.find_all(["th", "td"])] == [None, ["wrap"]]
+
+
 def test_decimals_can_differ_by_column():
     soup = table_soup(decimals={"share": 1})
     assert [cell.get_text() for cell in soup.tbody.tr.find_all(["th", "td"])][2] == "0.9"
