@@ -56,14 +56,19 @@ def compression(counts: pd.DataFrame, tokenizers: Sequence[str], samples: int, s
     return pd.DataFrame(rows)
 
 
-def gain(counts: pd.DataFrame, tokenizer: str, baseline: str, samples: int, seed: int) -> pd.DataFrame:
-    """By language, how many more bytes a token of `tokenizer` holds than one of `baseline`: percent, with its interval."""
+def gain(counts: pd.DataFrame, comparisons: Mapping[str, tuple[str, str]], samples: int, seed: int) -> pd.DataFrame:
+    """How many percent more bytes a token of one tokenizer holds than one of another, by language, with its interval.
+
+    comparisons: name to (tokenizer, baseline), both columns of the counts. A negative gain is a loss.
+    """
     rows = []
     for language, group in counts.groupby("language", sort=False):
-        low, high = _interval(group, baseline, tokenizer, samples, seed)
-        ratio = group[baseline].sum() / group[tokenizer].sum()
-        rows.append({"language": language, "gain": 100 * (ratio - 1), "low": 100 * (low - 1), "high": 100 * (high - 1)})
-    return pd.DataFrame(rows).set_index("language")
+        for name, (tokenizer, baseline) in comparisons.items():
+            ratio = group[baseline].sum() / group[tokenizer].sum()
+            low, high = _interval(group, baseline, tokenizer, samples, seed)
+            values = {"gain": 100 * (ratio - 1), "low": 100 * (low - 1), "high": 100 * (high - 1)}
+            rows.append({"language": language, "tokenizer": name, **values})
+    return pd.DataFrame(rows)
 
 
 def parallel_pages(counts: pd.DataFrame, languages: Sequence[str]) -> pd.DataFrame:
@@ -86,7 +91,7 @@ def premium(
         raise ValueError("premiums need the same pages in every language; pass the counts through parallel_pages first")
     rows = []
     for name in tokenizers:
-        for language in totals[name].columns:
+        for language in dict.fromkeys(counts["language"]):
             pair = totals[name][[language, base]] if language != base else None
             ratio = 1.0 if pair is None else pair[language].sum() / pair[base].sum()
             low = high = ratio if pair is None else np.nan
@@ -129,7 +134,7 @@ def unused_share(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> pd.DataFra
 
 
 def frequent_tokens(tokenizer: RoutedTokenizer, texts: Sequence[str], min_letters: int, number: int) -> pd.DataFrame:
-    """By expert, the tokens of its block that occur most often in the texts, spaces shown as ␣; letters only, so many at least."""
+    """By expert, the tokens of its block that the texts use most: letters only, at least so many; spaces shown as ␣."""
     ids = np.concatenate([np.array(ids, dtype=int) for ids in tokenizer.encode_batch(texts)])
     used = np.bincount(ids, minlength=tokenizer.vocab_size)
     rows = []
@@ -209,7 +214,8 @@ def with_interval(frame: pd.DataFrame, value: str, decimals: int, signed: bool =
     return texts
 
 
-def pivot(frame: pd.DataFrame, value: str, decimals: int) -> pd.DataFrame:
+def pivot(frame: pd.DataFrame, value: str, decimals: int, signed: bool = False) -> pd.DataFrame:
     """A table to print: a row a language, a column a tokenizer, values with their intervals as text."""
-    rows = frame.assign(text=with_interval(frame, value, decimals))
-    return rows.pivot(index="language", columns="tokenizer", values="text")[list(dict.fromkeys(frame["tokenizer"]))]
+    rows = frame.assign(text=with_interval(frame, value, decimals, signed))
+    order = {name: list(dict.fromkeys(frame[name])) for name in ("language", "tokenizer")}
+    return rows.pivot(index="language", columns="tokenizer", values="text").loc[order["language"], order["tokenizer"]]

@@ -71,18 +71,18 @@ def blocks_figure(blocks: Sequence[Block]) -> "Figure":
     return figure
 
 
-def bars_figure(frame: pd.DataFrame, value: str, ylabel: str, languages: Sequence[str]) -> "Figure":
+def bars_figure(frame: pd.DataFrame, value: str, ylabel: str) -> "Figure":
     """Grouped bars: a group a language, a bar a tokenizer with its interval.
 
     frame: columns `language`, `tokenizer`, `low`, `high` and the one named by `value`.
     """
     import matplotlib.pyplot as plt
 
-    tokenizers = list(dict.fromkeys(frame["tokenizer"]))
+    tokenizers, languages = list(dict.fromkeys(frame["tokenizer"])), list(dict.fromkeys(frame["language"]))
     width = 0.8 / len(tokenizers)
     figure, axes = plt.subplots(figsize=(7.0, 3.6))
     for number, name in enumerate(tokenizers):
-        rows = frame[frame["tokenizer"] == name].set_index("language").loc[list(languages)]
+        rows = frame[frame["tokenizer"] == name].set_index("language").loc[languages]
         x = [position + (number - (len(tokenizers) - 1) / 2) * width for position in range(len(languages))]
         errors = [rows[value] - rows["low"], rows["high"] - rows[value]]
         axes.bar(x, rows[value], width * 0.94, yerr=errors, label=name, hatch=HATCHES[number % len(HATCHES)],

@@ -48,8 +48,19 @@ def test_compression_of_known_tokenizers_is_exact():
 
 def test_a_constant_gain_has_an_interval_without_width():
     counts = measures.token_counts(documents({"en": ["a" * n for n in (2, 40, 600)]}), COUNTERS)
-    row = measures.gain(counts, "pairs", "characters", 200, 0).loc["en"]
-    assert row.tolist() == pytest.approx([100, 100, 100])
+    table = measures.gain(counts, {"up": ("pairs", "characters"), "down": ("characters", "pairs")}, 200, 0)
+    rows = table.set_index("tokenizer")[["gain", "low", "high"]]
+    assert rows.loc["up"].tolist() == pytest.approx([100, 100, 100])
+    assert rows.loc["down"].tolist() == pytest.approx([-50, -50, -50])
+    assert measures.pivot(table, "gain", 1, signed=True).loc["en"].tolist() == [
+        "+100.0 [+100.0, +100.0]",
+        "−50.0 [−50.0, −50.0]",
+    ]
+
+
+def test_frequent_tokens_are_words_of_the_block_in_order_of_use(small):
+    table = measures.frequent_tokens(small, ["文档窗口 文档 window"], 2, 1).set_index("expert")["tokens"]
+    assert table["han"] == "文档" and table["kana"] == "none"
 
 
 def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
