@@ -1,0 +1,170 @@
+"""The published benchmark tables: read from `papers/tables`, shown, and attempted where hub weights and tasks can be had.
+
+    tables = load_tables(root / "papers" / "tables")
+    tables[1].commands()             # the lm_eval command lines that would attempt it
+    attempt(tables[1])               # full scale: fetches weights and tasks from the hub, takes hours on a GPU
+
+Guarantees: a printed digit is shown as printed; a table without a named harness task for each column has no command, and says
+what it would need instead.
+Does not: guess shots, prompts or metrics that the report leaves out. Where it does not say which of acc and acc_norm it printed,
+`attempt` returns both.
+"""
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+HUB_ORGANISATION = "moxin-org"  # reference: model cards of the release, technical report v6, table 9
+
+ZERO_SHOT = {"HellaSwag": ("hellaswag", 0), "WinoGrande": ("winogrande", 0), "PIQA": ("piqa", 0), "ARC-E": ("arc_easy", 0),
+             "ARC-C": ("arc_challenge", 0)}  # fmt: skip
+FEW_SHOT = {"ARC-C": ("arc_challenge", 25), "HellaSwag": ("hellaswag", 10), "MMLU": ("mmlu", 5), "WinoGrande": ("winogrande", 5)}
+
+HARNESS_TASKS: dict[str, dict[str, tuple[str, int]]] = {
+    "table_2_zero_shot_base": ZERO_SHOT,
+    "table_3_few_shot_base": FEW_SHOT,
+    "table_4_zero_shot_instruct": ZERO_SHOT,
+    "table_5_few_shot_instruct": FEW_SHOT,
+}
+"""Column of a table to lm-evaluation-harness task and shots, where the report states harness and shots (sections 7.1 and 7.2)."""
+
+OTHER_SUITES = {
+    "table_1_architecture": "no benchmark: stage 03 builds the model and counts its parameters",
+    "table_6_olmes": "the OLMES suite; the report prints neither shots nor prompts, so no harness task is known to be the same",
+    "table_7_reasoning": "the Qwen2.5-Math evaluation code; the report prints neither prompts nor samples an item",
+    "table_8_vlm": "the Prismatic evaluation suite on the released vision-language model",
+    "table_mt_bench": "MT-Bench with GPT-4, a closed model, as judge",
+}
+"""What the other tables would need instead."""
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """One file of `papers/tables` with what its index says about it."""
+
+    name: str
+    title: str
+    source: str
+    caption: str
+    frame: pd.DataFrame
+    """First column: row names; the rest floats (strings where the table prints words)."""
+    ours: Mapping[str, str | None]
+    """Rows that are Moxin models, and the name each was released under."""
+    claims: tuple[str, ...]
+    notes: tuple[str, ...]
+    shots: str
+    metric: str
+    command: str
+    """The lab's own command."""
+
+    @property
+    def tasks(self) -> dict[str, tuple[str, int]]:
+        """Column to harness task and shots; empty if another suite made the table."""
+        return HARNESS_TASKS.get(self.name, {})
+
+    def commands(self) -> list[str]:
+        """The lm_eval command lines for each released Moxin row: one for each number of shots."""
+        lines = []
+        for release in filter(None, self.ours.values()):
+            for shots in sorted({shots for _, shots in self.tasks.values()}):
+                tasks = ",".join(task for task, count in self.tasks.values() if count == shots)
+                model = f"--model hf --model_args pretrained={HUB_ORGANISATION}/{release},dtype=bfloat16"
+                lines.append(f"lm_eval run {model} --tasks {tasks} --num_fewshot {shots} --batch_size auto")
+        return lines
+
+    def requirement(self) -> str:
+        """What an attempt needs, in one clause."""
+        return "released weights and task data from the hub, and a GPU" if self.tasks else OTHER_SUITES[self.name]
+
+    def marked(self) -> pd.DataFrame:
+        """The table as printed, Moxin's rows marked with an asterisk."""
+        frame = self.frame.copy()
+        first = frame.columns[0]
+        frame[first] = [f"{row} *" if row in self.ours else row for row in frame[first]]
+        return frame.map(_as_printed)
+
+
+def load_tables(folder: Path) -> list[PublishedTable]:
+    """All tables of the index, in its order.
+
+    Raises ValueError, naming the file, if index and CSV files do not match each other or a table has neither a harness task for
+    each column nor a stated other suite.
+    """
+    index = yaml.safe_load((folder / "index.yml").read_text(encoding="utf-8"))["tables"]
+    listed, present = {entry["file"] for entry in index}, {path.name for path in folder.glob("*.csv")}
+    if listed != present:
+        raise ValueError(f"{folder / 'index.yml'} and the CSV files beside it differ in {', '.join(sorted(listed ^ present))}")
+    return [_load(folder / entry["file"], entry) for entry in index]
+
+
+def attempt(
+    table: PublishedTable, *, run: Callable[..., dict[str, Any]] | None = None, batch_size: str | int = "auto"
+) -> pd.DataFrame:
+    """Evaluate each released Moxin row with lm-evaluation-harness on the hub's weights and tasks.
+
+    Returns one row for each printed number: row, column, published, acc, acc_norm (percent; acc_norm missing where a task has
+    none). `run` stands in for `lm_eval.simple_evaluate` in tests. Raises ValueError for a table of another suite.
+    """
+    if not table.tasks:
+        raise ValueError(f"{table.title} cannot be attempted with lm-evaluation-harness: it needs {table.requirement()}")
+    if run is None:
+        from lm_eval import simple_evaluate
+
+        run = simple_evaluate
+    printed = table.frame.set_index(table.frame.columns[0])
+    rows = []
+    for row, release in table.ours.items():
+        if release is None:
+            continue
+        model_args = {"pretrained": f"{HUB_ORGANISATION}/{release}", "dtype": "bfloat16"}
+        for column, (task, shots) in table.tasks.items():
+            results = run(model="hf", model_args=model_args, tasks=[task], num_fewshot=shots, batch_size=batch_size)
+            found = results["results"][task]
+            accuracy = {key: 100 * found[f"{key},none"] if f"{key},none" in found else None for key in ("acc", "acc_norm")}
+            rows.append({"row": row, "column": column, "published": printed.at[row, column], **accuracy})
+    return pd.DataFrame(rows)
+
+
+def _load(path: Path, entry: Mapping[str, Any]) -> PublishedTable:
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *lines = list(csv.reader(file))
+    if not lines or any(len(line) != len(header) for line in lines):
+        raise ValueError(f"{path} is not a table: it needs a header and rows of {len(header)} cells")
+    frame = pd.DataFrame({name: [_number(line[i]) if i else line[0] for line in lines] for i, name in enumerate(header)})
+    absent = set(entry.get("ours", {})) - set(frame.iloc[:, 0])
+    if absent:
+        raise ValueError(f"{path} has no row {', '.join(sorted(absent))}, which index.yml names")
+    tasks = HARNESS_TASKS.get(path.stem, {})
+    if path.stem not in OTHER_SUITES and set(tasks) != set(header[1:]) - {"Ave"}:
+        raise ValueError(f"{path}: moxin_lab/evaluation/published.py names neither a task for each column nor another suite")
+    return PublishedTable(
+        name=path.stem,
+        title=entry["title"],
+        source=entry["source"],
+        caption=entry["caption"],
+        frame=frame,
+        ours=entry.get("ours", {}),
+        claims=tuple(entry["claims"]),
+        notes=tuple(entry.get("notes", ())),
+        shots=str(entry.get("shots", "not stated")),
+        metric=str(entry.get("metric", "not stated")),
+        command=entry["command"],
+    )
+
+
+def _number(text: str) -> float | str:
+    """A printed number; words stay words."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _as_printed(value: Any) -> Any:
+    """Shortest digits that read back as the same number, which is how the report prints them."""
+    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e5 else value

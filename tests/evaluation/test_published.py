@@ -1,0 +1,99 @@
+"""Published tables: shown as printed, with commands that name real tasks."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moxin_lab.evaluation.published import HARNESS_TASKS, OTHER_SUITES, attempt, load_tables
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = ROOT / "papers" / "tables"
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return {table.name: table for table in load_tables(TABLES)}
+
+
+def test_every_table_has_tasks_or_a_stated_suite_and_nothing_is_left_over(tables):
+    assert set(tables) == set(HARNESS_TASKS) | set(OTHER_SUITES)
+    assert not set(HARNESS_TASKS) & set(OTHER_SUITES)
+    for table in tables.values():
+        assert bool(table.commands()) == bool(table.tasks)
+        assert table.requirement()
+
+
+def test_digits_are_shown_as_printed(tables):
+    for table in tables.values():
+        lines = (TABLES / f"{table.name}.csv").read_text(encoding="utf-8").splitlines()[1:]
+        shown = table.marked()
+        assert len(lines) == len(shown)
+        for line, row in zip(lines, shown.itertuples(index=False), strict=True):
+            printed = line.split(",")
+            assert row[0].removesuffix(" *") == printed[0]
+            assert [float(a) for a in row[1:] if _is_number(a)] == [float(b) for b in printed[1:] if _is_number(b)]
+
+
+def test_claims_of_the_tables_exist(tables):
+    claims = yaml.safe_load((ROOT / "papers" / "claims.yml").read_text(encoding="utf-8"))
+    known = {claim["id"] for claim in (claims["claims"] if isinstance(claims, dict) else claims)}
+    assert {claim for table in tables.values() for claim in table.claims} <= known
+
+
+def test_every_task_is_one_of_the_installed_harness():
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    folders = [Path(lm_eval.__file__).parent / "tasks" / name for name in ("hellaswag", "winogrande", "piqa", "arc", "mmlu")]
+    known = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False).task_index
+    assert {task for tasks in HARNESS_TASKS.values() for task, _ in tasks.values()} <= set(known)
+
+
+def test_the_command_line_names_release_tasks_and_shots(tables):
+    assert tables["table_2_zero_shot_base"].commands() == [
+        "lm_eval run --model hf --model_args pretrained=moxin-org/Moxin-7B-LLM,dtype=bfloat16 "
+        "--tasks hellaswag,winogrande,piqa,arc_easy,arc_challenge --num_fewshot 0 --batch_size auto"
+    ]
+    few = tables["table_5_few_shot_instruct"].commands()
+    assert [line.split("--tasks ")[1] for line in few] == [
+        "mmlu,winogrande --num_fewshot 5 --batch_size auto",
+        "hellaswag --num_fewshot 10 --batch_size auto",
+        "arc_challenge --num_fewshot 25 --batch_size auto",
+    ]
+
+
+def test_attempt_asks_for_released_weights_and_returns_both_accuracies_beside_the_printed_number(tables):
+    asked = []
+
+    def run(**options):
+        asked.append(options)
+        numbers = {"acc,none": 0.5} if options["tasks"] == ["winogrande"] else {"acc,none": 0.5, "acc_norm,none": 0.6}
+        return {"results": {options["tasks"][0]: numbers}}
+
+    found = attempt(tables["table_2_zero_shot_base"], run=run).set_index("column")
+    assert {options["model_args"]["pretrained"] for options in asked} == {"moxin-org/Moxin-7B-LLM"}
+    assert {options["num_fewshot"] for options in asked} == {0}
+    assert found.loc["ARC-C", ["published", "acc", "acc_norm"]].tolist() == [58.64, 50.0, 60.0]
+    assert found["acc_norm"].isna().tolist() == [False, True, False, False, False]
+    assert set(found["row"]) == {"Moxin-7B-Enhanced"}
+
+
+def test_attempt_refuses_a_table_of_another_suite(tables):
+    with pytest.raises(ValueError, match="OLMES"):
+        attempt(tables["table_6_olmes"])
+
+
+def test_an_index_that_does_not_match_the_files_is_named(tmp_path):
+    (tmp_path / "index.yml").write_text("tables:\n- {file: gone.csv}\n")
+    (tmp_path / "surplus.csv").write_text("a,b\n")
+    with pytest.raises(ValueError, match=r"gone\.csv, surplus\.csv"):
+        load_tables(tmp_path)
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
