@@ -105,39 +105,43 @@ def component_alt(evaluations: Mapping[str, mof.Evaluation]) -> str:
     return "Grid of 17 components by four readings. " + " ".join(parts)
 
 
-def component_table(
-    evaluation: mof.Evaluation,
-    evidence: Mapping[str, Mapping[str, Any]],
-    root: Path,
-    records: Sequence[Mapping[str, Any]],
+def component_table(evaluation: mof.Evaluation, evidence: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The 17 components of the lab: status, licence as resolved and where from, open, made for its type of content."""
+    return pd.DataFrame(
+        {
+            "component": component.name,
+            "class": NUMERALS[component.mof_class] + ("" if component.required else " (optional)"),
+            "status": evidence[component.name]["status"],
+            "licence": component.licence or "–",
+            "licence from": component.licence_from or "–",
+            "open": _yes(component.open, component.status),
+            "fits its type": _yes(component.type_appropriate, component.status),
+        }
+        for component in evaluation.components
+    )
+
+
+def evidence_table(
+    evidence: Mapping[str, Mapping[str, Any]], root: Path, records: Sequence[Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """The 17 components of the lab: licence as resolved, open, type-appropriate, where it lies and its SHA-256 (12 digits)."""
+    """Where each component lies, a row a place, with the first 12 digits of its SHA-256; or why there is no place.
+
+    Raises LabError if a place that the evidence names does not exist.
+    """
     rows = []
-    for component in evaluation.components:
-        item = evidence[component.name]
-        rows.append(
-            {
-                "component": component.name,
-                "class": NUMERALS[component.mof_class] + ("" if component.required else " (optional)"),
-                "status": item["status"],
-                "licence": component.licence or "–",
-                "licence from": component.licence_from or "–",
-                "open": _yes(component.open, component.status),
-                "made for its type": _yes(component.type_appropriate, component.status),
-                "evidence": "; ".join(_located(item, root, records)) or "–",
-                "note": item["note"],
-            }
-        )
+    for name, item in evidence.items():
+        for place, sha256 in _places(item, root, records) or [("–", "–")]:
+            rows.append({"component": name, "place": place, "SHA-256": sha256[:12], "note": item["note"]})
     return pd.DataFrame(rows)
 
 
-def _located(item: Mapping[str, Any], root: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    if item["status"] == "local":
-        for record in records:
-            if output := record["outputs"].get(item["artifact"]):
-                return [f"runs/{record['scale']}/{record['stage']}/{item['artifact']} {output['sha256'][:12]}"]
-        return [f"artifact {item['artifact']}, not made yet at this scale"]
-    return [f"{path} {verify.sha256_tree(root / path)[:12]}" for path in item.get("paths", [])]
+def _places(item: Mapping[str, Any], root: Path, records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    if item["status"] != "local":
+        return [(path, verify.sha256_tree(root / path)) for path in item.get("paths", [])]
+    for record in records:
+        if output := record["outputs"].get(item["artifact"]):
+            return [(f"runs/{record['scale']}/{record['stage']}/{item['artifact']}", output["sha256"])]
+    return [(f"artifact {item['artifact']}, not made yet at this scale", "–")]
 
 
 def data_card_table(root: Path) -> pd.DataFrame:
@@ -212,7 +216,7 @@ def verdict_alt(verdicts: Sequence[claims.Verdict]) -> str:
 def decided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
     """Claims with a verdict of this run: what was said, what was found."""
     rows = [
-        {"claim": f"{v.id}: {v.claim}", "verdict": v.verdict, "evidence": v.evidence, "notebook": v.stage}
+        {"claim": f"{v.id}: {v.claim}", "verdict": v.verdict, "evidence": v.evidence, "notebook": v.stage[:2]}
         for v in verdicts
         if v.verdict != "not attempted"
     ]

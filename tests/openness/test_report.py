@@ -55,17 +55,30 @@ def test_evidence_has_a_row_for_each_of_the_17_components_and_agrees_with_the_en
             assert name not in listed
 
 
-def test_component_table_gives_each_present_component_a_place_and_a_hash(readings):
+def test_component_table_has_a_row_for_each_of_the_17_components(readings):
+    frame = report.component_table(readings["Lab, as published"], mof.evidence(ROOT / "MOF.yml")).set_index("component")
+    assert len(frame) == 17
+    assert tuple(frame.loc["Datasets", ["licence", "licence from", "open", "fits its type"]]) == (
+        "MPL-2.0",
+        "component",
+        "yes",
+        "no",
+    )
+
+
+def test_every_place_that_the_evidence_names_exists_and_is_hashed():
     evidence = mof.evidence(ROOT / "MOF.yml")
     done = record(stage="04_pretraining", outputs={"pretrained": {"sha256": "c" * 64}})
-    frame = report.component_table(readings["Lab, as published"], evidence, ROOT, [done]).set_index("component")
-    assert len(frame) == 17
+    frame = report.evidence_table(evidence, ROOT, [done])
     for name, item in evidence.items():
-        assert [path in frame.loc[name, "evidence"] for path in item.get("paths", [])] == [True] * len(
-            item.get("paths", [])
-        )
-    assert frame.loc["Model parameters (Final)", "evidence"] == f"runs/tiny/04_pretraining/pretrained {'c' * 12}"
-    assert "not made yet" in frame.loc["Model parameters (Intermediate)", "evidence"]
+        places = list(frame.loc[frame["component"] == name, "place"])
+        if item["status"] in ("present", "partial"):
+            assert places == item["paths"]
+    rows = frame.set_index("component")
+    assert rows.loc["Model parameters (Final)", "place"] == "runs/tiny/04_pretraining/pretrained"
+    assert rows.loc["Model parameters (Final)", "SHA-256"] == "c" * 12
+    assert "not made yet" in rows.loc["Model parameters (Intermediate)", "place"]
+    assert rows["SHA-256"].str.fullmatch("[0-9a-f]{12}|–").all()
 
 
 def test_data_card_table_has_every_card_with_its_own_licence():
