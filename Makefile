@@ -1,6 +1,6 @@
 # make reproduce   the whole recipe at tiny scale, then reports/tiny/index.html
 # make test        ruff, mypy, pytest
-# make lock        resolve the dependencies of pyproject.toml anew into requirements.lock and environment.yml
+# make lock        resolve the dependencies of pyproject.toml anew into requirements.lock (environment.yml installs the same file)
 # Each first makes .venv (uv by pip, the lock, the package) and does nothing twice. SCALE=small, PYTHON=python3.12 change the obvious.
 
 PYTHON ?= python3
@@ -35,7 +35,6 @@ test: .venv/.ready
 lock: .venv/bin/uv
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra dev --generate-hashes \
 	  --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
-	$(PYTHON) -c 'import pathlib; pathlib.Path("environment.yml").write_text(pathlib.Path("environment.yml").read_text())'
 
 clean:
 	rm -rf runs reports/tiny .pytest_cache .mypy_cache .ruff_cache

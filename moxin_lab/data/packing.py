@@ -77,6 +77,20 @@ def tokenize(
     )
 
 
+def tokenize_pools(
+    documents: Any, tokenizer: Any, *, progress: Callable[[int, int, str], None] | None = None
+) -> dict[str, Tokens]:
+    """Tokenise a `documents` table (columns source, language, text) into pools.
+
+    A document belongs to the pool of its language; conversations make a pool of their own, which phase 3 draws on.
+    """
+    names = documents["language"].where(documents["source"] != "conversations", "conversations")
+    return {
+        str(name): tokenize(group["text"].tolist(), tokenizer, progress=progress)
+        for name, group in documents.groupby(names, sort=True)
+    }
+
+
 class Pool:
     """The endless stream of one pool's documents; `read` is a pure function of (tokens, seed, name, position)."""
 

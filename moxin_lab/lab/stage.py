@@ -26,8 +26,9 @@ from typing import Any
 
 from moxin_lab import scales
 from moxin_lab.lab import show
-from moxin_lab.lab.artifacts import LabError, describe, find_root, read_record, stage_folder, write_json
+from moxin_lab.lab.artifacts import LabError, describe, find_root, read_record, sha256_json, stage_folder, write_json
 from moxin_lab.lab.environment import PeakMemory, describe_environment
+from moxin_lab.lab.keys import key_parts
 from moxin_lab.stages import STAGES, StageInfo, producer, stage_info
 
 PARAMETERS = ("scale", "seed", "root")
@@ -180,7 +181,8 @@ class Stage:
         path = self.root / "data_cards" / name
         if not (path / "data").is_dir():
             raise LabError(
-                f"{path}/data is missing: restore it (git checkout -- data_cards/{name}) or rebuild it (moxin-lab cards build {name})"
+                f"{path}/data is missing: restore it (git checkout -- data_cards/{name}) "
+                f"or rebuild it (moxin-lab cards build {name})"
             )
         if name not in self._data_cards:
             described = describe(path / "data")
@@ -208,8 +210,16 @@ class Stage:
         return path
 
     def scratch(self) -> Path:
-        """A folder that survives a killed run, for resume points; emptied by `finish()`."""
-        path = self.folder / ".scratch"
+        """A folder for resume points, found again by the next attempt with the same key; removed by `finish()`.
+
+        Anything that would change the stage's result changes the key, so a resume point of other code, settings or inputs
+        is never continued; it is deleted here.
+        """
+        parts = key_parts(self.root, self._info, self._scale, {"scale": self.scale, "seed": self.seed})
+        path = self.folder / ".scratch" / sha256_json(parts)[:16]
+        for other in self.folder.glob(".scratch/*"):
+            if other != path:
+                shutil.rmtree(other)
         path.mkdir(parents=True, exist_ok=True)
         return path
 

@@ -63,6 +63,7 @@ class Pretraining(L.LightningModule):
         self.model = model
         self._stream = stream
         self._settings = settings
+        self._random_states: dict[str, torch.Tensor] = {}
 
     def accumulate(self) -> int:
         """Micro-batches a step, from `tokens_per_step`, `micro_batch_tokens` and the number of ranks."""
@@ -115,9 +116,17 @@ class Pretraining(L.LightningModule):
             checkpoint["cuda_random_state"] = torch.cuda.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        torch.set_rng_state(checkpoint["random_state"].cpu())
-        if "cuda_random_state" in checkpoint:
-            torch.cuda.set_rng_state(checkpoint["cuda_random_state"].cpu())
+        self._random_states = {
+            name: checkpoint[name] for name in ("random_state", "cuda_random_state") if name in checkpoint
+        }
+
+    # Set only now: making the loader's iterator draws a number, which the run that was not killed drew at its beginning.
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if "random_state" in self._random_states:
+            torch.set_rng_state(self._random_states["random_state"].cpu())
+        if "cuda_random_state" in self._random_states:
+            torch.cuda.set_rng_state(self._random_states["cuda_random_state"].cpu())
+        self._random_states = {}
 
 
 class StepLog(Callback):
