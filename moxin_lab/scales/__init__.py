@@ -28,7 +28,27 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    """Stage 01."""
+    """Stage 01: data curation."""
+
+    sources: tuple[str, ...] = Field(min_length=1, description="data cards, or hub sets known to moxin_lab/data/extract.py")
+    hub_rows: int | None = Field(gt=0, description="rows read from each hub set; null for all")
+    minimum_characters: int = Field(ge=0, description="shorter documents are dropped; punctuation and spaces not counted")
+    language_share: float = Field(gt=0, le=1, description="share of letters that must be in the stated language")
+    minhash_permutations: int = Field(gt=0)
+    minhash_ngram_size: int = Field(gt=0, description="characters")
+    minhash_bands: int = Field(gt=0, le=256)
+    minhash_rows: int = Field(gt=0, description="minima a band")
+    jaccard_threshold: float = Field(gt=0, le=1)
+    heldout_share: float = Field(gt=0, lt=1, description="share of pages held out")
+    heldout_bands: int = Field(gt=0, le=256, description="bands of the check of train against held-out, which must miss little")
+    heldout_rows: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def bands_fit_the_permutations(self) -> "DataSettings":
+        for bands, rows in ((self.minhash_bands, self.minhash_rows), (self.heldout_bands, self.heldout_rows)):
+            if bands * rows > self.minhash_permutations:
+                raise ValueError(f"{bands} bands of {rows} rows need {bands * rows} permutations")
+        return self
 
 
 class TokenizerSettings(Section):
@@ -96,7 +116,15 @@ class PretrainingSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """Stage 08."""
+    """Stage 08: benchmarks."""
+
+    languages: tuple[str, ...] = Field(min_length=1, description="languages of held-out documents that are measured")
+    context_tokens: int = Field(gt=1, description="most tokens the model reads at once; longer texts go in windows")
+    batch_tokens: int = Field(gt=0, description="tokens of one forward pass, padding included")
+    heldout_bytes_per_language: int = Field(gt=0, description="held-out text scored, whole documents up to this many bytes")
+    cloze_items_per_language: int = Field(gt=3)
+    ngram_training_bytes_per_language: int = Field(gt=0, description="training text behind the trigram baseline")
+    published_tables: tuple[str, ...] = Field(description="files of papers/tables (without .csv) to attempt on the hub's weights")
 
 
 class Scale(Section):
