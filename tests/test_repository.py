@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import tomllib
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -106,7 +107,7 @@ def test_every_notebook_has_one_h1_a_parameters_cell_short_cells_and_no_outputs(
     assert cells[0]["cell_type"] == "markdown" and sources[0].startswith("# ")
     assert sum(line.startswith("# ") for line in headings) == 1
     levels = [len(line) - len(line.lstrip("#")) for line in headings]
-    assert all(later <= earlier + 1 for earlier, later in zip(levels, levels[1:], strict=False))
+    assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
     assert cells[1]["metadata"]["tags"] == ["parameters"]
     assert sources[1].splitlines() == ['scale = "tiny"', "seed = 0", 'root = "."']
     code = [(cell, source) for cell, source in zip(cells, sources, strict=True) if cell["cell_type"] == "code"]

@@ -1,6 +1,7 @@
 """Guarantees of moxin_lab.training: the loss, exact resume, the schedule, what is logged."""
 
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,7 +176,7 @@ def test_learning_rate_warms_up_linearly_peaks_once_and_ends_at_a_tenth():
     assert rates[20] == pytest.approx(3e-4) and max(rates) == rates[20]
     assert rates[-1] == pytest.approx(3e-5)
     np.testing.assert_allclose(np.diff(rates[:21]), 3e-4 / 21)
-    assert all(later < earlier for earlier, later in zip(rates[20:], rates[21:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates[20:]))
     middle = learning_rate(110, 201, peak=1.0, warmup_steps=20, final_ratio=0.1)
     assert middle == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.5)))
 
