@@ -124,14 +124,14 @@ def component_table(evaluation: mof.Evaluation, evidence: Mapping[str, Mapping[s
 def evidence_table(
     evidence: Mapping[str, Mapping[str, Any]], root: Path, records: Sequence[Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """Where each component lies, a row a place, with the first 12 digits of its SHA-256; or why there is no place.
+    """Where each component lies, a row a place, with the first 12 digits of its SHA-256; or why there is no such place.
 
     Raises LabError if a place that the evidence names does not exist.
     """
     rows = []
     for name, item in evidence.items():
-        for place, sha256 in _places(item, root, records) or [("–", "–")]:
-            rows.append({"component": name, "place": place, "SHA-256": sha256[:12], "note": item["note"]})
+        for place, sha256 in _places(item, root, records) or [(item["note"], "–")]:
+            rows.append({"component": name, "place, or why there is none": place, "SHA-256": sha256[:12]})
     return pd.DataFrame(rows)
 
 
@@ -140,8 +140,8 @@ def _places(item: Mapping[str, Any], root: Path, records: Sequence[Mapping[str, 
         return [(path, verify.sha256_tree(root / path)) for path in item.get("paths", [])]
     for record in records:
         if output := record["outputs"].get(item["artifact"]):
-            return [(f"runs/{record['scale']}/{record['stage']}/{item['artifact']}", output["sha256"])]
-    return [(f"artifact {item['artifact']}, not made yet at this scale", "–")]
+            return [(f"local: runs/{record['scale']}/{record['stage']}/{item['artifact']}", output["sha256"])]
+    return [(f"local: artifact {item['artifact']}, not made yet at this scale", "–")]
 
 
 def data_card_table(root: Path) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from moxin_lab.lab.artifacts import LabError
 from moxin_lab.openness import claims, mof, report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,15 +71,23 @@ def test_every_place_that_the_evidence_names_exists_and_is_hashed():
     evidence = mof.evidence(ROOT / "MOF.yml")
     done = record(stage="04_pretraining", outputs={"pretrained": {"sha256": "c" * 64}})
     frame = report.evidence_table(evidence, ROOT, [done])
+    place = "place, or why there is none"
     for name, item in evidence.items():
-        places = list(frame.loc[frame["component"] == name, "place"])
+        places = list(frame.loc[frame["component"] == name, place])
         if item["status"] in ("present", "partial"):
             assert places == item["paths"]
+        if item["status"] == "absent":
+            assert places == [item["note"]]
     rows = frame.set_index("component")
-    assert rows.loc["Model parameters (Final)", "place"] == "runs/tiny/04_pretraining/pretrained"
+    assert rows.loc["Model parameters (Final)", place] == "local: runs/tiny/04_pretraining/pretrained"
     assert rows.loc["Model parameters (Final)", "SHA-256"] == "c" * 12
-    assert "not made yet" in rows.loc["Model parameters (Intermediate)", "place"]
+    assert "not made yet" in rows.loc["Model parameters (Intermediate)", place]
     assert rows["SHA-256"].str.fullmatch("[0-9a-f]{12}|–").all()
+
+
+def test_evidence_of_a_file_that_is_gone_is_an_error(tmp_path):
+    with pytest.raises(LabError, match="does not exist or is empty"):
+        report.evidence_table({"Data card": {"status": "present", "paths": ["gone"], "note": "n"}}, tmp_path, [])
 
 
 def test_data_card_table_has_every_card_with_its_own_licence():
