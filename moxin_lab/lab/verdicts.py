@@ -66,9 +66,7 @@ def _why_not(claim: Mapping[str, Any], scale: str, item: "NavItem | None") -> st
         return f"{needed} scale needed"
     if item.state == "done":
         return "no verdict in the notebook"
-    return (
-        "notebook not finished at this scale"
-    )
+    return "notebook not finished at this scale"
 
 
 def grouped(rows: Sequence[dict[str, Any]], by: str) -> list[tuple[str, list[dict[str, Any]]]]:
