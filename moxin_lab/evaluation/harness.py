@@ -33,6 +33,7 @@ from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, ma
 
 from moxin_lab.evaluation.ngrams import NGram
 from moxin_lab.evaluation.scoring import Request, Score, score
+from moxin_lab.model.generate import stream
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 DEFAULT_NEW_TOKENS = 256  # as HFLM
@@ -103,7 +104,7 @@ class TokenLM(TemplateLM):
 
 
 class MoxinLM(TokenLM):
-    """A causal language model: `model(input_ids[B, T])` gives logits `[B, T, V]`, or an object with them as `.logits`."""
+    """Our decoder, or for scoring any causal `model(input_ids[B, T])` that gives logits or an object with `.logits`."""
 
     def __init__(
         self,
@@ -122,6 +123,7 @@ class MoxinLM(TokenLM):
             progress: called with requests done and requests in all, within each call of the harness.
         """
         super().__init__(tokenizer, max_length)
+        self.max_length: int = max_length
         self.model = model
         self.batch_tokens = batch_tokens
         self.progress = progress
@@ -131,33 +133,50 @@ class MoxinLM(TokenLM):
         return score(self.model, requests, batch_tokens=self.batch_tokens, device=self._device, progress=self.progress)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy text up to the first stop sequence. Raises ValueError if a task asks for sampling."""
-        return [self._generate(*request.args) for request in requests]
+        """Greedy text up to the first stop sequence, in batches. Raises ValueError if a task asks for sampling."""
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        texts = [""] * len(requests)
+        for options, numbers in groups.items():
+            wanted = normalize_gen_kwargs(json.loads(options), DEFAULT_NEW_TOKENS)
+            if wanted.get("do_sample"):
+                raise ValueError("generate_until is greedy here; for sampling use lm-eval's hf model on the exported weights")
+            stops = handle_stop_sequences(wanted["until"], eos=self.tokenizer.decode([self.eot_token_id]))
+            new_tokens = wanted["max_gen_toks"]
+            prompts = {number: self._prompt(requests[number].args[0], new_tokens) for number in numbers}
+            numbers = sorted(numbers, key=lambda number: -len(prompts[number]))
+            while numbers:
+                rows = max(1, self.batch_tokens // (len(prompts[numbers[0]]) + new_tokens))
+                batch, numbers = numbers[:rows], numbers[rows:]
+                for number, text in zip(batch, self._continue([prompts[n] for n in batch], stops, new_tokens), strict=True):
+                    texts[number] = postprocess_generated_text(text, stops, None)
+        return texts
 
-    @torch.inference_mode()
-    def _generate(self, context: str, gen_kwargs: dict[str, Any]) -> str:
-        # Without a cache: each step reads the whole text again. Our tasks generate nothing; full scale uses HFLM or vLLM.
-        wanted = normalize_gen_kwargs(gen_kwargs, DEFAULT_NEW_TOKENS)
-        if wanted.get("do_sample"):
-            raise ValueError("generate_until is greedy here; for sampling use lm-eval's hf or vllm model on the exported weights")
-        eos = self.tokenizer.decode([self.eot_token_id])
-        stops = handle_stop_sequences(wanted["until"], eos=eos)
-        room = self.max_length - wanted["max_gen_toks"]
+    def _prompt(self, context: str, new_tokens: int) -> list[int]:
+        room = self.max_length - new_tokens
         if room < 1:
-            raise ValueError(f"{wanted['max_gen_toks']} new tokens leave no room for a context in max_length {self.max_length}")
+            raise ValueError(f"{new_tokens} new tokens leave no room for a context in max_length {self.max_length}")
         tokens = self.tok_encode(context)
-        if len(tokens) > room:
-            self.truncated_requests += 1
-            tokens = tokens[-room:]
-        start = len(tokens)
-        text = ""
-        while len(tokens) - start < wanted["max_gen_toks"]:
-            output = self.model(torch.tensor([tokens], device=self._device))
-            tokens.append(int(getattr(output, "logits", output)[0, -1].argmax()))
-            text = self.tokenizer.decode(tokens[start:], skip_special_tokens=True)
-            if tokens[-1] == self.eot_token_id or any(stop and stop in text for stop in stops):
+        self.truncated_requests += len(tokens) > room
+        return tokens[-room:]
+
+    def _continue(self, prompts: list[list[int]], stops: list[str], new_tokens: int) -> list[str]:
+        """Greedy continuations with the rolling cache, prompts padded on the left; ends when every row has met a stop."""
+        width = max(map(len, prompts))
+        padded = torch.tensor([[self.eot_token_id] * (width - len(p)) + p for p in prompts], device=self._device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
+        rows: list[list[int]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
+        for step in stream(self.model, padded, attention_mask=mask, max_new_tokens=new_tokens):
+            for i, token in enumerate(step.tolist()):
+                if not ended[i]:
+                    rows[i].append(token)
+                    text = self.tokenizer.decode(rows[i], skip_special_tokens=True)
+                    ended[i] = token == self.eot_token_id or any(stop and stop in text for stop in stops)
+            if all(ended):
                 break
-        return postprocess_generated_text(text, stops, None)
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
     def get_model_info(self) -> dict[str, Any]:
         """Goes into lm-eval's `config` section."""

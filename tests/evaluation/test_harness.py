@@ -15,6 +15,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 from moxin_lab.evaluation.bits_per_byte import document_losses
 from moxin_lab.evaluation.harness import TASKS_FOLDER, MoxinLM, NGramLM, run_tasks, write_results
 from moxin_lab.evaluation.ngrams import NGram
+from moxin_lab.model.convert import from_pretrained
 
 TEXTS = [
     "The window slides over the text, and the cache rolls with it.",
@@ -54,8 +55,8 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(checkpoint):
-    model = MistralForCausalLM.from_pretrained(checkpoint).eval()
-    return MoxinLM(model, PreTrainedTokenizerFast.from_pretrained(checkpoint), max_length=MAX_LENGTH, batch_tokens=300)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    return MoxinLM(from_pretrained(checkpoint), tokenizer, max_length=MAX_LENGTH, batch_tokens=300)
 
 
 def theirs(checkpoint, **options):
@@ -80,7 +81,7 @@ def test_loglikelihood_equals_hflm(ours, checkpoint):
 
 
 def test_is_greedy_is_true_for_the_models_own_continuation(ours, checkpoint):
-    token = ours.model(torch.tensor([ours.tok_encode("A short one")])).logits[0, -1].argmax()
+    token = ours.model(torch.tensor([ours.tok_encode("A short one")]))[0, -1].argmax()
     pair = ("A short one", ours.tokenizer.decode([token]))
     assert ours.loglikelihood(instances("loglikelihood", [pair]))[0][1] is True
     assert theirs(checkpoint, add_bos_token=True).loglikelihood(instances("loglikelihood", [pair]))[0][1] is True

@@ -1,0 +1,133 @@
+"""From held-out documents to task files, and from the harness's results to tables and pictures.
+
+    write_task_data(folder, texts, items)                 # <task>.jsonl for each language
+    bits = bits_table({"trained": results, ...}, seed=0)
+    bits_figure(bits); cloze_figure(cloze)
+
+Guarantees: every number comes from the samples that the harness logged; intervals are over documents (bootstrap) and items
+(Wilson); a difference of two models is taken on the same documents or items.
+Does not: run anything.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from moxin_lab.evaluation.bits_per_byte import bits_per_byte_by_group
+from moxin_lab.evaluation.cloze import NUM_CHOICES
+from moxin_lab.evaluation.statistics import Estimate, paired_bootstrap, wilson_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BITS_TASK = "moxin_bits_per_byte_"
+CLOZE_TASK = "moxin_cloze_"
+MARKERS = ("o", "s", "D", "^")
+METRICS = {"acc": "by log-likelihood", "acc_norm": "by log-likelihood a character"}
+
+
+def write_task_data(folder: Path, texts: pd.DataFrame, items: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Write one JSON Lines file a task and language; returns the task names.
+
+    `texts` has the columns id, language, text; `items` holds the cloze items of each language.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks: dict[str, Sequence[Mapping[str, Any]]] = {}
+    for language, part in texts.groupby("language", sort=False):
+        tasks[f"{BITS_TASK}{language}"] = part[["id", "language", "text"]].to_dict("records")
+    tasks |= {f"{CLOZE_TASK}{language}": rows for language, rows in items.items()}
+    for task, rows in tasks.items():
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (folder / f"{task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return list(tasks)
+
+
+def bits_table(results: Mapping[str, Mapping[str, Any]], *, seed: int) -> pd.DataFrame:
+    """Columns model, language, bits_per_byte, low, high, documents, bytes; one row a model and language."""
+    tables = []
+    for model, result in results.items():
+        frame = _samples(result, BITS_TASK, "bits_per_byte")
+        nats, num_bytes = zip(*frame["bits_per_byte"], strict=True)
+        table = bits_per_byte_by_group(-np.array(nats), num_bytes, frame["language"].tolist(), seed=seed)
+        tables.append(table.rename(columns={"group": "language"}).assign(model=model))
+    return pd.concat(tables, ignore_index=True)
+
+
+def cloze_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Columns model, language, metric, accuracy, low, high, items; the language `all` pools every item."""
+    rows = []
+    for model, result in results.items():
+        for metric in METRICS:
+            frame = _samples(result, CLOZE_TASK, metric)
+            for language, part in [*frame.groupby("language", sort=False), ("all", frame)]:
+                estimate = wilson_interval(int(part[metric].sum()), len(part))
+                rows.append((model, language, metric, *estimate, len(part)))
+    return pd.DataFrame(rows, columns=["model", "language", "metric", "accuracy", "low", "high", "items"])
+
+
+def cloze_difference(results: Mapping[str, Mapping[str, Any]], first: str, second: str, metric: str, *, seed: int) -> Estimate:
+    """Accuracy of `first` minus that of `second` on all items, with a paired bootstrap interval over items."""
+    a, b = (_samples(results[name], CLOZE_TASK, metric) for name in (first, second))
+    if a["id"].tolist() != b["id"].tolist():
+        raise ValueError(f"{first} and {second} answered different items")
+    return paired_bootstrap(a[metric], b[metric], seed=seed)
+
+
+def bits_figure(table: pd.DataFrame) -> "Figure":
+    """Bits per byte by language, a marker a model, whiskers for the intervals."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.0, 3.6))
+    _points(axes, table, "bits_per_byte")
+    axes.set_ylabel("bits per byte (less is better)")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("language of the held-out text")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    return figure
+
+
+def cloze_figure(table: pd.DataFrame) -> "Figure":
+    """Cloze accuracy by language in one panel a metric, with the line of chance."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(2, 1, figsize=(7.0, 5.6), sharex=True, sharey=True)
+    for axes, (metric, title) in zip(panels, METRICS.items(), strict=True):
+        part = table[table["metric"] == metric]
+        percent = part.assign(**{name: 100 * part[name] for name in ("accuracy", "low", "high")})
+        axes.axhline(100 / NUM_CHOICES, color="black", linewidth=1.2, linestyle="--", label="chance, 25 %")
+        _points(axes, percent, "accuracy")
+        axes.set_title(f"{metric}: choice {title}", pad=4)
+        axes.set_ylabel("right answers, %")
+        axes.set_ylim(0, 100)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper center", ncols=4)
+    panels[-1].set_xlabel("language of the held-out text")
+    return figure
+
+
+def _samples(result: Mapping[str, Any], prefix: str, metric: str) -> pd.DataFrame:
+    """Columns language, id and the metric's value of each sample of the tasks that begin with `prefix`, in their order."""
+    rows = [
+        (task.removeprefix(prefix), sample["doc"]["id"], sample[metric])
+        for task, samples in result["samples"].items()
+        if task.startswith(prefix)
+        for sample in sorted(samples, key=lambda sample: sample["doc_id"])
+    ]
+    return pd.DataFrame(rows, columns=["language", "id", metric])
+
+
+def _points(axes: "Axes", table: pd.DataFrame, column: str) -> None:
+    languages = list(dict.fromkeys(table["language"]))
+    models = list(dict.fromkeys(table["model"]))
+    for number, (model, marker) in enumerate(zip(models, MARKERS, strict=False)):
+        part = table[table["model"] == model].set_index("language").loc[languages]
+        places = np.arange(len(languages)) + 0.18 * (number - (len(models) - 1) / 2)
+        whiskers = np.abs(part[["low", "high"]].to_numpy().T - part[column].to_numpy())
+        axes.errorbar(places, part[column], yerr=whiskers, fmt=marker, markersize=6, linewidth=1.4, capsize=2.5, label=model)
+    axes.set_xticks(np.arange(len(languages)), languages)
+    axes.grid(axis="x", visible=False)
