@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 from daft import DataType, col
 from daft.functions import minhash
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from moxin_lab.data.clean import reject
@@ -79,10 +79,9 @@ def collision_probability(similarity: Any, bands: int, rows: int) -> Any:
 # ---- Daft steps; every function takes and returns lazy DataFrames
 
 
-def frame(documents: pa.Table, partitions: int | None = None) -> daft.DataFrame:
-    """The columns `id` and `text` of a table as a Daft DataFrame."""
-    lazy = daft.from_arrow(documents.select(["id", "text"]))
-    return lazy if partitions is None else lazy.into_partitions(partitions)
+def frame(*documents: pa.Table) -> daft.DataFrame:
+    """The columns `id` and `text` as a Daft DataFrame, one partition a table."""
+    return daft.from_arrow([table.select(["id", "text"]) for table in documents])
 
 
 def exact_duplicates(documents: daft.DataFrame) -> daft.DataFrame:
@@ -116,8 +115,8 @@ def candidate_pairs(signed: daft.DataFrame, bands: int, rows: int) -> daft.DataF
 
     @daft.func.batch(return_dtype=DataType.list(DataType.binary()))
     def buckets(signature: daft.Series) -> list[list[bytes]]:
-        minima = np.asarray(signature.to_pylist(), dtype=np.uint32).reshape(len(signature), -1)
-        if minima.shape[1] < bands * rows and len(minima):
+        minima = np.asarray(signature.to_pylist(), dtype=np.uint32)
+        if len(minima) and minima.shape[1] < bands * rows:
             raise ValueError(f"{bands} bands of {rows} rows need {bands * rows} permutations, not {minima.shape[1]}")
         return [
             [bytes([band]) + row[band * rows : (band + 1) * rows].tobytes() for band in range(bands)] for row in minima
@@ -174,6 +173,30 @@ def near_duplicates(pairs: pa.Table, threshold: float) -> pa.Table:
             rows.append({"id": name, "duplicate_of": kept[int(label)], "jaccard": float(value)})
     schema = pa.schema([("id", pa.string()), ("duplicate_of", pa.string()), ("jaccard", pa.float64())])
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def similar_pairs(documents: pa.Table, ngram_size: int, threshold: float) -> pa.Table:
+    """[a, b, jaccard] of ALL pairs with at least this similarity, without hashing or bands: what MinHash is judged against.
+
+    One product of the sparse document-shingle matrix with itself; memory and time grow with the pairs that share a shingle, so it
+    is for a few thousand documents.
+    """
+    ids = documents["id"].to_pylist()
+    sets = [shingles(text, ngram_size) for text in documents["text"].to_pylist()]
+    sizes = np.array([len(one) for one in sets], dtype=np.int64)
+    columns = np.unique(np.concatenate([np.zeros(0, np.uint64), *sets]), return_inverse=True)[1]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    matrix = csr_array((np.ones(len(columns), np.int32), columns, offsets), shape=(len(ids), max(len(columns), 1)))
+    rows = []
+    for start in range(0, len(ids), 256):
+        common = (matrix[start : start + 256] @ matrix.T).tocoo()
+        i, j = common.row + start, common.col
+        similarity = common.data / (sizes[i] + sizes[j] - common.data)
+        for k in np.flatnonzero((similarity >= threshold) & (i != j)):
+            if ids[i[k]] < ids[j[k]]:
+                rows.append({"a": ids[i[k]], "b": ids[j[k]], "jaccard": float(similarity[k])})
+    schema = pa.schema([("a", pa.string()), ("b", pa.string()), ("jaccard", pa.float64())])
+    return pa.Table.from_pylist(rows, schema=schema).sort_by([("a", "ascending"), ("b", "ascending")])
 
 
 def drop_exact(documents: pa.Table) -> tuple[pa.Table, pa.Table]:

@@ -212,7 +212,7 @@ def render(source: str, raws: Iterable[Raw], total: int, progress: Progress | No
             detail = f"{error.reason} at byte {error.start} of {len(raw.content)}"
             rejected.append(row | _rejection("invalid UTF-8", detail, raw.content))
         except Unreadable as error:
-            rejected.append(row | _rejection(*error.args, raw.content))
+            rejected.append(row | _rejection(error.args[0], error.args[1], raw.content))
         if progress is not None and number % 200 == 0:
             progress(number, max(total, number), f"extracting {source}")
     return (
