@@ -224,11 +224,22 @@ class Stage:
         return path
 
     def measure(
-        self, name: str, value: float, *, unit: str, interval: tuple[float, float] | None = None, **labels: Any
+        self,
+        name: str,
+        value: float,
+        *,
+        unit: str,
+        interval: tuple[float, float] | None = None,
+        headline: bool = False,
+        **labels: Any,
     ) -> float:
-        """Record a number for the report and the claims; labels say of what (language="zh", model="untrained"). Returns it."""
+        """Record a number for the report and the claims; labels say of what (language="zh", model="untrained"). Returns it.
+
+        `headline` puts it on the report's first page; of a stage without one, the first measure stands there.
+        """
         self._measures.append(
             {
+                **({"headline": True} if headline else {}),
                 "name": name,
                 "value": value.item() if hasattr(value, "item") else value,
                 "unit": unit,
@@ -261,7 +272,7 @@ class Stage:
         """Display a matplotlib figure as SVG with a text alternative and the scale's label; closes it."""
         show.figure_output(figure, alt=alt, caption=caption, scale=self.scale)
 
-    def show_table(self, frame: Any, *, caption: str, decimals: int = 3) -> None:
+    def show_table(self, frame: Any, *, caption: str, decimals: int | dict[str, int] = 3) -> None:
         """Display a pandas DataFrame as an accessible table with the scale's label."""
         show.table_output(frame, caption=caption, scale=self.scale, decimals=decimals)
 
