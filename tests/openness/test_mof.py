@@ -1,12 +1,15 @@
 """The MOF evaluator applies the Model Openness Tool's rules: on entries of our own, and on the tool's fixtures where present."""
 
 import copy
+import json
 import os
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moxin_lab.openness import mof
 
@@ -70,6 +73,15 @@ def test_classes_build_on_each_other_and_progress_stops_at_the_first_unmet(names
         assert evaluation.progress(3) == pytest.approx(three)
     assert evaluation.progress(2) == pytest.approx(two)
     assert evaluation.progress(1) == pytest.approx(one if evaluation.progress(2) == 100 else 0)
+
+
+@given(st.sets(st.sampled_from([fact["name"] for fact in mof.catalogue()["components"]])), st.data())
+def test_publishing_one_more_open_component_never_lowers_class_or_progress(names, data):
+    more = data.draw(st.sampled_from([fact["name"] for fact in mof.catalogue()["components"]]))
+    before, after = result(sorted(names)), result(sorted(names | {more}))
+    assert all(after.progress(number) >= before.progress(number) for number in (1, 2, 3))
+    assert 0 <= min(after.progress(number) for number in (1, 2, 3)) <= max(after.progress(n) for n in (1, 2, 3)) <= 100
+    assert (before.mof_class or 4) >= (after.mof_class or 4)
 
 
 def test_paper_stands_in_for_the_technical_report_in_every_class():
@@ -190,6 +202,30 @@ def test_committed_fixture_evaluates_to_what_its_name_says(path):
 @pytest.mark.parametrize("path", MOT_FIXTURES, ids=lambda path: path.stem)
 def test_agrees_with_the_model_openness_tools_own_fixture(path):
     check_fixture(path)
+
+
+@pytest.mark.skipif(
+    not MOT_FIXTURES, reason="MOXIN_BENCHMARKS is unset or has no mof/; .ci/run sets it where the files exist"
+)
+def test_catalogue_holds_the_model_openness_tools_components_licences_and_enumerations():
+    upstream = Path(BENCHMARKS) / "mof"
+    settings = yaml.safe_load((upstream / "mof.settings.yml").read_text(encoding="utf-8"))["components"]
+    fields = ("id", "name", "content_type", "class", "required")
+    ours = {tuple(fact[field] for field in fields) for fact in mof.catalogue()["components"]}
+    assert ours == {tuple(component[field] for field in fields) for component in settings}
+    spdx = json.loads((upstream / "licenses.json").read_text(encoding="utf-8"))["licenses"]
+    assert set(mof.catalogue()["open_licences"]["osi_or_fsf"]) == {
+        entry["licenseId"] for entry in spdx if entry.get("isOsiApproved") or entry.get("isFsfLibre")
+    }
+    made_for = json.loads((upstream / "mof-licenses.json").read_text(encoding="utf-8"))["licenses"]
+    for content_type, identifiers in mof.catalogue()["type_appropriate"].items():
+        wanted = {entry["licenseId"] for entry in made_for if content_type in entry["ContentType"]}
+        assert set(identifiers) == wanted
+    release = json.loads((upstream / "mof_schema.json").read_text(encoding="utf-8"))["properties"]["release"][
+        "properties"
+    ]
+    for field in ("type", "architecture", "treatment"):
+        assert mof.catalogue()["schema"][field] == release[field]["enum"]
 
 
 def check_fixture(path):
