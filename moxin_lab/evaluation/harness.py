@@ -44,6 +44,9 @@ TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 class TokenLM(TemplateLM):
     """What all our models share: texts become token requests in the way of `HFLM`, bos in front."""
 
+    progress: Callable[[int, int], None] | None = None
+    """Called with requests done and requests in all, within each call of the harness."""
+
     def __init__(self, tokenizer: Any, max_length: int | None) -> None:
         super().__init__()
         if tokenizer.bos_token_id is None:
@@ -114,19 +117,12 @@ class MoxinLM(TokenLM):
         max_length: int,
         batch_tokens: int = 4096,
         device: Any = "cpu",
-        progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """
-        Args:
-            max_length: most input tokens of one forward pass.
-            batch_tokens: most tokens of one forward pass over a batch.
-            progress: called with requests done and requests in all, within each call of the harness.
-        """
+        """max_length: most input tokens of a row; batch_tokens: most tokens of one forward pass, padding included."""
         super().__init__(tokenizer, max_length)
         self.max_length: int = max_length
         self.model = model
         self.batch_tokens = batch_tokens
-        self.progress = progress
         self._device = torch.device(device)
 
     def score_tokens(self, requests: list[Request]) -> list[Score]:

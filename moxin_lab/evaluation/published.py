@@ -130,6 +130,21 @@ def attempt(
     return pd.DataFrame(rows)
 
 
+def judge(claim: str, attempted: pd.DataFrame, claims_file: Path) -> tuple[str, str]:
+    """Verdict and evidence for a claim on an average, from what `attempt` returned.
+
+    Reproduced if the mean over the columns, by acc or by acc_norm (acc where a task has no acc_norm), lies within the tolerance
+    that the claim's entry set beforehand; contradicted otherwise.
+    """
+    entries = {entry["id"]: entry for entry in yaml.safe_load(claims_file.read_text(encoding="utf-8"))["claims"]}
+    value, tolerance = entries[claim]["value"], entries[claim]["tolerance"]
+    means = {"acc": attempted["acc"].mean(), "acc_norm": attempted["acc_norm"].fillna(attempted["acc"]).mean()}
+    near = [metric for metric, mean in means.items() if abs(mean - value) <= tolerance]
+    measured = ", ".join(f"{mean:.2f} by {metric}" for metric, mean in means.items())
+    evidence = f"Mean over {len(attempted)} tasks {measured}; published {value}, tolerance {tolerance}."
+    return ("reproduced" if near else "contradicted"), evidence
+
+
 def _load(path: Path, entry: Mapping[str, Any]) -> PublishedTable:
     with path.open(encoding="utf-8", newline="") as file:
         header, *lines = list(csv.reader(file))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moxin_lab.evaluation.published import HARNESS_TASKS, OTHER_SUITES, attempt, load_tables
+from moxin_lab.evaluation.published import HARNESS_TASKS, OTHER_SUITES, attempt, judge, load_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ROOT / "papers" / "tables"
@@ -77,6 +77,19 @@ def test_attempt_asks_for_released_weights_and_returns_both_accuracies_beside_th
     assert found.loc["ARC-C", ["published", "acc", "acc_norm"]].tolist() == [58.64, 50.0, 60.0]
     assert found["acc_norm"].isna().tolist() == [False, True, False, False, False]
     assert set(found["row"]) == {"Moxin-7B-Enhanced"}
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "reproduced"), (0.4, "reproduced"), (2.0, "contradicted")])
+def test_a_verdict_follows_the_tolerance_of_the_claim(tables, shift, verdict):
+    def run(**options):
+        column = next(c for c, (task, _) in tables["table_2_zero_shot_base"].tasks.items() if task == options["tasks"][0])
+        printed = tables["table_2_zero_shot_base"].frame.set_index("model").at["Moxin-7B-Enhanced", column]
+        return {"results": {options["tasks"][0]: {"acc,none": 0.1, "acc_norm,none": (printed + shift) / 100}}}
+
+    measured = attempt(tables["table_2_zero_shot_base"], run=run)
+    found, evidence = judge("eval.zero-shot-base", measured, ROOT / "papers" / "claims.yml")
+    assert found == verdict
+    assert f"10.00 by acc, {75.44 + shift:.2f} by acc_norm" in evidence
 
 
 def test_attempt_refuses_a_table_of_another_suite(tables):
