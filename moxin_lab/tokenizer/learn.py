@@ -29,8 +29,6 @@ from tokenizers.trainers import BpeTrainer
 
 from moxin_lab.tokenizer.router import EXPERTS, expert_of_character, route
 
-SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
-
 PIECE_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)(?!\p{L})"  # English endings
     r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"  # a word or a stretch of letters, with one space or sign before it
@@ -126,7 +124,7 @@ def learn(
                     tuple(occurrences[token].tolist()),
                 )
                 for token in order
-                if token not in SPECIAL_TOKENS and occurrences[token].sum() >= min_frequency
+                if occurrences[token].sum() >= min_frequency
             ]
         progress(step, len(EXPERTS) + 1, f"learned the candidates of expert {expert}")
     num_bytes = {language: sum(len(text.encode()) for text in texts[language]) for language in languages}

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from moxin_lab.tokenizer.learn import SPECIAL_TOKENS, piece_splitter
-from moxin_lab.tokenizer.routed import RoutedTokenizer
+from moxin_lab.tokenizer.learn import piece_splitter
+from moxin_lab.tokenizer.routed import SPECIAL_TOKENS, RoutedTokenizer
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 

@@ -29,7 +29,7 @@ PALE = {"shared", "hangul", "other"}  # colours that carry black letters better 
 HATCHES = ("", "///", "...", "xx")
 
 
-def runs_html(runs: Sequence[tuple[str, str]], caption: str) -> str:
+def runs_html(runs: Sequence[tuple[str, str]], caption: str, scale: str) -> str:
     """A text as a row of labelled boxes, one a run: its colour and, in words under it, its expert. Spaces show as ␣."""
     items = "".join(
         f'<li style="display:inline-block;margin:0 .25rem .5rem 0;padding:.15rem .4rem;color:#111;background:#f4f4f4;'
@@ -40,7 +40,7 @@ def runs_html(runs: Sequence[tuple[str, str]], caption: str) -> str:
     )
     return (
         f'<figure class="moxin-figure"><ol style="list-style:none;padding:0;margin:0">{items}</ol>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f'<figcaption>{escape(caption)} <span class="scale">{escape(scale)} scale</span></figcaption></figure>'
     )
 
 
@@ -50,21 +50,23 @@ def blocks_figure(blocks: Sequence[Block]) -> "Figure":
 
     total = blocks[-1].stop
     figure, axes = plt.subplots(figsize=(7.0, 2.1))
-    lane = 0
+    narrow = [block for block in blocks if len(block) <= 0.09 * total]
+    first = [block for block in narrow if block.stop < 0.2 * total]  # the leftmost hangs lowest, clear of the next line
+    lanes = {block: lane for group in (first[::-1], narrow[len(first) :]) for lane, block in enumerate(group)}
     for block in blocks:
         axes.barh(
             0, len(block), left=block.start, height=0.6, color=COLOURS[block.name], edgecolor="white", linewidth=1
         )
-        label, middle = f"{block.name}\n{len(block):,}", (block.start + block.stop) / 2
-        ink = "black" if block.name in PALE else "white"
-        if len(block) > 0.09 * total:
-            axes.text(middle, 0, label, ha="center", va="center", color=ink, fontsize=10, fontweight="bold")
-        else:
-            depth = -0.55 - 0.5 * (lane % 3)
-            lane += 1
+        middle = (block.start + block.stop) / 2
+        if block in lanes:
+            depth = -0.55 - 0.5 * lanes[block]
             side = "right" if middle > 0.9 * total else "left"
             axes.plot([middle, middle], [-0.3, depth], color="#555555", linewidth=0.8)
             axes.text(middle, depth, f" {block.name} {len(block):,} ", ha=side, va="center", fontsize=10)
+        else:
+            ink = "black" if block.name in PALE else "white"
+            label = f"{block.name}\n{len(block):,}"
+            axes.text(middle, 0, label, ha="center", va="center", color=ink, fontsize=10, fontweight="bold")
     axes.set(xlim=(0, total), ylim=(-1.85, 0.4), yticks=[], xlabel="id (number of the token)")
     axes.grid(False)
     axes.spines["left"].set_visible(False)

@@ -31,11 +31,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, p
 from tokenizers.models import BPE
 
 from moxin_lab.tokenizer import router
-from moxin_lab.tokenizer.learn import SPECIAL_TOKENS, Candidate, Pool, Progress, choose, learn, piece_splitter
+from moxin_lab.tokenizer.learn import Candidate, Pool, Progress, choose, learn, piece_splitter
 from moxin_lab.tokenizer.router import EXPERTS, route
 
 __all__ = ["Block", "RoutedTokenizer", "build", "load", "read_documents", "route", "save", "train"]
 
+SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
 BYTES_START = len(SPECIAL_TOKENS)
 SHARED_START = BYTES_START + 256
 BUDGET_RULE = (
@@ -259,7 +260,12 @@ def _union(chosen: Sequence[Candidate], record: dict[str, Any]) -> RoutedTokeniz
         members = [candidate for candidate in chosen if candidate.expert == expert]
         # Characters before merges, so that a block opens with its alphabet; `sorted` keeps the order of worth otherwise.
         for candidate in sorted(members, key=lambda c: not _builds_character(c)):
-            vocab["".join(names[byte] for byte in candidate.token)] = len(vocab)
+            token = "".join(names[byte] for byte in candidate.token)
+            if token in vocab:
+                raise ValueError(
+                    f"the token {token!r} was learned twice, or spells a special token; the pieces must prevent it"
+                )
+            vocab[token] = len(vocab)
             target = char_merges if _builds_character(candidate) else expert_merges
             target += [
                 ("".join(names[b] for b in left), "".join(names[b] for b in right)) for left, right in candidate.pairs

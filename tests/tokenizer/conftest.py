@@ -10,6 +10,7 @@ ENGLISH = [
     "The routed tokenizer cuts a text into runs of one script and lets the expert of each run merge its characters.\n",
     "A token belongs to one expert, and the ids of an expert lie side by side, so a block is a slice of the embedding.\n",
     "def encode(text):\n    return [token for run in route(text) for token in merge(run)]  # every run, in order\n",
+    "\tif window:\n\t\tx = 1  \n\n\n    \ty = 2 \t\n  \n\t\t\t# window   \t  \n\n" * 4,
     "Reading a page of help, the tokenizer sees the words window, document, file, table, and the menu of the window.\n",
 ]
 CHINESE = [
@@ -26,7 +27,7 @@ KOREAN = [
 ]
 RUSSIAN = ["Токенизатор делит текст на отрезки одной письменности, и эксперт соединяет буквы.\n"]
 TEXTS = {"en": ENGLISH * 3, "zh": CHINESE * 3, "ja": JAPANESE * 3, "ko": KOREAN * 3, "ru": RUSSIAN * 3}
-VOCAB_SIZE = 700
+VOCAB_SIZE = 800
 
 
 @pytest.fixture(scope="session")

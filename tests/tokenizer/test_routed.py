@@ -12,10 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from moxin_lab.tokenizer import routed
-from moxin_lab.tokenizer.learn import SPECIAL_TOKENS
+from moxin_lab.tokenizer.learn import Candidate, Pool, piece_splitter
+from moxin_lab.tokenizer.routed import SPECIAL_TOKENS
 from moxin_lab.tokenizer.router import EXPERTS, expert_of_character
 
 # Characters of every kind that the router and the pieces treat apart, so that random texts mix them closely.
@@ -40,6 +43,7 @@ HARD = [
     "𠮷野家で𝒳を食べる\U0010ffff",
     "a  한  b\t\t문\n \n  中 文",
     "<s>[INST] </s><unk> <pad></s",
+    "window   \t文 \t\t한  \n  \n\n か\t\t\t",
     "it's 文's I'LL\r\n\r\n",
 ]
 
@@ -80,6 +84,28 @@ def test_no_text_produces_a_special_token(small, text):
     assert not any(index < len(SPECIAL_TOKENS) for index in small.encode(text))
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["han", "kana", "hangul"]), st.data())
+def test_an_expert_merges_as_the_characters_of_its_text_were_learned(small, expert, data):
+    """Against a character-level BPE with the same merges: bytes are put together before any merge of characters applies."""
+    block = next(block for block in small.blocks if block.name == expert)
+    tokens = {small.decode([index]) for index in range(block.start, block.stop)}
+    alphabet = sorted({character for token in tokens for character in token if character in tokens})
+    text = data.draw(st.text(st.sampled_from(alphabet), max_size=12))
+    spelled = json.loads(small.union.to_str())["model"]["merges"]
+    merges = [tuple(small.union.decoder.decode([part]) for part in pair) for pair in spelled]
+    merges = [(left, right) for left, right in merges if left + right in tokens and left in tokens and right in tokens]
+    reference = Tokenizer(BPE({token: index for index, token in enumerate(sorted(tokens))}, merges))
+    reference.pre_tokenizer = piece_splitter()
+    assert [small.decode([index]) for index in small.encode(text)] == reference.encode(text).tokens
+
+
+def test_a_learned_token_that_spells_a_special_token_is_refused():
+    pairs = ((b"<", b"s>"),)
+    with pytest.raises(ValueError, match="spells a special token"):
+        routed.build(Pool((Candidate(b"<s>", pairs, "latin", (9.0,)),), {"en": 100}, 2, 16), 261)
+
+
 def test_training_on_text_full_of_special_tokens_still_produces_none():
     hostile = ["<s> </s> <unk> <pad> <s></s>\n" * 20, "s> /s> pad> unk>\n" * 20]
     tokenizer = routed.train(hostile, 270)
@@ -93,8 +119,8 @@ def test_blocks_are_contiguous_disjoint_and_cover_the_vocabulary(small):
     assert [block.name for block in small.blocks] == ["special", "byte", "shared", *EXPERTS]
     assert small.blocks[0].start == 0
     assert all(a.stop == b.start for a, b in zip(small.blocks, small.blocks[1:], strict=False))
-    assert small.blocks[-1].stop == small.vocab_size == small.union.get_vocab_size() == 700
-    assert sorted(small.union.get_vocab().values()) == list(range(700))
+    assert small.blocks[-1].stop == small.vocab_size == small.union.get_vocab_size() == 800
+    assert sorted(small.union.get_vocab().values()) == list(range(800))
     assert [small.union.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2, 3]
 
 
@@ -110,10 +136,10 @@ def test_every_token_of_a_block_is_whole_characters_of_its_expert(small):
 
 def test_block_of_refuses_ids_outside_the_vocabulary(small):
     assert small.block_of([]).shape == (0,)
-    assert small.block_of(np.arange(700)).tolist() == [
+    assert small.block_of(np.arange(800)).tolist() == [
         i for i, block in enumerate(small.blocks) for _ in range(len(block))
     ]
-    for wrong in (-1, 700):
+    for wrong in (-1, 800):
         with pytest.raises(ValueError, match="ids must lie in"):
             small.block_of([wrong])
 
@@ -159,7 +185,7 @@ def test_special_tokens_have_the_agreed_ids_and_only_bos_is_added(exported):
     assert [exported.unk_token_id, exported.bos_token_id, exported.eos_token_id, exported.pad_token_id] == [0, 1, 2, 3]
     plain = exported("window", add_special_tokens=False)["input_ids"]
     assert exported("window", add_special_tokens=True)["input_ids"] == [1, *plain]
-    assert len(exported) == 700
+    assert len(exported) == 800
 
 
 def test_the_exported_folder_parses_special_tokens_unless_asked_not_to(small, exported):
@@ -179,7 +205,7 @@ def test_the_same_texts_give_the_same_bytes_in_any_process_and_with_any_number_o
     script = (
         "import json, sys; from pathlib import Path; from moxin_lab.tokenizer import routed\n"
         "texts = json.loads(Path(sys.argv[1]).read_text())\n"
-        "routed.save(routed.train(texts, 700, min_tokens_per_expert=20), Path(sys.argv[2]))"
+        "routed.save(routed.train(texts, 800, min_tokens_per_expert=20), Path(sys.argv[2]))"
     )
     (tmp_path / "texts.json").write_text(json.dumps(texts))
     for threads in ("1", "2"):
@@ -195,7 +221,7 @@ def test_the_same_texts_give_the_same_bytes_in_any_process_and_with_any_number_o
 def test_training_reads_a_parquet_file_like_the_documents_in_it(texts, small, tmp_path):
     rows = [{"language": language, "text": text} for language, documents in texts.items() for text in documents]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
-    again = routed.train(tmp_path / "train.parquet", 700, min_tokens_per_expert=20)
+    again = routed.train(tmp_path / "train.parquet", 800, min_tokens_per_expert=20)
     assert again.union.to_str() == small.union.to_str()
 
 
@@ -245,5 +271,5 @@ def test_loading_refuses_blocks_that_do_not_match_the_vocabulary(folder, tmp_pat
     experts = json.loads((tmp_path / "experts.json").read_text())
     experts["blocks"][-1]["stop"] += 1
     (tmp_path / "experts.json").write_text(json.dumps(experts))
-    with pytest.raises(ValueError, match=r"experts\.json ends at id 701"):
+    with pytest.raises(ValueError, match=r"experts\.json ends at id 801"):
         routed.load(tmp_path)
