@@ -100,6 +100,12 @@ def test_an_expert_merges_as_the_characters_of_its_text_were_learned(small, expe
     assert [small.decode([index]) for index in small.encode(text)] == reference.encode(text).tokens
 
 
+def test_all_characters_are_put_together_before_any_of_them_merge():
+    """档窗 is learned before 文档, but 文 and 档 are the commoner characters, so their bytes would meet first."""
+    tokenizer = routed.train(["文\n" * 100 + "档窗\n" * 30 + "文档\n" * 20], 268)
+    assert [tokenizer.decode([index]) for index in tokenizer.encode("文档窗")] == ["文", "档窗"]
+
+
 def test_a_learned_token_that_spells_a_special_token_is_refused():
     pairs = ((b"<", b"s>"),)
     with pytest.raises(ValueError, match="spells a special token"):
