@@ -134,7 +134,7 @@ class MoxinConfig:
     def from_pretrained(cls, folder: str | Path) -> "MoxinConfig":
         """Read `config.json` of a checkpoint folder, or that file itself. Raises ConfigError, FileNotFoundError."""
         path = Path(folder)
-        path = path / "config.json" if path.is_dir() else path
+        path = path if path.is_file() else path / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: a checkpoint folder has a config.json")
         try:

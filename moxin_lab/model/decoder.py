@@ -38,21 +38,23 @@ class RMSNorm(nn.Module):
 
 
 def rotary_angles(position_ids: Tensor, config: MoxinConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of position x theta^(-2i/D), float32 [B or 1, 1, T, D]: each pair's angle stands at i and at i + D/2.
+    """cos and sin of position x theta^(-2i/D), float32 [B or 1, T, 1, D], for `rotate`: pair i stands at i and at i + D/2, and
+    the first half of sin carries the minus sign of the rotation.
 
     Su et al. 2021, arXiv 2104.09864, in the half-split layout of the released weights. Angles are float32 whatever the weights
     are: bfloat16 cannot tell positions apart beyond 256.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device) / config.head_dim
-    angles = position_ids[:, None, :, None].float() * (1.0 / config.rope_theta**exponents)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    angles = position_ids[:, :, None, None].float() * (1.0 / config.rope_theta**exponents)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + D/2) of heads [B, H, T, D] by its angle."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+    """Turn each pair (i, i + D/2) of heads [B, T, H, D] by its angle."""
+    # Fewer passes over memory than negating and joining halves, which is a tenth of a block's time on the CPU at tiny width.
+    cos, sin = cos.to(heads.dtype), sin.to(heads.dtype)  # under autocast the projections are narrower than the angles
+    return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, dims=-1), sin)
 
 
 class Attention(nn.Module):
@@ -79,10 +81,9 @@ class Attention(nn.Module):
         backend: str,
     ) -> Tensor:
         batch, length, _ = hidden_states.shape
-        query = self.q_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        query = rotate(self.q_proj(hidden_states).view(batch, length, -1, self.head_dim), *rotary).transpose(1, 2)
+        key = rotate(self.k_proj(hidden_states).view(batch, length, -1, self.head_dim), *rotary).transpose(1, 2)
         value = self.v_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
-        query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
             key, value = cache.update(self.layer, key, value)
         dropout_p = self.dropout_p if self.training else 0.0
@@ -191,6 +192,10 @@ class MoxinForCausalLM(nn.Module):
             raise ValueError(
                 "document_ids do not go with a cache, which holds one document a row; give padding to the cache"
             )
+        if cache is not None and cache.keys.shape[1] != input_ids.shape[0]:
+            raise ValueError(
+                f"a cache of {cache.keys.shape[1]} rows does not go with {input_ids.shape[0]} rows of input_ids"
+            )
         length = input_ids.shape[1]
         first = 0 if cache is None else cache.length
         if length == 0:
@@ -212,7 +217,6 @@ class MoxinForCausalLM(nn.Module):
             position_ids = places if cache is None else cache.positions(places)
         rotary = rotary_angles(position_ids, self.config)
         hidden_states = self.model.embed_tokens(input_ids)
-        rotary = (rotary[0].to(hidden_states.dtype), rotary[1].to(hidden_states.dtype))
         for block in self.model.layers:
             hidden_states = block(hidden_states, rotary, mask, cache, self.attention_backend)
         if cache is not None:

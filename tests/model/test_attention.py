@@ -1,0 +1,218 @@
+"""What attention sees: the window to the token, documents apart, every back end the same function."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from moxin_lab.model.attention import BACKENDS, AttentionMask, attention
+from moxin_lab.model.config import MoxinConfig
+from moxin_lab.model.decoder import MoxinForCausalLM
+
+WINDOW = 8
+LENGTHS = [WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 5 * WINDOW + 3]
+
+
+def heads(
+    length: int, *, num_heads: int = 4, num_kv_heads: int = 2, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    shapes = [(2, num_heads, length, 6), (2, num_kv_heads, length, 6), (2, num_kv_heads, length, 6)]
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def documents(length: int) -> Tensor:
+    """Two rows: three documents, and two documents before padding."""
+    row = torch.arange(length)
+    return torch.stack((row * 3 // length, torch.where(row < length * 2 // 3, row * 2 // length, -1)))
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+@pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_back_end_equals_reference_forward_and_backward(length: int, kv_heads: int, packed: bool, backend: str) -> None:
+    mask = AttentionMask.build(length, sliding_window=WINDOW, document_ids=documents(length) if packed else None)
+    results = []
+    for name in ("reference", backend):
+        inputs = heads(length, num_kv_heads=kv_heads)
+        output = attention(*inputs, mask, backend=name)
+        output.cos().sum().backward()
+        results.append([output.detach(), *(tensor.grad for tensor in inputs)])
+    for ours, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_reference_equals_a_loop_over_queries() -> None:
+    length, window = 21, 5
+    query, key, value = heads(length)
+    row_documents = documents(length)
+    mask = AttentionMask.build(length, sliding_window=window, document_ids=row_documents)
+    output = attention(query, key, value, mask, backend="reference")
+    for row in range(2):
+        for head in range(4):
+            for i in range(length):
+                number = int(row_documents[row, i])
+                seen = [
+                    j
+                    for j in range(max(0, i - window + 1), i + 1)
+                    if j == i or (number >= 0 and row_documents[row, j] == number)
+                ]
+                scores = torch.stack([query[row, head, i] @ key[row, head // 2, j] for j in seen]) / 6**0.5
+                expected = scores.softmax(0) @ torch.stack([value[row, head // 2, j] for j in seen])
+                torch.testing.assert_close(output[row, head, i], expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_key_just_outside_the_window_changes_nothing_and_just_inside_does(length: int, backend: str) -> None:
+    query, key, value = (tensor.detach() for tensor in heads(length))
+    mask = AttentionMask.build(length, sliding_window=WINDOW)
+    before = attention(query, key, value, mask, backend=backend)[:, :, -1]
+    for distance in range(length):
+        changed_key, changed_value = key.clone(), value.clone()
+        changed_key[:, :, -1 - distance] += 1.0
+        changed_value[:, :, -1 - distance] += 1.0
+        after = attention(query, changed_key, changed_value, mask, backend=backend)[:, :, -1]
+        assert torch.equal(after, before) == (distance >= WINDOW), f"key {distance} tokens back"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_equal_finite_differences(backend: str) -> None:
+    mask = AttentionMask.build(7, sliding_window=3, document_ids=documents(7))
+    assert torch.autograd.gradcheck(lambda *inputs: attention(*inputs, mask, backend=backend), heads(7))
+
+
+def tiny(**changes: object) -> MoxinForCausalLM:
+    values = {
+        "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW, "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    model = MoxinForCausalLM(MoxinConfig(**{**values, **changes}), generator=torch.Generator().manual_seed(3))
+    return model.eval()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_documents_get_the_logits_they_get_alone(backend: str) -> None:
+    model = tiny()
+    model.attention_backend = backend
+    ids = torch.randint(61, (1, 40), generator=torch.Generator().manual_seed(0))
+    numbers = torch.tensor([[0] * 5 + [1] * 20 + [2] * 12 + [-1] * 3])
+    with torch.no_grad():
+        packed = model(ids, document_ids=numbers)
+        for number in range(3):
+            inside = numbers[0] == number
+            torch.testing.assert_close(packed[:, inside], model(ids[:, inside]), rtol=0, atol=1e-5)
+    assert packed.isfinite().all()
+
+
+def test_packed_documents_never_see_each_other() -> None:
+    model = tiny()
+    ids = torch.randint(61, (1, 30), generator=torch.Generator().manual_seed(0))
+    numbers = torch.arange(30)[None] // 10
+    other = ids.clone()
+    other[:, 10:20] = (other[:, 10:20] + 1) % 61
+    with torch.no_grad():
+        before, after = model(ids, document_ids=numbers), model(other, document_ids=numbers)
+    assert torch.equal(before[:, :10], after[:, :10])
+    assert torch.equal(before[:, 20:], after[:, 20:])
+    assert not torch.equal(before[:, 10:20], after[:, 10:20])
+
+
+def test_gradients_stay_inside_a_document() -> None:
+    model = tiny()
+    ids = torch.arange(20)[None]  # every token once, so a row of the embedding's gradient belongs to one place
+    model(ids, document_ids=ids // 10)[:, 10:].square().sum().backward()
+    reached = model.model.embed_tokens.weight.grad.abs().sum(dim=1) > 0
+    assert not reached[:10].any()
+    assert reached[10:20].all()
+
+
+def test_no_token_sees_a_later_one() -> None:
+    model = tiny()
+    ids = torch.randint(61, (2, 30), generator=torch.Generator().manual_seed(0))
+    other = ids.clone()
+    other[:, 17:] = (other[:, 17:] + 1) % 61
+    with torch.no_grad():
+        assert torch.equal(model(ids)[:, :17], model(other)[:, :17])
+
+
+def test_influence_reaches_exactly_window_minus_one_a_block() -> None:
+    """After L blocks a token depends on the L x (W - 1) tokens before it and itself, no further."""
+    model = tiny().double()
+    length = 40
+    states = model.model.embed_tokens(torch.arange(length)[None]).detach().requires_grad_()
+    model.model.embed_tokens.forward = lambda ids: states
+    model(torch.arange(length)[None])[0, -1].sum().backward()
+    reached = states.grad[0].abs().sum(dim=1) > 0
+    assert reached.tolist() == [length - 1 - place <= 3 * (WINDOW - 1) for place in range(length)]
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = tiny(attention_dropout=0.5, mlp_dropout=0.5)
+    ids = torch.randint(61, (1, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model(ids), model(ids))
+        assert torch.equal(model(ids), tiny()(ids))
+        model.train()
+        assert not torch.equal(model(ids), model(ids))
+
+
+def test_same_seed_same_weights_and_residual_outputs_scaled_by_depth() -> None:
+    first, again = tiny(hidden_size=64, num_hidden_layers=8), tiny(hidden_size=64, num_hidden_layers=8)
+    for (name, ours), other in zip(first.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, other), name
+    again.init_weights(torch.Generator().manual_seed(4))
+    assert not torch.equal(first.lm_head.weight, again.lm_head.weight)
+    block = first.model.layers[2]
+    assert block.self_attn.o_proj.weight.std() == pytest.approx(0.2 / 16**0.5, rel=0.1)
+    assert block.mlp.down_proj.weight.std() == pytest.approx(0.2 / 16**0.5, rel=0.1)
+    assert block.mlp.up_proj.weight.std() == pytest.approx(0.2, rel=0.1)
+    assert (block.input_layernorm.weight == 1).all()
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_autocast_runs_forward_and_backward(precision: torch.dtype) -> None:
+    """The scales above tiny train in mixed precision."""
+    model = tiny()
+    ids = torch.randint(61, (2, 30), generator=torch.Generator().manual_seed(0))
+    exact = model(ids)
+    with torch.autocast("cpu", precision):
+        logits = model(ids)
+    logits.float().square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert (logits.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_unknown_back_end_names_those_available() -> None:
+    with pytest.raises(ValueError, match="unknown attention back end 'triton': available are auto, reference, sdpa"):
+        tiny_config = tiny().config
+        MoxinForCausalLM(tiny_config, attention_backend="triton")
+    with pytest.raises(ValueError, match="available are auto"):
+        attention(*heads(5), AttentionMask.build(5, sliding_window=3), backend="flash")
+
+
+def test_wrong_shapes_and_dtypes_are_refused_by_name() -> None:
+    query, key, value = heads(5)
+    mask = AttentionMask.build(5, sliding_window=3)
+    with pytest.raises(ValueError, match="expected"):
+        attention(query, key[:, :, :4], value, mask)
+    with pytest.raises(ValueError, match="3 query heads are not a multiple of 2"):
+        attention(query[:, :3], key, value, mask)
+    with pytest.raises(ValueError, match="dtypes"):
+        attention(query, key.float(), value.float(), mask)
+    with pytest.raises(ValueError, match="mask is for 6 queries"):
+        attention(query, key, value, AttentionMask.build(6, sliding_window=3))
+    with pytest.raises(ValueError, match="sliding_window is 0"):
+        AttentionMask.build(5, sliding_window=0)
+    model = tiny()
+    with pytest.raises(ValueError, match=r"not \[B, T\]"):
+        model(torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match="no tokens"):
+        model(torch.zeros(1, 0, dtype=torch.long))
+    with pytest.raises(ValueError, match="129 tokens are more than max_position_embeddings 128"):
+        model(torch.zeros(1, 129, dtype=torch.long))
+    with pytest.raises(ValueError, match="document_ids has shape"):
+        model(torch.zeros(1, 5, dtype=torch.long), document_ids=torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="logits_to_keep is 0"):
+        model(torch.zeros(1, 5, dtype=torch.long), logits_to_keep=0)
