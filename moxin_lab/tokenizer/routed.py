@@ -94,7 +94,7 @@ class RoutedTokenizer:
         """Each expert as a tokenizer of its own: shared ids first, then its tokens from the end of the shared block on."""
         model = json.loads(self.union.to_str())["model"]
         blocks = {block.name: block for block in self.blocks}
-        shared_stop = blocks["shared"].stop
+        shared_stop = blocks["shared"].stop  # where the first expert's block starts
         tokenizers = {}
         for expert in EXPERTS:
             block = blocks[expert]
@@ -110,12 +110,15 @@ class RoutedTokenizer:
     def encode_by_expert(self, text: str) -> list[int]:
         """Ids by routing each run to its own expert and moving the expert's local ids to its block: equal to `encode`."""
         start = {block.name: block.start for block in self.blocks}
-        shared_stop = next(block.stop for block in self.blocks if block.name == "shared")
-        ids: list[int] = []
-        for expert, run in route(text):
-            for local in self.experts[expert].encode(run, add_special_tokens=False).ids:
-                ids.append(local if local < shared_stop else start[expert] + local - shared_stop)
-        return ids
+        runs = route(text)
+        ids_of_run: list[list[int]] = [[] for _ in runs]
+        for expert, member in self.experts.items():
+            places = [place for place, (owner, _) in enumerate(runs) if owner == expert]
+            encodings = member.encode_batch_fast([runs[place][1] for place in places], add_special_tokens=False)
+            move = start[expert] - start["latin"]  # local ids of every expert go on where the shared ids end
+            for place, encoding in zip(places, encodings, strict=True):
+                ids_of_run[place] = [i if i < start["latin"] else i + move for i in encoding.ids]
+        return [index for ids in ids_of_run for index in ids]
 
 
 def train(
