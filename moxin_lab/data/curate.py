@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from moxin_lab.data.extract import DOCUMENTS, REJECTED, CurationError
 
-STEPS = ("raw rows", "extraction", "NFC", "short filter", "language", "exact duplicates", "near-duplicates", "split")
+STEPS = ("extraction", "NFC", "short filter", "language", "exact duplicates", "near-duplicates", "split")
 
 
 class Funnel:
@@ -83,6 +83,13 @@ class Funnel:
 def write_table(table: pa.Table, path: Path) -> None:
     """Parquet with zstd, rows sorted by id, without anything that differs between runs."""
     pq.write_table(table.sort_by("id"), path, compression="zstd", compression_level=6, write_statistics=False)
+
+
+def sizes(documents: pa.Table) -> pd.DataFrame:
+    """Index language; documents and bytes of text."""
+    frame = pd.DataFrame({"language": documents["language"].to_pylist(), "documents": 1})
+    frame["bytes"] = [len(text.encode()) for text in documents["text"].to_pylist()]
+    return frame.groupby("language").sum()
 
 
 def table_of(tables: Iterable[pa.Table]) -> pa.Table:

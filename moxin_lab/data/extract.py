@@ -200,6 +200,15 @@ def extract_hub(
 # ---- both
 
 
+def extract(
+    name: str, data_card: Callable[[str], Path], hub_rows: int | None = None, progress: Progress | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """Documents and rejected rows of source `name`: a hub set, or a data card whose folder `data_card(name)` gives."""
+    if name in HUB_SETS:
+        return extract_hub(name, hub_rows, progress=progress)
+    return extract_card(data_card(name), progress)
+
+
 def render(source: str, raws: Iterable[Raw], total: int, progress: Progress | None = None) -> tuple[pa.Table, pa.Table]:
     """Decode and render each row; returns documents and rejected rows, both sorted by id. `total` is for progress only."""
     documents: list[dict[str, Any]] = []
