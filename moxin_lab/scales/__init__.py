@@ -75,6 +75,7 @@ class ModelSettings(Section):
     sliding_window: int = Field(gt=0)
     max_position_embeddings: int = Field(gt=0)
     rms_norm_eps: float = Field(gt=0)
+    initializer_range: float = Field(gt=0, description="standard deviation of fresh weights, before the scaling by depth")
 
 
 class Phase(Section):

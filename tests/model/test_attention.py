@@ -165,9 +165,9 @@ def test_same_seed_same_weights_and_residual_outputs_scaled_by_depth() -> None:
     again.init_weights(torch.Generator().manual_seed(4))
     assert not torch.equal(first.lm_head.weight, again.lm_head.weight)
     block = first.model.layers[2]
-    assert block.self_attn.o_proj.weight.std() == pytest.approx(0.2 / 16**0.5, rel=0.1)
-    assert block.mlp.down_proj.weight.std() == pytest.approx(0.2 / 16**0.5, rel=0.1)
-    assert block.mlp.up_proj.weight.std() == pytest.approx(0.2, rel=0.1)
+    assert block.self_attn.o_proj.weight.std().item() == pytest.approx(0.2 / 16**0.5, rel=0.1)
+    assert block.mlp.down_proj.weight.std().item() == pytest.approx(0.2 / 16**0.5, rel=0.1)
+    assert block.mlp.up_proj.weight.std().item() == pytest.approx(0.2, rel=0.1)
     assert (block.input_layernorm.weight == 1).all()
 
 
