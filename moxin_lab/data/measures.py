@@ -76,8 +76,8 @@ def short_shares(measured: pd.DataFrame, minimum: int) -> pd.DataFrame:
 def recall_by_similarity(all_pairs: pa.Table, found: dict[str, pa.Table], edges: list[float]) -> pd.DataFrame:
     """Of all pairs in each interval of true similarity, how many stand in each table of `found` (name -> a, b).
 
-    bands, low, high, pairs, found, share, share_low, share_high (Wilson's 95 % interval). The last interval includes its end;
-    pairs outside all intervals are not counted.
+    bands, low, high, similarity (mean in the interval), pairs, found, share, share_low, share_high (Wilson's 95 % interval).
+    The last interval includes its end; pairs outside all intervals are not counted.
     """
     frame = all_pairs.to_pandas()
     frame = frame[(frame["jaccard"] >= edges[0]) & (frame["jaccard"] <= edges[-1])]
@@ -89,11 +89,9 @@ def recall_by_similarity(all_pairs: pa.Table, found: dict[str, pa.Table], edges:
         for index in range(len(edges) - 1):
             inside = (frame["bin"] == index).to_numpy()
             hits, total = int(hit[inside].sum()), int(inside.sum())
-            low, high = wilson(hits, total)
-            rows.append(
-                (name, edges[index], edges[index + 1], total, hits, hits / total if total else np.nan, low, high)
-            )
-    columns = ["bands", "low", "high", "pairs", "found", "share", "share_low", "share_high"]
+            where = (name, edges[index], edges[index + 1], frame["jaccard"][inside].mean())
+            rows.append((*where, total, hits, hits / total if total else np.nan, *wilson(hits, total)))
+    columns = ["bands", "low", "high", "similarity", "pairs", "found", "share", "share_low", "share_high"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -83,10 +83,9 @@ def recall_figure(recall: pd.DataFrame, bands: dict[str, tuple[int, int]], thres
     for offset, (name, (num_bands, num_rows)), marker in zip((-0.004, 0.004), bands.items(), ("o", "s"), strict=True):
         (line,) = axes.plot(grid, collision_probability(grid, num_bands, num_rows), label=f"{name}, theory")
         part = recall[(recall["bands"] == name) & (recall["pairs"] > 0)]
-        middle = (part["low"] + part["high"]) / 2 + offset
         spread = [part["share"] - part["share_low"], part["share_high"] - part["share"]]
         axes.errorbar(
-            middle,
+            part["similarity"] + offset,
             part["share"],
             yerr=np.abs(spread),
             fmt=marker,
