@@ -32,7 +32,7 @@ import pandas as pd
 NUM_CHOICES = 4
 LENGTH_TOLERANCE = 0.2
 PASSAGE_BYTES = (60, 240)
-CONTEXT_BYTES = (120, 480)
+CONTEXT_BYTES = (80, 256)
 MAX_ITEMS_PER_PAGE = 2
 LATIN_SHARE = {"zh": 0.5, "ja": 0.5, "ko": 0.5}
 

@@ -14,11 +14,12 @@ context only, as with `HFLM(add_bos_token=False)`. Importing this module loads l
 """
 
 import contextlib
+import io
 import json
 import logging
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,12 +207,14 @@ def run_tasks(lm: TokenLM, tasks: Sequence[str], data_folder: Path, *, bootstrap
     The result names no path, date or machine, so that the same inputs give the same bytes; `stage.json` holds those.
     Standard errors of means are lm-eval's closed form (`bootstrap_iters` only has to be above 0 for them to appear).
     """
-    missing = [name for name in tasks if not (data_folder / f"{name}.jsonl").is_file()]
+    files = {name: data_folder / f"{name}.jsonl" for name in tasks}
+    missing = [name for name, path in files.items() if not path.is_file()]
     if missing:
         raise FileNotFoundError(f"no data for {', '.join(missing)}: expected <task>.jsonl in {data_folder}")
     manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False)
-    with tempfile.TemporaryDirectory() as cache, _quiet("lm_eval", "datasets"):
-        specs = [{**task_config(name), "dataset_kwargs": _data_files(name, data_folder, cache_dir=cache)} for name in tasks]
+    with tempfile.TemporaryDirectory() as cache, _quiet():
+        sources = {name: {"data_files": {"test": str(path)}, "cache_dir": cache} for name, path in files.items()}
+        specs = [{**task_config(name), "dataset_kwargs": source} for name, source in sources.items()]
         results = simple_evaluate(model=lm, tasks=specs, task_manager=manager, bootstrap_iters=bootstrap_iters)
     for name in tasks:
         results["configs"][name]["dataset_kwargs"] = task_config(name)["dataset_kwargs"]
@@ -227,10 +230,6 @@ def task_config(name: str) -> dict[str, Any]:
     return {**base, **config}
 
 
-def _data_files(name: str, folder: Path, **options: Any) -> dict[str, Any]:
-    return {"data_files": {"test": str(folder / f"{name}.jsonl")}, **options}
-
-
 def write_results(results: dict[str, Any], folder: Path, model_name: str) -> None:
     """Write `results_<model>.json` and `samples_<task>_<model>.jsonl`, the files that lm-eval's `--output_path` leaves."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -243,20 +242,21 @@ def write_results(results: dict[str, Any], folder: Path, model_name: str) -> Non
 
 
 @contextlib.contextmanager
-def _quiet(*names: str) -> Any:
-    """Keep information-level messages and progress bars of the harness out of a notebook; warnings still show."""
+def _quiet() -> Iterator[None]:
+    """Keep the harness's progress bars and information-level messages out of a notebook; warnings and errors still show."""
     import datasets
 
-    loggers = [logging.getLogger(name) for name in names]
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]
-    bars = datasets.are_progress_bars_disabled()
+    bars_were_off = datasets.are_progress_bars_disabled()
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     datasets.disable_progress_bars()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # tqdm writes there; log handlers keep the stream they were made with
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if not bars:
+        if not bars_were_off:
             datasets.enable_progress_bars()

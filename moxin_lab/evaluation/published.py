@@ -33,6 +33,14 @@ HARNESS_TASKS: dict[str, dict[str, tuple[str, int]]] = {
 }
 """Column of a table to lm-evaluation-harness task and shots, where the report states harness and shots (sections 7.1 and 7.2)."""
 
+NEAREST_TASKS: dict[str, dict[str, tuple[str, int]]] = {
+    "table_6_olmes": {"GSM8K": ("gsm8k_cot", 8), "MATH": ("minerva_math", 4), "MMLU": ("mmlu_flan_cot_zeroshot", 0),
+                      "BBH": ("bbh_cot_fewshot", 3)},
+    "table_7_reasoning": {"MATH-500": ("minerva_math500", 4)},
+}  # fmt: skip
+"""Harness tasks on the same questions with other prompts, for a first look: their numbers are not those of the table's suite.
+Shots of table 6 are those that the Tulu 3 8B model card states for OLMES."""
+
 OTHER_SUITES = {
     "table_1_architecture": "no benchmark: stage 03 builds the model and counts its parameters",
     "table_6_olmes": "the OLMES suite; the report prints neither shots nor prompts, so no harness task is known to be the same",
@@ -68,14 +76,33 @@ class PublishedTable:
         return HARNESS_TASKS.get(self.name, {})
 
     def commands(self) -> list[str]:
-        """The lm_eval command lines for each released Moxin row: one for each number of shots."""
+        """Command lines that attempt it: the lab's own, then lm_eval's for each released Moxin row and number of shots."""
+        if not self.tasks:
+            return [self.command] if self.name == "table_1_architecture" else []
+        return [self.command, *self._lm_eval(self.tasks)]
+
+    def nearest_commands(self) -> list[str]:
+        """lm_eval command lines on some of the same questions, where another suite made the table."""
+        return self._lm_eval(NEAREST_TASKS.get(self.name, {}))
+
+    def _lm_eval(self, tasks: Mapping[str, tuple[str, int]]) -> list[str]:
         lines = []
         for release in filter(None, self.ours.values()):
-            for shots in sorted({shots for _, shots in self.tasks.values()}):
-                tasks = ",".join(task for task, count in self.tasks.values() if count == shots)
+            for shots in sorted({shots for _, shots in tasks.values()}):
+                names = ",".join(task for task, count in tasks.values() if count == shots)
                 model = f"--model hf --model_args pretrained={HUB_ORGANISATION}/{release},dtype=bfloat16"
-                lines.append(f"lm_eval run {model} --tasks {tasks} --num_fewshot {shots} --batch_size auto")
+                lines.append(f"lm_eval run {model} --tasks {names} --num_fewshot {shots} --batch_size auto")
         return lines
+
+    def how_to_attempt(self) -> str:
+        """Markdown: what an attempt needs, and the command lines."""
+        text = f"Needs {self.requirement()}."
+        if not self.commands():
+            text += " This lab has no command for it yet."
+        for title, lines in (("Attempted by:", self.commands()), ("Nearest in lm-evaluation-harness:", self.nearest_commands())):
+            if lines:
+                text += f" {title}\n\n```text\n" + "\n".join(lines) + "\n```\n"
+        return text
 
     def requirement(self) -> str:
         """What an attempt needs, in one clause."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moxin_lab.evaluation.published import HARNESS_TASKS, OTHER_SUITES, attempt, judge, load_tables
+from moxin_lab.evaluation.published import HARNESS_TASKS, NEAREST_TASKS, OTHER_SUITES, attempt, judge, load_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ROOT / "papers" / "tables"
@@ -20,8 +20,9 @@ def test_every_table_has_tasks_or_a_stated_suite_and_nothing_is_left_over(tables
     assert set(tables) == set(HARNESS_TASKS) | set(OTHER_SUITES)
     assert not set(HARNESS_TASKS) & set(OTHER_SUITES)
     for table in tables.values():
-        assert bool(table.commands()) == bool(table.tasks)
-        assert table.requirement()
+        assert table.requirement() in table.how_to_attempt()
+        assert ("no command" in table.how_to_attempt()) == (not table.tasks and table.name != "table_1_architecture")
+        assert all(line in table.how_to_attempt() for line in [*table.commands(), *table.nearest_commands()])
 
 
 def test_digits_are_shown_as_printed(tables):
@@ -45,17 +46,20 @@ def test_every_task_is_one_of_the_installed_harness():
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    folders = [Path(lm_eval.__file__).parent / "tasks" / name for name in ("hellaswag", "winogrande", "piqa", "arc", "mmlu")]
+    names = ["hellaswag", "winogrande", "piqa", "arc", "mmlu", "gsm8k", "minerva_math", "bbh"]
+    folders = [Path(lm_eval.__file__).parent / "tasks" / name for name in names]
     known = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False).task_index
-    assert {task for tasks in HARNESS_TASKS.values() for task, _ in tasks.values()} <= set(known)
+    wanted = [*HARNESS_TASKS.values(), *NEAREST_TASKS.values()]
+    assert {task for tasks in wanted for task, _ in tasks.values()} <= set(known)
 
 
 def test_the_command_line_names_release_tasks_and_shots(tables):
     assert tables["table_2_zero_shot_base"].commands() == [
+        "moxin-lab run --scale full --only 08",
         "lm_eval run --model hf --model_args pretrained=moxin-org/Moxin-7B-LLM,dtype=bfloat16 "
         "--tasks hellaswag,winogrande,piqa,arc_easy,arc_challenge --num_fewshot 0 --batch_size auto"
     ]
-    few = tables["table_5_few_shot_instruct"].commands()
+    _, *few = tables["table_5_few_shot_instruct"].commands()
     assert [line.split("--tasks ")[1] for line in few] == [
         "mmlu,winogrande --num_fewshot 5 --batch_size auto",
         "hellaswag --num_fewshot 10 --batch_size auto",

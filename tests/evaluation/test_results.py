@@ -1,0 +1,55 @@
+"""Tables from the harness's samples: the numbers of the samples, paired where two models are compared."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from moxin_lab.evaluation import results
+
+
+def result(answers, nats):
+    """The part of lm-eval's result structure that the tables read."""
+    cloze = [{"doc_id": i, "doc": {"id": f"q{i}"}, "acc": float(a), "acc_norm": 1.0 - a} for i, a in enumerate(answers)]
+    bits = [{"doc_id": i, "doc": {"id": f"d{i}"}, "bits_per_byte": (-n, 100)} for i, n in enumerate(nats)]
+    return {"samples": {"moxin_cloze_en": cloze, "moxin_cloze_zh": cloze[:4], "moxin_bits_per_byte_en": bits}}
+
+
+FOUND = {"trained": result([1] * 9 + [0], [70.0, 90.0]), "untrained": result([1, 1, 0, 0, 0, 0, 0, 0, 1, 1], [150.0, 250.0])}
+
+
+def test_bits_and_accuracies_are_those_of_the_samples():
+    bits = results.bits_table(FOUND, seed=0).set_index(["model", "language"])
+    assert bits.loc[("trained", "en"), "bits_per_byte"] == pytest.approx(160 / 200 / math.log(2))
+    cloze = results.cloze_table(FOUND).set_index(["model", "language", "metric"])
+    assert cloze.loc[("trained", "en", "acc"), "accuracy"] == 0.9
+    assert cloze.loc[("trained", "en", "acc_norm"), "accuracy"] == pytest.approx(0.1)
+    assert cloze.loc[("trained", "all", "acc"), ["accuracy", "items"]].tolist() == [13 / 14, 14]
+    assert (cloze["low"] <= cloze["accuracy"]).all() and (cloze["accuracy"] <= cloze["high"]).all()
+
+
+def test_a_difference_is_paired_by_item_and_refuses_other_items():
+    estimate = results.cloze_difference(FOUND, "trained", "untrained", "acc", seed=0)
+    assert estimate.value == pytest.approx((13 - 6) / 14)
+    assert estimate.low < estimate.value < estimate.high
+    other = {**FOUND, "other": result([1] * 5, [1.0])}
+    with pytest.raises(ValueError, match="different items"):
+        results.cloze_difference(other, "trained", "other", "acc", seed=0)
+
+
+def test_task_data_is_one_file_a_task_and_language(tmp_path):
+    texts = pd.DataFrame({"id": ["a", "b"], "language": ["zh", "en"], "text": ["字\n", "x"], "num_bytes": [4, 1]})
+    tasks = results.write_task_data(tmp_path, texts, {"zh": [{"id": "q", "context": "c", "choices": ["字"], "label": 0}]})
+    assert tasks == ["moxin_bits_per_byte_zh", "moxin_bits_per_byte_en", "moxin_cloze_zh"]
+    row = json.loads((tmp_path / "moxin_bits_per_byte_zh.jsonl").read_text(encoding="utf-8"))
+    assert row == {"id": "a", "language": "zh", "text": "字\n"}
+    assert json.loads((tmp_path / "moxin_cloze_zh.jsonl").read_text(encoding="utf-8"))["choices"] == ["字"]
+
+
+def test_figures_show_every_model_and_the_line_of_chance():
+    bits = results.bits_figure(results.bits_table(FOUND, seed=0))
+    assert [text.get_text() for text in bits.axes[0].get_legend().get_texts()] == ["trained", "untrained"]
+    cloze = results.cloze_figure(results.cloze_table(FOUND))
+    assert {text.get_text() for text in cloze.legends[0].get_texts()} == {"trained", "untrained", "chance, 25 %"}
+    assert all(any(line.get_ydata()[0] == 25 for line in axes.lines) for axes in cloze.axes)
