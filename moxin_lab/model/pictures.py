@@ -18,7 +18,7 @@ def block(config: MoxinConfig) -> Any:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.0, 7.4))
-    axes.set(xlim=(0, 10), ylim=(0, 14.1))
+    axes.set(xlim=(0, 10), ylim=(-0.1, 14.1))
     axes.axis("off")
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     window = f"window {config.sliding_window:,}" if config.sliding_window else "no window"
@@ -58,18 +58,18 @@ def block(config: MoxinConfig) -> Any:
         color=INK,
     )
     box(0.0, "token ids", "plain", x=4.2, width=2.6, height=0.6)
-    box(1.05, f"embedding  {config.vocab_size:,} × {config.hidden_size:,}", "plain")
+    box(1.05, f"embedding {config.vocab_size:,} × {config.hidden_size:,}", "plain")
     box(2.7, "RMSNorm", "norm")
-    box(3.7, f"q: {heads} heads    k, v: {kv_heads} heads    of {dim}", "attention")
+    box(3.7, f"q: {heads} heads; k and v: {kv_heads}; each of {dim}", "attention")
     box(4.65, "rotate q and k by position (RoPE)", "attention")
     box(5.6, f"causal attention, {window}", "attention")
     box(6.55, "output projection", "attention")
     plus(7.65)
     box(8.25, "RMSNorm", "norm")
-    box(9.2, f"SwiGLU  {config.hidden_size:,} → {config.intermediate_size:,} → {config.hidden_size:,}", "ffn")
+    box(9.2, f"SwiGLU {config.hidden_size:,} → {config.intermediate_size:,} → {config.hidden_size:,}", "ffn")
     plus(10.3)
     box(11.3, "RMSNorm", "norm")
-    box(12.25, f"head  {config.hidden_size:,} × {config.vocab_size:,}", "plain")
+    box(12.25, f"head {config.hidden_size:,} × {config.vocab_size:,}", "plain")
     axes.text(5.5, 13.75, "logits of the next token", ha="center", va="center", fontsize=10, color=INK)
     for low, high in (
         (0.6, 1.05), (1.75, 2.7), (3.4, 3.7), (4.4, 4.65), (5.35, 5.6), (6.3, 6.55), (7.25, 7.43), (7.87, 8.25),
