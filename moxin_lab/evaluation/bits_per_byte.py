@@ -42,6 +42,11 @@ def encode_documents(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return token_lists
 
 
+def head(text: str, max_bytes: int) -> str:
+    """The beginning of a text: as many whole characters as fit `max_bytes` of UTF-8."""
+    return text.encode()[:max_bytes].decode(errors="ignore")  # what is ignored is the character cut in two
+
+
 def windows(num_tokens: int, context: int, stride: int) -> list[Window]:
     """Windows that predict each of `num_tokens` tokens behind bos exactly once; see the module's text."""
     if not 1 <= stride <= context:

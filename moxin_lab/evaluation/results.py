@@ -105,7 +105,7 @@ def cloze_figure(table: pd.DataFrame) -> "Figure":
         axes.set_ylabel("right answers, %")
         axes.set_ylim(0, 100)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside upper center", ncols=4)
+    figure.legend([*handles[1:], handles[0]], [*labels[1:], labels[0]], loc="outside upper center", ncols=4)
     panels[-1].set_xlabel("language of the held-out text")
     return figure
 

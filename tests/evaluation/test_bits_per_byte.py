@@ -14,6 +14,7 @@ from moxin_lab.evaluation.bits_per_byte import (
     bits_per_byte_by_group,
     document_losses,
     encode_documents,
+    head,
     windows,
 )
 
@@ -132,3 +133,11 @@ def test_a_lossy_tokenizer_is_refused():
     assert encode_documents(LossyTokenizer(), ["plain"]) == [[ord(c) for c in "plain"]]
     with pytest.raises(ValueError, match="document 1 changes"):
         encode_documents(LossyTokenizer(), ["plain", "漢字"])
+
+
+@given(st.text(max_size=60), st.integers(1, 80))
+@settings(max_examples=200, deadline=None)
+def test_head_is_the_longest_beginning_that_fits(text, max_bytes):
+    found = head(text, max_bytes)
+    assert text.startswith(found) and len(found.encode()) <= max_bytes
+    assert found == text or len(text[: len(found) + 1].encode()) > max_bytes

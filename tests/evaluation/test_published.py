@@ -46,7 +46,7 @@ def test_every_task_is_one_of_the_installed_harness():
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    names = ["hellaswag", "winogrande", "piqa", "arc", "mmlu", "gsm8k", "minerva_math", "bbh"]
+    names = ["hellaswag", "winogrande", "piqa", "arc", "mmlu", "gsm8k", "minerva_math", "bbh", "benchmarks"]
     folders = [Path(lm_eval.__file__).parent / "tasks" / name for name in names]
     known = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False).task_index
     wanted = [*HARNESS_TASKS.values(), *NEAREST_TASKS.values()]
