@@ -10,15 +10,14 @@ Does not: run anything, or decide a verdict. `cells.py` renders a notebook's cel
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from moxin_lab.lab import claims
 from moxin_lab.lab.artifacts import LabError, read_record, stage_folder, write_atomically
 from moxin_lab.lab.show import format_bytes, format_number, format_seconds
-from moxin_lab.lab.stage import VERDICTS
-from moxin_lab.lab.verdicts import grouped, judge, parse_yaml, read_claims
 from moxin_lab.stages import STAGES
 
 HEADLINES_PER_STAGE = 6  # numbers of a stage on the front page; its own page has all
@@ -89,7 +88,7 @@ def build_site(root: Path, scale: str) -> Path:
             root=root,
         )
     index = out / "index.html"
-    index_page(index, scale=scale, nav=nav, records=records, claims=read_claims(root), root=root)
+    index_page(index, scale=scale, nav=nav, records=records, root=root)
     return index
 
 
@@ -158,10 +157,12 @@ def index_page(
     scale: str,
     nav: Sequence[NavItem],
     records: Mapping[str, Mapping[str, Any] | None],
-    claims: Sequence[Mapping[str, Any]],
     root: Path,
 ) -> None:
-    """The front page: stages, first numbers, claims, and how to reproduce and check all of it."""
+    """The front page: stages, first numbers, claims, and how to reproduce and check all of it.
+
+    A failed stage's earlier record counts for nothing here.
+    """
     done = [record for item in nav if (record := records.get(item.name)) and item.state != "failed"]
     rows = [_stage_row(item, records.get(item.name)) for item in nav]
     headlines = [
@@ -173,10 +174,11 @@ def index_page(
         for item in nav
         if (record := records.get(item.name)) and item.state != "failed" and record.get("measures")
     ]
-    judged = [judge(claim, scale, nav, records) for claim in claims]
-    decided = grouped([row for row in judged if row["verdict"] != "not attempted"], "topic")
-    open_claims = grouped([row for row in judged if row["verdict"] == "not attempted"], "reason")
-    counts = [(verdict, sum(row["verdict"] == verdict for row in judged)) for verdict in VERDICTS]
+    listed = (root / "papers" / "claims.yml").exists()
+    judged = [_claim_row(verdict, nav) for verdict in claims.verdicts(root, done, scale)] if listed else []
+    decided = _grouped([row for row in judged if row["verdict"] != "not attempted"], "topic")
+    open_claims = _grouped([row for row in judged if row["verdict"] == "not attempted"], "reason")
+    counts = [(verdict, sum(row["verdict"] == verdict for row in judged)) for verdict in claims.VERDICTS]
     html = _template("index.html.j2").render(
         css=_css(),
         kind="index",
@@ -201,7 +203,7 @@ def index_page(
         open_claims=open_claims,
         claims_total=len(judged),
         counts=counts,
-        deviations=_count_deviations(root),
+        deviations=len(claims.deviations(root)) if (root / "papers" / "deviations.yml").exists() else 0,
         data_cards=cards,
         made_with=_made_with(done),
     )
@@ -251,6 +253,25 @@ def _measure_row(measure: Mapping[str, Any]) -> dict[str, str]:
         "value": format_number(measure.get("value"), measure.get("interval")),
         "unit": str(measure.get("unit") or ""),
     }
+
+
+def _claim_row(verdict: claims.Verdict, nav: Sequence[NavItem]) -> dict[str, Any]:
+    """A claim with its notebook's name and page; evidence only where a notebook wrote it: the group's title says the rest."""
+    stage = verdict.stage or verdict.tested_in
+    item = next((item for item in nav if item.name == stage), None)
+    return {
+        **asdict(verdict),
+        "evidence": verdict.evidence if verdict.stage else "",
+        "notebook": f"{item.number} {item.title}" if item else stage.replace("_", " "),
+        "href": item.href if item else None,
+    }
+
+
+def _grouped(rows: Sequence[dict[str, Any]], by: str) -> list[tuple[str, list[dict[str, Any]]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[by], []).append(row)
+    return list(groups.items())
 
 
 # ---- provenance
@@ -331,20 +352,20 @@ def _data_cards(root: Path) -> list[dict[str, str]]:
     cards = []
     for readme in sorted((root / "data_cards").glob("*/README.md")):
         parts = readme.read_text(encoding="utf-8").split("---\n", 2)
-        front = parse_yaml(parts[1], readme) if len(parts) == 3 and not parts[0].strip() else {}
+        front = _front_matter(parts[1], readme) if len(parts) == 3 and not parts[0].strip() else {}
         licence = front.get("license_name") or front.get("license") or ""
         licence = ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence)
         cards.append({"name": readme.parent.name, "title": str(front.get("pretty_name") or ""), "license": licence})
     return cards
 
 
-def _count_deviations(root: Path) -> int:
-    path = root / "papers" / "deviations.yml"
-    if not path.exists():
-        return 0
-    content = parse_yaml(path.read_text(encoding="utf-8"), path)
-    entries = next((v for v in content.values() if isinstance(v, list)), []) if isinstance(content, dict) else content
-    return len(entries or [])
+def _front_matter(text: str, path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise LabError(f"{path} is not valid YAML: {error}") from error
 
 
 def _made_with(done: Sequence[Mapping[str, Any]]) -> str:

@@ -25,14 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from moxin_lab import scales
-from moxin_lab.lab import show
+from moxin_lab.lab import claims, show
 from moxin_lab.lab.artifacts import LabError, describe, find_root, read_record, sha256_json, stage_folder, write_json
 from moxin_lab.lab.environment import PeakMemory, describe_environment
 from moxin_lab.lab.keys import key_parts
 from moxin_lab.stages import STAGES, StageInfo, producer, stage_info
 
 PARAMETERS = ("scale", "seed", "root")
-VERDICTS = ("reproduced", "contradicted", "not attempted")
 RUNNER_VARIABLE = "MOXIN_LAB_RUN"  # set by the runner for its kernels: it already holds the lock
 _held_locks: dict[Path, Any] = {}
 
@@ -127,7 +126,7 @@ class Stage:
             raise LabError(
                 f"cannot write under {self.folder}: {error.strerror}; results go there, so make it writable"
             ) from error
-        self._known_claims = _claim_ids(root)
+        self._known_claims = {claim["id"] for claim in claims.load(root)}
         for artifact in info.takes:
             self._check_input(artifact)
         self._memory = PeakMemory()
@@ -251,8 +250,8 @@ class Stage:
 
     def claim(self, claim_id: str, verdict: str, evidence: str) -> None:
         """State a verdict on a published claim, with one or two sentences that carry the number it rests on."""
-        if verdict not in VERDICTS:
-            raise LabError(f"verdict {verdict!r} on {claim_id}: it must be one of {', '.join(VERDICTS)}")
+        if verdict not in claims.VERDICTS:
+            raise LabError(f"verdict {verdict!r} on {claim_id}: it must be one of {', '.join(claims.VERDICTS)}")
         if claim_id not in self._known_claims:
             raise LabError(f"{claim_id!r} is not in papers/claims.yml")
         self._claims = [claim for claim in self._claims if claim["id"] != claim_id]
@@ -327,16 +326,3 @@ class Stage:
             f"peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB, artifacts {', '.join(f'`{name}`' for name in outputs)}."
         )
         return {"seconds": record["seconds"], "peak_memory_bytes": record["peak_memory_bytes"]}
-
-
-def _claim_ids(root: Path) -> set[str]:
-    import yaml
-
-    path = root / "papers" / "claims.yml"
-    try:
-        claims: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(claims, dict):
-            claims = claims["claims"]
-        return {claim["id"] for claim in claims}
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise LabError(f"{path} cannot be read as a list of claims: {error}") from error

@@ -15,8 +15,9 @@ import yaml
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from moxin_lab.lab import claims
 from moxin_lab.lab.show import OKABE_ITO
-from moxin_lab.openness import claims, mof, verify
+from moxin_lab.openness import mof, verify
 
 BLUE, VERMILION = OKABE_ITO[:2]
 NUMERALS = {3: "III", 2: "II", 1: "I"}

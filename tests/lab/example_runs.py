@@ -169,16 +169,27 @@ def failing_cells(root: Path) -> list[dict[str, Any]]:
     return [notice, words("# 02 · The tokenizer\n\nText."), code("f()", [error]), words("## Later"), code("g()")]
 
 
+def claim(claim_id: str, text: str, **fields: str) -> dict[str, str]:
+    rest = {
+        "topic": "model",
+        "source": "report",
+        "scale_needed": "tiny",
+        "how": "By looking.",
+        "status": "not attempted",
+    }
+    return {"id": claim_id, "claim": text, **rest, **fields}
+
+
 def write_example(root: Path) -> None:
     """`root` becomes a repository with one finished stage, one failed, and the others not run."""
     (root / "papers").mkdir(parents=True)
-    (root / "papers" / "claims.yml").write_text(
-        "claims:\n"
-        "- {id: data.kept, topic: data, claim: Most documents are kept., source: report, tested_in: 01_data_curation}\n"
-        "- {id: model.size, topic: model, claim: It has 8 billion parameters., tested_in: 03_model, scale_needed: full}\n"
-        "- {id: vlm.loss, topic: model, claim: <b>Vision</b> works., tested_in: 07_vision_language}\n",
-        encoding="utf-8",
-    )
+    claims = [
+        claim("data.kept", "Most documents are kept.", topic="data", tested_in="01_data_curation"),
+        claim("model.size", "It has 8 billion parameters.", tested_in="03_model", scale_needed="full"),
+        claim("vlm.loss", "<b>Vision</b> works.", tested_in="07_vision_language"),
+    ]
+    content = {"planned_notebooks": ["07_vision_language"], "claims": claims}
+    (root / "papers" / "claims.yml").write_text(json.dumps(content), encoding="utf-8")
     card = root / "data_cards" / "help_pages"
     card.mkdir(parents=True)
     (card / "README.md").write_text(

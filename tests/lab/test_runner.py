@@ -26,6 +26,9 @@ WRITE_DOCUMENTS = (
 )
 WRITE_TOKENIZER = 'stage.output("tokenizer").write_text("tokens of " + (stage.input("documents") / "text").read_text())'
 
+ABOUT = "topic: t, claim: text, source: s, tested_in: 01_data_curation, how: h, status: not attempted"
+CLAIMS = f"claims:\n- {{id: known.claim, scale_needed: tiny, {ABOUT}}}\n"
+
 
 def write_notebook(root: Path, name: str, *cells: str) -> None:
     parameters = nbformat.v4.new_code_cell('scale = "tiny"\nseed = 0\nroot = "."', metadata={"tags": ["parameters"]})
@@ -44,7 +47,7 @@ def lab_root(tmp_path):
     for card in FIRST.data_cards:
         (tmp_path / "data_cards" / card / "data").mkdir(parents=True)
         (tmp_path / "data_cards" / card / "data" / "rows").write_text("rows")
-    (tmp_path / "papers" / "claims.yml").write_text("claims:\n- {id: known.claim, claim: text}\n")
+    (tmp_path / "papers" / "claims.yml").write_text(CLAIMS)
     (tmp_path / "requirements.lock").write_text("one==1\n")
     for info in STAGES:
         write_notebook(tmp_path, info.name)
@@ -308,7 +311,8 @@ def test_help_answers_without_importing_anything_heavy():
     code = (
         "import sys, moxin_lab.cli as cli\n"
         "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'pandas', 'matplotlib', 'transformers', 'papermill', 'lightning', 'pydantic', 'numpy'} & set(sys.modules)\n"
+        "names = {'torch', 'pandas', 'matplotlib', 'transformers', 'papermill', 'lightning', 'pydantic', 'numpy'}\n"
+        "heavy = names & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

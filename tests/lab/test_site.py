@@ -10,9 +10,10 @@ from pathlib import Path
 
 import example_runs
 import pytest
+import yaml
 from bs4 import BeautifulSoup
 
-from moxin_lab.lab import cells, site, verdicts
+from moxin_lab.lab import cells, site
 from moxin_lab.lab.artifacts import LabError
 from moxin_lab.stages import STAGES
 
@@ -101,8 +102,10 @@ def test_same_records_give_the_same_bytes_in_another_folder_and_process(built, t
 
 def test_pages_fit_their_size_budget_even_with_the_projects_own_claims(tmp_path, repository):
     example_runs.write_example(tmp_path)
-    real = repository / "papers" / "claims.yml"
-    (tmp_path / "papers" / "claims.yml").write_text(real.read_text(encoding="utf-8"), encoding="utf-8")
+    path = tmp_path / "papers" / "claims.yml"
+    real = yaml.safe_load((repository / "papers" / "claims.yml").read_text(encoding="utf-8"))
+    example = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**real, "claims": real["claims"] + example["claims"]}), encoding="utf-8")
     index = site.build_site(tmp_path, "tiny")
     assert index.stat().st_size <= 100_000
     assert all(path.stat().st_size <= 500_000 for path in index.parent.iterdir())
@@ -297,6 +300,7 @@ def test_record_without_optional_fields_makes_a_page_that_invents_nothing(tmp_pa
     folder = tmp_path / "runs" / "tiny" / "01_data_curation"
     bare = {
         "stage": "01_data_curation",
+        "scale": "tiny",
         "outputs": {},
         "key": "k",
         "measures": [{"name": "n", "value": 1}],
@@ -339,10 +343,11 @@ def test_broken_notebook_and_broken_claims_are_named(tmp_path):
     notebook.write_text("{", encoding="utf-8")
     with pytest.raises(LabError, match=r"notebook\.ipynb is not a notebook"):
         site.build_site(tmp_path, "tiny")
+    example_runs.write_notebook(notebook, example_runs.good_cells())
     for text in ("claims: 3", "- just words", "claims: ["):
         (tmp_path / "papers" / "claims.yml").write_text(text, encoding="utf-8")
         with pytest.raises(LabError, match=r"claims\.yml"):
-            verdicts.read_claims(tmp_path)
+            site.build_site(tmp_path, "tiny")
 
 
 def test_the_built_report_of_this_repository_keeps_the_same_promises(repository):

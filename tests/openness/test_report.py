@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from moxin_lab.lab import claims
 from moxin_lab.lab.artifacts import LabError
-from moxin_lab.openness import claims, mof, report
+from moxin_lab.openness import mof, report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,7 +99,7 @@ def test_data_card_table_has_every_card_with_its_own_licence():
 
 
 def test_pictures_and_their_text_alternatives_come_from_the_same_numbers(readings):
-    verdicts = claims.verdicts(ROOT, [record()])
+    verdicts = claims.verdicts(ROOT, [record()], "tiny")
     counts = report.verdict_counts(verdicts)
     assert counts.to_numpy().sum() == len(verdicts) and counts.loc["architecture", "reproduced"] == 1
     left = counts.loc["architecture", "not attempted"]
@@ -112,7 +113,7 @@ def test_pictures_and_their_text_alternatives_come_from_the_same_numbers(reading
 
 
 def test_every_claim_stands_in_exactly_one_of_the_two_claim_tables():
-    verdicts = claims.verdicts(ROOT, [record()])
+    verdicts = claims.verdicts(ROOT, [record()], "tiny")
     decided, undecided = report.decided_table(verdicts), report.undecided_table(verdicts)
     assert len(decided) == 1 and "36 counted" in decided.loc[0, "evidence"]
     assert len(decided) + len(undecided) == len(verdicts)

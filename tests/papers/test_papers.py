@@ -11,7 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
-from moxin_lab.openness import claims, published
+from moxin_lab.lab import claims
+from moxin_lab.openness import published
 from moxin_lab.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
+from moxin_lab.lab import claims
 from moxin_lab.lab.artifacts import LabError
-from moxin_lab.openness import claims
 
 
 def claim(claim_id, **changes):
@@ -39,43 +39,53 @@ def record(*statements, scale="tiny", stage="03_model"):
 
 
 def test_recorded_verdict_is_reported_with_its_scale_and_stage(root):
-    first = claims.verdicts(root, [record(("a.one", "reproduced"))])[0]
+    first = claims.verdicts(root, [record(("a.one", "reproduced"))], "tiny")[0]
     assert (first.verdict, first.evidence, first.scale, first.stage) == ("reproduced", "seen", "tiny", "03_model")
-    assert first.command == ""
+    assert first.command == first.reason == ""
 
 
 def test_silence_is_not_attempted_with_a_reason_and_the_command(root):
-    one, two, three = claims.verdicts(root, [])
+    one, two, three = claims.verdicts(root, [], "tiny")
     assert {one.verdict, two.verdict, three.verdict} == {"not attempted"}
     assert two.command == "moxin-lab run --scale full --only 03" and "full scale would decide it" in two.evidence
     assert "not built yet" in three.evidence and three.command.endswith("(once notebook 06 exists)")
 
 
 def test_a_notebook_may_say_not_attempted_and_its_own_reason_is_kept(root):
-    two = claims.verdicts(root, [record(("b.two", "not attempted"))])[1]
-    assert (two.verdict, two.evidence) == ("not attempted", "seen")
+    two = claims.verdicts(root, [record(("b.two", "not attempted"))], "tiny")[1]
+    assert (two.verdict, two.evidence, two.reason) == ("not attempted", "seen", "the notebook says why")
     assert two.command == "moxin-lab run --scale full --only 03"
+
+
+def test_each_open_claim_has_one_short_reason_that_fits_the_scale_and_what_has_run(root):
+    def reasons(records, scale):
+        return [item.reason for item in claims.verdicts(root, records, scale)]
+
+    unfinished, silent = "notebook not finished at this scale", "no verdict in the notebook"
+    assert reasons([], "tiny") == [unfinished, "full scale needed", "notebook planned"]
+    assert reasons([record()], "tiny") == [silent, "full scale needed", "notebook planned"]
+    assert reasons([record(scale="full")], "full") == [silent, silent, "notebook planned"]
 
 
 @pytest.mark.parametrize("verdict", ["reproduced", "contradicted"])
 def test_verdict_from_a_smaller_scale_than_the_claim_needs_is_refused(root, verdict):
     with pytest.raises(LabError, match="only full scale can decide"):
-        claims.verdicts(root, [record(("b.two", verdict))])
-    assert claims.verdicts(root, [record(("b.two", verdict), scale="full")])[1].verdict == verdict
+        claims.verdicts(root, [record(("b.two", verdict))], "tiny")
+    assert claims.verdicts(root, [record(("b.two", verdict), scale="full")], "full")[1].verdict == verdict
 
 
 def test_two_stages_that_disagree_are_refused(root):
     with pytest.raises(LabError, match="one notebook decides"):
         claims.verdicts(
-            root, [record(("a.one", "reproduced")), record(("a.one", "contradicted"), stage="08_benchmarks")]
+            root, [record(("a.one", "reproduced")), record(("a.one", "contradicted"), stage="08_benchmarks")], "tiny"
         )
 
 
 def test_unknown_claim_or_verdict_in_a_record_is_refused(root):
     with pytest.raises(LabError, match=r"not in papers/claims\.yml"):
-        claims.verdicts(root, [record(("z.none", "reproduced"))])
+        claims.verdicts(root, [record(("z.none", "reproduced"))], "tiny")
     with pytest.raises(LabError, match="a verdict is one of"):
-        claims.verdicts(root, [record(("a.one", "confirmed"))])
+        claims.verdicts(root, [record(("a.one", "confirmed"))], "tiny")
 
 
 @pytest.mark.parametrize(

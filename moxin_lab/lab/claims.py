@@ -1,14 +1,16 @@
 """Published claims and what was found: reads `papers/claims.yml` and joins it with the verdicts that notebooks recorded.
 
-    verdicts(root, records)   # records: the stages' stage.json, as `stage.records()` returns them
+    verdicts(root, records, scale)   # records: the stages' stage.json at that scale, as `stage.records()` returns them
 
 A claim's verdict is what a notebook recorded. A claim of which no notebook spoke is `not attempted`, with the reason and the
-command that would attempt it. Guarantees: one verdict a claim; a verdict from a smaller scale than the claim needs, or two
-stages that disagree, is an error and never reaches a report. Does not: decide any verdict.
+command that would attempt it. The stage object, notebook 10 and the report site all read claims here.
+
+Guarantees: one verdict a claim; a verdict from a smaller scale than the claim needs, or two stages that disagree, is an error
+and never reaches a report. Does not: decide any verdict.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,12 @@ class Verdict:
     verdict: str
     evidence: str
     """What the notebook recorded, or the reason why there is no verdict."""
+    reason: str
+    """Why it is not decided, in few words that many claims share, so that a page can group by them; empty once it is."""
     scale: str
     stage: str
     command: str
     """What would attempt the claim; empty once it is decided."""
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 def load(root: Path) -> list[dict[str, Any]]:
@@ -62,8 +63,11 @@ def deviations(root: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def verdicts(root: Path, records: Iterable[Mapping[str, Any]]) -> list[Verdict]:
-    """One verdict a claim, in the order of `papers/claims.yml`. Raises LabError as the module's text says."""
+def verdicts(root: Path, records: Sequence[Mapping[str, Any]], scale: str) -> list[Verdict]:
+    """One verdict a claim, in the order of `papers/claims.yml`. Raises LabError as the module's text says.
+
+    `records` are those of the stages that finished at `scale`; `scale` decides only which reason an open claim is given.
+    """
     content = _read(root)
     needed = {claim["id"]: claim["scale_needed"] for claim in content["claims"]}
     found: dict[str, dict[str, str]] = {}
@@ -71,7 +75,9 @@ def verdicts(root: Path, records: Iterable[Mapping[str, Any]]) -> list[Verdict]:
         for statement in record["claims"]:
             _check(statement, record, needed, found.get(statement["id"]))
             found[statement["id"]] = {**statement, "stage": record["stage"], "scale": record["scale"]}
-    return [_verdict(claim, found.get(claim["id"]), content["planned_notebooks"]) for claim in content["claims"]]
+    finished = {record["stage"] for record in records}
+    planned = content["planned_notebooks"]
+    return [_verdict(claim, found.get(claim["id"]), planned, finished, scale) for claim in content["claims"]]
 
 
 def _check(
@@ -97,19 +103,20 @@ def _check(
         )
 
 
-def _verdict(claim: Mapping[str, Any], found: Mapping[str, str] | None, planned: list[str]) -> Verdict:
+def _verdict(
+    claim: Mapping[str, Any], found: Mapping[str, str] | None, planned: list[str], finished: set[str], scale: str
+) -> Verdict:
     verdict = found["verdict"] if found else claim["status"]
     number = claim["tested_in"][:2]
     command = f"moxin-lab run --scale {claim['scale_needed']} --only {number}"
     if found:
-        evidence = found["evidence"]
+        evidence, reason = found.get("evidence", ""), "the notebook says why"
     elif claim["tested_in"] in planned:
-        evidence, command = (
-            f"Notebook {claim['tested_in']} is not built yet.",
-            f"{command} (once notebook {number} exists)",
-        )
+        evidence, reason = f"Notebook {claim['tested_in']} is not built yet.", "notebook planned"
+        command = f"{command} (once notebook {number} exists)"
     else:
         evidence = f"No verdict was recorded; {claim['scale_needed']} scale would decide it. {claim['how']}"
+        reason = _why_silent(claim, finished, scale)
     return Verdict(
         id=claim["id"],
         topic=claim["topic"],
@@ -119,10 +126,17 @@ def _verdict(claim: Mapping[str, Any], found: Mapping[str, str] | None, planned:
         scale_needed=claim["scale_needed"],
         verdict=verdict,
         evidence=evidence,
+        reason=reason if verdict == "not attempted" else "",
         scale=found["scale"] if found else "",
         stage=found["stage"] if found else "",
         command=command if verdict == "not attempted" else "",
     )
+
+
+def _why_silent(claim: Mapping[str, Any], finished: set[str], scale: str) -> str:
+    if SCALES.index(claim["scale_needed"]) > SCALES.index(scale):
+        return f"{claim['scale_needed']} scale needed"
+    return "no verdict in the notebook" if claim["tested_in"] in finished else "notebook not finished at this scale"
 
 
 def _read(root: Path) -> dict[str, Any]:
