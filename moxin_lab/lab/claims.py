@@ -49,6 +49,27 @@ def load(root: Path) -> list[dict[str, Any]]:
     return _read(root)["claims"]
 
 
+def scales_needed(root: Path) -> dict[str, str]:
+    """The smallest scale that can decide each claim, by the claim's id. Raises LabError as `load` does."""
+    return {claim["id"]: claim["scale_needed"] for claim in load(root)}
+
+
+def refuse_unfounded(stage: str, scale: str, claim_id: str, verdict: str, needed: Mapping[str, str]) -> None:
+    """Raises LabError if there is no such claim or verdict, or this scale cannot decide it; `needed` is `scales_needed`."""
+    where = f"stage {stage} at {scale} scale says {verdict!r} of {claim_id!r}"
+    if claim_id not in needed:
+        raise LabError(
+            f"{where}, which is not in papers/claims.yml; mend the id there or in the notebook and run it again"
+        )
+    if verdict not in VERDICTS:
+        raise LabError(f"{where}; a verdict is one of {', '.join(VERDICTS)}")
+    if verdict != "not attempted" and SCALES.index(scale) < SCALES.index(needed[claim_id]):
+        raise LabError(
+            f"{where}, but only {needed[claim_id]} scale can decide that claim (scale_needed in papers/claims.yml): "
+            "record 'not attempted' with what was seen as its evidence"
+        )
+
+
 def planned_notebooks(root: Path) -> list[str]:
     """Notebooks that claims name and that do not exist yet."""
     return _read(root)["planned_notebooks"]
@@ -73,34 +94,17 @@ def verdicts(root: Path, records: Sequence[Mapping[str, Any]], scale: str) -> li
     found: dict[str, dict[str, str]] = {}
     for record in records:
         for statement in record["claims"]:
-            _check(statement, record, needed, found.get(statement["id"]))
-            found[statement["id"]] = {**statement, "stage": record["stage"], "scale": record["scale"]}
+            claim_id, verdict = statement["id"], statement["verdict"]
+            refuse_unfounded(record["stage"], record["scale"], claim_id, verdict, needed)
+            if claim_id in found and found[claim_id]["verdict"] != verdict:
+                raise LabError(
+                    f"stage {record['stage']} says {verdict!r} of {claim_id!r}, but stage {found[claim_id]['stage']} says "
+                    f"{found[claim_id]['verdict']!r}; one notebook decides a claim"
+                )
+            found[claim_id] = {**statement, "stage": record["stage"], "scale": record["scale"]}
     finished = {record["stage"] for record in records}
     planned = content["planned_notebooks"]
     return [_verdict(claim, found.get(claim["id"]), planned, finished, scale) for claim in content["claims"]]
-
-
-def _check(
-    statement: Mapping[str, str],
-    record: Mapping[str, Any],
-    needed: Mapping[str, str],
-    earlier: Mapping[str, str] | None,
-) -> None:
-    where = f"stage {record['stage']} at {record['scale']} scale says {statement['verdict']!r} of {statement['id']!r}"
-    if statement["id"] not in needed:
-        raise LabError(f"{where}, which is not in papers/claims.yml; run the stage again")
-    if statement["verdict"] not in VERDICTS:
-        raise LabError(f"{where}; a verdict is one of {', '.join(VERDICTS)}")
-    scale_needed = needed[statement["id"]]
-    if statement["verdict"] != "not attempted" and SCALES.index(record["scale"]) < SCALES.index(scale_needed):
-        raise LabError(
-            f"{where}, but only {scale_needed} scale can decide that claim (scale_needed in papers/claims.yml): "
-            "record 'not attempted' with what was seen as its evidence"
-        )
-    if earlier is not None and earlier["verdict"] != statement["verdict"]:
-        raise LabError(
-            f"{where}, but stage {earlier['stage']} says {earlier['verdict']!r}; one notebook decides a claim"
-        )
 
 
 def _verdict(

@@ -126,7 +126,7 @@ class Stage:
             raise LabError(
                 f"cannot write under {self.folder}: {error.strerror}; results go there, so make it writable"
             ) from error
-        self._known_claims = {claim["id"] for claim in claims.load(root)}
+        self._scales_needed = claims.scales_needed(root)
         for artifact in info.takes:
             self._check_input(artifact)
         self._memory = PeakMemory()
@@ -249,11 +249,11 @@ class Stage:
         return value
 
     def claim(self, claim_id: str, verdict: str, evidence: str) -> None:
-        """State a verdict on a published claim, with one or two sentences that carry the number it rests on."""
-        if verdict not in claims.VERDICTS:
-            raise LabError(f"verdict {verdict!r} on {claim_id}: it must be one of {', '.join(claims.VERDICTS)}")
-        if claim_id not in self._known_claims:
-            raise LabError(f"{claim_id!r} is not in papers/claims.yml")
+        """State a verdict on a published claim, with one or two sentences that carry the number it rests on.
+
+        Raises LabError for an unknown claim or verdict, and for a verdict other than `not attempted` that this scale cannot give.
+        """
+        claims.refuse_unfounded(self.name, self.scale, claim_id, verdict, self._scales_needed)
         self._claims = [claim for claim in self._claims if claim["id"] != claim_id]
         self._claims.append({"id": claim_id, "verdict": verdict, "evidence": evidence})
 

@@ -27,7 +27,9 @@ WRITE_DOCUMENTS = (
 WRITE_TOKENIZER = 'stage.output("tokenizer").write_text("tokens of " + (stage.input("documents") / "text").read_text())'
 
 ABOUT = "topic: t, claim: text, source: s, tested_in: 01_data_curation, how: h, status: not attempted"
-CLAIMS = f"claims:\n- {{id: known.claim, scale_needed: tiny, {ABOUT}}}\n"
+CLAIMS = (
+    f"claims:\n- {{id: known.claim, scale_needed: tiny, {ABOUT}}}\n- {{id: large.claim, scale_needed: full, {ABOUT}}}\n"
+)
 
 
 def write_notebook(root: Path, name: str, *cells: str) -> None:
@@ -273,15 +275,24 @@ def test_what_a_stage_leaves_must_be_what_its_row_promises(lab_root):
         run(lab_root)
 
 
-def test_unknown_claims_verdicts_and_nan_measures_are_refused(lab_root):
+def test_unknown_claims_verdicts_beyond_the_scale_and_nan_measures_are_refused(lab_root):
     for cell, message in (
-        ('stage.claim("unknown.claim", "reproduced", "x")', "'unknown.claim' is not in papers/claims.yml"),
-        ('stage.claim("known.claim", "proven", "x")', "verdict 'proven' on known.claim"),
+        ('stage.claim("unknown.claim", "reproduced", "x")', r"of 'unknown\.claim', which is not in papers/claims\.yml"),
+        ('stage.claim("known.claim", "proven", "x")', r"'proven' of 'known\.claim'; a verdict is one of reproduced,"),
+        ('stage.claim("large.claim", "reproduced", "x")', r"'large\.claim', but only full scale can decide that claim"),
+        (
+            'stage.claim("large.claim", "contradicted", "x")',
+            r"'large\.claim', but only full scale can decide that claim",
+        ),
         (f'stage.measure("m", float("nan"), unit="1")\n{WRITE_DOCUMENTS}', "not JSON compliant"),
     ):
         write_notebook(lab_root, FIRST.name, cell)
         with pytest.raises(LabError, match=message):
             run(lab_root, stages=(FIRST,))
+    write_notebook(lab_root, FIRST.name, WRITE_DOCUMENTS, 'stage.claim("large.claim", "not attempted", "3 seen")')
+    run(lab_root, stages=(FIRST,))
+    said = {"id": "large.claim", "verdict": "not attempted", "evidence": "3 seen"}
+    assert read_record(lab_root, "tiny", FIRST.name)["claims"] == [said]
 
 
 def test_a_record_holds_hashes_seconds_memory_environment_and_no_name_of_the_machine(lab_root):
