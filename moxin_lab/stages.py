@@ -68,7 +68,7 @@ STAGES: tuple[StageInfo, ...] = (
         "10_openness_report",
         "Openness report",
         leaves=("openness",),
-        reads=("papers", "MOF.yml", "data_cards"),
+        reads=("papers", "MOF.yml", "MOF.evidence.yml", "data_cards", "notebooks", "moxin_lab", "requirements.lock"),
         reads_records=True,
     ),
 )

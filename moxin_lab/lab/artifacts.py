@@ -9,7 +9,8 @@ Layout, for a scale and a stage:
                          .scratch/         resume points of long work; kept until the stage finishes
 
 A folder's SHA-256 is that of its sorted list of (relative path, SHA-256) lines, so it does not depend on times, owners or
-the order in which a file system lists names.
+the order in which a file system lists names. Names that begin with a dot and `__pycache__` inside it are working state (editors,
+Python's cache) and do not count.
 """
 
 import hashlib
@@ -50,7 +51,10 @@ def sha256_json(value: Any) -> str:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """SHA-256 and size in bytes of a file, or of a folder with each of its files. Raises LabError if absent or empty."""
+    """SHA-256 and size in bytes of a file, or of a folder with each of its files that counts (see the module's text).
+
+    Raises LabError if there is no such file or folder, or no file in it that counts.
+    """
     if path.is_file():
         return {"sha256": sha256_file(path), "size": path.stat().st_size}
     if not path.is_dir():
@@ -58,7 +62,7 @@ def describe(path: Path) -> dict[str, Any]:
     files = {
         file.relative_to(path).as_posix(): {"sha256": sha256_file(file), "size": file.stat().st_size}
         for file in sorted(path.rglob("*"))
-        if file.is_file()
+        if file.is_file() and not any(_is_working_state(part) for part in file.relative_to(path).parts)
     }
     if not files:
         raise LabError(f"{path} is an empty folder")
@@ -68,6 +72,10 @@ def describe(path: Path) -> dict[str, Any]:
         "size": sum(file["size"] for file in files.values()),
         "files": files,
     }
+
+
+def _is_working_state(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,0 +1,43 @@
+"""The hash of a folder is that of what was written into it on purpose."""
+
+import pytest
+
+from moxin_lab.lab.artifacts import LabError, describe
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / ".new" / "artifact"  # a dot above the folder says nothing about what is in it
+    (path / "inner").mkdir(parents=True)
+    (path / "a.txt").write_text("a")
+    (path / "inner" / "b.txt").write_text("bb")
+    return path
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "inner/.hidden", ".git/config", "inner/__pycache__/b.cpython-311.pyc"])
+def test_working_state_in_a_folder_does_not_change_its_hash(folder, name):
+    before = describe(folder)
+    assert (before["files"].keys(), before["size"]) == ({"a.txt", "inner/b.txt"}, 3)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("made by a tool")
+    assert describe(folder) == before
+
+
+@pytest.mark.parametrize("change", ["content", "name", "surplus", "missing"])
+def test_any_other_change_in_a_folder_changes_its_hash(folder, change):
+    before = describe(folder)["sha256"]
+    if change == "content":
+        (folder / "inner" / "b.txt").write_text("bc")
+    elif change == "name":
+        (folder / "a.txt").rename(folder / "inner" / "a.txt")
+    elif change == "surplus":
+        (folder / "pycache").write_text("")
+    else:
+        (folder / "a.txt").unlink()
+    assert describe(folder)["sha256"] != before
+
+
+def test_folder_with_nothing_but_working_state_counts_as_empty(tmp_path):
+    (tmp_path / ".DS_Store").write_text("x")
+    with pytest.raises(LabError, match="is an empty folder"):
+        describe(tmp_path)
