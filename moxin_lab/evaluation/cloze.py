@@ -6,7 +6,8 @@
 An item is a context cut from a held-out page, the passage that follows it there, and three passages of other held-out pages.
 
 Guarantees, each one a shortcut closed:
-- length: distractors within `LENGTH_TOLERANCE` of the true passage's bytes; whole sentences or whole lines, like it;
+- length: all four from one bin of sizes in bytes, whose ends differ by `LENGTH_TOLERANCE`. (Within so much of the right one would
+  make it the one of middle size: three in four times neither shortest nor longest.) Whole sentences or whole lines, all four;
 - position: the four places of the right answer are used equally often, in seeded order;
 - domain: distractors from the same language and data set, code from files of the same suffix;
 - script: in zh, ja and ko at least half the letters of every passage are not Latin (the pages carry English leftovers);
@@ -18,6 +19,7 @@ Does not: exclude that a distractor continues the page as well; remove topic wor
 them is part of what is measured (`cue_accuracy` says how far they alone carry).
 """
 
+import math
 import re
 import zlib
 from collections import Counter
@@ -175,7 +177,7 @@ def _distractors(truth: Passage, pool: Sequence[Passage], is_new: _Novelty) -> l
         if (
             other.page not in taken
             and other.gap == truth.gap
-            and abs(other.num_bytes - truth.num_bytes) <= LENGTH_TOLERANCE * truth.num_bytes
+            and _size_bin(other) == _size_bin(truth)
             and _digits_aside(other.body) not in {_digits_aside(p.body) for p in [truth, *chosen]}
             and is_new(other.longest)
         ):
@@ -184,6 +186,10 @@ def _distractors(truth: Passage, pool: Sequence[Passage], is_new: _Novelty) -> l
             if len(chosen) == NUM_CHOICES - 1:
                 break
     return chosen
+
+
+def _size_bin(passage: Passage) -> int:
+    return math.floor(math.log(passage.num_bytes / PASSAGE_BYTES[0]) / math.log(1 + LENGTH_TOLERANCE))
 
 
 def _context(text: str, start: int) -> str:

@@ -70,8 +70,7 @@ def test_no_item_offers_the_same_choice_twice_and_lengths_are_close(case):
     for item in items:
         assert len({" ".join(choice.split()) for choice in item["choices"]}) == 4
         sizes = [len(choice.strip().encode()) for choice in item["choices"]]
-        right = sizes[item["label"]]
-        assert all(abs(size - right) <= LENGTH_TOLERANCE * right for size in sizes)
+        assert max(sizes) <= (1 + LENGTH_TOLERANCE) * min(sizes)
         assert all(PASSAGE_BYTES[0] <= size <= PASSAGE_BYTES[1] for size in sizes)
         assert CONTEXT_BYTES[0] <= len(item["context"].encode()) <= CONTEXT_BYTES[1]
         assert len({choice[: len(choice) - len(choice.lstrip())] for choice in item["choices"]}) == 1
@@ -139,8 +138,9 @@ def test_passages_are_disjoint_pieces_of_the_text(text):
 def test_length_and_overlap_rules_are_at_chance_on_random_sentences():
     heldout, train = pages("en", 150, seed=1), pages("en", 5, seed=2)
     items = build_items(heldout, train, language="en", num_items=250, seed=0)
+    assert len(items) == 250
     for rule, accuracy in cue_accuracy(items).items():
-        assert abs(accuracy - 0.25) < 0.10, rule
+        assert abs(accuracy - 0.25) < 0.08, rule  # three standard errors; a right answer of middle size would give 0.125
 
 
 def test_cue_accuracy_finds_a_cue_that_is_there():
