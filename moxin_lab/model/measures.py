@@ -4,6 +4,7 @@ Guarantees: every number is computed from the model that is handed in; nothing i
 seed. Each function returns a pandas DataFrame, one row a measurement. Does not: judge; verdicts are the notebook's.
 """
 
+import copy
 import dataclasses
 
 import pandas as pd
@@ -25,8 +26,9 @@ def random_tokens(config: MoxinConfig, batch_size: int, length: int, seed: int) 
 def parity_with_transformers(model: MoxinForCausalLM, lengths: list[int], seed: int) -> pd.DataFrame:
     """Largest absolute difference of logits to transformers' `MistralForCausalLM` with the same weights and tokens.
 
-    Columns: tokens, backend (ours), largest_difference, without_window (the same difference if our window is taken away: what a
-    missing window would look like), largest_logit.
+    Columns: tokens, backend (ours), largest_difference; rounding (our float32 logits against our own in float64: differences of
+    this size mean nothing); without_window (the difference if our window is taken away: what a missing window would look like);
+    largest_logit.
     """
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -40,6 +42,7 @@ def parity_with_transformers(model: MoxinForCausalLM, lengths: list[int], seed: 
         windowless = MoxinForCausalLM(dataclasses.replace(model.config, sliding_window=None))
     windowless.load_state_dict(model.state_dict(), assign=True)
     windowless.eval()
+    exact = copy.deepcopy(model).double()
     chosen, rows = model.attention_backend, []
     for length in lengths:
         ids = random_tokens(model.config, 1, length, seed)
@@ -47,10 +50,12 @@ def parity_with_transformers(model: MoxinForCausalLM, lengths: list[int], seed: 
         unseen = (windowless(ids) - expected).abs().max().item()
         for backend in ("reference", "sdpa"):
             model.attention_backend = backend
-            difference = (model(ids) - expected).abs().max().item()
-            rows.append((length, backend, difference, unseen, expected.abs().max().item()))
+            logits = model(ids)
+            difference = (logits - expected).abs().max().item()
+            rounding = (logits - exact(ids)).abs().max().item()
+            rows.append((length, backend, difference, rounding, unseen, expected.abs().max().item()))
     model.attention_backend = chosen
-    columns = ["tokens", "backend", "largest_difference", "without_window", "largest_logit"]
+    columns = ["tokens", "backend", "largest_difference", "rounding", "without_window", "largest_logit"]
     return pd.DataFrame(rows, columns=columns)
 
 
