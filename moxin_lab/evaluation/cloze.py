@@ -69,7 +69,12 @@ def build_items(
     pages = heldout[heldout["language"] == language].sort_values("id")
     texts = {row.id: row.text for row in pages.itertuples()}
     sources = dict(zip(pages["id"], pages["source"], strict=True))
-    passages = [passage for row in pages.itertuples() for passage in find_passages(row.id, row.source, row.text, language)]
+    passages = [
+        passage
+        for row in pages.itertuples()
+        for passage in find_passages(row.id, row.source, row.text, language)
+        if len(_context(row.text, passage.start).encode()) >= CONTEXT_BYTES[0]  # titles would never be right, so never wrong either
+    ]
     rng = np.random.default_rng([seed, zlib.crc32(language.encode())])
     passages = [passages[i] for i in rng.permutation(len(passages))]
     is_new = _Novelty(train.loc[train["language"] == language, "text"], list(texts.values()))
@@ -81,8 +86,7 @@ def build_items(
     for passage in passages:
         if len(items) == num_items:
             break
-        context = _context(texts[passage.page], passage.start)
-        if used[passage.page] == MAX_ITEMS_PER_PAGE or len(context.encode()) < CONTEXT_BYTES[0] or not is_new(passage.longest):
+        if used[passage.page] == MAX_ITEMS_PER_PAGE or not is_new(passage.longest):
             continue
         distractors = _distractors(passage, pool[passage.group], is_new)
         if len(distractors) == NUM_CHOICES - 1:
@@ -94,7 +98,7 @@ def build_items(
                     "language": language,
                     "source": sources[passage.page],
                     "page": passage.page,
-                    "context": context,
+                    "context": _context(texts[passage.page], passage.start),
                     "choices": [option.gap + option.body for option in options],
                     "choice_pages": [option.page for option in options],
                     "label": 0,
