@@ -73,7 +73,7 @@ def build_items(
         passage
         for row in pages.itertuples()
         for passage in find_passages(row.id, row.source, row.text, language)
-        if len(_context(row.text, passage.start).encode()) >= CONTEXT_BYTES[0]  # titles would never be right, so never wrong either
+        if len(_context(row.text, passage.start).encode()) >= CONTEXT_BYTES[0]  # a title could never be right
     ]
     rng = np.random.default_rng([seed, zlib.crc32(language.encode())])
     passages = [passages[i] for i in rng.permutation(len(passages))]
