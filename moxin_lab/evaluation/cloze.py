@@ -149,7 +149,9 @@ def cue_accuracy(items: Sequence[dict[str, Any]]) -> dict[str, float]:
         "most trigrams shared with the context": _overlap,
     }
     return {
-        name: float(np.mean([_hit([rule(c, item["context"]) for c in item["choices"]], item["label"]) for item in items]))
+        name: float(
+            np.mean([_hit([rule(c, item["context"]) for c in item["choices"]], item["label"]) for item in items])
+        )
         for name, rule in rules.items()
     }
 

@@ -51,7 +51,9 @@ class TokenLM(TemplateLM):
     def __init__(self, tokenizer: Any, max_length: int | None) -> None:
         super().__init__()
         if tokenizer.bos_token_id is None:
-            raise ValueError("the tokenizer names no bos token; the models are trained with one in front of each document")
+            raise ValueError(
+                "the tokenizer names no bos token; the models are trained with one in front of each document"
+            )
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.truncated_requests = 0
@@ -85,7 +87,9 @@ class TokenLM(TemplateLM):
             tokens = context + continuation
             if self.max_length is not None and len(tokens) > self.max_length + 1:
                 if len(continuation) > self.max_length:
-                    raise ValueError(f"a continuation of {len(continuation)} tokens does not fit max_length {self.max_length}")
+                    raise ValueError(
+                        f"a continuation of {len(continuation)} tokens does not fit max_length {self.max_length}"
+                    )
                 self.truncated_requests += 1
                 tokens = tokens[-(self.max_length + 1) :]
             prepared.append(Request(tokens, len(continuation)))
@@ -138,7 +142,9 @@ class MoxinLM(TokenLM):
         for options, numbers in groups.items():
             wanted = normalize_gen_kwargs(json.loads(options), DEFAULT_NEW_TOKENS)
             if wanted.get("do_sample"):
-                raise ValueError("generate_until is greedy here; for sampling use lm-eval's hf model on the exported weights")
+                raise ValueError(
+                    "generate_until is greedy here; for sampling use lm-eval's hf model on the exported weights"
+                )
             stops = handle_stop_sequences(wanted["until"], eos=self.tokenizer.decode([self.eot_token_id]))
             new_tokens = wanted["max_gen_toks"]
             prompts = {number: self._prompt(requests[number].args[0], new_tokens) for number in numbers}
@@ -146,7 +152,9 @@ class MoxinLM(TokenLM):
             while numbers:
                 rows = max(1, self.batch_tokens // (len(prompts[numbers[0]]) + new_tokens))
                 batch, numbers = numbers[:rows], numbers[rows:]
-                for number, text in zip(batch, self._continue([prompts[n] for n in batch], stops, new_tokens), strict=True):
+                for number, text in zip(
+                    batch, self._continue([prompts[n] for n in batch], stops, new_tokens), strict=True
+                ):
                     texts[number] = postprocess_generated_text(text, stops, None)
         return texts
 
@@ -191,7 +199,9 @@ class NGramLM(TokenLM):
     def score_tokens(self, requests: list[Request]) -> list[Score]:
         """The n-gram puts bos in front itself. `is_greedy` is not computed: no task here reads it."""
         whole = self.ngram.document_losses([self._without_bos(r.tokens) for r in requests])
-        before = self.ngram.document_losses([self._without_bos(r.tokens[: len(r.tokens) - r.num_scored]) for r in requests])
+        before = self.ngram.document_losses(
+            [self._without_bos(r.tokens[: len(r.tokens) - r.num_scored]) for r in requests]
+        )
         return [Score(float(a - b), False) for a, b in zip(whole, before, strict=True)]
 
     def _without_bos(self, tokens: Sequence[int]) -> Sequence[int]:
@@ -253,7 +263,9 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     datasets.disable_progress_bars()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # tqdm writes there; log handlers keep the stream they were made with
+        with contextlib.redirect_stderr(
+            io.StringIO()
+        ):  # tqdm writes there; log handlers keep the stream they were made with
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

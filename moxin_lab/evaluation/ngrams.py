@@ -72,7 +72,9 @@ class NGram:
         Raises ValueError for no tokens, ids outside the vocabulary, or an order whose keys do not fit 63 bits.
         """
         if order < 1 or vocab_size**order >= 2**63:
-            raise ValueError(f"order {order} over {vocab_size} tokens: n-grams must pack into 63 bits and order be at least 1")
+            raise ValueError(
+                f"order {order} over {vocab_size} tokens: n-grams must pack into 63 bits and order be at least 1"
+            )
         ids, ends = _flatten(token_lists, offsets, vocab_size)
         if not len(ids):
             raise ValueError("an n-gram model needs at least one training token")
@@ -145,7 +147,9 @@ def _flatten(
             raise ValueError("offsets must rise from 0 to the number of tokens")
     else:
         ends = np.concatenate([[0], np.cumsum([len(tokens) for tokens in token_lists])]).astype(np.int64)
-        ids = np.concatenate([np.zeros(0, dtype=np.int64), *(np.asarray(tokens, dtype=np.int64) for tokens in token_lists)])
+        ids = np.concatenate(
+            [np.zeros(0, dtype=np.int64), *(np.asarray(tokens, dtype=np.int64) for tokens in token_lists)]
+        )
     if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise ValueError(f"token ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocab_size}")
     return ids, ends

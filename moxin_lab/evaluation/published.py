@@ -23,7 +23,12 @@ HUB_ORGANISATION = "moxin-org"  # reference: model cards of the release, technic
 
 ZERO_SHOT = {"HellaSwag": ("hellaswag", 0), "WinoGrande": ("winogrande", 0), "PIQA": ("piqa", 0), "ARC-E": ("arc_easy", 0),
              "ARC-C": ("arc_challenge", 0)}  # fmt: skip
-FEW_SHOT = {"ARC-C": ("arc_challenge", 25), "HellaSwag": ("hellaswag", 10), "MMLU": ("mmlu", 5), "WinoGrande": ("winogrande", 5)}
+FEW_SHOT = {
+    "ARC-C": ("arc_challenge", 25),
+    "HellaSwag": ("hellaswag", 10),
+    "MMLU": ("mmlu", 5),
+    "WinoGrande": ("winogrande", 5),
+}
 
 HARNESS_TASKS: dict[str, dict[str, tuple[str, int]]] = {
     "table_2_zero_shot_base": ZERO_SHOT,
@@ -67,8 +72,8 @@ class PublishedTable:
     notes: tuple[str, ...]
     shots: str
     metric: str
-    command: str
-    """The lab's own command."""
+    command: str | None
+    """The lab's own command; None where no stage runs the suite that made the table."""
 
     @property
     def tasks(self) -> dict[str, tuple[str, int]]:
@@ -77,9 +82,7 @@ class PublishedTable:
 
     def commands(self) -> list[str]:
         """Command lines that attempt it: the lab's own, then lm_eval's for each released Moxin row and number of shots."""
-        if not self.tasks:
-            return [self.command] if self.name == "table_1_architecture" else []
-        return [self.command, *self._lm_eval(self.tasks)]
+        return [*([self.command] if self.command else []), *self._lm_eval(self.tasks)]
 
     def nearest_commands(self) -> list[str]:
         """lm_eval command lines on some of the same questions, where another suite made the table."""
@@ -99,7 +102,10 @@ class PublishedTable:
         text = f"Needs {self.requirement()}."
         if not self.commands():
             text += " This lab has no command for it yet."
-        for title, lines in (("Attempted by:", self.commands()), ("Nearest in lm-evaluation-harness:", self.nearest_commands())):
+        for title, lines in (
+            ("Attempted by:", self.commands()),
+            ("Nearest in lm-evaluation-harness:", self.nearest_commands()),
+        ):
             if lines:
                 text += f" {title}\n\n```text\n" + "\n".join(lines) + "\n```\n"
         return text
@@ -125,7 +131,9 @@ def load_tables(folder: Path) -> list[PublishedTable]:
     index = yaml.safe_load((folder / "index.yml").read_text(encoding="utf-8"))["tables"]
     listed, present = {entry["file"] for entry in index}, {path.name for path in folder.glob("*.csv")}
     if listed != present:
-        raise ValueError(f"{folder / 'index.yml'} and the CSV files beside it differ in {', '.join(sorted(listed ^ present))}")
+        raise ValueError(
+            f"{folder / 'index.yml'} and the CSV files beside it differ in {', '.join(sorted(listed ^ present))}"
+        )
     return [_load(folder / entry["file"], entry) for entry in index]
 
 
@@ -138,7 +146,9 @@ def attempt(
     none). `run` stands in for `lm_eval.simple_evaluate` in tests. Raises ValueError for a table of another suite.
     """
     if not table.tasks:
-        raise ValueError(f"{table.title} cannot be attempted with lm-evaluation-harness: it needs {table.requirement()}")
+        raise ValueError(
+            f"{table.title} cannot be attempted with lm-evaluation-harness: it needs {table.requirement()}"
+        )
     if run is None:
         from lm_eval import simple_evaluate
 
@@ -152,7 +162,9 @@ def attempt(
         for column, (task, shots) in table.tasks.items():
             results = run(model="hf", model_args=model_args, tasks=[task], num_fewshot=shots, batch_size=batch_size)
             found = results["results"][task]
-            accuracy = {key: 100 * found[f"{key},none"] if f"{key},none" in found else None for key in ("acc", "acc_norm")}
+            accuracy = {
+                key: 100 * found[f"{key},none"] if f"{key},none" in found else None for key in ("acc", "acc_norm")
+            }
             rows.append({"row": row, "column": column, "published": printed.at[row, column], **accuracy})
     return pd.DataFrame(rows)
 
@@ -177,13 +189,17 @@ def _load(path: Path, entry: Mapping[str, Any]) -> PublishedTable:
         header, *lines = list(csv.reader(file))
     if not lines or any(len(line) != len(header) for line in lines):
         raise ValueError(f"{path} is not a table: it needs a header and rows of {len(header)} cells")
-    frame = pd.DataFrame({name: [_number(line[i]) if i else line[0] for line in lines] for i, name in enumerate(header)})
+    frame = pd.DataFrame(
+        {name: [_number(line[i]) if i else line[0] for line in lines] for i, name in enumerate(header)}
+    )
     absent = set(entry.get("ours", {})) - set(frame.iloc[:, 0])
     if absent:
         raise ValueError(f"{path} has no row {', '.join(sorted(absent))}, which index.yml names")
     tasks = HARNESS_TASKS.get(path.stem, {})
     if path.stem not in OTHER_SUITES and set(tasks) != set(header[1:]) - {"Ave"}:
-        raise ValueError(f"{path}: moxin_lab/evaluation/published.py names neither a task for each column nor another suite")
+        raise ValueError(
+            f"{path}: moxin_lab/evaluation/published.py names neither a task for each column nor another suite"
+        )
     return PublishedTable(
         name=path.stem,
         title=entry["title"],

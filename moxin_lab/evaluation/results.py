@@ -70,7 +70,9 @@ def cloze_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "language", "metric", "accuracy", "low", "high", "items"])
 
 
-def cloze_difference(results: Mapping[str, Mapping[str, Any]], first: str, second: str, metric: str, *, seed: int) -> Estimate:
+def cloze_difference(
+    results: Mapping[str, Mapping[str, Any]], first: str, second: str, metric: str, *, seed: int
+) -> Estimate:
     """Accuracy of `first` minus that of `second` on all items, with a paired bootstrap interval over items."""
     a, b = (_samples(results[name], CLOZE_TASK, metric) for name in (first, second))
     if a["id"].tolist() != b["id"].tolist():
@@ -128,6 +130,8 @@ def _points(axes: "Axes", table: pd.DataFrame, column: str) -> None:
         part = table[table["model"] == model].set_index("language").loc[languages]
         places = np.arange(len(languages)) + 0.18 * (number - (len(models) - 1) / 2)
         whiskers = np.abs(part[["low", "high"]].to_numpy().T - part[column].to_numpy())
-        axes.errorbar(places, part[column], yerr=whiskers, fmt=marker, markersize=6, linewidth=1.4, capsize=2.5, label=model)
+        axes.errorbar(
+            places, part[column], yerr=whiskers, fmt=marker, markersize=6, linewidth=1.4, capsize=2.5, label=model
+        )
     axes.set_xticks(np.arange(len(languages)), languages)
     axes.grid(axis="x", visible=False)

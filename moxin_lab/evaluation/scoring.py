@@ -46,7 +46,9 @@ def score(
         if not 1 <= request.num_scored < len(request.tokens):
             counts = f"{request.num_scored} of {len(request.tokens)} tokens"
             raise ValueError(f"request {number} scores {counts}: at least one, and one must stand before them")
-    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].tokens))  # longest first: memory trouble shows at once
+    order = sorted(
+        range(len(requests)), key=lambda i: -len(requests[i].tokens)
+    )  # longest first: memory trouble shows at once
     results = [Score(0.0, True)] * len(requests)
     was_training = bool(getattr(model, "training", False))
     if was_training:

@@ -185,8 +185,9 @@ def _kernel_environment() -> Iterator[None]:
         "PYTHONHASHSEED": "0",
         "TQDM_DISABLE": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        # Threads that wait by sleeping: with spinning, one other busy process on two cores made training ten times slower.
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        # OpenMP threads that wait spin for long by default, which on two cores with three other busy processes doubles a
+        # training step (5.9 s against 2.7 s); spinning briefly costs 8 % on an idle machine (0.49 s against 0.45 s).
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "5000"),
     }
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)

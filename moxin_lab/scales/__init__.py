@@ -30,9 +30,13 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Stage 01: data curation."""
 
-    sources: tuple[str, ...] = Field(min_length=1, description="data cards, or hub sets known to moxin_lab/data/extract.py")
+    sources: tuple[str, ...] = Field(
+        min_length=1, description="data cards, or hub sets known to moxin_lab/data/extract.py"
+    )
     hub_rows: int | None = Field(gt=0, description="rows read from each hub set; null for all")
-    minimum_characters: int = Field(ge=0, description="shorter documents are dropped; punctuation and spaces not counted")
+    minimum_characters: int = Field(
+        ge=0, description="shorter documents are dropped; punctuation and spaces not counted"
+    )
     language_share: float = Field(gt=0, le=1, description="share of letters that must be in the stated language")
     minhash_permutations: int = Field(gt=0)
     minhash_ngram_size: int = Field(gt=0, description="characters")
@@ -40,7 +44,9 @@ class DataSettings(Section):
     minhash_rows: int = Field(gt=0, description="minima a band")
     jaccard_threshold: float = Field(gt=0, le=1)
     heldout_share: float = Field(gt=0, lt=1, description="share of pages held out")
-    heldout_bands: int = Field(gt=0, le=256, description="bands of the check of train against held-out, which must miss little")
+    heldout_bands: int = Field(
+        gt=0, le=256, description="bands of the check of train against held-out, which must miss little"
+    )
     heldout_rows: int = Field(gt=0)
 
     @model_validator(mode="after")
@@ -58,7 +64,9 @@ class TokenizerSettings(Section):
     min_tokens_per_expert: int = Field(ge=0, description="floor of an expert's block, as far as its script has tokens")
     min_frequency: int = Field(gt=1, description="occurrences in the training text below which a token is not learned")
     max_token_length: int = Field(gt=1, description="characters of the longest token")
-    training_bytes_per_language: int = Field(gt=0, description="the first documents of each language up to so much text")
+    training_bytes_per_language: int = Field(
+        gt=0, description="the first documents of each language up to so much text"
+    )
     bootstrap_samples: int = Field(gt=0, description="draws of pages for the 95 % intervals")
 
 
@@ -75,7 +83,9 @@ class ModelSettings(Section):
     sliding_window: int = Field(gt=0)
     max_position_embeddings: int = Field(gt=0)
     rms_norm_eps: float = Field(gt=0)
-    initializer_range: float = Field(gt=0, description="standard deviation of fresh weights, before the scaling by depth")
+    initializer_range: float = Field(
+        gt=0, description="standard deviation of fresh weights, before the scaling by depth"
+    )
 
 
 class Phase(Section):
@@ -126,7 +136,9 @@ class EvaluationSettings(Section):
     heldout_bytes_per_document: int = Field(gt=0, description="only the beginning of longer documents is scored")
     cloze_items_per_language: int = Field(gt=3)
     ngram_training_bytes_per_language: int = Field(gt=0, description="training text behind the trigram baseline")
-    published_tables: tuple[str, ...] = Field(description="files of papers/tables (without .csv) to attempt on the hub's weights")
+    published_tables: tuple[str, ...] = Field(
+        description="files of papers/tables (without .csv) to attempt on the hub's weights"
+    )
 
 
 class Scale(Section):

@@ -57,7 +57,9 @@ def test_losses_equal_one_unpadded_pass_when_the_document_fits(model, documents)
     for tokens, loss in zip(documents, losses, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([[1, *tokens]])).logits[0, :-1]
-        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(tokens), reduction="sum").item() if tokens else 0.0
+        expected = (
+            torch.nn.functional.cross_entropy(logits, torch.tensor(tokens), reduction="sum").item() if tokens else 0.0
+        )
         assert loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -104,7 +106,9 @@ def test_long_documents_use_the_stated_context(model):
 def test_progress_counts_windows_and_training_mode_is_restored(model, documents):
     seen = []
     model.train()
-    document_losses(model, documents, context=16, batch_tokens=64, progress=lambda done, total: seen.append((done, total)))
+    document_losses(
+        model, documents, context=16, batch_tokens=64, progress=lambda done, total: seen.append((done, total))
+    )
     assert model.training
     model.eval()
     assert seen[-1][0] == seen[-1][1] == sum(len(windows(len(t), 16, 8)) for t in documents)

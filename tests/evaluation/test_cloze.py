@@ -17,7 +17,21 @@ from moxin_lab.evaluation.cloze import (
     find_passages,
 )
 
-ENGLISH = ["window", "cache", "token", "layer", "weight", "page", "text", "model", "query", "value", "head", "block", "norm"]
+ENGLISH = [
+    "window",
+    "cache",
+    "token",
+    "layer",
+    "weight",
+    "page",
+    "text",
+    "model",
+    "query",
+    "value",
+    "head",
+    "block",
+    "norm",
+]
 CHINESE = ["窗口", "缓存", "词元", "层", "权重", "页面", "文本", "模型", "查询", "数值", "头部", "模块", "归一", "缩放"]
 WORDS = {"en": ENGLISH, "zh": CHINESE, "code": ENGLISH}
 
@@ -93,7 +107,9 @@ def test_items_depend_on_the_seed_and_not_on_the_order_of_rows(case):
 def test_no_choice_stands_in_training_text():
     heldout, train = both()
     leaked = heldout.head(15).assign(id=lambda d: "copy/" + d["id"])
-    leaked["text"] = leaked["text"].str.upper().str.replace(" ", "  \n")  # case and white space differ, the words do not
+    leaked["text"] = (
+        leaked["text"].str.upper().str.replace(" ", "  \n")
+    )  # case and white space differ, the words do not
     train = pd.concat([train, leaked])
     items = build_items(heldout, train, language="en", num_items=40, seed=0)
     pages_used = {page for item in items for page in item["choice_pages"]}

@@ -37,7 +37,9 @@ def checkpoint(tmp_path_factory):
     bpe.decoder = decoders.ByteLevel()
     specials = ["<unk>", "<s>", "</s>", "<pad>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=320, special_tokens=specials, initial_alphabet=alphabet))
+    bpe.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=320, special_tokens=specials, initial_alphabet=alphabet)
+    )
     bpe.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
@@ -140,7 +142,9 @@ def test_tasks_run_through_the_harness_and_agree_with_direct_computation(ours, t
     texts = [*TEXTS, "2026"]
     nats = -sum(ours.loglikelihood_rolling(instances("loglikelihood_rolling", [(text,) for text in texts])))
     num_bytes = sum(len(text.encode()) for text in texts)
-    assert results["results"]["moxin_bits_per_byte_en"]["bits_per_byte,none"] == pytest.approx(nats / num_bytes / math.log(2))
+    assert results["results"]["moxin_bits_per_byte_en"]["bits_per_byte,none"] == pytest.approx(
+        nats / num_bytes / math.log(2)
+    )
     cloze = results["results"]["moxin_cloze_en"]
     assert cloze["acc,none"] == 0.25  # the same item with each of the four labels twice
     assert cloze["acc_stderr,none"] > 0
@@ -178,4 +182,6 @@ def test_ngram_runs_under_the_same_interface(ours):
 def test_every_task_file_is_found_by_the_harness():
     manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False)
     languages = ("en", "zh", "ja", "ko", "code")
-    assert {f"moxin_{kind}_{language}" for kind in ("bits_per_byte", "cloze") for language in languages} <= set(manager.all_tasks)
+    assert {f"moxin_{kind}_{language}" for kind in ("bits_per_byte", "cloze") for language in languages} <= set(
+        manager.all_tasks
+    )

@@ -121,7 +121,9 @@ def test_flat_ids_with_offsets_equal_token_lists():
 def test_a_trigram_beats_a_unigram_where_order_matters_and_both_beat_uniform():
     train, heldout = zipf_documents(7, documents=300), zipf_documents(8)
     tokens = sum(map(len, heldout))
-    unigram, trigram = (NGram.fit(train, order=k, vocab_size=50).document_losses(heldout).sum() / tokens for k in (1, 3))
+    unigram, trigram = (
+        NGram.fit(train, order=k, vocab_size=50).document_losses(heldout).sum() / tokens for k in (1, 3)
+    )
     assert trigram < unigram - 0.3
     assert unigram < math.log(50)
 

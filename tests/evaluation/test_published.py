@@ -57,7 +57,7 @@ def test_the_command_line_names_release_tasks_and_shots(tables):
     assert tables["table_2_zero_shot_base"].commands() == [
         "moxin-lab run --scale full --only 08",
         "lm_eval run --model hf --model_args pretrained=moxin-org/Moxin-7B-LLM,dtype=bfloat16 "
-        "--tasks hellaswag,winogrande,piqa,arc_easy,arc_challenge --num_fewshot 0 --batch_size auto"
+        "--tasks hellaswag,winogrande,piqa,arc_easy,arc_challenge --num_fewshot 0 --batch_size auto",
     ]
     _, *few = tables["table_5_few_shot_instruct"].commands()
     assert [line.split("--tasks ")[1] for line in few] == [
@@ -86,7 +86,9 @@ def test_attempt_asks_for_released_weights_and_returns_both_accuracies_beside_th
 @pytest.mark.parametrize(("shift", "verdict"), [(0.0, "reproduced"), (0.4, "reproduced"), (2.0, "contradicted")])
 def test_a_verdict_follows_the_tolerance_of_the_claim(tables, shift, verdict):
     def run(**options):
-        column = next(c for c, (task, _) in tables["table_2_zero_shot_base"].tasks.items() if task == options["tasks"][0])
+        column = next(
+            c for c, (task, _) in tables["table_2_zero_shot_base"].tasks.items() if task == options["tasks"][0]
+        )
         printed = tables["table_2_zero_shot_base"].frame.set_index("model").at["Moxin-7B-Enhanced", column]
         return {"results": {options["tasks"][0]: {"acc,none": 0.1, "acc_norm,none": (printed + shift) / 100}}}
 

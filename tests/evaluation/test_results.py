@@ -16,7 +16,10 @@ def result(answers, nats):
     return {"samples": {"moxin_cloze_en": cloze, "moxin_cloze_zh": cloze[:4], "moxin_bits_per_byte_en": bits}}
 
 
-FOUND = {"trained": result([1] * 9 + [0], [70.0, 90.0]), "untrained": result([1, 1, 0, 0, 0, 0, 0, 0, 1, 1], [150.0, 250.0])}
+FOUND = {
+    "trained": result([1] * 9 + [0], [70.0, 90.0]),
+    "untrained": result([1, 1, 0, 0, 0, 0, 0, 0, 1, 1], [150.0, 250.0]),
+}
 
 
 def test_bits_and_accuracies_are_those_of_the_samples():
@@ -40,7 +43,9 @@ def test_a_difference_is_paired_by_item_and_refuses_other_items():
 
 def test_task_data_is_one_file_a_task_and_language(tmp_path):
     texts = pd.DataFrame({"id": ["a", "b"], "language": ["zh", "en"], "text": ["字\n", "x"], "num_bytes": [4, 1]})
-    tasks = results.write_task_data(tmp_path, texts, {"zh": [{"id": "q", "context": "c", "choices": ["字"], "label": 0}]})
+    tasks = results.write_task_data(
+        tmp_path, texts, {"zh": [{"id": "q", "context": "c", "choices": ["字"], "label": 0}]}
+    )
     assert tasks == ["moxin_bits_per_byte_zh", "moxin_bits_per_byte_en", "moxin_cloze_zh"]
     row = json.loads((tmp_path / "moxin_bits_per_byte_zh.jsonl").read_text(encoding="utf-8"))
     assert row == {"id": "a", "language": "zh", "text": "字\n"}

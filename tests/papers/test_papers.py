@@ -70,7 +70,17 @@ def test_table_is_rectangular_numeric_and_described(entry):
     assert {*entry.get("ours", {}), *entry.get("copied_rows", []), *entry.get("average_mismatches", [])} <= set(names)
     assert bool(entry.get("copied_rows")) == ("copied_from" in entry)
     assert set(entry["claims"]) <= {claim["id"] for claim in CLAIMS}
-    assert entry["source"] and entry["caption"] and entry["command"].startswith("moxin-lab run --scale full --only ")
+    assert entry["source"] and entry["caption"]
+    # Tables 6 to 8 and MT-Bench come from suites that no stage runs: a command would promise what it cannot do.
+    other_suite = entry["file"] in {
+        "table_6_olmes.csv",
+        "table_7_reasoning.csv",
+        "table_8_vlm.csv",
+        "table_mt_bench.csv",
+    }
+    assert (
+        entry["command"] is None if other_suite else entry["command"].startswith("moxin-lab run --scale full --only ")
+    )
 
 
 def test_every_printed_average_is_the_mean_of_its_row_except_those_flagged():
