@@ -233,17 +233,16 @@ class TrainingStream:
             found += [(pool, index) for index in indices]
         return found
 
-    def documents_read(self, pool: str) -> np.ndarray:
-        """Indices of a pool's documents that the training reads at least in part, sorted: what baselines may learn from."""
-        stream = self._pools[pool]
-        read: set[int] = set()
-        epoch, rest = 0, self.consumed[pool]
-        while rest > 0:
-            order, starts = stream._order(epoch)
-            read.update(order[: int(np.searchsorted(starts, min(rest, stream.length), side="left"))].tolist())
-            rest -= stream.length
-            epoch += 1
-        return np.array(sorted(read), dtype=np.int64)
+    def tokens_read(self, pool: str) -> list[np.ndarray]:
+        """The text that the training reads of a pool, one array a document (the last one may be cut), without bos and eos.
+
+        A second epoch's text comes again, as it did in training: what a baseline may learn from, no more and no less.
+        """
+        tokens = self._pools[pool].tokens
+        bos, eos = tokens.ids[0], tokens.ids[tokens.offsets[1] - 1]
+        ids, numbers, _ = self._pools[pool].read(0, self.consumed[pool])
+        pieces = np.split(ids, np.flatnonzero(np.diff(numbers)) + 1)
+        return [piece[(piece != bos) & (piece != eos)] for piece in pieces]
 
 
 def _draw_order(shares: Sequence[float], rows: int, generator: np.random.Generator) -> np.ndarray:

@@ -181,7 +181,7 @@ def _code_cell(cell: dict[str, Any], number: int, anchor: str, page: Rendered, s
     if text:
         parts.append(_printed(text))
     if re.search(r"^\s*stage\.finish\(", source, re.MULTILINE) and shown and page.failure is None:
-        shown = [f"<details class='printed'><summary>End of the stage</summary>{''.join(shown)}</details>"]
+        shown[-1] = f"<details class='printed'><summary>End of the stage</summary>{shown[-1]}</details>"
     return f'<section class="work" id="{anchor}">{"".join(parts)}{"".join(shown)}</section>'
 
 

@@ -321,6 +321,11 @@ class Stage:
         (self.folder / ".progress.json").unlink(missing_ok=True)
         if RUNNER_VARIABLE not in os.environ:
             release_lock(self.root, self.scale)
+        if self._claims:
+            import pandas as pd
+
+            rows = pd.DataFrame(self._claims).rename(columns={"id": "claim"}).set_index("claim")
+            self.show_table(rows, caption="Verdicts of this stage on published claims")
         show.say(
             f"Stage `{self.name}` finished at {self.scale} scale: {record['seconds']:.1f} s in this notebook, "
             f"peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB, artifacts {', '.join(f'`{name}`' for name in outputs)}."

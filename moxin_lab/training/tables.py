@@ -26,8 +26,9 @@ def recipe(settings: Any, full: Any) -> pd.DataFrame:
     return table.map(lambda value: f"{value:,}" if isinstance(value, int) else str(value))
 
 
-def packed_row(batch: dict[str, Any], tokenizer: Any, *, row: int = 0, ignore: int = -100) -> pd.DataFrame:
-    """The documents of one packed row: tokens, labels, and the text each begins with."""
+def packed_row(batch: dict[str, Any], tokenizer: Any, *, ignore: int = -100) -> pd.DataFrame:
+    """The documents of the row that packs most of them: tokens, labels, and the text each begins with."""
+    row = int(batch["document_ids"].max(axis=1).argmax())
     columns = {"document": "document_ids", "token": "input_ids", "label": "labels"}
     tokens = pd.DataFrame({name: batch[key][row] for name, key in columns.items()})
     parts = tokens.groupby("document")
