@@ -16,8 +16,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from moxin_lab.lab import claims
+from moxin_lab.lab.artifacts import describe
 from moxin_lab.lab.show import OKABE_ITO
-from moxin_lab.openness import mof, verify
+from moxin_lab.openness import mof
 
 BLUE, VERMILION = OKABE_ITO[:2]
 NUMERALS = {3: "III", 2: "II", 1: "I"}
@@ -138,7 +139,7 @@ def evidence_table(
 
 def _places(item: Mapping[str, Any], root: Path, records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     if item["status"] != "local":
-        return [(path, verify.sha256_tree(root / path)) for path in item.get("paths", [])]
+        return [(path, describe(root / path)["sha256"]) for path in item.get("paths", [])]
     for record in records:
         if output := record["outputs"].get(item["artifact"]):
             return [(f"local: runs/{record['scale']}/{record['stage']}/{item['artifact']}", output["sha256"])]
@@ -157,7 +158,7 @@ def data_card_table(root: Path) -> pd.DataFrame:
                 "licence on its card": matter.get("license_name", matter["license"]),
                 "rows": sum(pq.read_metadata(file).num_rows for file in files),
                 "MiB": sum(file.stat().st_size for file in files) / 2**20,
-                "SHA-256 of data/": verify.sha256_tree(card.parent / "data")[:12],
+                "SHA-256 of data/": describe(card.parent / "data")["sha256"][:12],
             }
         )
     return pd.DataFrame(rows)

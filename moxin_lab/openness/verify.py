@@ -11,7 +11,6 @@ Guarantees: the same files give the same bytes; a run killed while writing leave
 Does not: prove who made the files (it is unsigned), or bind empty folders, times and permissions.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -114,19 +113,6 @@ def read_manifest(root: Path, scale: str) -> dict[str, tuple[str, int]]:
         reason = f"{error.args[0]!r} is absent" if isinstance(error, KeyError) else str(error)
         raise LabError(f"{path} is not a manifest: {reason}; {remedy}") from error
     return recorded
-
-
-def sha256_tree(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's sorted lines of (relative path, SHA-256), without working state.
-
-    Raises LabError if there is no such file, or nothing in the folder.
-    """
-    if path.is_file():
-        return sha256_file(path)
-    lines = sorted(f"{file.relative_to(path).as_posix()} {sha256_file(file)}\n" for file in _files(path))
-    if not lines:
-        raise LabError(f"{path} does not exist or is empty")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _read_subject(entry: dict[str, Any]) -> tuple[str, str, int]:

@@ -87,7 +87,7 @@ def test_every_place_that_the_evidence_names_exists_and_is_hashed():
 
 
 def test_evidence_of_a_file_that_is_gone_is_an_error(tmp_path):
-    with pytest.raises(LabError, match="does not exist or is empty"):
+    with pytest.raises(LabError, match="gone does not exist"):
         report.evidence_table({"Data card": {"status": "present", "paths": ["gone"], "note": "n"}}, tmp_path, [])
 
 
