@@ -6,9 +6,12 @@ the same seed. Holds no buffers, so a model built on the meta device has nothing
 Does not: compute a loss (training does, from `forward` or `hidden_states`), load or save (convert.py), sample (generate.py).
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from moxin_lab.model.attention import AttentionMask, attention, resolve_backend
 from moxin_lab.model.cache import KeyValueCache
@@ -143,18 +146,58 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
+# mm is every projection. Attention's own products (bmm in the reference) are left out: they grow with the square of the length.
+# A fused attention with dropout must be left out too: not run again, it would leave later dropouts another random state.
+SAVED_OPERATIONS = [torch.ops.aten.mm.default]
+ACTIVATION_CHECKPOINTING = {
+    "none": None,
+    "selective": partial(
+        checkpoint, use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, SAVED_OPERATIONS)
+    ),
+    "full": partial(checkpoint, use_reentrant=False),
+}
+
+
 class MoxinForCausalLM(nn.Module):
-    """The language model. `attention_backend`: see attention.py; weights are drawn from `generator` (see `init_weights`)."""
+    """The language model.
+
+    `attention_backend`: see attention.py; weights are drawn from `generator` (see `init_weights`).
+
+    `activation_checkpointing`: what a training step keeps of each block for its backward pass (Chen et al. 2016, arXiv
+    1604.06174). "none": everything. "full": the block's input; the block runs again in the backward pass, about a third more
+    arithmetic. "selective": the input and what the projections return; norms, rotation, attention and SiLU run again, projections
+    do not. Losses and gradients are the same, dropout included, and to the bit where the operations are deterministic, as on the
+    CPU. It acts in training mode with gradients and without a cache, may be assigned between steps, and is no part of the
+    configuration. Raises ValueError for an unknown name.
+    """
 
     def __init__(
-        self, config: MoxinConfig, *, generator: torch.Generator | None = None, attention_backend: str = "auto"
+        self,
+        config: MoxinConfig,
+        *,
+        generator: torch.Generator | None = None,
+        attention_backend: str = "auto",
+        activation_checkpointing: str = "none",
     ) -> None:
         super().__init__()
         self.config = config
         self.attention_backend = resolve_backend(attention_backend)
+        self.activation_checkpointing = activation_checkpointing
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.init_weights(generator)
+
+    @property
+    def activation_checkpointing(self) -> str:
+        return self._activation_checkpointing
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, name: str) -> None:
+        if name not in ACTIVATION_CHECKPOINTING:
+            raise ValueError(
+                f"unknown activation_checkpointing {name!r}: available are {', '.join(ACTIVATION_CHECKPOINTING)}"
+            )
+        self._activation_checkpointing = name
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -217,8 +260,12 @@ class MoxinForCausalLM(nn.Module):
             position_ids = places if cache is None else cache.positions(places)
         rotary = rotary_angles(position_ids, self.config)
         hidden_states = self.model.embed_tokens(input_ids)
+        run = ACTIVATION_CHECKPOINTING[self.activation_checkpointing]
+        if not (self.training and cache is None and torch.is_grad_enabled()):
+            run = None  # nothing is kept for a backward pass, or the cache would be written twice
         for block in self.model.layers:
-            hidden_states = block(hidden_states, rotary, mask, cache, self.attention_backend)
+            arguments = (hidden_states, rotary, mask, cache, self.attention_backend)
+            hidden_states = block(*arguments) if run is None else run(block, *arguments)
         if cache is not None:
             cache.commit(length)
         return self.model.norm(hidden_states)

@@ -78,7 +78,11 @@ def expand(model: MoxinForCausalLM, num_hidden_layers: int, recipe: str) -> Moxi
             weights[f"model.layers.{layer}.{part}"] = torch.zeros_like(tensor) if silent else tensor.clone()
     config = dataclasses.replace(model.config, num_hidden_layers=num_hidden_layers)
     with torch.device("meta"):
-        deeper = MoxinForCausalLM(config, attention_backend=model.attention_backend)
+        deeper = MoxinForCausalLM(
+            config,
+            attention_backend=model.attention_backend,
+            activation_checkpointing=model.activation_checkpointing,
+        )
     deeper.load_state_dict(weights, assign=True)
     deeper.requires_grad_(True)
     return deeper.train(model.training)
