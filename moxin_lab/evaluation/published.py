@@ -19,6 +19,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from moxin_lab.lab import claims
+
 HUB_ORGANISATION = "moxin-org"  # reference: model cards of the release, technical report v6, table 9
 
 ZERO_SHOT = {"HellaSwag": ("hellaswag", 0), "WinoGrande": ("winogrande", 0), "PIQA": ("piqa", 0), "ARC-E": ("arc_easy", 0),
@@ -169,13 +171,13 @@ def attempt(
     return pd.DataFrame(rows)
 
 
-def judge(claim: str, attempted: pd.DataFrame, claims_file: Path) -> tuple[str, str]:
+def judge(claim: str, attempted: pd.DataFrame, root: Path) -> tuple[str, str]:
     """Verdict and evidence for a claim on an average, from what `attempt` returned.
 
     Reproduced if the mean over the columns, by acc or by acc_norm (acc where a task has no acc_norm), lies within the tolerance
     that the claim's entry set beforehand; contradicted otherwise.
     """
-    entries = {entry["id"]: entry for entry in yaml.safe_load(claims_file.read_text(encoding="utf-8"))["claims"]}
+    entries = {entry["id"]: entry for entry in claims.load(root)}
     value, tolerance = entries[claim]["value"], entries[claim]["tolerance"]
     means = {"acc": attempted["acc"].mean(), "acc_norm": attempted["acc_norm"].fillna(attempted["acc"]).mean()}
     near = [metric for metric, mean in means.items() if abs(mean - value) <= tolerance]

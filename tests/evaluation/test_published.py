@@ -93,7 +93,7 @@ def test_a_verdict_follows_the_tolerance_of_the_claim(tables, shift, verdict):
         return {"results": {options["tasks"][0]: {"acc,none": 0.1, "acc_norm,none": (printed + shift) / 100}}}
 
     measured = attempt(tables["table_2_zero_shot_base"], run=run)
-    found, evidence = judge("eval.zero-shot-base", measured, ROOT / "papers" / "claims.yml")
+    found, evidence = judge("eval.zero-shot-base", measured, ROOT)
     assert found == verdict
     assert f"10.00 by acc, {75.44 + shift:.2f} by acc_norm" in evidence
 
