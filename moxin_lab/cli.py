@@ -115,10 +115,8 @@ def _chosen_stages(options: argparse.Namespace):
 def _run(options: argparse.Namespace) -> int:
     from moxin_lab.lab import runner
     from moxin_lab.lab.artifacts import LabError
-    from moxin_lab.scales import load
 
     root = _root(options)
-    load(options.scale)
     stages = _chosen_stages(options)
     if options.dry_run:
         wanted = {info.name for info in stages}
@@ -128,8 +126,11 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     try:
         runner.run(root, options.scale, seed=options.seed, stages=stages, force=options.force)
-    except LabError:
-        _publish(root, options.scale)
+    except runner.StageFailed:  # not for a run that was refused: the report then belongs to the one at work
+        try:
+            _publish(root, options.scale)
+        except LabError as problem:  # told apart, so that it does not hide why the stage failed
+            print(f"moxin-lab: the report was not built: {problem}", file=sys.stderr)
         raise
     index = _publish(root, options.scale)
     _print_summary(root, options.scale)

@@ -24,6 +24,10 @@ from moxin_lab.lab.stage import RUNNER_VARIABLE, acquire_lock, release_lock
 from moxin_lab.stages import STAGES, StageInfo, producer
 
 
+class StageFailed(LabError):
+    """A notebook was executed and did not end well; its page can show how far it came."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the runner would do with a stage; no reasons means that it is up to date."""
@@ -85,7 +89,7 @@ def run(
 ) -> list[str]:
     """Run the given stages in order where they are not up to date; names of those that ran.
 
-    Raises LabError at the first stage that fails; what ran before it stays.
+    Raises StageFailed at the first stage that fails; what ran before it stays. Raises LabError if nothing can be run.
     """
     scale = scales.load(scale_name)
     out = out or sys.stdout
@@ -109,7 +113,7 @@ def run(
 
 
 def _execute(root: Path, scale_name: str, planned: Plan, seed: int, where: str, out: TextIO) -> dict[str, Any]:
-    """One notebook through papermill; its completed record. Raises LabError if a cell raised or the kernel died."""
+    """One notebook through papermill; its completed record. Raises StageFailed if a cell raised or the kernel died."""
     import nbformat
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -141,19 +145,19 @@ def _execute(root: Path, scale_name: str, planned: Plan, seed: int, where: str, 
     except papermill.PapermillExecutionError as error:
         _clean_notebook(working, nbformat)
         if error.ename in ("LabError", "ScaleError"):
-            raise LabError(f"{info.name}: {error.evalue}") from None
-        raise LabError(
+            raise StageFailed(f"{info.name}: {error.evalue}") from None
+        raise StageFailed(
             f"{info.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
             f"the partly executed notebook is {working}; mend it and run again: the run resumes at this stage"
         ) from None
     except (DeadKernelError, CellTimeoutError) as error:
-        raise LabError(
+        raise StageFailed(
             f"{info.name}: the kernel died ({type(error).__name__}), most often for lack of memory or because it was killed; "
             f"run again: the run resumes at this stage"
         ) from None
     record = read_record(root, scale_name, info.name)
     if record is None:
-        raise LabError(f"{info.name} ran to its end without stage.finish(): add it as the notebook's last cell")
+        raise StageFailed(f"{info.name} ran to its end without stage.finish(): add it as the notebook's last cell")
     record["key_parts"] = planned.parts
     record["key"] = sha256_json(planned.parts)
     record["seconds_in_cells"] = record["seconds"]

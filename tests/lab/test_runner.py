@@ -227,6 +227,7 @@ def test_two_runs_at_once_in_one_folder_the_second_refuses(lab_root):
         release_lock(lab_root, "tiny")
     assert second.returncode == 1
     assert f"another run is at work in {lab_root / 'runs/tiny'} (process {os.getpid()})" in second.stderr
+    assert not (lab_root / "reports").exists()  # the refused run leaves the report to the one at work
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused_before_work(lab_root):
