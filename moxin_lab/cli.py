@@ -1,4 +1,4 @@
-"""`moxin-lab`: run, status, verify, cards, mof. Imports of each command happen inside it, so `--help` answers at once.
+"""`moxin-lab`: run, status, verify, cards, mof, bench. Imports of each command happen inside it, so `--help` answers at once.
 
 Exit codes: 0 done, 1 the command found or met something wrong and says what, 2 the command line is wrong.
 """
@@ -12,8 +12,9 @@ from moxin_lab import __version__
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = _parser(words[words.index("bench") + 1] if "bench" in words[:-1] else None)
+    options = parser.parse_args(words)
     if options.command is None:
         parser.print_help()
         return 2
@@ -34,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
+    from moxin_lab.bench import BENCHES, add_common_arguments, load
+
     parser = argparse.ArgumentParser(prog="moxin-lab", description="The reproducibility lab for Moxin-7B.")
     parser.add_argument("--version", action="version", version=f"moxin-lab {__version__}")
     parser.add_argument(
@@ -79,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     mof = command("mof", _mof, "evaluate a MOF.yml by the rules of the Model Openness Framework")
     mof.add_argument("file", nargs="?", help="default: MOF.yml of the repository")
+    bench = command("bench", _bench, "measure speed and memory, ours and peers in one run")
+    benches = bench.add_subparsers(dest="bench", metavar="NAME", required=True)
+    for name, help in BENCHES.items():
+        sub = benches.add_parser(name, help=help, description=help)
+        add_common_arguments(sub)
+        if wanted_bench == name:  # the arguments of one bench only: its module may import much
+            load(name).add_arguments(sub)
     return parser
 
 
@@ -210,6 +220,28 @@ def _mof(options: argparse.Namespace) -> int:
 
     path = Path(options.file) if options.file else _root(options) / "MOF.yml"
     print(mof.format_text(mof.evaluate(path)))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import json
+
+    import torch
+
+    from moxin_lab import bench
+    from moxin_lab.lab.artifacts import LabError
+
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise LabError("--device cuda: PyTorch sees no GPU here; use --device cpu or another machine")
+    result = bench.record(options.bench, options.device, bench.load(options.bench).run(options))
+    if options.json == "-":
+        print(json.dumps(result, indent=1))
+        return 0
+    bench.print_table(result["rows"])
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {options.json}")
     return 0
 
 
