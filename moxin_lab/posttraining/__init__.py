@@ -1,0 +1,1 @@
+"""Conversations to an instruct model: chat template, supervised fine-tuning, preference optimisation."""

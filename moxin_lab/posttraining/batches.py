@@ -1,0 +1,152 @@
+"""Encoded conversations to training batches: order, rows packed or padded, and what each token weighs in the step's loss.
+
+    step 0                          step 1           examples in a seeded order, a new one each epoch
+    [ 7  2 | 9  4 ]  [ 0  5 | ...                    a step is cut into parts (micro-batches x ranks)
+    packed   A A A B B B C C C .    document_ids keep attention inside a conversation, -1 is padding
+    padded   A A A . . . | B B B . . . | ...
+
+Guarantees: a part is a pure function of (seed, step, part, parts), so a resumed run sees the same parts; every reduction of the
+loss is a weight a token, so the parts' losses add up to the step's loss however the step is cut; no token predicts another
+conversation's. Does not: keep state, or read a partial step at the end (`left_over` counts what the last epoch leaves out).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from moxin_lab.posttraining.chat import Encoded
+
+IGNORE = -100
+Layout = Literal["packed", "padded"]
+Reduction = Literal["mean", "sum", "sequence", "part_mean"]
+REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "sequence", "part_mean")
+
+
+class Order:
+    """Which examples a step takes: `epochs` passes over `count` examples, joined, cut into steps of `examples_per_step`."""
+
+    def __init__(self, count: int, *, examples_per_step: int, epochs: int, seed: int) -> None:
+        self.num_steps, self.left_over = divmod(count * epochs, examples_per_step)
+        if not self.num_steps:
+            raise ValueError(
+                f"{count} examples in {epochs} epoch(s) do not fill one step of {examples_per_step}: "
+                "lower examples_per_step or add data"
+            )
+        self._size = examples_per_step
+        shuffled = [np.random.default_rng([seed, epoch]).permutation(count) for epoch in range(epochs)]
+        self._order = np.concatenate(shuffled)
+
+    def step(self, step: int) -> np.ndarray:
+        return self._order[step * self._size : (step + 1) * self._size]
+
+    def part(self, step: int, part: int, parts: int) -> np.ndarray:
+        """Part `part` of a step. Raises ValueError if the step does not divide evenly."""
+        if self._size % parts:
+            raise ValueError(f"a step of {self._size} examples does not divide into {parts} parts; change one of them")
+        return self.step(step).reshape(parts, -1)[part]
+
+
+def lay_out(sequences: Sequence[Encoded], *, row_tokens: int, layout: Layout, pad_id: int) -> dict[str, torch.Tensor]:
+    """Sequences as rows: `input_ids`, `labels` (IGNORE without loss), `sequences` (number of the sequence a label belongs to),
+    all int64 [B, T]; packed rows also have `document_ids`. T is the fullest row's length.
+
+    Packing is first fit, longest first. Padding stands on the right, where a causal model does not see it.
+    Raises ValueError for a sequence of more than `row_tokens` inputs.
+    """
+    lengths = [len(sequence) - 1 for sequence in sequences]
+    if max(lengths) > row_tokens:
+        raise ValueError(
+            f"a sequence has {max(lengths)} inputs, more than the {row_tokens} of a row: raise the context"
+        )
+    rows: list[list[int]] = [[number] for number in range(len(sequences))] if layout == "padded" else []
+    if layout == "packed":
+        free: list[int] = []
+        for number in sorted(range(len(sequences)), key=lambda number: -lengths[number]):
+            place = next((row for row, left in enumerate(free) if left >= lengths[number]), len(rows))
+            if place == len(rows):
+                rows.append([])
+                free.append(row_tokens)
+            rows[place].append(number)
+            free[place] -= lengths[number]
+    width = max(sum(lengths[number] for number in row) for row in rows)
+    shape = (len(rows), width)
+    arrays = {
+        "input_ids": np.full(shape, pad_id, dtype=np.int64),
+        "labels": np.full(shape, IGNORE, dtype=np.int64),
+        "sequences": np.zeros(shape, dtype=np.int64),
+        "document_ids": np.full(shape, -1, dtype=np.int64),
+    }
+    for place, row in enumerate(rows):
+        start = 0
+        for document, number in enumerate(row):
+            sequence, end = sequences[number], start + lengths[number]
+            arrays["input_ids"][place, start:end] = sequence.input_ids[:-1]
+            arrays["labels"][place, start:end] = np.where(sequence.answer[1:], sequence.input_ids[1:], IGNORE)
+            arrays["sequences"][place, start:end] = number
+            arrays["document_ids"][place, start:end] = document
+            start = end
+    if layout == "padded":
+        del arrays["document_ids"]
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class ConversationStream:
+    """Batches of supervised fine-tuning: what `lay_out` gives, and `weights` float32 [B, T].
+
+    The loss of a part is sum(weights x negative log-likelihood), and the parts' losses add up to the step's:
+
+    - `mean`: 1 / tokens with loss in the whole step. Independent of how the step is cut.
+    - `sequence`: each conversation's mean, averaged over the step's conversations. Independent too.
+    - `sum`: 1 / parts. What Moxin's script asks for (`--reduce_loss sum`): sums of a micro-batch, averaged over micro-batches and
+      ranks by the trainer, so a step's scale depends on the cut and its weight on the number of its tokens.
+    - `part_mean`: the mean of a micro-batch, averaged over micro-batches: what trainers mostly did before late 2024. A token
+      in a micro-batch with few others weighs more, so the cut decides what is learned.
+    """
+
+    def __init__(
+        self,
+        encoded: Sequence[Encoded],
+        *,
+        examples_per_step: int,
+        epochs: int,
+        row_tokens: int,
+        seed: int,
+        pad_id: int,
+        layout: Layout = "packed",
+        reduction: Reduction = "mean",
+    ) -> None:
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"unknown reduction {reduction!r}: available are {', '.join(REDUCTIONS)}")
+        self.order = Order(len(encoded), examples_per_step=examples_per_step, epochs=epochs, seed=seed)
+        self.num_steps, self.examples_per_step = self.order.num_steps, examples_per_step
+        self._encoded, self._row_tokens, self._pad_id = encoded, row_tokens, pad_id
+        self._layout, self._reduction = layout, reduction
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, torch.Tensor]:
+        chosen = [self._encoded[number] for number in self.order.part(step, part, parts)]
+        batch = lay_out(chosen, row_tokens=self._row_tokens, layout=self._layout, pad_id=self._pad_id)
+        counts = torch.tensor([sequence.num_targets for sequence in chosen], dtype=torch.float32)
+        if self._reduction == "sequence":
+            weight = 1 / (counts * self.examples_per_step)
+        elif self._reduction == "sum":
+            weight = torch.full_like(counts, 1 / parts)
+        elif self._reduction == "part_mean":
+            weight = torch.full_like(counts, 1 / (parts * float(counts.sum())))
+        else:
+            total = sum(self._encoded[number].num_targets for number in self.order.step(step))
+            weight = torch.full_like(counts, 1 / total)
+        batch["weights"] = weight[batch["sequences"]] * (batch["labels"] != IGNORE)
+        return batch
+
+    def describe(self, step: int) -> str:
+        """Which examples a step reads, for messages."""
+        return f"conversations {[self._encoded[number].index for number in self.order.step(step)][:5]} and more"
+
+
+def rows_used(encoded: Sequence[Encoded], *, row_tokens: int, layout: Layout) -> dict[str, Any]:
+    """Tokens, rows and the share of the rows that is padding, if all sequences were laid out at once."""
+    lengths = np.array([len(sequence) - 1 for sequence in encoded])
+    laid = lay_out(encoded, row_tokens=row_tokens, layout=layout, pad_id=0)["input_ids"]
+    return {"tokens": int(lengths.sum()), "rows": len(laid), "padding": 1 - lengths.sum() / laid.numel()}

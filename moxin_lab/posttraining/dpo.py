@@ -1,0 +1,250 @@
+"""Direct preference optimisation: pairs, the three losses, the reference's log-probabilities computed once.
+
+Guarantees: losses equal TRL's `sigmoid`, `sigmoid_norm` and `ipo` to 1e-6; a step's loss and gradient do not depend on how it is
+cut (tests/posttraining/test_dpo.py); cached log-probabilities are used only with the very weights and pairs they were made from.
+Does not: hold a reference model during training.
+
+Only the last answer of a conversation carries loss, so a shared history cancels and does not dilute the length-normalised form.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moxin_lab.posttraining import chat
+from moxin_lab.posttraining.batches import Layout, Order, lay_out
+from moxin_lab.posttraining.fitting import LossFunction, Progress
+from moxin_lab.posttraining.sft import answer_nats, token_losses
+
+Kind = Literal["sigmoid", "dpo_norm", "ipo"]
+KINDS: tuple[Kind, ...] = ("sigmoid", "dpo_norm", "ipo")
+EQUAL = "chosen and rejected answers are equal"
+OTHER_PROMPT = "chosen and rejected answer different prompts"
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two conversations with the same prompt; `answer` marks the tokens of the last answer only."""
+
+    chosen: chat.Encoded
+    rejected: chat.Encoded
+    index: int
+
+
+def encode_pairs(
+    chosen: Sequence[Any],
+    rejected: Sequence[Any],
+    tokenizer: Any,
+    *,
+    max_tokens: int,
+    max_refused_share: float,
+) -> tuple[list[Pair], pd.DataFrame]:
+    """Encode preference pairs, each side a whole conversation as in the Tülu 3 preference mixture; pairs, and a report by reason.
+
+    Raises chat.ChatError as `chat.encode_all` does. A pair of which one side does not fit the context whole is left out: the
+    last turn is what is compared.
+    """
+    chat.require_template(tokenizer)
+    if len(chosen) != len(rejected):
+        raise chat.ChatError(
+            f"{len(chosen)} chosen and {len(rejected)} rejected conversations: a pair needs one of each"
+        )
+    pairs: list[Pair] = []
+    counts = dict.fromkeys((*chat.REFUSED, EQUAL, OTHER_PROMPT), 0)
+    examples = dict.fromkeys(counts, "")
+    for index, sides in enumerate(zip(chosen, rejected, strict=True)):
+        reason, encoded = "", []
+        for side in sides:
+            found, why = chat.encode(side, tokenizer, max_tokens=max_tokens, index=index)
+            reason = reason or (chat.CUT if why == chat.SHORTENED else why)
+            if found is not None:
+                encoded.append(_last_answer(found))
+        if not reason:
+            (left, right), (first, second) = sides, encoded
+            starts = [int(side.answer.argmax()) for side in encoded]
+            if left[-1]["content"] == right[-1]["content"]:
+                reason = EQUAL
+            elif not np.array_equal(first.input_ids[: starts[0]], second.input_ids[: starts[1]]):
+                reason = OTHER_PROMPT
+            else:
+                pairs.append(Pair(first, second, index))
+        if reason:
+            counts[reason] += 1
+            examples[reason] = examples[reason] or f"{index}: {str(sides[0])[:70]} | {str(sides[1])[:70]}"
+    report = pd.DataFrame(
+        {"pairs": counts, "share": {k: v / max(1, len(chosen)) for k, v in counts.items()}, "example": examples}
+    ).rename_axis("reason")
+    refused = int(report["pairs"].sum())
+    if not pairs or refused > max_refused_share * len(chosen):
+        reasons = "; ".join(f"{name}: {count} ({examples[name]})" for name, count in counts.items() if count)
+        raise chat.ChatError(
+            f"{refused} of {len(chosen)} pairs cannot be compared, more than the stated share of {max_refused_share:.1%}: "
+            f"{reasons or 'there are no pairs'}. Mend the data, or raise the context or the share"
+        )
+    return pairs, report
+
+
+def _last_answer(encoded: chat.Encoded) -> chat.Encoded:
+    before = np.flatnonzero(~encoded.answer)
+    answer = encoded.answer.copy()
+    answer[: before[-1]] = False  # the last token without loss stands right before the last answer
+    return replace(encoded, answer=answer)
+
+
+def preference_losses(
+    log_probs: Tensor, reference: Tensor, num_tokens: Tensor, *, kind: Kind, beta: float, label_smoothing: float = 0.0
+) -> Tensor:
+    """Loss of each pair, [N], from log-probabilities [N, 2] (chosen, rejected) under the policy and the reference.
+
+    With r = log-probability ratio of an answer to the reference, and |y| its tokens:
+
+    - `sigmoid`: -log sigmoid(beta (r_c - r_r)). Rafailov et al. 2023, arXiv 2305.18290, equation 7.
+    - `dpo_norm`: the same with r / |y|. Lambert et al. 2024 (Tülu 3), arXiv 2411.15124, section 5; Moxin's script, with beta 5.
+    - `ipo`: (r_c / |y_c| - r_r / |y_r| - 1 / (2 beta))^2. Azar et al. 2023, arXiv 2310.12036, equation 17; the mean over tokens
+      is what its authors use (so TRL's source says).
+
+    label_smoothing s: the pair is held to be swapped with probability s (the two sigmoid losses only).
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown preference loss {kind!r}: available are {', '.join(KINDS)}")
+    if kind == "ipo" and label_smoothing:
+        raise ValueError("label_smoothing is defined for sigmoid and dpo_norm, not for ipo")
+    ratios = log_probs - reference
+    if kind != "sigmoid":
+        ratios = ratios / num_tokens
+    margin = ratios[:, 0] - ratios[:, 1]
+    if kind == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2
+    return -(1 - label_smoothing) * F.logsigmoid(beta * margin) - label_smoothing * F.logsigmoid(-beta * margin)
+
+
+class PairStream:
+    """Batches of preference optimisation: `lay_out` of a part's chosen and rejected sequences, with `reference` [P, 2],
+    `num_tokens` [P, 2] and `pairs_in_step`. Sequence 2p is pair p's chosen answer, 2p + 1 its rejected one."""
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        reference: np.ndarray,
+        *,
+        examples_per_step: int,
+        epochs: int,
+        row_tokens: int,
+        seed: int,
+        pad_id: int,
+        layout: Layout = "packed",
+    ) -> None:
+        if reference.shape != (len(pairs), 2):
+            raise ValueError(f"reference has shape {reference.shape}, not [{len(pairs)}, 2]")
+        self.order = Order(len(pairs), examples_per_step=examples_per_step, epochs=epochs, seed=seed)
+        self.num_steps, self.examples_per_step = self.order.num_steps, examples_per_step
+        self._pairs, self._reference = pairs, reference
+        self._row_tokens, self._pad_id, self._layout = row_tokens, pad_id, layout
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        numbers = self.order.part(step, part, parts)
+        sequences = [side for number in numbers for side in (self._pairs[number].chosen, self._pairs[number].rejected)]
+        batch = lay_out(sequences, row_tokens=self._row_tokens, layout=self._layout, pad_id=self._pad_id)
+        batch["reference"] = torch.from_numpy(self._reference[numbers])
+        batch["num_tokens"] = torch.tensor([side.num_targets for side in sequences]).view(-1, 2)
+        batch["pairs_in_step"] = torch.tensor(self.examples_per_step)
+        return batch
+
+    def describe(self, step: int) -> str:
+        return f"pairs {[self._pairs[number].index for number in self.order.step(step)][:5]} and more"
+
+
+def dpo_loss(kind: Kind, beta: float, label_smoothing: float = 0.0) -> LossFunction:
+    """The loss function for `fitting.fit`; logs sums over pairs: `pairs`, `correct` (margin of the ratio above 0), and the mean
+    log-ratios a token, `chosen_ratio` and `rejected_ratio`."""
+    return partial(_dpo_loss, kind=kind, beta=beta, label_smoothing=label_smoothing)
+
+
+def sequence_log_probs(model: nn.Module, batch: dict[str, Tensor], num_sequences: int) -> Tensor:
+    """Log-probability of each sequence's labelled tokens, [num_sequences]."""
+    _, plain, chosen = token_losses(model, batch)
+    return torch.zeros(num_sequences, dtype=plain.dtype, device=plain.device).index_add(
+        0, batch["sequences"][chosen], -plain
+    )
+
+
+def _dpo_loss(
+    model: nn.Module, batch: dict[str, Tensor], *, kind: Kind, beta: float, label_smoothing: float
+) -> dict[str, Tensor]:
+    log_probs = sequence_log_probs(model, batch, batch["num_tokens"].numel()).view(-1, 2)
+    reference = batch["reference"].to(log_probs.dtype)
+    losses = preference_losses(
+        log_probs, reference, batch["num_tokens"], kind=kind, beta=beta, label_smoothing=label_smoothing
+    )
+    ratios = (log_probs - reference) / (1 if kind == "sigmoid" else batch["num_tokens"])
+    per_token = (log_probs - reference) / batch["num_tokens"]
+    return {
+        "loss": losses.sum() / batch["pairs_in_step"],
+        "pairs": torch.tensor(len(losses)),
+        "correct": (ratios[:, 0] > ratios[:, 1]).sum(),
+        "chosen_ratio": per_token[:, 0].sum(),
+        "rejected_ratio": per_token[:, 1].sum(),
+    }
+
+
+def pair_log_probs(model: nn.Module, pairs: Sequence[Pair], *, batch_tokens: int, device: Any = "cpu") -> np.ndarray:
+    """Log-probabilities of chosen and rejected answers, float64 [N, 2], without gradient or dropout."""
+    was_training = model.training
+    model.eval()
+    sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    nats, _ = answer_nats(model, sides, batch_tokens=batch_tokens, device=device)
+    model.train(was_training)
+    return -nats.reshape(-1, 2)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 of all weights, names and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def pairs_hash(pairs: Sequence[Pair]) -> str:
+    """SHA-256 of the token ids and loss tokens of all pairs, in order."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for side in (pair.chosen, pair.rejected):
+            digest.update(np.int64(len(side)).tobytes() + side.input_ids.tobytes() + side.answer.tobytes())
+    return digest.hexdigest()
+
+
+def reference_log_probs(
+    model: nn.Module,
+    pairs: Sequence[Pair],
+    folder: Path,
+    *,
+    batch_tokens: int,
+    device: Any = "cpu",
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """`pair_log_probs` of the reference: read from `folder` if made from these weights and pairs, else computed and kept."""
+    model_key, pairs_key = weights_hash(model), pairs_hash(pairs)
+    path = folder / f"reference-{model_key[:16]}-{pairs_key[:16]}.npz"
+    if path.is_file():
+        with np.load(path) as kept:
+            if str(kept["model"]) == model_key and str(kept["pairs"]) == pairs_key:
+                return kept["log_probs"]
+    if progress is not None:
+        progress(0, 1, "log-probabilities of the reference")
+    log_probs = pair_log_probs(model, pairs, batch_tokens=batch_tokens, device=device)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_suffix(".partial.npz")
+    np.savez(partial_path, log_probs=log_probs, model=model_key, pairs=pairs_key)
+    partial_path.replace(path)
+    return log_probs

@@ -1,0 +1,161 @@
+"""Guarantees of moxin_lab.posttraining.chat: Tülu's strings, loss on answers alone, refusals that say why."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from posttraining_examples import make_conversations, make_tokenizer
+
+from moxin_lab.posttraining import chat
+
+TOKENIZER = make_tokenizer()
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(lambda text: text.strip())
+
+
+def say(*contents, system=None):
+    turns = [{"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(contents)]
+    return ([{"role": "system", "content": system}] if system else []) + turns
+
+
+# The published template (chat_template of Llama-3.1-Tulu-3-8B) written out by hand, with this tokenizer's end token.
+PUBLISHED = [
+    (say("What is 2+2?", "4"), False, "<|user|>\nWhat is 2+2?\n<|assistant|>\n4</s>"),
+    (
+        say("a", "b", "c", "d", system="You help."),
+        False,
+        "<|system|>\nYou help.\n<|user|>\na\n<|assistant|>\nb</s>\n<|user|>\nc\n<|assistant|>\nd</s>",
+    ),
+    (say("a"), True, "<|user|>\na\n<|assistant|>\n"),
+    (say("a", "b", "c"), True, "<|user|>\na\n<|assistant|>\nb</s>\n<|user|>\nc\n<|assistant|>\n"),
+    (say("a\n\n", " b "), False, "<|user|>\na\n\n\n<|assistant|>\n b </s>"),
+]
+
+
+@pytest.mark.parametrize(("conversation", "asks", "text"), PUBLISHED)
+def test_template_gives_the_published_strings(conversation, asks, text):
+    assert TOKENIZER.apply_chat_template(conversation, tokenize=False, add_generation_prompt=asks) == text
+    if not asks:
+        assert chat.render(conversation, "</s>")[0] == text
+
+
+def test_template_is_saved_with_the_tokenizer(tmp_path):
+    from transformers import AutoTokenizer
+
+    TOKENIZER.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.apply_chat_template(PUBLISHED[1][0], tokenize=False) == PUBLISHED[1][2]
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3), st.one_of(st.none(), TEXT))
+@settings(max_examples=60, deadline=None)
+def test_encoding_is_transformers_own_and_loss_stands_on_its_assistant_mask(turns, system):
+    conversation = say(*(text for turn in turns for text in turn), system=system)
+    encoded, reason = chat.encode(conversation, TOKENIZER, max_tokens=10_000)
+    if reason:
+        assert reason == chat.SPECIAL_TOKEN
+        return
+    theirs = TOKENIZER.apply_chat_template(
+        conversation, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert encoded.input_ids.tolist() == theirs["input_ids"]
+    assert encoded.answer.astype(int).tolist() == theirs["assistant_masks"]
+    prompt = chat.encode_prompt(conversation[:-1], TOKENIZER)
+    assert encoded.input_ids[: len(prompt)].tolist() == prompt
+    assert TOKENIZER.decode(encoded.input_ids[len(prompt) :]) == conversation[-1]["content"] + "</s>"
+
+
+def test_every_answer_and_its_end_token_carry_loss_and_nothing_else():
+    encoded, _ = chat.encode(say("ab", "cd", "ef", "gh", system="xy"), TOKENIZER, max_tokens=999)
+    pieces = np.split(encoded.input_ids, np.flatnonzero(np.diff(encoded.answer.astype(int))) + 1)
+    assert [TOKENIZER.decode(piece) for piece in pieces[1::2]] == ["cd</s>", "gh</s>"]
+    assert encoded.num_targets == 6
+
+
+MALFORMED = [
+    ("hello", "list of messages"),
+    ([], "list of messages"),
+    ([{"role": "user"}], "needs a role and a content"),
+    (say("a", "b", "c"), "assistant is due"),
+    ([{"role": "assistant", "content": "a"}], "assistant message where system or user is due"),
+    (say("a", "b")[::-1], "assistant message where"),
+    ([*say("a"), *say("a", "b")], "user message where assistant is due"),
+    ([*say("a"), {"role": "system", "content": "s"}], "system message where assistant is due"),
+    ([*say("a"), {"role": "tool", "content": "s"}], "role 'tool': known are system, user, assistant"),
+    (say("a", " \n"), r"message 1 \(assistant\) is empty"),
+    (say("a", 7), r"message 1 \(assistant\) has a content of type int"),
+    (say("a", None), "type NoneType"),
+    ([{"role": "system", "content": "s"}] * 2 + say("a", "b"), "system message where user is due"),
+]
+
+
+@pytest.mark.parametrize(("conversation", "words"), MALFORMED)
+def test_a_malformed_conversation_is_refused_with_place_and_reason(conversation, words):
+    with pytest.raises(chat.ChatError, match=words):
+        chat.check_conversation(conversation)
+    assert chat.encode(conversation, TOKENIZER, max_tokens=99) == (None, chat.MALFORMED)
+
+
+def test_the_template_itself_refuses_an_unknown_role():
+    with pytest.raises(Exception, match="a tool message at place 1 does not belong there"):
+        TOKENIZER.apply_chat_template([*say("a"), {"role": "tool", "content": "s"}], tokenize=False)
+
+
+@pytest.mark.parametrize("word", ["</s>", "<s>", "<|assistant|>"])
+def test_text_that_spells_a_special_token_or_a_marker_is_not_learned_as_one(word):
+    assert chat.encode(say(f"a {word} b", "c"), TOKENIZER, max_tokens=99) == (None, chat.SPECIAL_TOKEN)
+
+
+def test_a_long_conversation_loses_whole_turns_and_never_keeps_half_an_answer():
+    conversation = say("a", "b" * 10, "c", "d" * 50)
+    whole, reason = chat.encode(conversation, TOKENIZER, max_tokens=999)
+    assert reason == ""
+    first = int(np.flatnonzero(np.diff(whole.answer.astype(int)) == -1)[0]) + 1  # behind the first answer's end token
+    for limit in (first, len(whole) - 1):
+        kept, reason = chat.encode(conversation, TOKENIZER, max_tokens=limit)
+        assert reason == chat.SHORTENED and kept.input_ids.tolist() == whole.input_ids[:first].tolist()
+        assert kept.input_ids[-1] == TOKENIZER.eos_token_id and kept.num_targets == 11
+    assert chat.encode(conversation, TOKENIZER, max_tokens=first - 1) == (None, chat.CUT)
+
+
+def test_a_tokenizer_that_joins_marker_and_answer_or_loses_text_is_noticed():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"</s>": 0, "<unk>": 1, **{name: i for i, name in enumerate("abcdefgijklmnoprstuvwxyz<|>\n", start=2)}}
+    vocab["\nz"] = len(vocab)
+    inner = Tokenizer(models.BPE(vocab, [("\n", "z")], unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split("zz", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", clean_up_tokenization_spaces=False)
+    chat.install_template(tokenizer)
+    assert chat.encode(say("a", "zb"), tokenizer, max_tokens=99)[1] == chat.NOT_ROUND_TRIP
+    assert chat.encode(say("a", "bé"), tokenizer, max_tokens=99)[1] == chat.NOT_ROUND_TRIP
+
+
+def test_a_data_set_reports_what_it_lost_and_is_refused_above_the_stated_share():
+    bad = [say("a", "b", "c"), say("x", "</s>"), say("long", "y" * 200)]
+    conversations = [*make_conversations(17), *bad]
+    kept, report = chat.encode_all(conversations, TOKENIZER, max_tokens=200, max_refused_share=0.15)
+    assert [encoded.index for encoded in kept] == list(range(17))
+    assert report["conversations"].to_dict() == {
+        chat.MALFORMED: 1, chat.SPECIAL_TOKEN: 1, chat.NOT_ROUND_TRIP: 0, chat.NO_ANSWER_TOKEN: 0, chat.CUT: 1,
+        chat.SHORTENED: 0,
+    }  # fmt: skip
+    assert report["example"][chat.MALFORMED] == "17: the last message is a user message; assistant is due"
+    with pytest.raises(
+        chat.ChatError, match=r"3 of 20 conversations give nothing to learn from, more than .* of 14\.9%.*"
+    ):
+        chat.encode_all(conversations, TOKENIZER, max_tokens=200, max_refused_share=0.149)
+    with pytest.raises(chat.ChatError, match="0 of 0 conversations"):
+        chat.encode_all([], TOKENIZER, max_tokens=200, max_refused_share=0.5)
+
+
+def test_a_tokenizer_without_the_template_or_with_another_is_refused():
+    bare = make_tokenizer(template=False)
+    with pytest.raises(chat.ChatError, match="has no chat template: call"):
+        chat.encode_all(make_conversations(2), bare, max_tokens=99, max_refused_share=0.0)
+    bare.chat_template = "{{ bos_token }}" + chat.TULU_TEMPLATE
+    with pytest.raises(chat.ChatError, match="is not Tülu's: it gives '<s><"):
+        chat.require_template(bare)
+    bare.eos_token = None
+    with pytest.raises(chat.ChatError, match="has no eos token"):
+        chat.install_template(bare)
