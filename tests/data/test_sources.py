@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from moxin_lab.data import archives, sources
 from moxin_lab.data.archives import Archive, ArchiveError
 
+FROM_ARCHIVES = [name for name, wanted in sources.SOURCES.items() if wanted.archives]
+
 
 def tar_bytes(files: dict[str, bytes], links: dict[str, tuple[bytes, str]] | None = None, mode: str = "w") -> bytes:
     """A tar archive of `files`; `links` maps a name to a link type and its target."""
@@ -135,7 +137,7 @@ def build_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
     return [row for path in paths for row in pa.parquet.read_table(path).to_pylist()]
 
 
-@pytest.mark.parametrize("name", sources.SOURCES)
+@pytest.mark.parametrize("name", FROM_ARCHIVES)
 def test_the_same_archives_give_the_same_bytes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     for seed in (1, 2, 2):  # another order of members in the archive must not show in the rows
@@ -148,7 +150,7 @@ def test_the_same_archives_give_the_same_bytes(name: str, tmp_path: Path, monkey
     assert built[0] == built[1] == built[2]
 
 
-@pytest.mark.parametrize("name", sources.SOURCES)
+@pytest.mark.parametrize("name", FROM_ARCHIVES)
 def test_built_tables_have_the_recorded_schema(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fabricate(name, tmp_path, monkeypatch)
     for path in sources.build(name, tmp_path, tmp_path / "out"):
@@ -213,6 +215,15 @@ def test_archives_without_the_expected_files_are_refused(name: str) -> None:
     wanted = sources.SOURCES[name]
     with pytest.raises(ArchiveError):
         wanted.tables([{} for _ in wanted.archives])
+
+
+def test_a_set_is_made_of_archives_or_of_such_sets() -> None:
+    for name, wanted in sources.SOURCES.items():
+        assert bool(wanted.archives) != bool(wanted.cards)
+        assert set(wanted.cards) <= set(FROM_ARCHIVES)
+        if wanted.cards:
+            with pytest.raises(ArchiveError, match=f"{name} has no archives: it is made of {wanted.cards[0]}"):
+                sources.build(name, Path("nowhere"), Path("nowhere"))
 
 
 def test_an_unknown_data_set_is_named_with_those_that_exist() -> None:
