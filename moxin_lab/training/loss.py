@@ -1,0 +1,130 @@
+"""Linear layer and cross-entropy as one operation over chunks of tokens: the logits of all tokens are never held.
+
+    loss = linear_cross_entropy(hidden_states, model.lm_head.weight, labels, reduction="sum")      # [B, T, C], [V, C], [B, T]
+
+The gradients of a chunk follow from its logits while these are at hand (softmax minus target), so both are computed in the forward
+pass and the logits thrown away: instead of tokens x vocabulary numbers, and as many again backward, chunk x vocabulary are held.
+Large chunks keep the matrix products large; small ones stay in a processor's cache.
+
+Guarantees: loss and both gradients equal those of `F.cross_entropy` on the full logits to rounding (tests/training/test_loss.py);
+softmax and sums run in float32 at least, and the weight's gradient is summed over chunks in float32; under autocast the products
+run in autocast's dtype, as those of the full logits would. Traced by torch.compile without a graph break.
+Does not: give second derivatives; filter small gradients (each one is exact).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        chunk_tokens: int,
+        label_smoothing: float,
+        product_dtype: torch.dtype,
+        wants_gradients: bool,
+    ) -> Tensor:
+        """Sum over tokens; hidden [N, C], weight [V, C], labels [N], -100 where nothing is predicted."""
+        wants_hidden, wants_weight = (wants and wants_gradients for wants in ctx.needs_input_grad[:2])
+        exact = torch.promote_types(product_dtype, torch.float32)
+        matrix = weight.to(product_dtype)
+        num_tokens, vocabulary = hidden.shape[0], weight.shape[0]
+        total = hidden.new_zeros((), dtype=exact)
+        hidden_parts = []
+        grad_weight = None
+        for start in range(0, num_tokens, chunk_tokens):
+            states = hidden[start : start + chunk_tokens].to(product_dtype)
+            targets = labels[start : start + chunk_tokens, None]
+            counted = targets != IGNORE
+            targets = torch.where(counted, targets, 0)
+            logits = (states @ matrix.T).to(exact)
+            normaliser = logits.logsumexp(dim=-1, keepdim=True)
+            losses = normaliser - (1 - label_smoothing) * logits.gather(1, targets)
+            if label_smoothing:
+                losses = losses - label_smoothing * logits.mean(dim=-1, keepdim=True)
+            total = total + torch.where(counted, losses, 0.0).sum()
+            if not (wants_hidden or wants_weight):
+                continue
+            # d loss / d logits, in the memory of the logits.
+            gradient = logits.sub_(normaliser).exp_()
+            gradient.scatter_add_(1, targets, gradient.new_full((), label_smoothing - 1).expand_as(targets))
+            if label_smoothing:
+                gradient.sub_(label_smoothing / vocabulary)
+            gradient = gradient.mul_(counted).to(product_dtype)
+            if wants_hidden:
+                hidden_parts.append((gradient @ matrix).to(hidden.dtype))
+            if wants_weight and grad_weight is None:
+                grad_weight = (gradient.T @ states).to(exact)
+            elif wants_weight and product_dtype == exact:
+                grad_weight.addmm_(gradient.T, states)
+            elif wants_weight:
+                grad_weight += gradient.T @ states
+        empty = hidden.new_zeros(())
+        ctx.save_for_backward(
+            torch.cat(hidden_parts) if wants_hidden else empty,
+            grad_weight if wants_weight else empty,
+        )
+        ctx.wants, ctx.weight_dtype = (wants_hidden, wants_weight), weight.dtype
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        wants_hidden, wants_weight = ctx.wants
+        return (
+            grad_hidden * grad_output.to(grad_hidden.dtype) if wants_hidden else None,
+            (grad_weight * grad_output).to(ctx.weight_dtype) if wants_weight else None,
+            *[None] * 5,
+        )
+
+
+def linear_cross_entropy(
+    hidden_states: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    chunk_tokens: int = 4096,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross-entropy of `hidden_states @ weight.T` against `labels`, as `F.cross_entropy(logits.float(), labels)` would give it.
+
+    Args:
+        hidden_states: [..., C]. weight: [V, C]. labels: int64 [...], `IGNORE` (-100) where nothing is predicted.
+        chunk_tokens: tokens whose logits are held at once.
+        label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016, arXiv 1512.00567).
+        reduction: "mean" over the labels that count (NaN if none does, as in PyTorch) or "sum".
+
+    Returns a scalar of float32 (float64 for float64 input). Raises ValueError for shapes or settings that do not fit.
+    """
+    if hidden_states.shape[:-1] != labels.shape or weight.ndim != 2 or weight.shape[1] != hidden_states.shape[-1]:
+        raise ValueError(
+            f"hidden_states {tuple(hidden_states.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}: "
+            "expected [..., C], [V, C] and [...]"
+        )
+    if chunk_tokens < 1 or not 0 <= label_smoothing < 1:
+        raise ValueError(f"chunk_tokens {chunk_tokens} must be at least 1, label_smoothing {label_smoothing} in [0, 1)")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}: it must be 'mean' or 'sum'")
+    device = hidden_states.device.type
+    autocast = torch.is_autocast_enabled(device)
+    product_dtype = torch.get_autocast_dtype(device) if autocast else hidden_states.dtype
+    if not autocast and weight.dtype != hidden_states.dtype:
+        raise ValueError(
+            f"hidden_states are {hidden_states.dtype}, weight is {weight.dtype}: they must be equal, or under autocast"
+        )
+    with torch.autocast(device, enabled=False):
+        total = _LinearCrossEntropy.apply(
+            hidden_states.flatten(0, -2), weight, labels.flatten(), chunk_tokens, label_smoothing, product_dtype,
+            torch.is_grad_enabled(),
+        )  # fmt: skip
+    return total if reduction == "sum" else total / (labels != IGNORE).sum()
