@@ -2,9 +2,9 @@
 
     loss = linear_cross_entropy(hidden_states, model.lm_head.weight, labels, reduction="sum")      # [B, T, C], [V, C], [B, T]
 
-The gradients of a chunk follow from its logits while these are at hand (softmax minus target), so both are computed in the forward
-pass and the logits thrown away: instead of tokens x vocabulary numbers, and as many again backward, chunk x vocabulary are held.
-Large chunks keep the matrix products large; small ones stay in a processor's cache.
+A chunk's gradients follow from its logits while these are at hand (softmax minus target), so both are computed in the forward pass
+and the logits thrown away: instead of tokens x vocabulary numbers, and as many again backward, chunk x vocabulary are held. Large
+chunks keep the matrix products large; small ones stay in a processor's cache.
 
 Guarantees: loss and both gradients equal those of `F.cross_entropy` on the full logits to rounding (tests/training/test_loss.py);
 softmax and sums run in float32 at least, and the weight's gradient is summed over chunks in float32; under autocast the products
@@ -39,7 +39,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         num_tokens, vocabulary = hidden.shape[0], weight.shape[0]
         total = hidden.new_zeros((), dtype=exact)
         hidden_parts = []
-        grad_weight = None
+        grad_weight: Any = None
         for start in range(0, num_tokens, chunk_tokens):
             states = hidden[start : start + chunk_tokens].to(product_dtype)
             targets = labels[start : start + chunk_tokens, None]
