@@ -65,9 +65,12 @@ _ROWS = {  # at most so many rows of a task for each language: train, test
     "summarise": (120, 30),
     "find_heading": (90, 25),
     "converse": (180, 40),
-    "document": (480, 120),
+    "question": (200, 50),
+    "document": (360, 120),
 }
 _GENERATED_ROWS = (45, 15)
+_TRAIN_PAGES = 900
+"""Help pages that train rows are taken from: enough for the numbers above, and a build in seconds."""
 _NAMES = {  # the languages, named in each of them
     "en": dict(zip(LANGUAGES, ("English", "Chinese", "Japanese", "Korean"), strict=True)),
     "zh": dict(zip(LANGUAGES, ("英语", "汉语", "日语", "韩语"), strict=True)),
@@ -153,6 +156,9 @@ _SCRIPTS = {
     "ko": re.compile("[\uac00-\ud7a3]"),
 }
 
+_FOREIGN = {"en": ("zh", "ja", "ko"), "zh": ("ja", "ko"), "ja": ("ko",), "ko": ("zh", "ja")}
+"""Whose script must not occur; Japanese has Han characters of its own."""
+
 
 def _blocks(page: bytes) -> list[Block]:
     """Headings and plain paragraphs of a page, in order; what varies by system or holds an icon is left out."""
@@ -167,18 +173,21 @@ def _blocks(page: bytes) -> list[Block]:
 
 
 def _in_language(text: str, language: str) -> bool:
-    """Whether a help text was translated: 30% of its characters are of the script that marks the language, and no other's."""
-    own = len(_SCRIPTS[language].findall(text))
-    foreign = sum(len(_SCRIPTS[other].findall(text)) for other in ("ja", "ko", "zh") if other != language)
-    if language == "ja":
-        foreign = len(_SCRIPTS["ko"].findall(text))
-    return own >= 0.3 * len(text) and not foreign
+    """Whether a help text was translated: 30% of its characters are of the script that marks the language, none of another's."""
+    if 10 * len(_SCRIPTS[language].findall(text)) < 3 * len(text):
+        return False
+    return not any(_SCRIPTS[other].search(text) for other in _FOREIGN[language])
 
 
-def _from_help_pages(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _from_help_pages(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of all test pages and of so many train pages, in every language of each."""
+    names = sorted({row["page"] for row in rows})
+    test = [page for page in names if in_test(f"help_pages/{page}")]
+    wanted = {*test, *tasks.chosen("help pages", sorted(set(names) - set(test)), _TRAIN_PAGES)}
     pages: dict[str, dict[str, list[Block]]] = defaultdict(dict)
     for row in rows:
-        pages[row["page"]][row["language"]] = _blocks(row["html"])
+        if row["page"] in wanted:
+            pages[row["page"]][row["language"]] = _blocks(row["html"])
     for page, blocks in sorted(pages.items()):
         item = f"help_pages/{page}"
         for language in LANGUAGES:
@@ -232,8 +241,11 @@ _FUNCTION = re.compile(
     r"^\.\. function:: ([\w.]+)\(.*\)\n(?:   :\w+:.*\n| {14}\S.*\n)*\n   ((?:\S.*\n)(?:   \S.*\n)*)", re.MULTILINE
 )
 _ROLE = re.compile(
-    r":[\w:+-]+:`[~!]?([^`<]+?)(?:\s*<[^`>]+>)?`|`([^`<]+?)\s*<[^`>]+>`_+|``([^`]+)``|\*+([^*\s][^*]*)\*+"
+    r":[\w:+-]+:`(?:~(?:\w+\.)*|!)?([^`<]+?)(?:\s*<[^`>]+>)?`|`([^`<]+?)\s*<[^`>]+>`_+|``([^`]+)``|\*+([^*\s][^*]*)\*+"
 )
+
+_TARGETS = re.compile(r"\A(?:\.\. .*\n(?:[ ]+\S.*\n|\n)*)*")
+"""Labels and index entries between a heading and its first paragraph."""
 
 
 def _prose(rst: str) -> str | None:
@@ -249,32 +261,25 @@ def _first_sentence(text: str) -> str:
 def _from_python_docs(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Sections whose heading is a question, what modules are for, what functions do. English alone."""
     for row in rows:
-        page, rst = row["page"], row["rst"].decode("utf-8")
-        asked: list[tuple[str, str | None, int]] = []
+        source, rst = f"python_docs/{row['page']}", row["rst"].decode("utf-8")
+        asked: list[tuple[str, str, str | None]] = []
         for match in _QUESTION.finditer(rst):
-            answer = _prose(re.sub(r"\A(\.\. .*\n(?:[ ]+\S.*\n|\n)*)*", "", rst[match.end() :]).split("\n\n")[0])
-            asked.append((_prose(match[1]) or "", answer, 3))
+            body = _TARGETS.sub("", rst[match.end() :])
+            asked.append(("question", _prose(match[1]) or "", _prose(body.split("\n\n")[0])))
         module = ""
         for match in _MODULE.finditer(rst):
             module = match[1]
-            asked.append((f"What is the Python module {module} for?", _prose(match[2]), 3))
+            asked.append(("document", f"What is the Python module {module} for?", _prose(match[2])))
         for match in _FUNCTION.finditer(rst):
             name = match[1] if "." in match[1] or not module else f"{module}.{match[1]}"
-            answer = _prose(match[2])
-            asked.append((f"What does the Python function {name} do?", answer and _first_sentence(answer), 3))
-        for question, answer, difficulty in asked:
+            described = _prose(match[2])
+            asked.append(
+                ("document", f"What does the Python function {name} do?", described and _first_sentence(described))
+            )
+        for task, question, answer in asked:
             if question and answer and len(answer) >= 12 and not answer.endswith(":"):
-                source = f"python_docs/{page}"
-                yield _row(
-                    "document",
-                    "en",
-                    [question, answer],
-                    f"{source}#{question}",
-                    source,
-                    difficulty,
-                    "Python-2.0",
-                    verified=False,
-                )
+                turns, origin = [question, answer], f"{source}#{question}"
+                yield _row(task, "en", turns, origin, source, 3, "Python-2.0", verified=False)
 
 
 def _from_conversations(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

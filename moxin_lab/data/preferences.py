@@ -29,7 +29,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from moxin_lab.data import instructions, tasks
+from moxin_lab.data import tasks
+from moxin_lab.data.cards import read_card
 from moxin_lab.data.sources import PREFERENCES_SCHEMA
 
 _PAIRS = (24, 8)
@@ -150,9 +151,10 @@ def _pair(row: dict[str, Any], kind: str, text: str) -> dict[str, Any]:
 
 
 def tables(card_root: Path) -> dict[str, pa.Table]:
-    """The parquet files of `data_cards/preferences`, from the cards under `card_root`. Raises `CardError`."""
-    train, test = instructions.split(instructions.examples(card_root))
-    return {
-        "test.parquet": pa.Table.from_pylist(pairs(test, 1), schema=PREFERENCES_SCHEMA),
-        "train.parquet": pa.Table.from_pylist(pairs(train, 0), schema=PREFERENCES_SCHEMA),
+    """The parquet files of `data_cards/preferences`, from the card `instructions` under `card_root`. Raises `CardError`."""
+    data = card_root / "instructions" / "data"
+    made = {
+        name: pairs(read_card(data / name).to_pylist(), name == "test.parquet")
+        for name in ("test.parquet", "train.parquet")
     }
+    return {name: pa.Table.from_pylist(rows, schema=PREFERENCES_SCHEMA) for name, rows in made.items()}
