@@ -24,6 +24,8 @@ BENCHES = {
     "decode": "one token after a long text, with transformers as peer",
     "prefill": "reading a long text into the ring, with transformers as peer",
     "train-step": "one training step, with transformers as peer",
+    "expansion": "32 blocks expanded to 36 by three recipes against training from scratch, at equal compute",
+    "sft": "steps of supervised fine-tuning, with TRL's SFTTrainer as peer",
     "verifier": "verdicts on answers, with Math-Verify, TRL's accuracy_reward and plain SymPy as peers",
 }
 PACKAGES = ("torch", "triton", "transformers", "flash-attn-4", "nvidia-cutlass-dsl", "lightning", "trl", "math-verify")

@@ -2,9 +2,9 @@
 
     loss = linear_cross_entropy(hidden_states, model.lm_head.weight, labels, reduction="sum")      # [B, T, C], [V, C], [B, T]
 
-A chunk's gradients follow from its logits while these are at hand (softmax minus target), so both are computed in the forward pass
-and the logits thrown away: instead of tokens x vocabulary numbers, and as many again backward, chunk x vocabulary are held. Large
-chunks keep the matrix products large; small ones stay in a processor's cache.
+A chunk's gradients follow from its logits while these are at hand (softmax minus target), so both are computed in the forward
+pass and the logits thrown away: instead of tokens x vocabulary numbers, and as many again backward, chunk x vocabulary are
+held. Large chunks keep the matrix products large; small ones stay in a processor's cache.
 
 Guarantees: loss and both gradients equal those of `F.cross_entropy` on the full logits to rounding (tests/training/test_loss.py);
 softmax and sums run in float32 at least, and the weight's gradient is summed over chunks in float32; under autocast the products
