@@ -95,7 +95,7 @@ def _is_bare(text: str) -> bool:
     """One line that reads as an expression or one word, not as a sentence."""
     if len(text) > 20_000 or "\n" in text.strip():
         return False
-    without = re.sub(r"\\(?:text|mbox|mathrm|textbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
+    without = re.sub(r"\\(?:text|mbox|mathrm|textbf|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
     words = _PROSE.findall(without)
     if len(words) > 1 or "####" in text or ":" in text:
         return False

@@ -25,13 +25,13 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from moxin_lab.posttraining import answers
 from moxin_lab.posttraining.bombs import Limits, screen
 from moxin_lab.posttraining.extraction import Extracted, How, extract
-from moxin_lab.posttraining.verifier_pool import Nursery, Worker
+from moxin_lab.posttraining.verifier_pool import Worker, give_back, lend
 
 Reason = Literal["correct", "wrong", "no_answer", "unparsable", "refused_bomb", "timeout"]
 REASONS: tuple[Reason, ...] = ("correct", "wrong", "no_answer", "unparsable", "refused_bomb", "timeout")
@@ -80,7 +80,7 @@ class Verifier:
     """
 
     def __init__(
-        self, *, workers: int | None = None, timeout: float = 0.7, memory_bytes: int = 1 << 30, limits: Limits | None = None,
+        self, *, workers: int | None = None, timeout: float = 0.8, memory_bytes: int = 1 << 30, limits: Limits | None = None,
         cache_size: int = 65_536, lazy: bool = False,
     ):  # fmt: skip
         self.workers = min(os.cpu_count() or 1, 8) if workers is None else workers
@@ -104,10 +104,10 @@ class Verifier:
     def _reset(self) -> None:
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._starting = threading.Lock()
         self._cache: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
         self._counts: Counter[str] = Counter()
-        self._nursery: Nursery | None = None
+        self._live: set[Worker] = set()
+        self._finalizer = weakref.finalize(self, _end, id(self), self._live)
         self._slots: queue.LifoQueue[Worker | None] = queue.LifoQueue()
         for _ in range(self.workers):
             self._slots.put(None)
@@ -147,7 +147,8 @@ class Verifier:
         waiting: dict[tuple[str, str], list[int]] = {}
         questions: dict[tuple[str, str], _Question] = {}
         for i, (completion, gold) in enumerate(zip(completions, golds, strict=True)):
-            found = extract(completion)
+            same = completion.strip() == gold.strip()  # such as `all real numbers`, which reads as a sentence without answer
+            found = Extracted(gold.strip(), "bare") if same else extract(completion)
             if found is None:
                 verdicts[i] = self._count(
                     Verdict("no_answer", "extraction", detail="no box, tag, expression or number in it")
@@ -218,14 +219,21 @@ class Verifier:
     # ------------------------------------------------------------------------------------------------------- workers
 
     def _ask(self, question: _Question) -> Verdict:
-        job = json.dumps({"gold": question.gold, "answer": question.answer, "seconds": self.timeout}).encode() + b"\n"
-        deadline: float | None = None
+        asked = {
+            "gold": question.gold,
+            "answer": question.answer,
+            "seconds": self.timeout,
+            "limits": asdict(self.limits),
+        }
+        job = json.dumps(asked).encode() + b"\n"
+        left = self.timeout
         for _attempt in range(2):  # a worker that was killed from outside, or died of the answer: once more in another
             worker = self._slots.get()
+            started = time.monotonic()
             try:
                 worker = worker or self._new_worker()
-                deadline = deadline or time.monotonic() + self.timeout
-                reply = worker.ask(job, deadline)
+                started = time.monotonic()  # a start is not the answer's fault
+                reply = worker.ask(job, started + left)
             except TimeoutError:
                 self._kill(worker)
                 worker = None
@@ -234,37 +242,43 @@ class Verifier:
                 self._kill(worker)
                 worker = None
                 self._check_usable()
+                left = max(0.05, left - (time.monotonic() - started))
                 continue
             except BaseException:  # an interrupt: the reply would be taken for the next question's
                 self._kill(worker)
                 worker = None
                 raise
             finally:
-                self._slots.put(worker if worker is not None and not worker.spent else None)
+                if worker is not None and worker.spent:
+                    self._retire(worker)
+                    worker = None
+                self._slots.put(worker)
             return _verdict(question.found, reply["reason"], "symbol", reply["detail"])
         return _verdict(question.found, "refused_bomb", "symbol", "it ended the worker process twice")
 
     def _new_worker(self) -> Worker:
-        for attempt in range(2):
-            with self._starting:
-                self._check_usable()
-                if self._nursery is None or not self._nursery.alive():
-                    self._nursery = Nursery(self.memory_bytes)
-                    weakref.finalize(self, self._nursery.close)
-                nursery = self._nursery
+        for _attempt in range(2):
+            self._check_usable()
             try:
-                return nursery.worker()
-            except ConnectionError:
-                nursery.close()
-                if attempt:
-                    raise
-        raise AssertionError("unreachable")
+                worker = lend(id(self)).worker(self.memory_bytes)
+            except ConnectionError:  # the nursery was killed between two questions
+                continue
+            with self._lock:
+                self._live.add(worker)
+            return worker
+        raise RuntimeError("the verifier's process was started twice and ended twice: is something killing it?")
 
     def _kill(self, worker: Worker | None) -> None:
         if worker is not None:
             worker.kill()
+            self._retire(worker)
             with self._lock:
                 self._counts["workers_killed"] += 1
+
+    def _retire(self, worker: Worker) -> None:
+        worker.wire.close()
+        with self._lock:
+            self._live.discard(worker)
 
     # --------------------------------------------------------------------------------------------------------- state
 
@@ -296,13 +310,10 @@ class Verifier:
         return verdict
 
     def close(self) -> None:
-        """End the processes. Answers that are being decided in other threads raise VerifierClosed."""
-        if self._closed:
-            return
+        """End the processes; questions that wait in other threads raise VerifierClosed. Closing twice is closing once."""
         self._closed = True
+        self._finalizer()
         if self._owner == os.getpid():
-            if self._nursery is not None:
-                self._nursery.close()
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -311,6 +322,13 @@ class Verifier:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _end(user: int, live: set[Worker]) -> None:
+    """What is left to do when a verifier is closed, collected, or met by the interpreter's end."""
+    for worker in list(live):
+        worker.kill()
+    give_back(user)
 
 
 def _check(completion: Any, gold: Any, position: int | None) -> None:

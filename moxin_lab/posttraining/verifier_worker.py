@@ -4,7 +4,8 @@
 asks for one over its control socket (16-byte messages; the worker's own socket travels with the request). A worker answers one
 JSON line with one JSON line. Guarantees: the nursery and all workers die when their owner does, however it dies; a worker's
 address space is limited, and the kernel ends it after a few CPU seconds even if nobody is left to kill it.
-Does not: screen (`bombs` did), extract, or print a parsed expression: printing one can take for ever.
+Does not: extract, screen what `bombs` has screened (only what the parser's own normalisation rewrites), or print a parsed
+expression: printing one can take for ever.
 """
 
 import contextlib
@@ -22,6 +23,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+from moxin_lab.posttraining import bombs
+
 MESSAGE = 16  # bytes of a control message: one letter, then a process id in decimal
 PR_SET_PDEATHSIG = 1
 PRECISION = 40  # digits at which two expressions are evaluated
@@ -32,8 +35,8 @@ POINTS = 4
 # --------------------------------------------------------------------------------------------------------- processes
 
 
-def main(descriptor: int, owner: int, memory_bytes: int) -> None:
-    """Serve fork (F) and kill (K pid) requests until the owner is gone."""
+def main(descriptor: int, owner: int) -> None:
+    """Serve requests to fork (F and the bytes a worker may have) and to kill (K and its process id) until the owner is gone."""
     control = socket.socket(fileno=descriptor)
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limit is off: ours is outside
     _warm_up()
@@ -55,7 +58,7 @@ def main(descriptor: int, owner: int, memory_bytes: int) -> None:
             if message[:1] == b"F":
                 child = os.fork()
                 if child == 0:
-                    _work(control, sockets[0], memory_bytes)
+                    _work(control, sockets[0], int(message[1:]))
                 children.add(child)
                 os.close(sockets[0])
             elif (victim := int(message[1:])) in children:
@@ -83,6 +86,7 @@ def _work(control: socket.socket, descriptor: int, memory_bytes: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
         except (ValueError, OSError):
             limited = False  # macOS does not limit the address space; the owner says so once
+        fresh = _address_space()
         with socket.socket(fileno=descriptor) as wire:
             _send(wire, {"pid": os.getpid(), "memory_limited": limited})
             with wire.makefile("rb") as lines:
@@ -91,8 +95,8 @@ def _work(control: socket.socket, descriptor: int, memory_bytes: int) -> None:
                     spent = resource.getrusage(resource.RUSAGE_SELF)
                     cpu = int(spent.ru_utime + spent.ru_stime + job["seconds"]) + 2
                     resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
-                    reply = judge(job["gold"], job["answer"])
-                    reply["last"] = reply.pop("spent", False) or _address_space() > memory_bytes // 2
+                    reply = judge(job["gold"], job["answer"], bombs.Limits(**job["limits"]))
+                    reply["last"] = reply.pop("spent", False) or _address_space() > (fresh + memory_bytes) // 2
                     _send(wire, reply)
                     if reply["last"]:
                         break
@@ -120,6 +124,8 @@ def _warm_up() -> None:
         (r"(-\infty,2)\cup(3,\infty)", "[1,2]"), ("y=2x+3", "2x+4"), (r"\{1,2\}", r"1 \pm 2"), ("|x|<2", r"\sin x"),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}"), ("((1+(2)))", "n!"),
         (r"\log_2 x", r"\ln(3x)"), (r"\text{odd}", "e^{2x}"), ("2+3i", r"\binom{5}{2}"), ("52_8", "f(x)=3"),
+        (r"x\in[-2,7]", r"-2\le x\le 7"),
+        ("2x-3y=4", "4x-6y=8"), ("x>3", "x<y"), (r"50%", "0.5"), (r"\frac{x^2-1}{x+1}", r"\sum_{k=1}^{3} k"),
     ]:  # fmt: skip
         judge(gold, answer)
 
@@ -127,16 +133,17 @@ def _warm_up() -> None:
 # ---------------------------------------------------------------------------------------------------------- judgement
 
 
-def judge(gold: str, answer: str) -> dict[str, Any]:
+def judge(gold: str, answer: str, limits: bombs.Limits | None = None) -> dict[str, Any]:
     """Two normalised, screened answers: reason, detail, and `spent` where this process should not be used again."""
+    limits = limits or bombs.Limits()
     try:
-        parsed_answer = parse(answer)
+        parsed_answer = parse(answer, limits)
         if parsed_answer is None:
             return {
                 "reason": "unparsable",
                 "detail": "Math-Verify's parser does not read it, and it is not the gold's text",
             }
-        parsed_gold = parse(gold)
+        parsed_gold = parse(gold, limits)
         if parsed_gold is None:
             return {
                 "reason": "wrong",
@@ -151,6 +158,8 @@ def judge(gold: str, answer: str) -> dict[str, Any]:
             equal = verify(gold_set, answer_set, timeout_seconds=None, allow_set_relation_comp=True)
             by = "Math-Verify's comparison"
         return {"reason": "correct" if equal else "wrong", "detail": by}
+    except bombs.Refused as refusal:
+        return {"reason": "refused_bomb", "detail": str(refusal)}
     except MemoryError:
         return {"reason": "refused_bomb", "detail": "needed more memory than a worker has", "spent": True}
     except RecursionError:
@@ -158,7 +167,7 @@ def judge(gold: str, answer: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=256)
-def parse(text: str) -> Any:
+def parse(text: str, limits: bombs.Limits) -> Any:
     """A SymPy object of a LaTeX answer, or None. Unevaluated where the parser allows it."""
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
     from math_verify.grader import should_treat_as_complex
@@ -170,6 +179,11 @@ def parse(text: str) -> Any:
     for candidate in dict.fromkeys([normalised, normalised.rpartition("=")[2].strip()]):
         if not candidate:
             continue
+        refusal = (
+            bombs.screen(candidate, limits) if candidate != text else None
+        )  # (10^9)_{5} has become a factorial on the way
+        if refusal is not None:
+            raise bombs.Refused(refusal)
         try:
             parsed = latex2sympy(
                 candidate,
