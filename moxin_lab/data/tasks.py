@@ -147,13 +147,13 @@ village 村庄 むら 마을|family 家庭 かぞく 가족|brother 兄弟 き�
 sister 姐妹 しまい 자매|weather 天气 てんき 날씨|thunder 雷声 かみなり 천둥
 butter 黄油 バター 버터|cheese 奶酪 チーズ 치즈|orange 橙子 オレンジ 오렌지
 banana 香蕉 バナナ 바나나|tomato 番茄 トマト 토마토|computer 电脑 パソコン 컴퓨터
-camera 相机 カメラ 카메라|piano 钢琴 ピアノ 피아노|guitar 吉他 ギター 기타줄
+camera 相机 カメラ 카메라|piano 钢琴 ピアノ 피아노|guitar 吉他 ギター 기타
 hotel 酒店 ホテル 호텔|engine 引擎 エンジン 엔진|tennis 网球 テニス 테니스
 soccer 足球 サッカー 축구|basket 篮子 かご 바구니|bottle 瓶子 びん 물병
 chair 椅子 いす 의자|carpet 地毯 じゅうたん 양탄자|candle 蜡烛 ろうそく 양초
 mirror 镜子 かがみ 거울|pocket 口袋 ポケット 주머니|button 按钮 ボタン 단추
 rabbit 兔子 うさぎ 토끼|monkey 猴子 さる 원숭이|turtle 乌龟 かめ 거북이
-elephant 大象 ぞうさん 코끼리""".replace("\n", "|").split("|")
+elephant 大象 ぞう 코끼리""".replace("\n", "|").split("|")
 )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from moxin_lab.data.split import NGRAM_TOKENS, is_heldout, tokens
 
 SIDES = ("train", "test")
 LANGUAGES = {"en", "zh", "ja", "ko"}
+BENCHMARKS = os.environ.get("MOXIN_BENCHMARKS", "")
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +288,16 @@ def test_generated_operands_of_a_test_row_are_in_no_train_row_of_any_task_or_lan
     sides = {side: {operands(row) for row in rows[side]} - {None} for side in SIDES}
     assert len(sides["test"]) >= 20
     assert not sides["train"] & sides["test"]
+
+
+@pytest.mark.skipif(not BENCHMARKS, reason="MOXIN_BENCHMARKS does not name a folder with the sets; .ci/run sets it")
+def test_no_13_gram_of_a_benchmark_problem_stands_in_the_set(rows) -> None:
+    grams = {gram for row in both(rows) for text in instructions.texts(row) for gram in instructions._ngrams(text)}
+    problems = [
+        item["problem"] for file in Path(BENCHMARKS, "math").glob("*.json") for item in json.loads(file.read_text())
+    ]
+    assert len(problems) > 1_000
+    assert not [problem for problem in problems if not grams.isdisjoint(instructions._ngrams(problem))]
 
 
 def test_decontamination_drops_what_shares_a_13_gram_a_text_or_a_prompt_and_nothing_else() -> None:
