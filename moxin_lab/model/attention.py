@@ -1,44 +1,57 @@
 """Causal, windowed, document-wise attention behind one function, with back ends to choose from.
 
-    mask = AttentionMask.build(num_queries=T, num_keys=T, sliding_window=W, document_ids=ids, device=device)   # once a forward
-    output = attention(query, key, value, mask)                                                      # in every block
+    mask = AttentionMask.build(T, sliding_window=W, document_ids=ids, device=device)       # once a forward
+    output = attention(query, key, value, mask)                                           # in every block
 
-Guarantees: every back end computes the same function as `reference` (tests/model/test_attention.py); keys and values of grouped
-heads are never copied by us; no row of the mask is empty, so no NaN arises from padding. The mask is described by its window, the
-places of queries and keys and the document numbers; the dense form is made once, on first use, and only where the plain causal
-triangle is not enough, so that kernels which need no dense mask can join behind the same function.
+    reference   the definition, in plain operations                   any device and dtype; slow, materialises all scores
+    sdpa        PyTorch's fused attention                             any device; a dense mask where there is a window in the way
+    flex        torch's FlexAttention, its block mask made once       compiled on a GPU, plain (slow) on the CPU
+    triton      our kernels (moxin_lab/kernels)                       GPU, or Triton's interpreter; deterministic backward
+    flash       flash-attn-4, where installed                         GPU of compute capability 9.0; no documents, no dropout
+
+Guarantees: every back end computes the same function as `reference` forward and backward (tests/model/test_attention.py,
+tests/kernels); keys and values of grouped heads are never copied by us; no row of the mask is empty, so no NaN arises from padding.
+A back end asked for by name runs or raises ValueError with the reason; "auto" takes the fastest that can (`choose_backend`).
 Does not: attention between documents, bias terms, or bidirectional attention.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
 class AttentionMask:
     """Which keys a query sees: those at places j with i - sliding_window < j <= i, of its own document.
 
     Places count tokens of the row from its first one, so they run on over document borders; they are not `position_ids`.
+
+    query_places: int64 [T], place of each query in its row. key_places: int64 [S], place of each key; any order (a ring's slots),
+    each place once. is_causal: the mask is the plain causal triangle (T == S, same places, no window or document in the way).
+    sees_all: every query sees every key (one new token over a cache). starts: int32 [B, T], place of the first token of each
+    query's document; ends: int32 [B, S], place of the last token of each key's document (T == S only). first_key: the place of
+    the first key where keys stand in order and the last query is the last key, which is what the kernels need; else None.
     """
 
-    query_places: Tensor
-    """int64 [T]: place of each query in its row."""
-    key_places: Tensor
-    """int64 [S]: place of each key; any order (a ring's slots), each place once."""
-    sliding_window: int | None
-    is_causal: bool
-    """True where the mask is the plain causal triangle (T == S, same places, no window or document in the way)."""
-    sees_all: bool
-    """True where every query sees every key: one new token over a cache."""
-    document_ids: Tensor | None = None
-    """int [B, T]: document of each token, T == S only. Tokens of number -1 are padding: they see themselves alone."""
-    first_places: Tensor | None = None
-    """int64 [B]: keys of row b before this place are left padding."""
+    def __init__(
+        self,
+        query_places: Tensor,
+        key_places: Tensor,
+        sliding_window: int | None,
+        is_causal: bool,
+        sees_all: bool,
+        starts: Tensor | None = None,
+        ends: Tensor | None = None,
+        first_key: int | None = None,
+    ) -> None:
+        self.query_places, self.key_places, self.sliding_window = query_places, key_places, sliding_window
+        self.is_causal, self.sees_all = is_causal, sees_all
+        self.starts, self.ends, self.first_key = starts, ends, first_key
+        # Made once, by `prepare`, before blocks run: compiled blocks then only read them.
+        self._dense: Tensor | None = None
+        self._blocks: Any = None
 
     @classmethod
     def build(
@@ -49,7 +62,11 @@ class AttentionMask:
         document_ids: Tensor | None = None,
         device: torch.device | str | None = None,
     ) -> "AttentionMask":
-        """The mask of whole rows of `num_tokens` tokens: queries and keys are the same tokens."""
+        """The mask of whole rows of `num_tokens` tokens: queries and keys are the same tokens.
+
+        document_ids: int [B, T]; a document is a run of one number, so a number that comes back begins another document. Tokens of
+        number -1 are padding: they see themselves alone. Raises ValueError for a window below 1 and for a wrong shape.
+        """
         if sliding_window is not None and sliding_window < 1:
             raise ValueError(
                 f"sliding_window is {sliding_window}: a token sees at least itself, so it must be at least 1"
@@ -58,25 +75,74 @@ class AttentionMask:
             raise ValueError(f"document_ids has shape {tuple(document_ids.shape)}, not [B, {num_tokens}]")
         places = torch.arange(num_tokens, device=device)
         fits = sliding_window is None or num_tokens <= sliding_window
-        return cls(places, places, sliding_window, fits and document_ids is None, False, document_ids)
+        starts, ends = (None, None) if document_ids is None else _document_ends(document_ids)
+        return cls(places, places, sliding_window, fits and starts is None, False, starts, ends, 0)
 
-    @cached_property
+    @property
     def dense(self) -> Tensor | None:
         """bool [B or 1, 1, T, S], True where a query sees a key; None where every query sees every key."""
         if self.sees_all:
             return None
-        distance = self.query_places[:, None] - self.key_places[None, :]
-        allowed = distance >= 0
-        if self.sliding_window is not None:
-            allowed = allowed & (distance < self.sliding_window)
-        allowed = allowed[None]
-        if self.document_ids is not None:
-            allowed = allowed & (self.document_ids[:, :, None] == self.document_ids[:, None, :])
-            allowed = allowed & (self.document_ids[:, :, None] >= 0)
-        if self.first_places is not None:
-            allowed = allowed & (self.key_places >= self.first_places[:, None])[:, None, :]
-        # A padding token would see nothing, and softmax over nothing is NaN.
-        return (allowed | (distance == 0))[:, None]
+        if self._dense is None:
+            distance = self.query_places[:, None] - self.key_places[None, :]
+            allowed = distance >= 0
+            if self.sliding_window is not None:
+                allowed = allowed & (distance < self.sliding_window)
+            allowed = allowed[None]
+            if self.starts is not None:
+                allowed = allowed & (self.key_places[None, None, :] >= self.starts[:, :, None])
+            self._dense = allowed[:, None]
+        return self._dense
+
+    @property
+    def blocks(self) -> Any:
+        """FlexAttention's block mask of the same pairs."""
+        if self._blocks is None:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            query_places, key_places, window, starts = (
+                self.query_places, self.key_places, self.sliding_window, self.starts,
+            )  # fmt: skip
+
+            def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                place, other = query_places[query], key_places[key]
+                allowed = other <= place
+                if window is not None:
+                    allowed = allowed & (other > place - window)
+                if starts is not None:
+                    allowed = allowed & (other >= starts[batch, query])
+                return allowed
+
+            batch = None if starts is None else len(starts)
+            sizes = len(query_places), len(key_places)
+            self._blocks = create_block_mask(
+                seen, batch, None, *sizes, device=query_places.device, _compile=query_places.is_cuda
+            )
+        return self._blocks
+
+    def prepare(self, backend: str) -> "AttentionMask":
+        """Make now what `backend` reads of this mask; returns the mask."""
+        if backend in ("reference", "sdpa") and not (backend == "sdpa" and self.is_causal):
+            _ = self.dense
+        if backend == "flex":
+            _ = self.blocks
+        return self
+
+    def key_starts(self) -> Tensor | None:
+        """`starts` counted from the first key at hand instead of from the row's first token."""
+        return self.starts if self.starts is None or not self.first_key else (self.starts - self.first_key).clamp(min=0)
+
+
+def _document_ends(document_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Place of the first and of the last token of each token's document, int32 [B, T]."""
+    places = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = (document_ids[:, 1:] != document_ids[:, :-1]) | (document_ids[:, 1:] < 0)
+    starts = torch.where(begins, places, 0).cummax(dim=1).values
+    last = torch.ones_like(begins)
+    last[:, :-1] = begins[:, 1:]
+    ends = torch.where(last, places, places.shape[1]).flip(1).cummin(dim=1).values.flip(1)
+    return starts.int(), ends.int()
 
 
 def reference_attention(
@@ -103,16 +169,110 @@ def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMas
     )  # fmt: skip
 
 
-BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference_attention, "sdpa": sdpa_attention}
+def flex_attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, dropout_p: float = 0.0) -> Tensor:
+    """torch's FlexAttention over the mask's blocks; compiled for a GPU, where plain it would hold all scores."""
+    from torch.nn.attention.flex_attention import flex_attention as flex
+
+    _no_dropout("flex", dropout_p)
+    reason = None if torch.compiler.is_compiling() else backend_refusal("flex", query)
+    if reason is not None:
+        raise ValueError(f"the flex back end cannot run: {reason}")
+    call = _compiled_flex() if query.is_cuda and not torch.compiler.is_compiling() else flex
+    return call(query, key, value, block_mask=mask.blocks, enable_gqa=key.shape[1] != query.shape[1])
+
+
+_compiled: list[Any] = []
+
+
+def _compiled_flex() -> Any:
+    """Compiled on first use, once a process."""
+    from torch.nn.attention.flex_attention import flex_attention as flex
+
+    if not _compiled:
+        _compiled.append(torch.compile(flex, dynamic=False))
+    return _compiled[0]
+
+
+def triton_attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, dropout_p: float = 0.0) -> Tensor:
+    """Our kernels."""
+    from moxin_lab.kernels.window_attention import window_attention
+
+    _no_dropout("triton", dropout_p)
+    _in_order("triton", mask)
+    return window_attention(
+        query, key, value, sliding_window=mask.sliding_window, starts=mask.key_starts(), ends=mask.ends
+    )
+
+
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, dropout_p: float = 0.0) -> Tensor:
+    """flash-attn-4."""
+    from moxin_lab.kernels import flash
+
+    _no_dropout("flash", dropout_p)
+    _in_order("flash", mask)
+    if mask.starts is not None:
+        raise ValueError("the flash back end knows no documents or padding: use triton, flex or sdpa for packed rows")
+    return flash.flash_attention(query, key, value, mask.sliding_window)
+
+
+def _no_dropout(backend: str, dropout_p: float) -> None:
+    if dropout_p:
+        raise ValueError(
+            f"the {backend} back end has no dropout, and attention_dropout is {dropout_p}: use sdpa or reference"
+        )
+
+
+def _in_order(backend: str, mask: AttentionMask) -> None:
+    if mask.first_key is None:
+        raise ValueError(
+            f"the {backend} back end needs keys in order up to the last query; a ring read by slots is for sdpa"
+        )
+
+
+BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "reference": reference_attention,
+    "sdpa": sdpa_attention,
+    "flex": flex_attention,
+    "triton": triton_attention,
+    "flash": flash_attention,
+}
 
 
 def resolve_backend(backend: str) -> str:
-    """The back end that `backend` stands for: "auto" is the fastest of those here. Raises ValueError for an unknown name."""
-    if backend == "auto":
-        return "sdpa"
-    if backend not in BACKENDS:
+    """`backend` itself if it is a name or "auto". Raises ValueError for an unknown name."""
+    if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"unknown attention back end {backend!r}: available are auto, {', '.join(BACKENDS)}")
     return backend
+
+
+def backend_refusal(backend: str, query: Tensor) -> str | None:
+    """Why a back end cannot run on tensors like `query` [B, H, T, D]; None where it can."""
+    if backend == "flex" and not query.is_cuda and query.requires_grad:
+        return "FlexAttention has no backward on the CPU: use sdpa, reference or triton there"
+    if backend == "triton":
+        try:
+            from moxin_lab.kernels import window_attention
+        except ImportError as error:
+            return f"Triton cannot be imported: {error}"
+        return window_attention.refusal(query)
+    if backend == "flash":
+        from moxin_lab.kernels import flash
+
+        return flash.refusal(query)
+    return None
+
+
+def choose_backend(query: Tensor, mask: AttentionMask, dropout_p: float = 0.0) -> str:
+    """What "auto" stands for: on a GPU, flash for plain rows, else triton (documents, padding), where they can run; else sdpa.
+
+    One new token over a cache goes to sdpa: there is one row of scores, and a ring's keys stand in any order.
+    """
+    if query.is_cuda and not dropout_p and mask.first_key is not None and query.shape[2] > 1:
+        if mask.starts is None and backend_refusal("flash", query) is None:
+            return "flash"
+        if backend_refusal("triton", query) is None:
+            return "triton"
+    return "sdpa"
 
 
 def attention(
@@ -120,8 +280,8 @@ def attention(
 ) -> Tensor:
     """Attention of queries [B, H, T, D] over keys and values [B, H_kv, S, D] under `mask`; returns [B, H, T, D].
 
-    Query head h uses key/value head h // (H / H_kv). Raises ValueError for shapes or dtypes that do not fit and for an unknown
-    back end.
+    Query head h uses key/value head h // (H / H_kv). Raises ValueError for shapes or dtypes that do not fit, for an unknown
+    back end and for one that cannot run here.
     """
     if query.ndim != 4 or key.shape != value.shape or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
         raise ValueError(
@@ -130,13 +290,14 @@ def attention(
         )
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"{query.shape[1]} query heads are not a multiple of {key.shape[1]} key/value heads")
-    if len(mask.query_places) != query.shape[2] or len(mask.key_places) != key.shape[2]:
+    if mask.query_places.shape[0] != query.shape[2] or mask.key_places.shape[0] != key.shape[2]:
         raise ValueError(
-            f"the mask is for {len(mask.query_places)} queries and {len(mask.key_places)} keys, "
+            f"the mask is for {mask.query_places.shape[0]} queries and {mask.key_places.shape[0]} keys, "
             f"not {query.shape[2]} and {key.shape[2]}"
         )
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(
             f"query, key and value have dtypes {query.dtype}, {key.dtype}, {value.dtype}: they must be equal"
         )
-    return BACKENDS[resolve_backend(backend)](query, key, value, mask, dropout_p)
+    chosen = choose_backend(query, mask, dropout_p) if backend == "auto" else resolve_backend(backend)
+    return BACKENDS[chosen](query, key, value, mask, dropout_p)

@@ -73,16 +73,21 @@ class KeyValueCache:
         """End of a forward pass: all layers have stored their `num_tokens`."""
         self.length += num_tokens
 
-    def _mask(self, num_tokens: int, key_places: Tensor, sliding_window: int | None, sees_all: bool) -> AttentionMask:
+    def _mask(
+        self, num_tokens: int, key_places: Tensor, sliding_window: int | None, sees_all: bool, first_key: int | None
+    ) -> AttentionMask:
         places = torch.arange(self.length, self.length + num_tokens, device=self.keys.device)
         fits = sliding_window is None or num_tokens <= sliding_window
+        # A padding token stands alone: its document begins with itself.
+        starts = None if self.padding is None else torch.minimum(self.padding[:, None], places[None]).int()
         return AttentionMask(
             places,
             key_places,
             sliding_window,
             is_causal=self.length == 0 and fits and self.padding is None,
             sees_all=sees_all and self.padding is None,
-            first_places=self.padding,
+            starts=starts,
+            first_key=first_key,
         )
 
 
@@ -99,9 +104,11 @@ class RollingCache(KeyValueCache):
             # Slot s holds the latest place p with p mod W == s, the new one included.
             slots = torch.arange(min(end, self.num_slots), device=device)
             key_places = self.length - (self.length - slots) % self.num_slots
-            return self._mask(1, key_places, sliding_window, sees_all=True)
+            return self._mask(1, key_places, sliding_window, sees_all=True, first_key=None)
         first = max(0, self.length - self.num_slots + 1)
-        return self._mask(num_tokens, torch.arange(first, end, device=device), sliding_window, sees_all=False)
+        return self._mask(
+            num_tokens, torch.arange(first, end, device=device), sliding_window, sees_all=False, first_key=first
+        )
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         num_tokens = keys.shape[2]
@@ -144,7 +151,11 @@ class FullCache(KeyValueCache):
             raise ValueError(f"{end} tokens do not fit into a cache of {self.num_slots}: make it larger")
         inside = sliding_window is None or end <= sliding_window
         return self._mask(
-            num_tokens, torch.arange(end, device=self.keys.device), sliding_window, sees_all=num_tokens == 1 and inside
+            num_tokens,
+            torch.arange(end, device=self.keys.device),
+            sliding_window,
+            sees_all=num_tokens == 1 and inside,
+            first_key=0,
         )
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

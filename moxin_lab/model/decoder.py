@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from moxin_lab.model.attention import AttentionMask, attention, resolve_backend
+from moxin_lab.model.attention import AttentionMask, attention, choose_backend, resolve_backend
 from moxin_lab.model.cache import KeyValueCache
 from moxin_lab.model.config import MoxinConfig
 
@@ -263,12 +263,28 @@ class MoxinForCausalLM(nn.Module):
         run = ACTIVATION_CHECKPOINTING[self.activation_checkpointing]
         if not (self.training and cache is None and torch.is_grad_enabled()):
             run = None  # nothing is kept for a backward pass, or the cache would be written twice
+        backend = self.attention_backend
+        if backend == "auto":  # chosen once for all blocks, from what their queries will be
+            dropout_p = self.config.attention_dropout if self.training else 0.0
+            backend = choose_backend(self._query_like(hidden_states), mask, dropout_p)
+        mask.prepare(backend)
         for block in self.model.layers:
-            arguments = (hidden_states, rotary, mask, cache, self.attention_backend)
+            arguments = (hidden_states, rotary, mask, cache, backend)
             hidden_states = block(*arguments) if run is None else run(block, *arguments)
         if cache is not None:
             cache.commit(length)
         return self.model.norm(hidden_states)
+
+    def _query_like(self, hidden_states: Tensor) -> Tensor:
+        """A tensor without storage of its own with the shape, dtype and device that queries of `hidden_states` have."""
+        device_type = hidden_states.device.type
+        autocast = torch.is_autocast_enabled(device_type)
+        dtype = (
+            torch.get_autocast_dtype(device_type) if autocast else self.model.layers[0].self_attn.q_proj.weight.dtype
+        )
+        batch, length, _ = hidden_states.shape
+        shape = batch, self.config.num_attention_heads, length, self.config.head_dim
+        return hidden_states.new_empty(1, dtype=dtype).expand(shape)
 
     def forward(
         self,

@@ -1,52 +1,95 @@
-"""What attention sees: the window to the token, documents apart, every back end the same function."""
+"""What attention sees: the window to the token, documents apart, every back end the same function.
+
+Where there is a GPU the back ends run on it; without one, `triton` runs in Triton's interpreter (tests/conftest.py asks for it).
+"""
 
 import pytest
 import torch
 from torch import Tensor
 
-from moxin_lab.model.attention import BACKENDS, AttentionMask, attention
+from moxin_lab.model.attention import BACKENDS, AttentionMask, attention, backend_refusal, choose_backend
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WINDOW = 8
 LENGTHS = [WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 5 * WINDOW + 3]
+DTYPES = {"reference": torch.float64, "sdpa": torch.float64, "flex": torch.float32, "triton": torch.float32}
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
+EXACT = [name for name in BACKENDS if name != "flash"]  # flash knows 16-bit types only: tests/kernels/test_flash.py
+WITH_GRADIENT = [
+    name for name in EXACT if name != "flex" or DEVICE == "cuda"
+]  # FlexAttention has no backward on the CPU
 
 
-def heads(
-    length: int, *, num_heads: int = 4, num_kv_heads: int = 2, dtype: torch.dtype = torch.float64
-) -> list[Tensor]:
+@pytest.fixture(autouse=True)
+def float32_products_in_float32() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def heads(length: int, *, num_heads: int = 4, num_kv_heads: int = 2, backend: str = "reference") -> list[Tensor]:
     generator = torch.Generator().manual_seed(length)
-    shapes = [(2, num_heads, length, 6), (2, num_kv_heads, length, 6), (2, num_kv_heads, length, 6)]
-    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+    shapes = [(2, num_heads, length, 16), (2, num_kv_heads, length, 16), (2, num_kv_heads, length, 16)]
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return [tensor.to(DEVICE, DTYPES[backend]).requires_grad_() for tensor in drawn]
 
 
 def documents(length: int) -> Tensor:
     """Two rows: three documents, and two documents before padding."""
-    row = torch.arange(length)
+    row = torch.arange(length, device=DEVICE)
     return torch.stack((row * 3 // length, torch.where(row < length * 2 // 3, row * 2 // length, -1)))
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+def output_and_gradients(backend: str, length: int, kv_heads: int, mask: AttentionMask, gradient: bool) -> list[Tensor]:
+    inputs = heads(length, num_kv_heads=kv_heads, backend=backend)
+    if not gradient:
+        return [attention(*(tensor.detach() for tensor in inputs), mask, backend=backend)]
+    output = attention(*inputs, mask, backend=backend)
+    output.cos().sum().backward()
+    return [output.detach(), *(tensor.grad for tensor in inputs)]
+
+
+@pytest.mark.parametrize("backend", [name for name in EXACT if name != "reference"])
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_back_end_equals_reference_forward_and_backward(length: int, kv_heads: int, packed: bool, backend: str) -> None:
-    mask = AttentionMask.build(length, sliding_window=WINDOW, document_ids=documents(length) if packed else None)
-    results = []
-    for name in ("reference", backend):
-        inputs = heads(length, num_kv_heads=kv_heads)
-        output = attention(*inputs, mask, backend=name)
-        output.cos().sum().backward()
-        results.append([output.detach(), *(tensor.grad for tensor in inputs)])
-    for ours, expected in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+    numbers = documents(length) if packed else None
+    mask = AttentionMask.build(length, sliding_window=WINDOW, document_ids=numbers, device=DEVICE)
+    gradient = backend in WITH_GRADIENT
+    ours = output_and_gradients(backend, length, kv_heads, mask, gradient)
+    expected = output_and_gradients("reference", length, kv_heads, mask, gradient)
+    tolerance = TOLERANCES[DTYPES[backend]]
+    for tensor, right in zip(ours, expected, strict=True):
+        torch.testing.assert_close(tensor.double(), right, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", [name for name in EXACT if name != "reference"])
+@pytest.mark.parametrize("window", [5, None])
+def test_back_end_equals_reference_where_queries_are_the_last_of_more_keys(window: int | None, backend: str) -> None:
+    """A chunk of a longer text over a cache, the first row padded on the left."""
+    query, key, value = (tensor.detach() for tensor in heads(29, backend=backend))
+    places = torch.arange(40, 69, device=DEVICE)
+    starts = torch.minimum(torch.tensor([[45], [0]], device=DEVICE), places[None, 18:]).int()
+    mask = AttentionMask(places[18:], places, window, False, False, starts=starts, first_key=40)
+    ours = attention(query[:, :, 18:], key, value, mask, backend=backend)
+    expected = attention(query[:, :, 18:].double(), key.double(), value.double(), mask, backend="reference")
+    tolerance = TOLERANCES[DTYPES[backend]]
+    torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_document_is_a_run_of_one_number_and_padding_stands_alone() -> None:
+    numbers = torch.tensor([[4, 4, 2, 4, 4, -1, -1]], device=DEVICE)
+    seen = AttentionMask.build(7, sliding_window=None, document_ids=numbers, device=DEVICE).dense[0, 0]
+    rows = [[0], [0, 1], [2], [3], [3, 4], [5], [6]]
+    assert [row.nonzero()[:, 0].tolist() for row in seen] == rows
 
 
 def test_reference_equals_a_loop_over_queries() -> None:
     length, window = 21, 5
     query, key, value = heads(length)
     row_documents = documents(length)
-    mask = AttentionMask.build(length, sliding_window=window, document_ids=row_documents)
+    mask = AttentionMask.build(length, sliding_window=window, document_ids=row_documents, device=DEVICE)
     output = attention(query, key, value, mask, backend="reference")
     for row in range(2):
         for head in range(4):
@@ -57,18 +100,18 @@ def test_reference_equals_a_loop_over_queries() -> None:
                     for j in range(max(0, i - window + 1), i + 1)
                     if j == i or (number >= 0 and row_documents[row, j] == number)
                 ]
-                scores = torch.stack([query[row, head, i] @ key[row, head // 2, j] for j in seen]) / 6**0.5
+                scores = torch.stack([query[row, head, i] @ key[row, head // 2, j] for j in seen]) / 16**0.5
                 expected = scores.softmax(0) @ torch.stack([value[row, head // 2, j] for j in seen])
                 torch.testing.assert_close(output[row, head, i], expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_key_just_outside_the_window_changes_nothing_and_just_inside_does(length: int, backend: str) -> None:
-    query, key, value = (tensor.detach() for tensor in heads(length))
-    mask = AttentionMask.build(length, sliding_window=WINDOW)
+    query, key, value = (tensor.detach() for tensor in heads(length, backend=backend))
+    mask = AttentionMask.build(length, sliding_window=WINDOW, device=DEVICE)
     before = attention(query, key, value, mask, backend=backend)[:, :, -1]
-    for distance in range(length):
+    for distance in {0, 1, WINDOW - 2, WINDOW - 1, WINDOW, WINDOW + 1, length - 1} & set(range(length)):
         changed_key, changed_value = key.clone(), value.clone()
         changed_key[:, :, -1 - distance] += 1.0
         changed_value[:, :, -1 - distance] += 1.0
@@ -76,28 +119,28 @@ def test_a_key_just_outside_the_window_changes_nothing_and_just_inside_does(leng
         assert torch.equal(after, before) == (distance >= WINDOW), f"key {distance} tokens back"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
 def test_gradients_equal_finite_differences(backend: str) -> None:
-    mask = AttentionMask.build(7, sliding_window=3, document_ids=documents(7))
+    mask = AttentionMask.build(7, sliding_window=3, document_ids=documents(7), device=DEVICE)
     assert torch.autograd.gradcheck(lambda *inputs: attention(*inputs, mask, backend=backend), heads(7))
 
 
 def tiny(**changes: object) -> MoxinForCausalLM:
     values = {
         "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW, "max_position_embeddings": 128,
+        "num_key_value_heads": 2, "head_dim": 16, "sliding_window": WINDOW, "max_position_embeddings": 128,
         "initializer_range": 0.2,
     }  # fmt: skip
     model = MoxinForCausalLM(MoxinConfig(**{**values, **changes}), generator=torch.Generator().manual_seed(3))
     return model.eval()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 def test_packed_documents_get_the_logits_they_get_alone(backend: str) -> None:
-    model = tiny()
+    model = tiny().to(DEVICE)
     model.attention_backend = backend
-    ids = torch.randint(61, (1, 40), generator=torch.Generator().manual_seed(0))
-    numbers = torch.tensor([[0] * 5 + [1] * 20 + [2] * 12 + [-1] * 3])
+    ids = torch.randint(61, (1, 40), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    numbers = torch.tensor([[0] * 5 + [1] * 20 + [2] * 12 + [-1] * 3], device=DEVICE)
     with torch.no_grad():
         packed = model(ids, document_ids=numbers)
         for number in range(3):
@@ -185,16 +228,52 @@ def test_autocast_runs_forward_and_backward(precision: torch.dtype) -> None:
 
 
 def test_unknown_back_end_names_those_available() -> None:
-    with pytest.raises(ValueError, match="unknown attention back end 'triton': available are auto, reference, sdpa"):
-        tiny_config = tiny().config
-        MoxinForCausalLM(tiny_config, attention_backend="triton")
+    with pytest.raises(
+        ValueError, match="unknown attention back end 'cudnn': available are auto, reference, sdpa, flex"
+    ):
+        MoxinForCausalLM(tiny().config, attention_backend="cudnn")
     with pytest.raises(ValueError, match="available are auto"):
-        attention(*heads(5), AttentionMask.build(5, sliding_window=3), backend="flash")
+        attention(*heads(5), AttentionMask.build(5, sliding_window=3, device=DEVICE), backend="cudnn")
+
+
+def test_a_back_end_that_cannot_run_says_why() -> None:
+    mask = AttentionMask.build(5, sliding_window=3, device=DEVICE)
+    with pytest.raises(ValueError, match="triton back end cannot run: dtype is torch.float64"):
+        attention(*heads(5), mask, backend="triton")
+    query, key, value = heads(5, backend="triton")
+    with pytest.raises(ValueError, match="triton back end cannot run: head_dim is 6"):
+        attention(query[..., :6], key[..., :6], value[..., :6], mask, backend="triton")
+    with pytest.raises(ValueError, match="triton back end has no dropout, and attention_dropout is 0.1"):
+        attention(query, key, value, mask, backend="triton", dropout_p=0.1)
+    with pytest.raises(ValueError, match="flash back end cannot run: (flash-attn-4|dtype)"):
+        attention(query, key, value, mask, backend="flash")
+    packed = AttentionMask.build(5, sliding_window=3, document_ids=documents(5), device=DEVICE)
+    with pytest.raises(ValueError, match="flash back end knows no documents"):
+        attention(query, key, value, packed, backend="flash")
+    by_slot = AttentionMask(mask.query_places, mask.key_places, 3, False, False)
+    with pytest.raises(ValueError, match="triton back end needs keys in order"):
+        attention(query, key, value, by_slot, backend="triton")
+    if DEVICE == "cpu":
+        with pytest.raises(ValueError, match="FlexAttention has no backward on the CPU"):
+            attention(query, key, value, mask, backend="flex")
+
+
+def test_auto_takes_sdpa_on_the_cpu_and_kernels_only_where_they_can_run() -> None:
+    plain = AttentionMask.build(5, sliding_window=3, device=DEVICE)
+    packed = AttentionMask.build(5, sliding_window=3, document_ids=documents(5), device=DEVICE)
+    assert choose_backend(torch.empty(1, 4, 5, 16), plain) == "sdpa"
+    if DEVICE == "cuda":
+        query = torch.empty(1, 4, 5, 128, device=DEVICE, dtype=torch.bfloat16)
+        assert choose_backend(query, packed) == "triton"
+        assert choose_backend(query, plain) == ("triton" if backend_refusal("flash", query) else "flash")
+        assert choose_backend(query, plain, dropout_p=0.1) == "sdpa"
+        assert choose_backend(query.double(), plain) == "sdpa"
+        assert choose_backend(query[:, :, :1], plain) == "sdpa"
 
 
 def test_wrong_shapes_and_dtypes_are_refused_by_name() -> None:
     query, key, value = heads(5)
-    mask = AttentionMask.build(5, sliding_window=3)
+    mask = AttentionMask.build(5, sliding_window=3, device=DEVICE)
     with pytest.raises(ValueError, match="expected"):
         attention(query, key[:, :, :4], value, mask)
     with pytest.raises(ValueError, match="3 query heads are not a multiple of 2"):

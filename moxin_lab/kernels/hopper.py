@@ -1,0 +1,681 @@
+"""The two big attention kernels in Gluon, Triton's lower dialect, for Hopper (compute capability 9.0): what tiles.py says, faster.
+
+    producer warp    TMA loads of query, key and value tiles into rings of shared memory          one thread's work
+    consumer 0, 1    four warps each, half of the tile's rows: wgmma, softmax, wgmma              240 registers a thread
+
+Why apart from tiles.py: stock Triton waits for each product of queries and keys before it starts anything else. Here the softmax
+of one tile runs while the tensor cores multiply the previous weights with their values, and while the other consumer multiplies
+(Shah et al. 2024, FlashAttention-3, arXiv 2407.08608, sections 3.1 and 3.2, describe both overlaps).
+
+Guarantees: the same function, masks and order of additions within a tile as tiles.py, deterministic; tested on a GPU against the
+reference (tests/kernels), since Gluon has no interpreter. Gluon is experimental in Triton: written for and run on 3.6; where its
+import fails, `window_attention` uses tiles.py and says so when asked for "hopper" by name.
+Does not: run on other chips; head sizes other than 64 and 128; float32.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+
+@gluon.jit
+def _key_tile_range(first, last, first_start, last_start, window, BN: gl.constexpr, HAS_WINDOW: gl.constexpr):
+    """As in tiles.py."""
+    low_key = first_start
+    full_key = last_start
+    if HAS_WINDOW:
+        low_key = gl.maximum(low_key, first - window + 1)
+        full_key = gl.maximum(full_key, last - window + 1)
+    low = low_key // BN
+    end = last // BN + 1
+    full_high = gl.minimum(gl.maximum((first + 1) // BN, low), end)
+    full_low = gl.minimum(gl.maximum((full_key + BN - 1) // BN, low), full_high)
+    return low, full_low, full_high, end
+
+
+@gluon.jit
+def _forward_place(
+    index, num_queries, num_keys, window, starts_ptr, HEADS: gl.constexpr, KV_HEADS: gl.constexpr, BM: gl.constexpr,
+    BN: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, UNITS: gl.constexpr,
+):  # fmt: skip
+    """Work item -> batch, head, first row, key tiles. Late rows first (they are the longest), heads that share keys together."""
+    num_tiles = (num_queries + BM - 1) // BM
+    tile = num_tiles - 1 - index // UNITS
+    unit = index % UNITS
+    batch = unit // HEADS
+    head = unit % HEADS
+    row = tile * BM
+    shift = num_keys - num_queries
+    last_row = gl.minimum(row + BM, num_queries) - 1
+    first_start = 0
+    last_start = 0
+    if HAS_STARTS:
+        first_start = gl.load(starts_ptr + batch * num_queries + row)
+        last_start = gl.load(starts_ptr + batch * num_queries + last_row)
+    low, full_low, full_high, end = _key_tile_range(
+        row + shift, last_row + shift, first_start, last_start, window, BN, HAS_WINDOW
+    )
+    return batch, head, row, low, full_low, full_high, end
+
+
+@gluon.jit
+def _forward_producer(
+    query_desc, key_desc, value_desc, starts_ptr, queries, keys, values, query_full, query_empty, key_full, key_empty,
+    value_full, value_empty, num_queries, num_keys, window, num_items,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, UNITS: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    STAGES: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr,
+):  # fmt: skip
+    count = 0
+    turn = 0
+    for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
+        batch, head, row, low, full_low, full_high, end = _forward_place(
+            index,
+            num_queries,
+            num_keys,
+            window,
+            starts_ptr,
+            HEADS,
+            HEADS // GROUP,
+            BM,
+            BN,
+            HAS_WINDOW,
+            HAS_STARTS,
+            UNITS,
+        )
+        kv_head = head // GROUP
+        mbarrier.wait(query_empty.index(0), (turn & 1) ^ 1)
+        mbarrier.expect(query_full.index(0), BM * D * 2)
+        tma.async_copy_global_to_shared(query_desc, [batch, head, row, 0], query_full.index(0), queries.index(0))
+        tma.async_copy_global_to_shared(
+            query_desc, [batch, head, row + BM // 2, 0], query_full.index(0), queries.index(1)
+        )
+        turn += 1
+        for i in range(end - low):
+            slot = count % STAGES
+            phase = ((count // STAGES) & 1) ^ 1
+            place = (end - 1 - i) * BN
+            mbarrier.wait(key_empty.index(slot), phase)
+            mbarrier.expect(key_full.index(slot), BN * D * 2)
+            tma.async_copy_global_to_shared(
+                key_desc, [batch, kv_head, place, 0], key_full.index(slot), keys.index(slot)
+            )
+            mbarrier.wait(value_empty.index(slot), phase)
+            mbarrier.expect(value_full.index(slot), BN * D * 2)
+            tma.async_copy_global_to_shared(
+                value_desc, [batch, kv_head, place, 0], value_full.index(slot), values.index(slot)
+            )
+            count += 1
+
+
+@gluon.jit
+def _mask(scores, places, columns, starts, window, num_keys, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr):
+    seen = columns[None, :] <= places[:, None]
+    if HAS_WINDOW:
+        seen = seen & (columns[None, :] > (places - window)[:, None])
+    if HAS_STARTS:
+        seen = seen & (columns[None, :] >= starts[:, None])
+    return gl.where(seen & (columns < num_keys)[None, :], scores, float("-inf"))
+
+
+@gluon.jit
+def _forward_step(
+    acc, row_max, row_sum, weights, query, keys, values, key_full, key_empty, value_full, value_empty, count, tile, places,
+    starts, window, num_keys, scale, MASKED: gl.constexpr, ROWS: gl.constexpr, BN: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, SCORES: gl.constexpr, WEIGHTS: gl.constexpr, ACC: gl.constexpr,
+    dtype: gl.constexpr,
+):  # fmt: skip
+    """Scores of key tile `count` while the weights of tile `count - 1` meet their values."""
+    slot = count % STAGES
+    before = (count - 1) % STAGES
+    mbarrier.wait(key_full.index(slot), (count // STAGES) & 1)
+    key = keys.index(slot).reshape([BN, D]).permute((1, 0))
+    empty = gl.zeros([ROWS, BN], gl.float32, SCORES)
+    scores = warpgroup_mma(query, key, empty, use_acc=False, is_async=True)
+    mbarrier.wait(value_full.index(before), ((count - 1) // STAGES) & 1)
+    acc = warpgroup_mma(weights, values.index(before).reshape([BN, D]), acc, is_async=True)
+    scores = warpgroup_mma_wait(1, [scores])
+    mbarrier.arrive(key_empty.index(slot), count=1)
+    if MASKED:
+        columns = tile * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
+        scores = _mask(scores, places, columns, starts, window, num_keys, HAS_WINDOW, HAS_STARTS)
+    new_max = gl.maximum(row_max, gl.max(scores, 1) * scale)
+    anchor = new_max
+    if MASKED:
+        anchor = gl.where(new_max == float("-inf"), 0.0, new_max)
+    shrink = gl.exp2(row_max - anchor)
+    scores = gl.exp2(scores * scale - anchor[:, None])
+    row_sum = row_sum * shrink + gl.sum(scores, 1)
+    new_weights = gl.convert_layout(scores.to(dtype), WEIGHTS)
+    acc = warpgroup_mma_wait(0, [acc])
+    mbarrier.arrive(value_empty.index(before), count=1)
+    acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, ACC))[:, None]
+    return acc, new_max, row_sum, new_weights, count + 1
+
+
+@gluon.jit
+def _forward_consumer(
+    HALF: gl.constexpr, output_ptr, log_sum_ptr, starts_ptr, queries, keys, values, query_full, query_empty, key_full,
+    key_empty, value_full, value_empty, output_batch, output_head, output_row, log_sum_row, num_queries, num_keys, window, scale, num_items,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, UNITS: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    STAGES: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, dtype: gl.constexpr,
+):  # fmt: skip
+    ROWS: gl.constexpr = BM // 2
+    ACC: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BN, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=ACC, k_width=2)
+    STORED: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    count = 0
+    turn = 0
+    for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
+        batch, head, row, low, full_low, full_high, end = _forward_place(
+            index,
+            num_queries,
+            num_keys,
+            window,
+            starts_ptr,
+            HEADS,
+            HEADS // GROUP,
+            BM,
+            BN,
+            HAS_WINDOW,
+            HAS_STARTS,
+            UNITS,
+        )
+        rows = row + HALF * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, SCORES))
+        inside = rows < num_queries
+        places = rows + (num_keys - num_queries)
+        starts = gl.zeros([ROWS], gl.int32, gl.SliceLayout(1, SCORES))
+        if HAS_STARTS:
+            starts = gl.load(starts_ptr + batch * num_queries + rows, mask=inside, other=0)
+        mbarrier.wait(query_full.index(0), turn & 1)
+        query = queries.index(HALF).reshape([ROWS, D])
+        # The first tile, which holds the diagonal: nothing to overlap it with but the other consumer.
+        slot = count % STAGES
+        mbarrier.wait(key_full.index(slot), (count // STAGES) & 1)
+        empty = gl.zeros([ROWS, BN], gl.float32, SCORES)
+        scores = warpgroup_mma(
+            query, keys.index(slot).reshape([BN, D]).permute((1, 0)), empty, use_acc=False, is_async=True
+        )
+        scores = warpgroup_mma_wait(0, [scores])
+        mbarrier.arrive(key_empty.index(slot), count=1)
+        columns = (end - 1) * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
+        scores = _mask(scores, places, columns, starts, window, num_keys, HAS_WINDOW, HAS_STARTS)
+        row_max = gl.max(scores, 1) * scale
+        anchor = gl.where(row_max == float("-inf"), 0.0, row_max)
+        scores = gl.exp2(scores * scale - anchor[:, None])
+        row_sum = gl.sum(scores, 1)
+        weights = gl.convert_layout(scores.to(dtype), WEIGHTS)
+        acc = gl.zeros([ROWS, D], gl.float32, ACC)
+        count += 1
+        for tile in range(end - 1 - gl.maximum(full_high, low)):
+            acc, row_max, row_sum, weights, count = _forward_step(
+                acc, row_max, row_sum, weights, query, keys, values, key_full, key_empty, value_full, value_empty, count,
+                end - 2 - tile, places, starts, window, num_keys, scale, True, ROWS, BN, D, STAGES, HAS_WINDOW, HAS_STARTS,
+                SCORES, WEIGHTS, ACC, dtype,
+            )  # fmt: skip
+        full_end = gl.minimum(full_high, end - 1)
+        for tile in range(full_end - full_low):
+            acc, row_max, row_sum, weights, count = _forward_step(
+                acc, row_max, row_sum, weights, query, keys, values, key_full, key_empty, value_full, value_empty, count,
+                full_end - 1 - tile, places, starts, window, num_keys, scale, False, ROWS, BN, D, STAGES, HAS_WINDOW, HAS_STARTS,
+                SCORES, WEIGHTS, ACC, dtype,
+            )  # fmt: skip
+        edge_end = gl.minimum(full_low, full_end)
+        for tile in range(edge_end - low):
+            acc, row_max, row_sum, weights, count = _forward_step(
+                acc, row_max, row_sum, weights, query, keys, values, key_full, key_empty, value_full, value_empty, count,
+                edge_end - 1 - tile, places, starts, window, num_keys, scale, True, ROWS, BN, D, STAGES, HAS_WINDOW, HAS_STARTS,
+                SCORES, WEIGHTS, ACC, dtype,
+            )  # fmt: skip
+        mbarrier.arrive(query_empty.index(0), count=1)
+        slot = (count - 1) % STAGES
+        mbarrier.wait(value_full.index(slot), ((count - 1) // STAGES) & 1)
+        acc = warpgroup_mma(weights, values.index(slot).reshape([BN, D]), acc, is_async=True)
+        acc = warpgroup_mma_wait(0, [acc])
+        mbarrier.arrive(value_empty.index(slot), count=1)
+        row_sum = gl.where(inside, row_sum, 1.0)
+        acc = acc * gl.convert_layout(1.0 / row_sum, gl.SliceLayout(1, ACC))[:, None]
+        stored = gl.convert_layout(acc.to(dtype), STORED)
+        out_rows = row + HALF * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, STORED))
+        dims = gl.arange(0, D, gl.SliceLayout(0, STORED))
+        pointers = output_ptr + batch.to(gl.int64) * output_batch + head.to(gl.int64) * output_head
+        pointers = pointers + out_rows.to(gl.int64)[:, None] * output_row + dims[None, :]
+        gl.store(pointers, stored, mask=(out_rows < num_queries)[:, None])
+        sums = log_sum_ptr + (batch.to(gl.int64) * HEADS + head) * log_sum_row
+        gl.store(sums + rows, row_max + gl.log2(row_sum), mask=inside)
+        turn += 1
+
+
+@gluon.jit
+def forward(
+    query_desc, key_desc, value_desc, output_ptr, log_sum_ptr, starts_ptr, output_batch, output_head, output_row,
+    log_sum_row, num_queries, num_keys, window, scale, num_items,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, UNITS: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    STAGES: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, num_warps: gl.constexpr,
+):  # fmt: skip
+    """Persistent: every program takes work items program, program + programs, ... (see `_forward_place`)."""
+    dtype: gl.constexpr = query_desc.dtype
+    queries = gl.allocate_shared_memory(dtype, [2] + query_desc.block_shape, query_desc.layout)
+    keys = gl.allocate_shared_memory(dtype, [STAGES] + key_desc.block_shape, key_desc.layout)
+    values = gl.allocate_shared_memory(dtype, [STAGES] + value_desc.block_shape, value_desc.layout)
+    query_full = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    query_empty = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    key_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    key_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    value_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    value_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(query_full.index(0), count=1)
+    mbarrier.init(query_empty.index(0), count=2)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(key_full.index(i), count=1)
+        mbarrier.init(key_empty.index(i), count=2)
+        mbarrier.init(value_full.index(i), count=1)
+        mbarrier.init(value_empty.index(i), count=2)
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (_forward_consumer, (
+                0, output_ptr, log_sum_ptr, starts_ptr, queries, keys, values, query_full, query_empty, key_full, key_empty,
+                value_full, value_empty, output_batch, output_head, output_row, log_sum_row, num_queries, num_keys, window, scale,
+                num_items, HEADS, GROUP, UNITS, D, BM, BN, STAGES, HAS_WINDOW, HAS_STARTS, dtype,
+            )),
+            (_forward_consumer, (
+                1, output_ptr, log_sum_ptr, starts_ptr, queries, keys, values, query_full, query_empty, key_full, key_empty,
+                value_full, value_empty, output_batch, output_head, output_row, log_sum_row, num_queries, num_keys, window, scale,
+                num_items, HEADS, GROUP, UNITS, D, BM, BN, STAGES, HAS_WINDOW, HAS_STARTS, dtype,
+            )),
+            (_forward_producer, (
+                query_desc, key_desc, value_desc, starts_ptr, queries, keys, values, query_full, query_empty, key_full,
+                key_empty, value_full, value_empty, num_queries, num_keys, window, num_items, HEADS, GROUP, UNITS, D, BM, BN,
+                STAGES, HAS_WINDOW, HAS_STARTS,
+            )),
+        ],
+        [4, 1],
+        [240, 24],
+    )  # fmt: skip
+
+
+@gluon.jit
+def _backward_place(
+    index, first_unit, num_queries, num_keys, window, ends_ptr, KV_HEADS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, units,
+):  # fmt: skip
+    """Work item -> batch, key/value head, first key, query tiles that see it: masked, all of it, masked. T == S here."""
+    unit = index % units
+    first = (index // units) * BN
+    ALIGN: gl.constexpr = BN // BM
+    batch = (first_unit + unit) // KV_HEADS
+    kv_head = (first_unit + unit) % KV_HEADS
+    last = gl.minimum(first + BN, num_keys) - 1
+    last_query = num_queries - 1
+    full_end = num_queries // BM
+    if HAS_WINDOW:
+        last_query = gl.minimum(last_query, last + window - 1)
+        full_end = gl.minimum(full_end, (first + window) // BM)
+    if HAS_STARTS:
+        last_query = gl.minimum(last_query, gl.load(ends_ptr + batch * num_keys + last))
+        full_end = gl.minimum(full_end, (gl.load(ends_ptr + batch * num_keys + first) + 1) // BM)
+    low = first // BM
+    # Whole key tiles of queries, so that `backward_queries` finds every dS that it reads written.
+    end = (last_query // BN + 1) * ALIGN
+    if first + BN > num_keys:
+        full_end = low
+    full_low = gl.minimum(gl.maximum((last + BM - 1) // BM, low), end)
+    full_end = gl.minimum(gl.maximum(full_end, full_low), end)
+    return unit, batch, kv_head, first, low, full_low, full_end, end
+
+
+@gluon.jit
+def _backward_producer(
+    query_desc, key_desc, value_desc, gradient_desc, log_sum_desc, delta_desc, ends_ptr, queries, gradients, log_sums, deltas,
+    keys, values, query_full, query_empty, gradient_full, gradient_empty, key_full, key_empty, num_queries, num_keys, window, num_items, first_unit, units,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr,
+):  # fmt: skip
+    count = 0
+    turn = 0
+    for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
+        unit, batch, kv_head, first, low, full_low, full_end, end = _backward_place(
+            index,
+            first_unit,
+            num_queries,
+            num_keys,
+            window,
+            ends_ptr,
+            HEADS // GROUP,
+            BM,
+            BN,
+            HAS_WINDOW,
+            HAS_STARTS,
+            units,
+        )
+        mbarrier.wait(key_empty.index(0), (turn & 1) ^ 1)
+        mbarrier.expect(key_full.index(0), 2 * BN * D * 2)
+        for half in gl.static_range(2):
+            place = first + half * (BN // 2)
+            tma.async_copy_global_to_shared(key_desc, [batch, kv_head, place, 0], key_full.index(0), keys.index(half))
+            tma.async_copy_global_to_shared(
+                value_desc, [batch, kv_head, place, 0], key_full.index(0), values.index(half)
+            )
+        turn += 1
+        for member in range(GROUP):
+            head = kv_head * GROUP + member
+            for tile in range(low, end):
+                slot = count % STAGES
+                phase = ((count // STAGES) & 1) ^ 1
+                mbarrier.wait(query_empty.index(slot), phase)
+                mbarrier.expect(query_full.index(slot), BM * (D * 2 + 4))
+                tma.async_copy_global_to_shared(
+                    query_desc, [batch, head, tile * BM, 0], query_full.index(slot), queries.index(slot)
+                )
+                tma.async_copy_global_to_shared(
+                    log_sum_desc, [batch * HEADS + head, tile * BM], query_full.index(slot), log_sums.index(slot)
+                )
+                mbarrier.wait(gradient_empty.index(slot), phase)
+                mbarrier.expect(gradient_full.index(slot), BM * (D * 2 + 4))
+                tma.async_copy_global_to_shared(
+                    gradient_desc, [batch, head, tile * BM, 0], gradient_full.index(slot), gradients.index(slot)
+                )
+                tma.async_copy_global_to_shared(
+                    delta_desc, [batch * HEADS + head, tile * BM], gradient_full.index(slot), deltas.index(slot)
+                )
+                count += 1
+
+
+@gluon.jit
+def _backward_step(
+    dk, dv, key, value, queries, gradients, staged, scores_desc, query_full, query_empty, gradient_full, gradient_empty,
+    log_sums, deltas, starts_ptr, count, tile, first, scores_row, num_queries, num_keys, window, scale,
+    MASKED: gl.constexpr, ROWS: gl.constexpr, BM: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, STORE: gl.constexpr, SCORES: gl.constexpr, WEIGHTS: gl.constexpr,
+    HALF: gl.constexpr, dtype: gl.constexpr,
+):  # fmt: skip
+    """One query tile: S^T and dP^T, then dV and dK; the softmax runs beside dP^T here and beside all of the other consumer's."""
+    slot = count % STAGES
+    phase = (count // STAGES) & 1
+    rows = tile * BM + gl.arange(0, BM, gl.SliceLayout(0, SCORES))
+    inside = rows < num_queries
+    empty = gl.zeros([ROWS, BM], gl.float32, SCORES)
+    mbarrier.wait(query_full.index(slot), phase)
+    query = queries.index(slot).reshape([BM, D])
+    scores = warpgroup_mma(key, query.permute((1, 0)), empty, use_acc=False, is_async=True)
+    mbarrier.wait(gradient_full.index(slot), phase)
+    gradient = gradients.index(slot).reshape([BM, D])
+    products = warpgroup_mma(value, gradient.permute((1, 0)), empty, use_acc=False, is_async=True)
+    scores = warpgroup_mma_wait(1, [scores])
+    log_sum = log_sums.index(slot).reshape([BM]).load(gl.SliceLayout(0, SCORES))
+    weights = gl.exp2(scores * scale - log_sum[None, :])
+    if MASKED:
+        keys = first + HALF * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, SCORES))
+        seen = (keys[:, None] <= rows[None, :]) & inside[None, :] & (keys < num_keys)[:, None]
+        if HAS_WINDOW:
+            seen = seen & (keys[:, None] > (rows - window)[None, :])
+        if HAS_STARTS:
+            starts = gl.load(starts_ptr + rows, mask=inside, other=0)
+            seen = seen & (keys[:, None] >= starts[None, :])
+        weights = gl.where(seen, weights, 0.0)
+    dv = warpgroup_mma(gl.convert_layout(weights.to(dtype), WEIGHTS), gradient, dv, is_async=True)
+    products = warpgroup_mma_wait(1, [products])
+    delta = deltas.index(slot).reshape([BM]).load(gl.SliceLayout(0, SCORES))
+    ds = (weights * (products - delta[None, :])).to(dtype)
+    dk = warpgroup_mma(gl.convert_layout(ds, WEIGHTS), query, dk, is_async=True)
+    if STORE:
+        buffer = staged.index(HALF * 2 + count % 2)
+        tma.store_wait(1)
+        gl.thread_barrier()
+        buffer.store(ds)
+        fence_async_shared()
+        tma.async_copy_shared_to_global(scores_desc, [scores_row, tile * BM - first], buffer)
+    dk, dv = warpgroup_mma_wait(0, [dk, dv])
+    mbarrier.arrive(query_empty.index(slot), count=1)
+    mbarrier.arrive(gradient_empty.index(slot), count=1)
+    return dk, dv, count + 1
+
+
+@gluon.jit
+def _backward_consumer(
+    HALF: gl.constexpr, dk_ptr, dv_ptr, starts_ptr, ends_ptr, scores_desc, queries, gradients, log_sums, deltas, keys, values,
+    staged, query_full, query_empty, gradient_full, gradient_empty, key_full, key_empty, dk_batch, dk_head, dk_row,
+    num_queries, num_keys, window, scale, natural_scale, num_items, first_unit, units, head_rows,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, STORE: gl.constexpr, dtype: gl.constexpr,
+):  # fmt: skip
+    ROWS: gl.constexpr = BN // 2
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BM, 16])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=ACC, k_width=2)
+    STORED: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    count = 0
+    turn = 0
+    for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
+        unit, batch, kv_head, first, low, full_low, full_end, end = _backward_place(
+            index,
+            first_unit,
+            num_queries,
+            num_keys,
+            window,
+            ends_ptr,
+            HEADS // GROUP,
+            BM,
+            BN,
+            HAS_WINDOW,
+            HAS_STARTS,
+            units,
+        )
+        mbarrier.wait(key_full.index(0), turn & 1)
+        key = keys.index(HALF).reshape([ROWS, D])
+        value = values.index(HALF).reshape([ROWS, D])
+        dk = gl.zeros([ROWS, D], gl.float32, ACC)
+        dv = gl.zeros([ROWS, D], gl.float32, ACC)
+        starts = starts_ptr
+        if HAS_STARTS:
+            starts += batch * num_queries
+        for member in range(GROUP):
+            scores_row = (unit * GROUP + member) * head_rows + first + HALF * ROWS
+            for tile in range(low, full_low):
+                dk, dv, count = _backward_step(
+                    dk, dv, key, value, queries, gradients, staged, scores_desc, query_full, query_empty, gradient_full,
+                    gradient_empty, log_sums, deltas, starts, count, tile, first, scores_row, num_queries,
+                    num_keys, window, scale, True, ROWS, BM, D, STAGES, HAS_WINDOW, HAS_STARTS, STORE, SCORES, WEIGHTS,
+                    HALF, dtype,
+                )  # fmt: skip
+            for tile in range(full_low, full_end):
+                dk, dv, count = _backward_step(
+                    dk, dv, key, value, queries, gradients, staged, scores_desc, query_full, query_empty, gradient_full,
+                    gradient_empty, log_sums, deltas, starts, count, tile, first, scores_row, num_queries,
+                    num_keys, window, scale, False, ROWS, BM, D, STAGES, HAS_WINDOW, HAS_STARTS, STORE, SCORES, WEIGHTS,
+                    HALF, dtype,
+                )  # fmt: skip
+            for tile in range(full_end, end):
+                dk, dv, count = _backward_step(
+                    dk, dv, key, value, queries, gradients, staged, scores_desc, query_full, query_empty, gradient_full,
+                    gradient_empty, log_sums, deltas, starts, count, tile, first, scores_row, num_queries,
+                    num_keys, window, scale, True, ROWS, BM, D, STAGES, HAS_WINDOW, HAS_STARTS, STORE, SCORES, WEIGHTS,
+                    HALF, dtype,
+                )  # fmt: skip
+        mbarrier.arrive(key_empty.index(0), count=1)
+        turn += 1
+        key_rows = first + HALF * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, STORED))
+        offsets = (
+            batch.to(gl.int64) * dk_batch + kv_head.to(gl.int64) * dk_head + key_rows.to(gl.int64)[:, None] * dk_row
+        )
+        offsets = offsets + gl.arange(0, D, gl.SliceLayout(0, STORED))[None, :]
+        inside = (key_rows < num_keys)[:, None]
+        gl.store(dk_ptr + offsets, gl.convert_layout((dk * natural_scale).to(dtype), STORED), mask=inside)
+        gl.store(dv_ptr + offsets, gl.convert_layout(dv.to(dtype), STORED), mask=inside)
+    if STORE:
+        tma.store_wait(0)
+
+
+@gluon.jit
+def backward_keys(
+    query_desc, key_desc, value_desc, gradient_desc, log_sum_desc, delta_desc, scores_desc, dk_ptr, dv_ptr, starts_ptr, ends_ptr,
+    dk_batch, dk_head, dk_row, num_queries, num_keys, window, scale, natural_scale, num_items, first_unit, units, head_rows,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, STORE: gl.constexpr, num_warps: gl.constexpr,
+):  # fmt: skip
+    """dK, dV and, with STORE, dS^T in bands as tiles.py lays them out. Persistent."""
+    dtype: gl.constexpr = query_desc.dtype
+    queries = gl.allocate_shared_memory(dtype, [STAGES] + query_desc.block_shape, query_desc.layout)
+    gradients = gl.allocate_shared_memory(dtype, [STAGES] + gradient_desc.block_shape, gradient_desc.layout)
+    log_sums = gl.allocate_shared_memory(gl.float32, [STAGES] + log_sum_desc.block_shape, log_sum_desc.layout)
+    deltas = gl.allocate_shared_memory(gl.float32, [STAGES] + delta_desc.block_shape, delta_desc.layout)
+    keys = gl.allocate_shared_memory(dtype, [2] + key_desc.block_shape, key_desc.layout)
+    values = gl.allocate_shared_memory(dtype, [2] + value_desc.block_shape, value_desc.layout)
+    staged = gl.allocate_shared_memory(dtype, [4] + scores_desc.block_shape, scores_desc.layout)
+    query_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    query_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    gradient_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    gradient_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    key_full = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    key_empty = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(key_full.index(0), count=1)
+    mbarrier.init(key_empty.index(0), count=2)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(query_full.index(i), count=1)
+        mbarrier.init(query_empty.index(i), count=2)
+        mbarrier.init(gradient_full.index(i), count=1)
+        mbarrier.init(gradient_empty.index(i), count=2)
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (_backward_consumer, (
+                0, dk_ptr, dv_ptr, starts_ptr, ends_ptr, scores_desc, queries, gradients, log_sums, deltas, keys, values, staged,
+                query_full, query_empty, gradient_full, gradient_empty, key_full, key_empty, dk_batch, dk_head, dk_row,
+                num_queries, num_keys, window, scale, natural_scale, num_items, first_unit, units, head_rows,
+                HEADS, GROUP, D, BM, BN, STAGES, HAS_WINDOW, HAS_STARTS, STORE, dtype,
+            )),
+            (_backward_consumer, (
+                1, dk_ptr, dv_ptr, starts_ptr, ends_ptr, scores_desc, queries, gradients, log_sums, deltas, keys, values, staged,
+                query_full, query_empty, gradient_full, gradient_empty, key_full, key_empty, dk_batch, dk_head, dk_row,
+                num_queries, num_keys, window, scale, natural_scale, num_items, first_unit, units, head_rows,
+                HEADS, GROUP, D, BM, BN, STAGES, HAS_WINDOW, HAS_STARTS, STORE, dtype,
+            )),
+            (_backward_producer, (
+                query_desc, key_desc, value_desc, gradient_desc, log_sum_desc, delta_desc, ends_ptr, queries, gradients, log_sums,
+                deltas, keys, values, query_full, query_empty, gradient_full, gradient_empty, key_full, key_empty, num_queries, num_keys, window, num_items,
+                first_unit, units, HEADS, GROUP, D, BM, BN, STAGES, HAS_WINDOW, HAS_STARTS,
+            )),
+        ],
+        [4, 1],
+        [240, 24],
+    )  # fmt: skip
+
+
+@gluon.jit
+def _scores_place(
+    index, units_heads, first_unit, num_queries, window, starts_ptr, HEADS: gl.constexpr, GROUP: gl.constexpr, BM: gl.constexpr,
+    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr,
+):  # fmt: skip
+    """Work item -> head of the workspace, batch, key/value head, query head, first row, key tiles. Long rows first."""
+    local_head = index % units_heads
+    tile = (num_queries + BM - 1) // BM - 1 - index // units_heads
+    unit = first_unit + local_head // GROUP
+    batch = unit // (HEADS // GROUP)
+    kv_head = unit % (HEADS // GROUP)
+    head = kv_head * GROUP + local_head % GROUP
+    row = tile * BM
+    low_key = 0
+    if HAS_STARTS:
+        low_key = gl.load(starts_ptr + batch * num_queries + row)
+    if HAS_WINDOW:
+        low_key = gl.maximum(low_key, row - window + 1)
+    return local_head, batch, kv_head, head, row, low_key // BM, tile + 1
+
+
+@gluon.jit
+def _scores_producer(
+    scores_desc, key_desc, starts_ptr, scores, keys, full, empty, num_queries, window, num_items, first_unit, units_heads,
+    head_rows, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr,
+):  # fmt: skip
+    count = 0
+    for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
+        local_head, batch, kv_head, head, row, low, end = _scores_place(
+            index, units_heads, first_unit, num_queries, window, starts_ptr, HEADS, GROUP, BM, HAS_WINDOW, HAS_STARTS
+        )
+        for tile in range(low, end):
+            slot = count % STAGES
+            first = tile * BM
+            mbarrier.wait(empty.index(slot), ((count // STAGES) & 1) ^ 1)
+            mbarrier.expect(full.index(slot), BM * (BM + D) * 2)
+            for half in gl.static_range(2):
+                tma.async_copy_global_to_shared(
+                    scores_desc, [local_head * head_rows + first, row - first + half * (BM // 2)], full.index(slot),
+                    scores.index(slot * 2 + half),
+                )  # fmt: skip
+            tma.async_copy_global_to_shared(key_desc, [batch, kv_head, first, 0], full.index(slot), keys.index(slot))
+            count += 1
+
+
+@gluon.jit
+def _scores_consumer(
+    HALF: gl.constexpr, dq_ptr, starts_ptr, scores, keys, full, empty, dq_batch, dq_head, dq_row, num_queries, window,
+    natural_scale, num_items, first_unit, units_heads, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr,
+    BM: gl.constexpr, STAGES: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, dtype: gl.constexpr,
+):  # fmt: skip
+    ROWS: gl.constexpr = BM // 2
+    ACC: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
+    STORED: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    count = 0
+    for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
+        local_head, batch, kv_head, head, row, low, end = _scores_place(
+            index, units_heads, first_unit, num_queries, window, starts_ptr, HEADS, GROUP, BM, HAS_WINDOW, HAS_STARTS
+        )
+        acc = gl.zeros([ROWS, D], gl.float32, ACC)
+        for _ in range(low, end):
+            slot = count % STAGES
+            mbarrier.wait(full.index(slot), (count // STAGES) & 1)
+            acc = warpgroup_mma(
+                scores.index(slot * 2 + HALF).permute((1, 0)), keys.index(slot).reshape([BM, D]), acc, is_async=True
+            )
+            acc = warpgroup_mma_wait(0, [acc])
+            mbarrier.arrive(empty.index(slot), count=1)
+            count += 1
+        rows = row + HALF * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, STORED))
+        pointers = dq_ptr + batch.to(gl.int64) * dq_batch + head.to(gl.int64) * dq_head
+        pointers = pointers + rows.to(gl.int64)[:, None] * dq_row + gl.arange(0, D, gl.SliceLayout(0, STORED))[None, :]
+        stored = gl.convert_layout((acc * natural_scale).to(dtype), STORED)
+        gl.store(pointers, stored, mask=(rows < num_queries)[:, None])
+
+
+@gluon.jit
+def backward_queries(
+    scores_desc, key_desc, dq_ptr, starts_ptr, dq_batch, dq_head, dq_row, num_queries, window, natural_scale, num_items,
+    first_unit, units_heads, head_rows, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BM: gl.constexpr,
+    STAGES: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, num_warps: gl.constexpr,
+):  # fmt: skip
+    """dQ from the stored dS^T: a banded matrix product that no mask touches, as fast as memory gives dS^T back. Persistent."""
+    dtype: gl.constexpr = key_desc.dtype
+    scores = gl.allocate_shared_memory(dtype, [STAGES * 2] + scores_desc.block_shape, scores_desc.layout)
+    keys = gl.allocate_shared_memory(dtype, [STAGES] + key_desc.block_shape, key_desc.layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=2)
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (_scores_consumer, (
+                0, dq_ptr, starts_ptr, scores, keys, full, empty, dq_batch, dq_head, dq_row, num_queries, window,
+                natural_scale, num_items, first_unit, units_heads, HEADS, GROUP, D, BM, STAGES, HAS_WINDOW, HAS_STARTS, dtype,
+            )),
+            (_scores_consumer, (
+                1, dq_ptr, starts_ptr, scores, keys, full, empty, dq_batch, dq_head, dq_row, num_queries, window,
+                natural_scale, num_items, first_unit, units_heads, HEADS, GROUP, D, BM, STAGES, HAS_WINDOW, HAS_STARTS, dtype,
+            )),
+            (_scores_producer, (
+                scores_desc, key_desc, starts_ptr, scores, keys, full, empty, num_queries, window, num_items, first_unit,
+                units_heads, head_rows, HEADS, GROUP, D, BM, STAGES, HAS_WINDOW, HAS_STARTS,
+            )),
+        ],
+        [4, 1],
+        [168, 24],
+    )  # fmt: skip
