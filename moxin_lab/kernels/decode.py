@@ -1,0 +1,312 @@
+"""Triton kernels of one decoding step: few rows through large matrices, and attention over a ring with rotation and write inside.
+
+    hidden [B, C] -> few_rows_linear(norm inside) -> qkv [B, (H + 2 H_kv) D] -> ring_attention -> few_rows_linear(+ hidden) -> ...
+                                                                     |
+                                     rotates q and k, writes k and v into slot length mod W, attends to the ring
+
+A step reads every weight once and computes almost nothing, so its floor is bytes over bandwidth: the kernels stream weights and
+fuse what would be launches of their own (norm, SiLU, residual sums, rotation, cache write).
+
+Guarantees: shapes do not depend on the position, which is read from memory on the device, so one CUDA graph serves a whole text;
+every sum has a fixed order; slots that are not written or are padding never reach the output, even if they hold NaN
+(tests/kernels/test_decode.py, in Triton's interpreter on the CPU).
+Does not: more than 16 rows (`few_rows_linear`), or more than one new token a row.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MAX_ROWS = 16
+
+
+@triton.jit
+def _matrix_tile(
+    acc, squares, x_ptr, norm_ptr, weight_ptr, rows, columns, in_features, x_row, num_rows, num_columns,
+    ROWS: tl.constexpr, BK: tl.constexpr, HAS_NORM: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """acc [BN, ROWS] or [BN] += weight[columns] x^T; squares: the rows' sums of squares, for the norm."""
+    ks = tl.arange(0, BK)
+    for k in tl.range(0, in_features, BK):
+        inside = k + ks < in_features
+        weight = tl.load(
+            weight_ptr + columns[:, None].to(tl.int64) * in_features + (k + ks)[None, :],
+            mask=(columns < num_columns)[:, None] & inside[None, :], other=0.0, eviction_policy="evict_first",
+        )  # fmt: skip
+        if DOT:
+            x = tl.load(
+                x_ptr + rows[None, :] * x_row + (k + ks)[:, None], mask=(rows < num_rows)[None, :] & inside[:, None], other=0.0
+            )
+            if HAS_NORM:
+                wide = x.to(tl.float32)
+                squares += tl.sum(wide * wide, 0)
+                x = (wide * tl.load(norm_ptr + k + ks, mask=inside, other=0.0).to(tl.float32)[:, None]).to(x.dtype)
+            acc = tl.dot(weight, x, acc)
+        else:
+            x = tl.load(x_ptr + k + ks, mask=inside, other=0.0).to(tl.float32)
+            if HAS_NORM:
+                squares += tl.sum(x * x, 0)
+                x = x * tl.load(norm_ptr + k + ks, mask=inside, other=0.0).to(tl.float32)
+            acc += tl.sum(weight.to(tl.float32) * x[None, :], 1)
+    return acc, squares
+
+
+@triton.jit
+def _few_rows(
+    x_ptr, norm_ptr, first_ptr, second_ptr, third_ptr, residual_ptr, output_ptr, num_rows, in_features, first_width,
+    second_width, third_width, x_row, residual_row, output_row, eps,
+    ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    GATED: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """One tile of output columns. GATED: silu(x first^T) * (x second^T); else up to three matrices side by side."""
+    tile = tl.program_id(0)
+    rows = tl.arange(0, ROWS)
+    weight_ptr = first_ptr
+    local, width = tile * BN, first_width
+    out_column = tile * BN
+    if not GATED:
+        first_tiles, second_tiles = tl.cdiv(first_width, BN), tl.cdiv(second_width, BN)
+        if tile >= first_tiles + second_tiles:
+            weight_ptr = third_ptr
+            local = (tile - first_tiles - second_tiles) * BN
+            width = third_width
+            out_column = first_width + second_width + local
+        elif tile >= first_tiles:
+            weight_ptr = second_ptr
+            local = (tile - first_tiles) * BN
+            width = second_width
+            out_column = first_width + local
+    columns = local + tl.arange(0, BN)
+    if DOT:
+        acc = tl.zeros((BN, ROWS), tl.float32)
+        squares = tl.zeros((ROWS,), tl.float32)
+    else:
+        acc = tl.zeros((BN,), tl.float32)
+        squares = tl.sum(tl.zeros((16,), tl.float32), 0)
+    unused = squares
+    acc, squares = _matrix_tile(
+        acc, squares, x_ptr, norm_ptr, weight_ptr, rows, columns, in_features, x_row, num_rows, width, ROWS, BK, HAS_NORM, DOT
+    )
+    scale = 1.0
+    if HAS_NORM:
+        scale = tl.rsqrt(squares / in_features + eps)
+        acc = acc * (scale[None, :] if DOT else scale)
+    if GATED:
+        up = tl.zeros_like(acc)
+        up, unused = _matrix_tile(
+            up, unused, x_ptr, norm_ptr, second_ptr, rows, columns, in_features, x_row, num_rows, width, ROWS, BK, HAS_NORM, DOT
+        )
+        if HAS_NORM:
+            up = up * (scale[None, :] if DOT else scale)
+        acc = acc * tl.sigmoid(acc) * up
+    places = out_column + tl.arange(0, BN)
+    inside = columns < width
+    if DOT:
+        kept = inside[:, None] & (rows < num_rows)[None, :]
+        if HAS_RESIDUAL:
+            acc += tl.load(residual_ptr + rows[None, :] * residual_row + places[:, None], mask=kept, other=0.0).to(tl.float32)
+        tl.store(
+            output_ptr + rows[None, :] * output_row + places[:, None], acc.to(output_ptr.dtype.element_ty), mask=kept
+        )
+    else:
+        if HAS_RESIDUAL:
+            acc += tl.load(residual_ptr + places, mask=inside, other=0.0).to(tl.float32)
+        tl.store(output_ptr + places, acc.to(output_ptr.dtype.element_ty), mask=inside)
+
+
+def few_rows_linear(
+    x: Tensor,
+    weights: list[Tensor],
+    *,
+    norm: Tensor | None = None,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    gated: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x [B, C] through one to three matrices [N_i, C] side by side, B at most 16; returns [B, sum N_i].
+
+    norm: weight [C] of an RMSNorm applied to x first. gated: two matrices of one shape, silu(x first^T) * (x second^T), [B, N].
+    residual: [B, N], added. dtype: of the output; default that of x. Sums are float32.
+    """
+    batch, in_features = x.shape
+    if batch > MAX_ROWS:
+        raise ValueError(f"{batch} rows are more than {MAX_ROWS}: use a matrix product")
+    if not 1 <= len(weights) <= 3 or (gated and len(weights) != 2):
+        raise ValueError(f"{len(weights)} matrices: one to three, two with gated")
+    widths = [len(weight) for weight in weights] + [0, 0]
+    out_features = widths[0] if gated else sum(widths)
+    output = x.new_empty(batch, out_features, dtype=dtype or x.dtype)
+    interpreted = not x.is_cuda
+    dot = batch > 1
+    if interpreted:
+        rows_a_program, depth, warps, stages = 16, 32, 4, 2
+    elif dot:
+        rows_a_program, depth, warps, stages = (32, 256, 4, 4) if not gated else (32, 256, 4, 4)
+    else:
+        rows_a_program, depth, warps, stages = 4 if out_features <= 8192 else 8, 1024, 4, 3
+    blocks = [triton.cdiv(width, rows_a_program) for width in widths]
+    second = weights[1] if len(weights) > 1 else weights[0]
+    third = weights[2] if len(weights) > 2 else weights[0]
+    _few_rows[(blocks[0] if gated else sum(blocks),)](
+        x, x if norm is None else norm, weights[0], second, third, x if residual is None else residual, output, batch,
+        in_features, widths[0], widths[1], widths[2], x.stride(0), 0 if residual is None else residual.stride(0),
+        output.stride(0), eps, ROWS=MAX_ROWS, BN=rows_a_program, BK=depth, HAS_NORM=norm is not None,
+        HAS_RESIDUAL=residual is not None, GATED=gated, DOT=dot, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return output
+
+
+@triton.jit
+def _rotated(pointer, cos, sin, half, D: tl.constexpr):
+    """A head of D at `pointer`, its two halves turned: ([D/2], [D/2])."""
+    first, second = tl.load(pointer + half).to(tl.float32), tl.load(pointer + D // 2 + half).to(tl.float32)
+    return first * cos - second * sin, second * cos + first * sin
+
+
+@triton.jit
+def _ring(
+    qkv_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, length_ptr, padding_ptr, partial_ptr, counter_ptr, output_ptr,
+    qkv_row, cache_batch, cache_head, output_row, num_slots, slots_a_split, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr,
+    HAS_PADDING: tl.constexpr,
+):  # fmt: skip
+    """Query heads of one key/value head over one stretch of slots; the last program of a head to end puts stretches together."""
+    pair = tl.program_id(0)
+    split = tl.program_id(1)
+    batch = (pair // KV_HEADS).to(tl.int64)
+    kv_head = pair % KV_HEADS
+    length = tl.load(length_ptr)
+    new_slot = length % num_slots
+    half = tl.arange(0, D // 2)
+    members = tl.arange(0, 16)
+    in_group = members < GROUP
+    cos, sin = tl.load(cos_ptr + batch * (D // 2) + half), tl.load(sin_ptr + batch * (D // 2) + half)
+    qkv_ptr += batch * qkv_row
+    # Queries, rotated, as two halves of the head: [16, D/2] each, rows beyond the group zero.
+    query_ptr = qkv_ptr + (kv_head * GROUP + members)[:, None] * D + half[None, :]
+    first = tl.load(query_ptr, mask=in_group[:, None], other=0.0).to(tl.float32)
+    second = tl.load(query_ptr + D // 2, mask=in_group[:, None], other=0.0).to(tl.float32)
+    dtype = keys_ptr.dtype.element_ty
+    query_low = (first * cos[None, :] - second * sin[None, :]).to(dtype)
+    query_high = (second * cos[None, :] + first * sin[None, :]).to(dtype)
+    # The new key and value; rotated in float32, rounded as the ring stores them.
+    key_low, key_high = _rotated(qkv_ptr + HEADS * D + kv_head * D, cos, sin, half, D)
+    key_low, key_high = key_low.to(dtype), key_high.to(dtype)
+    dims = tl.arange(0, D)
+    value = tl.load(qkv_ptr + (HEADS + KV_HEADS) * D + kv_head * D + dims).to(dtype)
+    keys_ptr += batch * cache_batch + kv_head * cache_head
+    values_ptr += batch * cache_batch + kv_head * cache_head
+    first_slot = split * slots_a_split
+    if (new_slot >= first_slot) & (new_slot < first_slot + slots_a_split):
+        tl.store(keys_ptr + new_slot * D + half, key_low)
+        tl.store(keys_ptr + new_slot * D + D // 2 + half, key_high)
+        tl.store(values_ptr + new_slot * D + dims, value)
+    padding = 0
+    if HAS_PADDING:
+        padding = tl.load(padding_ptr + batch)
+    acc = tl.zeros((16, D), tl.float32)
+    row_max = tl.full((16,), float("-inf"), tl.float32)
+    row_sum = tl.zeros((16,), tl.float32)
+    # Slots beyond the tokens seen are not read at all while the ring fills.
+    end_slot = tl.minimum(tl.minimum(first_slot + slots_a_split, num_slots), length + 1)
+    for start in tl.range(first_slot, end_slot, BN):
+        slots = start + tl.arange(0, BN)
+        place = length - (length - slots + num_slots) % num_slots  # length - slots may be negative: remainders keep its sign
+        held = (slots < end_slot) & (place >= 0) & (place >= padding)
+        stored = held & (slots != new_slot)
+        is_new = slots == new_slot
+        offsets = slots[:, None] * D + half[None, :]
+        low = tl.load(keys_ptr + offsets, mask=stored[:, None], other=0.0)
+        high = tl.load(keys_ptr + offsets + D // 2, mask=stored[:, None], other=0.0)
+        low = tl.where(is_new[:, None], key_low[None, :], low)
+        high = tl.where(is_new[:, None], key_high[None, :], high)
+        scores = (tl.dot(query_low, tl.trans(low)) + tl.dot(query_high, tl.trans(high))) * scale
+        scores = tl.where(held[None, :], scores, float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        anchor = tl.where(new_max == float("-inf"), 0.0, new_max)
+        weights = tl.exp2(scores - anchor[:, None])
+        shrink = tl.exp2(row_max - anchor)
+        row_sum = row_sum * shrink + tl.sum(weights, 1)
+        tile = tl.load(values_ptr + slots[:, None] * D + dims[None, :], mask=stored[:, None], other=0.0)
+        tile = tl.where(is_new[:, None], value[None, :], tile)
+        acc = tl.dot(weights.to(dtype), tile, acc * shrink[:, None])
+        row_max = new_max
+    output_ptr += batch * output_row + (kv_head * GROUP + members)[:, None] * D + dims[None, :]
+    if SPLITS == 1:
+        tl.store(output_ptr, (acc / row_sum[:, None]).to(output_ptr.dtype.element_ty), mask=in_group[:, None])
+    else:
+        # [pair, split, 16, D + 2]: sums, maxima, products.
+        mine = partial_ptr + (pair * SPLITS + split).to(tl.int64) * 16 * (D + 2)
+        tl.store(mine + members * (D + 2), row_max)
+        tl.store(mine + members * (D + 2) + 1, row_sum)
+        tl.store(mine + members[:, None] * (D + 2) + 2 + dims[None, :], acc)
+        tl.debug_barrier()
+        done = tl.atomic_add(counter_ptr + pair, 1, sem="acq_rel")
+        if done == SPLITS - 1:
+            tl.store(counter_ptr + pair, 0)
+            tl.debug_barrier()
+            total = tl.zeros((16, D), tl.float32)
+            total_max = tl.full((16,), float("-inf"), tl.float32)
+            total_sum = tl.zeros((16,), tl.float32)
+            for other in tl.range(0, SPLITS):
+                theirs = partial_ptr + (pair * SPLITS + other).to(tl.int64) * 16 * (D + 2)
+                their_max = tl.load(theirs + members * (D + 2), cache_modifier=".cg")
+                their_sum = tl.load(theirs + members * (D + 2) + 1, cache_modifier=".cg")
+                their_acc = tl.load(theirs + members[:, None] * (D + 2) + 2 + dims[None, :], cache_modifier=".cg")
+                new_max = tl.maximum(total_max, their_max)
+                anchor = tl.where(new_max == float("-inf"), 0.0, new_max)
+                mine_scale, their_scale = tl.exp2(total_max - anchor), tl.exp2(their_max - anchor)
+                total = total * mine_scale[:, None] + their_acc * their_scale[:, None]
+                total_sum = total_sum * mine_scale + their_sum * their_scale
+                total_max = new_max
+            tl.store(output_ptr, (total / total_sum[:, None]).to(output_ptr.dtype.element_ty), mask=in_group[:, None])
+
+
+class RingWorkspace:
+    """What `ring_attention` needs beside its inputs, made once for a cache: partial sums and counters."""
+
+    def __init__(self, batch_size: int, kv_heads: int, head_dim: int, num_slots: int, device: torch.device) -> None:
+        pairs = batch_size * kv_heads
+        self.block = 16 if device.type != "cuda" else min(64, max(16, triton.next_power_of_2(num_slots)))
+        wanted = 2 if device.type != "cuda" else max(1, 4 * _multiprocessors(device) // pairs)
+        tiles = triton.cdiv(num_slots, self.block)
+        self.slots_a_split = triton.cdiv(tiles, min(wanted, tiles)) * self.block
+        self.splits = triton.cdiv(num_slots, self.slots_a_split)
+        self.partial = torch.empty(pairs, self.splits, 16, head_dim + 2, dtype=torch.float32, device=device)
+        self.counters = torch.zeros(pairs, dtype=torch.int32, device=device)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def ring_attention(
+    qkv: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    length: Tensor,
+    padding: Tensor | None,
+    workspace: RingWorkspace,
+    num_heads: int,
+) -> Tensor:
+    """One new token a row over a ring: rotates its queries and key, writes key and value, attends; returns [B, H D].
+
+    qkv: [B, (H + 2 H_kv) D], unrotated. keys, values: one layer's ring [B, H_kv, W, D], written in place at slot length mod W.
+    cos, sin: float32 [B, D/2] of the new token's position. length: int32 [1] on the device, tokens seen before. padding: int32 [B],
+    left padding that no query sees. H / H_kv at most 16.
+    """
+    batch, kv_heads, num_slots, head_dim = keys.shape
+    if num_heads // kv_heads > 16:
+        raise ValueError(f"{num_heads} query heads over {kv_heads} key/value heads: at most 16 to one")
+    output = qkv.new_empty(batch, num_heads * head_dim)
+    _ring[(batch * kv_heads, workspace.splits)](
+        qkv, keys, values, cos, sin, length, length if padding is None else padding, workspace.partial, workspace.counters,
+        output, qkv.stride(0), keys.stride(0), keys.stride(1), output.stride(0), num_slots, workspace.slots_a_split,
+        head_dim**-0.5 * 1.4426950408889634, HEADS=num_heads, KV_HEADS=kv_heads, GROUP=num_heads // kv_heads, D=head_dim,
+        BN=workspace.block, SPLITS=workspace.splits, HAS_PADDING=padding is not None, num_warps=4, num_stages=3,
+    )  # fmt: skip
+    return output
