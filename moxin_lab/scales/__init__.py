@@ -126,6 +126,66 @@ class PretrainingSettings(Section):
     heldout_bytes_per_language: int = Field(gt=0, description="held-out text measured in the notebook, by language")
 
 
+class Tuning(Section):
+    """What both trainings of stage 05 have."""
+
+    epochs: int = Field(gt=0)
+    examples_per_step: int = Field(gt=0, description="conversations or pairs of one optimizer step over all ranks")
+    micro_batch_examples: int = Field(gt=0, description="of one forward pass on one device")
+    max_tokens: int = Field(gt=1, description="longest conversation; later turns are left out, a pair that is longer is")
+    learning_rate: float = Field(gt=0, description="peak; linear to zero")
+    warmup_ratio: float = Field(ge=0, lt=1)
+    adam_beta1: float
+    adam_beta2: float
+    adam_eps: float
+    weight_decay: float = Field(ge=0)
+    gradient_clip_norm: float | None = Field(gt=0)
+    label_smoothing: float = Field(ge=0, lt=1)
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+    checkpoint_every_steps: int = Field(gt=0)
+
+
+class SupervisedSettings(Tuning):
+    layout: Literal["packed", "padded"]
+    reduction: Literal["mean", "sum", "sequence", "part_mean"] = Field(description="see posttraining/batches.py")
+    dropout: float = Field(ge=0, lt=1, description="of attention and feed-forward, while fine-tuning")
+
+
+class PreferenceSettings(Tuning):
+    loss: Literal["sigmoid", "dpo_norm", "ipo"]
+    beta: float = Field(gt=0)
+    compared_beta: float = Field(gt=0, description="beta of the plain (sigmoid) loss that it is compared with")
+    constructed_pairs: int = Field(ge=0, description="pairs taken from the preference set")
+    sampled_prompts: int = Field(ge=0, description="training prompts with a verifier whose answers are sampled for pairs")
+    samples: int = Field(gt=1, description="answers a prompt")
+    temperature: float = Field(gt=0)
+
+
+class ReductionExperiment(Section):
+    """How the loss is reduced, against how a step is cut into micro-batches."""
+
+    steps: int = Field(gt=0)
+    examples_per_step: int = Field(gt=0)
+    micro_batches: tuple[int, ...] = Field(min_length=2, description="examples of one forward pass, each a run")
+    num_hidden_layers: int = Field(gt=0, description="of the fresh model that each run trains")
+    learning_rate: float = Field(gt=0)
+    seeds: int = Field(gt=2)
+
+
+class InstructionTuningSettings(Section):
+    """Stage 05: supervised fine-tuning and preference optimisation."""
+
+    source: Literal["cards", "tulu-3"] = Field(description="data_cards/ of this repository, or the hub sets Moxin used")
+    max_difficulty: int | None = Field(description="rows of the cards up to this difficulty; null for all")
+    max_refused_share: float = Field(ge=0, lt=1, description="conversations that give nothing to learn from, at most")
+    test_rows: int = Field(gt=0, description="first rows of the test split that are measured")
+    max_new_tokens: int = Field(gt=0, description="longest answer")
+    batch_tokens: int = Field(gt=0, description="tokens of one forward pass when answers are scored")
+    sft: SupervisedSettings
+    dpo: PreferenceSettings
+    reduction_experiment: ReductionExperiment
+
+
 class EvaluationSettings(Section):
     """Stage 08: benchmarks."""
 
@@ -149,6 +209,7 @@ class Scale(Section):
     tokenizer: TokenizerSettings
     model: ModelSettings
     pretraining: PretrainingSettings
+    instruction_tuning: InstructionTuningSettings
     evaluation: EvaluationSettings
 
 

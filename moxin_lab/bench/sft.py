@@ -1,0 +1,156 @@
+"""`moxin-lab bench sft`: steps of supervised fine-tuning, ours and TRL's `SFTTrainer`, on the same model, data and machine.
+
+Both train the same checkpoint on the same conversations in the same order, loss on answers alone, with the same optimizer,
+precision, batch and micro-batch; ours runs padded, as TRL does, and packed. TRL runs the checkpoint as transformers' Mistral with
+SDPA. Guarantees: one after the other in one process; a step's time is between the ends of two steps, on a GPU after a
+synchronisation; tokens counted are those of conversations, never padding, so packing is paid for what it saves; the losses of
+the first step stand in the rows, so that equal work can be seen. Does not: count start-up, encoding or saving.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from moxin_lab.bench import free_memory, peak_bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="runs/tiny/04_pretraining/pretrained", metavar="FOLDER",
+        help="checkpoint with tokenizer (default: runs/tiny/04_pretraining/pretrained)",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, default=20, help="timed steps (default 20)")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before them (default 3)")
+    parser.add_argument("--batch", type=int, default=32, help="conversations a step (default 32)")
+    parser.add_argument("--micro-batch", type=int, default=32, help="conversations a forward pass (default 32)")
+    parser.add_argument("--max-tokens", type=int, default=256, help="longer conversations are left out (default 256)")
+    parser.add_argument("--max-difficulty", type=int, default=3, help="rows of data_cards/instructions up to this")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Rows: ours padded, ours packed, TRL padded; see the module's text."""
+    import pandas as pd
+    from transformers import AutoTokenizer
+
+    from moxin_lab.lab.artifacts import LabError, find_root
+    from moxin_lab.posttraining import chat
+    from moxin_lab.posttraining.batches import Order
+
+    folder = Path(options.model)
+    if not (folder / "config.json").is_file():
+        raise LabError(f"{folder} is no checkpoint folder: make one with moxin-lab run --scale tiny, or give --model")
+    if options.batch % options.micro_batch:
+        raise LabError(f"--batch {options.batch} is not a multiple of --micro-batch {options.micro_batch}")
+    tokenizer = chat.install_template(AutoTokenizer.from_pretrained(folder))
+    card = pd.read_parquet(find_root(".") / "data_cards" / "instructions" / "data" / "train.parquet")
+    conversations = [list(messages) for messages in card["messages"][card["difficulty"] <= options.max_difficulty]]
+    encoded, _ = chat.encode_all(conversations, tokenizer, max_tokens=10**6, max_refused_share=0.05)
+    encoded = [one for one in encoded if len(one) <= options.max_tokens]
+    needed = (options.steps + options.warmup) * options.batch
+    if len(encoded) < needed:
+        raise LabError(f"{needed} conversations are needed and {len(encoded)} fit: lower --steps or --batch")
+    encoded = encoded[:needed]
+    order = Order(needed, examples_per_step=options.batch, epochs=1, seed=0)  # our stream's; the peer reads in sequence
+    read = [encoded[number] for step in range(order.num_steps) for number in order.step(step)]
+    rows = [
+        _ours(folder, tokenizer, encoded, read, options, "padded"),
+        _ours(folder, tokenizer, encoded, read, options, "packed"),
+        _trl(folder, tokenizer, [conversations[one.index] for one in read], read, options),
+    ]
+    return {"rows": rows, "conversations": needed, "tokens": sum(len(one) for one in encoded)}
+
+
+def _row(name: str, ends: list[float], first_loss: float, read: Any, options: argparse.Namespace) -> dict[str, Any]:
+    seconds = [later - earlier for earlier, later in pairwise(ends)][options.warmup - 1 :]
+    timed = read[options.warmup * options.batch :]
+    return {
+        "what": name,
+        "tokens_per_second": sum(len(one) for one in timed) / sum(seconds),
+        "median_step_seconds": statistics.median(seconds),
+        "steps": len(seconds),
+        "first_loss": first_loss,
+        "peak_bytes": peak_bytes(options.device),
+        "reason": "",
+    }
+
+
+def _ours(
+    folder: Path, tokenizer: Any, encoded: Any, read: Any, options: argparse.Namespace, layout: Any
+) -> dict[str, Any]:
+    from types import SimpleNamespace
+
+    import torch
+
+    from moxin_lab.model import convert
+    from moxin_lab.posttraining import fitting, sft
+    from moxin_lab.posttraining.batches import ConversationStream
+
+    free_memory(options.device)
+    stream = ConversationStream(
+        encoded, examples_per_step=options.batch, epochs=1, row_tokens=options.max_tokens, seed=0,
+        pad_id=tokenizer.pad_token_id, layout=layout,
+    )  # fmt: skip
+    settings = SimpleNamespace(
+        learning_rate=1e-4, warmup_ratio=0.0, weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.999, adam_eps=1e-8,
+        gradient_clip_norm=1.0, precision=options.precision, micro_batch_examples=options.micro_batch,
+        checkpoint_every_steps=10**9,
+    )  # fmt: skip
+    ends: list[float] = []
+
+    def ended(step: int, total: int, text: str) -> None:
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as work:
+        log = fitting.fit(
+            convert.from_pretrained(folder), stream, settings, sft.sft_loss(), resume_folder=Path(work), text="bench",
+            progress=ended, trainer_options={"accelerator": "gpu" if options.device == "cuda" else "cpu"},
+        )  # fmt: skip
+    return _row(f"moxin-lab, {layout}", ends, float(log["loss"][0]), read, options)
+
+
+def _trl(folder: Path, tokenizer: Any, conversations: Any, read: Any, options: argparse.Namespace) -> dict[str, Any]:
+    name = "TRL SFTTrainer, padded"
+    try:
+        import datasets
+        import torch
+        from transformers import AutoModelForCausalLM, TrainerCallback
+        from trl import SFTConfig, SFTTrainer
+    except ImportError as error:
+        return {"what": name, "reason": f"not installed: {error}"}
+    free_memory(options.device)
+    ends: list[float] = []
+    losses: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *arguments: Any, **more: Any) -> None:
+            if options.device == "cuda":
+                torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+        def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+            if logs and "loss" in logs:
+                losses.append(float(logs["loss"]))
+
+    with tempfile.TemporaryDirectory() as work:
+        arguments = SFTConfig(
+            output_dir=work, per_device_train_batch_size=options.micro_batch, num_train_epochs=1, learning_rate=1e-4,
+            gradient_accumulation_steps=options.batch // options.micro_batch, lr_scheduler_type="linear", warmup_steps=0,
+            optim="adamw_torch_fused", weight_decay=0.0, max_grad_norm=1.0, max_length=options.max_tokens,
+            assistant_only_loss=True, packing=False, bf16=options.precision == "bf16-mixed", report_to=[],
+            gradient_checkpointing=False, use_cpu=options.device != "cuda", save_strategy="no", logging_steps=1,
+            disable_tqdm=True, train_sampling_strategy="sequential",
+        )  # fmt: skip
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+        trainer = SFTTrainer(
+            model, args=arguments, processing_class=tokenizer, callbacks=[Clock()],
+            train_dataset=datasets.Dataset.from_dict({"messages": conversations}),
+        )  # fmt: skip
+        trainer.train()
+    return _row(name, ends, losses[0], read, options)

@@ -1,0 +1,129 @@
+"""Tables and words of stage 05: the recipe, the data read, the tokens that carry loss, what each model answers."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moxin_lab.posttraining import chat, respond, sft
+
+SHOWN = {
+    "sft": (
+        "epochs", "examples_per_step", "max_tokens", "learning_rate", "warmup_ratio", "weight_decay", "gradient_clip_norm",
+        "label_smoothing", "dropout", "reduction", "layout", "precision",
+    ),
+    "dpo": (
+        "epochs", "examples_per_step", "max_tokens", "learning_rate", "warmup_ratio", "loss", "beta", "label_smoothing",
+    ),
+}  # fmt: skip
+
+
+def recipe(settings: Any, full: Any) -> pd.DataFrame:
+    """Two `instruction_tuning` sections side by side, as text."""
+    rows = [
+        (
+            f"{part.upper()}: {field.replace('_', ' ')}",
+            *(str(getattr(getattr(one, part), field)) for one in (settings, full)),
+        )
+        for part, fields in SHOWN.items()
+        for field in fields
+    ]
+    return pd.DataFrame(rows, columns=["setting", "this run", "full scale"]).set_index("setting")
+
+
+def conversations(frame: pd.DataFrame) -> list[list[dict[str, str]]]:
+    """Column `messages` as plain lists: parquet gives arrays."""
+    return [list(messages) for messages in frame["messages"]]
+
+
+def up_to(frame: pd.DataFrame, max_difficulty: int | None) -> pd.DataFrame:
+    """Rows up to a difficulty, in the card's order with a new index; all of them for None."""
+    return (frame if max_difficulty is None else frame[frame["difficulty"] <= max_difficulty]).reset_index(drop=True)
+
+
+def tasks(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+    """Rows by task, and how many of them a rule can judge."""
+    frame = pd.DataFrame(
+        {
+            "training rows": train.groupby("task").size(),
+            "test rows": test.groupby("task").size(),
+            "test rows with a verifier": test.groupby("task")["verifier"].count(),
+        }
+    )
+    return frame.fillna(0).astype(int).sort_values("training rows", ascending=False)
+
+
+def loss_tokens_html(encoded: chat.Encoded, tokenizer: Any) -> str:
+    """A conversation token by token: what carries loss is marked and underlined, borders show where tokens end.
+
+    Bytes of a character that a token cuts are shown as one box when their last token comes.
+    """
+    parts: list[str] = []
+    waiting: list[int] = []
+    for token, loss in zip(encoded.input_ids.tolist(), encoded.answer.tolist(), strict=True):
+        waiting.append(token)
+        text = tokenizer.decode(waiting)
+        if text.endswith("\ufffd"):
+            continue
+        waiting = []
+        shown = escape(text).replace("\n", "\u21b5<br>").replace(" ", "\u00b7")
+        style = "border:1px solid #777;padding:0 1px;margin:1px"
+        if loss:
+            style += ";background:#F0E442;color:#000;font-weight:bold;text-decoration:underline"
+            parts.append(f'<mark style="{style}">{shown}</mark>')
+        else:
+            parts.append(f'<span style="{style}">{shown}</span>')
+    return f'<p style="font-family:monospace;line-height:2">{"".join(parts)}</p>'
+
+
+def judge(
+    model: Any,
+    tokenizer: Any,
+    rows: pd.DataFrame,
+    encoded: Sequence[chat.Encoded],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+    progress: chat.Progress | None = None,
+) -> pd.DataFrame:
+    """What a model does with test rows, one row each: `text`, `tokens` (of its answer), `ended`, `right` (missing without a
+    verifier), and `nats` and `targets` of the reference answer. `encoded[i].index` is the place of its row in `rows`."""
+    places = [one.index for one in encoded]
+    kept = rows.iloc[places]
+    prompts = [conversation[:-1] for conversation in conversations(kept)]
+    answers = respond.respond(model, tokenizer, prompts, max_new_tokens=max_new_tokens, progress=progress)
+    device = model.lm_head.weight.device
+    nats, targets = sft.answer_nats(model, encoded, batch_tokens=batch_tokens, device=device)
+    right = [
+        respond.is_right(verifier, answer.text) if isinstance(verifier, str) else np.nan
+        for verifier, answer in zip(kept["verifier"], answers, strict=True)
+    ]
+    found = pd.DataFrame(answers, index=kept.index).rename(columns={"num_tokens": "tokens"})
+    return found.assign(right=pd.array(right, dtype="Float64"), nats=nats, targets=targets)
+
+
+def majority(train: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """`judge`'s columns `text` and `right` for the baseline that gives each task's most frequent training answer."""
+    common = respond.majority_answers(train)
+    text = [common.get((task, language), "") for task, language in zip(rows["task"], rows["language"], strict=True)]
+    right = [
+        respond.is_right(verifier, answer) if isinstance(verifier, str) else np.nan
+        for verifier, answer in zip(rows["verifier"], text, strict=True)
+    ]
+    return pd.DataFrame({"text": text, "right": pd.array(right, dtype="Float64")}, index=rows.index)
+
+
+def samples(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame], *, each: int) -> pd.DataFrame:
+    """The first `each` test rows of each language, unselected: prompt, reference answer, and what each model answers."""
+    chosen = rows.groupby("language", sort=True).head(each).sort_values("language", kind="stable")
+    table = pd.DataFrame(
+        {
+            "language": chosen["language"],
+            "prompt": [conversation[-2]["content"] for conversation in conversations(chosen)],
+            "reference": [conversation[-1]["content"] for conversation in conversations(chosen)],
+            **{name: found.loc[chosen.index, "text"] for name, found in judged.items()},
+        }
+    )
+    return table.set_index("language")
