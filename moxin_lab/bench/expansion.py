@@ -2,9 +2,10 @@
 
 A 32-block model (the stem) reads the first half of the budget. From it four arms go on with the second half: 32 blocks
 continued, and 36 blocks by each recipe of `moxin_lab.model.expansion`. A fifth arm is 36 blocks from random weights with the
-whole budget. The budget is counted in floating-point operations (`training_flops_per_token`), so deeper arms take fewer steps and
-32 continued reads the most text. All arms of a seed read the same rows in the same order, warm up alike, keep the peak rate in
-the first half of their budget and follow a cosine to a tenth in the second; old weights keep AdamW's moments, new blocks have none.
+whole budget. The budget is counted in floating-point operations (`training_flops_per_token`), so deeper arms take fewer steps
+and 32 continued reads the most text. All arms of a seed read the same rows in the same order, warm up alike, keep the peak rate
+in the first half of their budget and follow a cosine to a tenth in the second; old weights keep AdamW's moments, new blocks have
+none.
 
 Guarantees: held-out text is the same for all arms and seeds; the second half of every arm costs at most the budget and less than
 one step below it; an arm that is done is read from the work folder and never run again, one made with other settings is refused.
