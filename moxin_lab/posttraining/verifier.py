@@ -147,7 +147,9 @@ class Verifier:
         waiting: dict[tuple[str, str], list[int]] = {}
         questions: dict[tuple[str, str], _Question] = {}
         for i, (completion, gold) in enumerate(zip(completions, golds, strict=True)):
-            same = completion.strip() == gold.strip()  # such as `all real numbers`, which reads as a sentence without answer
+            same = (
+                completion.strip() == gold.strip()
+            )  # such as `all real numbers`, which reads as a sentence without answer
             found = Extracted(gold.strip(), "bare") if same else extract(completion)
             if found is None:
                 verdicts[i] = self._count(
@@ -155,7 +157,7 @@ class Verifier:
                 )
                 continue
             pair = (gold, found.text)
-            known = self._cached(pair, found)
+            known = self._cached(pair)
             if known is None and pair not in waiting:
                 decided = self._decide_here(gold, found)
                 if isinstance(decided, Verdict):
@@ -288,7 +290,7 @@ class Verifier:
         if self._owner != os.getpid():  # in a fork: sockets and threads belong to the process that made the verifier
             self._reset()
 
-    def _cached(self, pair: tuple[str, str], found: Extracted) -> Verdict | None:
+    def _cached(self, pair: tuple[str, str]) -> Verdict | None:
         with self._lock:
             verdict = self._cache.get(pair)
             if verdict is None:

@@ -27,7 +27,7 @@ UNLIMITED = Limits(bits=math.inf, power=math.inf, terms=math.inf)
 SLOW = r"\boxed{\prod_{n=1}^{1900}(x+n)^{n}}"  # passes the screen and takes minutes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # for the session, so that the other files' verifiers find the nursery running
 def verifier():
     """With seconds to spare for a machine that others load: the tests that are about time make their own."""
     with Verifier(workers=2, timeout=5) as verifier:
@@ -63,6 +63,27 @@ def test_equal_answers_are_accepted(verifier, gold, answer):
 def test_different_answers_are_refused(verifier, gold, answer):
     verdict = verifier.verify(boxed(answer), gold)
     assert not verdict.correct, verdict
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [r"\frac{0}{0}", r"\infty", "x=x", r"\emptyset", r"(-\infty,\infty)", r"x\in\mathbb{R}", r"\text{any}", r"\infty-\infty",
+     "1/0", "1,2,3,4,5,6", "f(x)", "5 or 6", "?", r"\text{}", "{}", "0.0000001", "nan", r"\ldots", "x>0", "**", r"\pm 7",
+     r"0 \cdot \infty"],
+)  # fmt: skip
+def test_no_trick_is_accepted_for_every_gold(verifier, trick):
+    golds = [
+        "7",
+        r"\frac{3}{4}",
+        "x+1",
+        r"\sqrt{5}",
+        "(1,2]",
+        "1,-2",
+        "y = 2x + 3",
+        r"\text{Evelyn}",
+        r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+    ]
+    assert not any(verdict.correct for verdict in verifier.verify_batch([boxed(trick)] * len(golds), golds))
 
 
 def test_each_reason_is_given_where_it_belongs(verifier):
@@ -290,21 +311,25 @@ if sys.argv[1] == "busy":                            # both workers stuck while 
 """
 
 
-@pytest.mark.parametrize("ending", ["exit", "busy"])
-def test_no_process_outlives_an_owner_that_ends_or_is_killed(ending):
-    owner = subprocess.Popen([sys.executable, "-c", SCRIPT, ending], stdout=subprocess.PIPE, text=True)
+def test_no_process_outlives_an_owner_that_ends_or_is_killed():
+    owners = {
+        ending: subprocess.Popen([sys.executable, "-c", SCRIPT, ending], stdout=subprocess.PIPE, text=True)
+        for ending in ("exit", "busy")
+    }
     try:
-        reason, *pids = owner.stdout.readline().split()
-        assert reason == "correct" and len(pids) == 3
-        if ending == "busy":
-            time.sleep(0.3)
-            owner.kill()
-        owner.wait(30)
-        assert gone([int(pid) for pid in pids])
+        for ending, owner in owners.items():
+            reason, *pids = owner.stdout.readline().split()
+            assert reason == "correct" and len(pids) == 3, ending
+            if ending == "busy":
+                time.sleep(0.3)
+                owner.kill()
+            owner.wait(30)
+            assert gone([int(pid) for pid in pids]), ending
     finally:
-        owner.kill()
-        owner.wait()
-        owner.stdout.close()
+        for owner in owners.values():
+            owner.kill()
+            owner.wait()
+            owner.stdout.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

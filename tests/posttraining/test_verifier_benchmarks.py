@@ -1,5 +1,9 @@
-"""The verifier on real gold answers: MATH-500, GSM8K and AMC, beside Math-Verify. Needs MOXIN_BENCHMARKS; `.ci/run` sets it."""
+"""The verifier on real gold answers, MATH-500, GSM8K and AMC, beside Math-Verify, and the bench that compares graders.
 
+The answers are in the folder that MOXIN_BENCHMARKS names; `.ci/run` sets it.
+"""
+
+import argparse
 import json
 import os
 import random
@@ -9,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from moxin_lab.bench import verifier as bench
+from moxin_lab.lab.artifacts import LabError
 from moxin_lab.posttraining.verifier import Verifier
 
 FOLDER = os.environ.get("MOXIN_BENCHMARKS")
-pytestmark = pytest.mark.skipif(
+needs_sets = pytest.mark.skipif(
     not FOLDER, reason="MOXIN_BENCHMARKS does not name a folder with the sets; .ci/run sets it"
 )
 CORPUS = json.loads((Path(__file__).parent / "verifier_corpus.json").read_text(encoding="utf-8"))
@@ -33,6 +38,7 @@ def judge(verifier, items):
     return verifier.verify_batch([bench.completion_of(item) for item in items], [item.gold for item in items])
 
 
+@needs_sets
 def test_every_gold_answer_accepts_itself(verifier, sets):
     assert {name: len(answers) for name, answers in sets.items()} == {"MATH-500": 500, "GSM8K": 1319, "AMC": 83}
     for answers in sets.values():
@@ -41,6 +47,7 @@ def test_every_gold_answer_accepts_itself(verifier, sets):
         assert refused == []
 
 
+@needs_sets
 @pytest.mark.parametrize("rewrite", bench.REWRITES)
 def test_an_answer_written_another_way_is_accepted_at_math_verifys_rate_or_above(verifier, sets, rewrite):
     golds = sets["MATH-500"] + sets["AMC"]
@@ -53,6 +60,7 @@ def test_an_answer_written_another_way_is_accepted_at_math_verifys_rate_or_above
     assert accepted == 1.0  # what was measured when this was written; a smaller share is a loss of recall
 
 
+@needs_sets
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_at_most_one_of_a_thousand_shuffled_pairs_is_accepted(verifier, sets, seed):
     pairs = bench.wrong_pairs([gold for answers in sets.values() for gold in answers], 1000, seed)
@@ -60,6 +68,7 @@ def test_at_most_one_of_a_thousand_shuffled_pairs_is_accepted(verifier, sets, se
     assert len(accepted) <= 1, accepted
 
 
+@needs_sets
 def test_512_mixed_answers_take_less_than_ten_seconds(sets):
     items = bench.mixed(sets, CORPUS, seed=0)
     assert len(items) == 512
@@ -68,3 +77,19 @@ def test_512_mixed_answers_take_less_than_ten_seconds(sets):
         verdicts = judge(verifier, items)
         assert time.perf_counter() - started < 10
     assert sum(verdict.correct for verdict in verdicts) == 300
+
+
+def test_a_peer_that_hangs_is_killed_and_answers_the_next_item():
+    peer = bench.Peer("sympy", deadline=1.0)
+    try:
+        assert peer(bench.Item("1/2", "2/4")) is True
+        assert peer(bench.Item("1/2", "9**9**9")) == "no reply" and peer.seconds < 3
+        assert peer(bench.Item("1/2", "3/4")) is False
+    finally:
+        peer.close()
+
+
+def test_the_bench_without_its_sets_says_which_files_it_needs(monkeypatch):
+    monkeypatch.delenv("MOXIN_BENCHMARKS", raising=False)
+    with pytest.raises(LabError, match=r"set MOXIN_BENCHMARKS to the folder that holds math/math500\.json"):
+        bench.run(argparse.Namespace(root=None))
