@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows: name, median_ms, tokens_per_second, model_flops_utilisation, peak_bytes, first_step_seconds, first_losses, reason."""
+    """Rows: implementation, median_ms, tokens_per_second, model_flops_utilisation, peak_bytes, first_step_seconds, first_losses, reason."""
     import torch
 
     from moxin_lab.model.config import training_flops_per_token
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for (name, _, _), values in zip(jobs, measured, strict=True):
         seconds = values.pop("median_seconds", None)
-        row: dict[str, Any] = {"name": name}
+        row: dict[str, Any] = {"implementation": name}
         if seconds is not None:
             row |= {"median_ms": seconds * 1000, "tokens_per_second": tokens.numel() / seconds}
             row["model_flops_utilisation"] = flops / seconds / peak if peak else None

@@ -25,7 +25,7 @@ def result():
 
 def test_every_row_that_runs_takes_the_same_three_steps(result):
     rows = [row for row in result["rows"] if "reason" not in row]
-    assert [row["name"] for row in rows] == ["ours, eager", "ours, eager, fused loss", "transformers, sdpa, eager"]
+    assert [row["implementation"] for row in rows] == ["ours, eager", "ours, eager, fused loss", "transformers, sdpa, eager"]
     for row in rows:
         assert row["first_losses"] == pytest.approx(rows[0]["first_losses"], abs=3e-5)
         assert row["first_losses"][0] > row["first_losses"][1] > row["first_losses"][2]
@@ -44,7 +44,7 @@ def test_times_rates_and_settings_belong_together(result):
 
 
 def test_a_row_that_is_not_taken_gives_its_reason(result):
-    reasons = {row["name"]: row["reason"] for row in result["rows"] if "reason" in row}
+    reasons = {row["implementation"]: row["reason"] for row in result["rows"] if "reason" in row}
     assert reasons.pop("transformers, flex_attention, compiled") == "FlexAttention has no backward on the CPU"
     assert set(reasons.values()) == {"not asked for: --compile-on-cpu"} and len(reasons) == 4
 
