@@ -1,4 +1,4 @@
-"""Figures of notebook 03, drawn with matplotlib: the block, the mask, cache bytes, influence by distance.
+"""Figures of notebook 03, drawn with matplotlib: the block, masks, bytes, times, sizes by depth, the expansion.
 
 Each function takes numbers or a configuration and returns a figure; nothing is computed here but positions on paper.
 """
@@ -142,4 +142,104 @@ def influence(frames: dict[int, pd.DataFrame], window: int) -> Any:
         ylabel="influence (1 = the token itself)",
     )
     axes.legend(loc="upper right", title="depth")
+    return figure
+
+
+def residual_by_depth(frame: pd.DataFrame) -> Any:
+    """Size of the residual stream and of its gradient behind each block, from `depth.residual_by_depth`; seeds as thin lines."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(7.0, 3.4), sharex=True)
+    for axes, column, title in zip(panels, ("rms", "gradient"), ("the stream", "its gradient"), strict=True):
+        for scheme, color, dashes in (("depth-scaled", "#0072B2", ()), ("plain", "#D55E00", (5, 2))):
+            part = frame[frame["scheme"] == scheme]
+            for number, (_, one) in enumerate(part.groupby("seed")):
+                label = {"depth-scaled": "divided by √(2L)", "plain": "not divided"}[scheme] if number == 0 else None
+                axes.plot(one["block"], one[column], color=color, dashes=dashes, linewidth=1.2, label=label)
+        axes.set(yscale="log", xlabel="behind block (0: embedding)")
+        axes.set_title(title, fontsize=10)
+    panels[0].set_ylabel("root mean square")
+    panels[1].legend(loc="upper right", title="o_proj, down_proj")
+    return figure
+
+
+def attention_times(times: pd.DataFrame, window: int) -> Any:
+    """Milliseconds against tokens on logarithmic axes, from `costs.attention_times`, beside the work of window and triangle."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.0, 4.0))
+    styles = zip(("o", "s", "^", "D", "v"), ("-", "--", "-.", ":", "-"), strict=True)
+    for (backend, part), (marker, line) in zip(times.groupby("backend", sort=False), styles, strict=False):
+        axes.plot(part["tokens"], part["milliseconds"], marker=marker, linestyle=line, markersize=5, label=backend)
+    lengths = sorted(times["tokens"].unique())
+    pairs = times.groupby("tokens")["pairs"].first()
+    low = times["milliseconds"].min() * 0.6
+    for words, work in (("S × W", pairs), ("S × S", pairs.index.to_series() * (pairs.index.to_series() + 1) / 2)):
+        line = low * work / work.iloc[0]
+        axes.plot(line.index, line, color="#999999", linewidth=1.0, zorder=0)
+        axes.annotate(
+            words, (lengths[-1], line.iloc[-1]), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10,
+            color="#555555",
+        )  # fmt: skip
+    axes.axvline(window, color="#999999", linewidth=0.8, linestyle=":")
+    axes.annotate(
+        f"window {window:,}", (window, 0.99), xycoords=("data", "axes fraction"), xytext=(3, 0),
+        textcoords="offset points", va="top", fontsize=9, color="#555555",
+    )  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="tokens S of the text", ylabel="milliseconds, forward")
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.93))
+    return figure
+
+
+def expansion_plans(plans: dict[str, list[tuple[int, bool]]], silent: tuple[str, ...] = ("identity",)) -> Any:
+    """The blocks of each recipe from bottom (left) to top, numbered by the old block whose weights they have.
+
+    New ones are filled; those of the recipes in `silent`, which add nothing at first, are hatched.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.0, 0.75 * len(plans) + 0.9))
+    for row, (recipe, plan) in enumerate(plans.items()):
+        for place, (source, is_new) in enumerate(plan):
+            quiet = is_new and recipe in silent
+            fill = "#EEEEEE" if not is_new else "white" if quiet else "#D55E00"
+            axes.add_patch(
+                plt.Rectangle(
+                    (place + 0.05, -row - 0.32), 0.9, 0.64, facecolor=fill, edgecolor="#D55E00" if is_new else FRAME,
+                    linewidth=1.4 if quiet else 0.6, hatch="////" if quiet else None,
+                )
+            )  # fmt: skip
+            color = "white" if is_new and not quiet else INK
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6} if quiet else None
+            axes.text(
+                place + 0.5, -row, str(source), ha="center", va="center", fontsize=7, color=color, bbox=box,
+                weight="bold" if is_new else "normal",
+            )  # fmt: skip
+    axes.set_yticks([-row for row in range(len(plans))], list(plans))
+    longest = max(len(plan) for plan in plans.values())
+    axes.set(xlim=(-0.2, longest + 0.2), ylim=(-len(plans) + 0.5, 0.5))
+    axes.set_xlabel(f"bottom (left) to top of the {longest} blocks; number: old block copied")
+    axes.set_xticks([])
+    axes.grid(False)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+def expansion_differences(differences: list[dict[str, Any]]) -> Any:
+    """Held-out bits a byte of each arm minus `32 continued` of the same seed: dots are seeds, bars 95 % intervals."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.0, 2.6))
+    for row, one in enumerate(differences):
+        if one["interval"] is not None:
+            axes.plot(one["interval"], [-row, -row], color="#0072B2", linewidth=5, alpha=0.35, solid_capstyle="butt")
+        axes.plot(one["by_seed"], [-row] * len(one["by_seed"]), "o", color="#0072B2", markersize=5)
+        axes.plot([one["mean"]], [-row], "|", color=INK, markersize=16, markeredgewidth=2)
+    axes.axvline(0, color=INK, linewidth=1.0)
+    axes.set_yticks([-row for row in range(len(differences))], [one["arm"] for one in differences])
+    axes.set(xlabel="bits a byte above 32 blocks continued (right is worse)", ylim=(-len(differences) + 0.4, 0.6))
     return figure

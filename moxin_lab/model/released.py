@@ -1,0 +1,91 @@
+"""Committed measurements (`moxin-lab bench ... --json`) read back for a page: the table, the machine, ratios to the peers.
+
+    record = read(root / "reports/released/h100", "decode")        # None where nothing was committed
+    comparison(record)                                             # one row an implementation, with `times the best peer`
+    origin(record)                                                 # GPU, versions, date, command, in one sentence
+
+Guarantees: nothing is computed but ratios within one file, so within one run on one machine; a row that could not run keeps its
+reason; a file that is not what a bench writes is refused by name. Does not: judge.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+# Bench -> columns that make rows comparable, columns that are compared, and whether larger is better.
+COMPARED: dict[str, tuple[tuple[str, ...], tuple[str, ...], bool]] = {
+    "attention": (("tokens", "rows"), ("forward_tflops", "backward_tflops"), True),
+    "decode": (("rows", "tokens"), ("ms_per_token",), False),
+    "prefill": (("tokens",), ("ms",), False),
+    "train-step": ((), ("median_ms",), False),
+}
+BESIDE = {
+    "decode": ("floor_ms",),
+    "prefill": ("chunk", "floor_ms"),
+    "train-step": ("model_flops_utilisation", "tokens_per_second"),
+}
+OUR_BACKENDS = ("auto", "triton")
+OTHER_WORK = "full triangle"  # more pairs than the window has: a rate to see, not a peer
+
+
+def read(folder: Path, bench: str) -> dict[str, Any] | None:
+    """The record of a bench, or None where its file is not there. Raises ValueError for a file that is no such record."""
+    path = folder / f"{bench.replace('-', '_')}.json"
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"bench", "device", "command", "machine", "rows"} - record.keys()
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a record of `moxin-lab bench {bench}`: {error}") from error
+    if missing or record["bench"] != bench:
+        raise ValueError(
+            f"{path} is not a record of `moxin-lab bench {bench}`: it says {record.get('bench')!r}"
+            + (f" and lacks {', '.join(sorted(missing))}" if missing else "")
+        )
+    return record
+
+
+def origin(record: dict[str, Any]) -> str:
+    """Machine, versions, date and command of a record as one sentence."""
+    machine = record["machine"]
+    chip = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
+    versions = machine["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "transformers") if name in versions)
+    return f"Measured on {chip} on {machine['date']} with {named}: `{record['command']}`."
+
+
+def is_ours(implementation: str) -> bool:
+    return implementation.startswith("ours") or implementation in OUR_BACKENDS
+
+
+def comparison(record: dict[str, Any]) -> pd.DataFrame:
+    """The rows of a record with `<column> against the best peer`: above 1 is faster than every peer in the same run and shape.
+
+    Columns: implementation, those that make rows comparable, those compared and their ratios, what stands beside them, and
+    `could not run because` where a row has a reason. Raises ValueError for a bench that this table does not know.
+    """
+    bench = record["bench"]
+    if bench not in COMPARED:
+        raise ValueError(f"no comparison is defined for bench {bench!r}: known are {', '.join(COMPARED)}")
+    keys, compared, larger_is_better = COMPARED[bench]
+    frame = pd.DataFrame(record["rows"])
+    for column in (*compared, "reason"):
+        if column not in frame:
+            frame[column] = None
+    peers = ~frame["implementation"].map(is_ours) & ~frame["implementation"].str.contains(OTHER_WORK)
+    shown = frame[["implementation", *keys]].copy()
+    for column in compared:
+        values = pd.to_numeric(frame[column])
+        shapes = [frame[key] for key in keys] or [pd.Series(0, index=frame.index)]
+        best = values.where(peers).groupby(shapes).transform("max" if larger_is_better else "min")
+        shown[column] = values
+        shown[f"{column} against the best peer"] = values / best if larger_is_better else best / values
+    for column in BESIDE.get(bench, ()):
+        if column in frame:
+            shown[column] = frame[column]
+    if frame["reason"].notna().any():
+        shown["could not run because"] = frame["reason"].fillna("")
+    return shown
