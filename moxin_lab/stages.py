@@ -48,6 +48,7 @@ STAGES: tuple[StageInfo, ...] = (
         takes=("tokenizer",),
         leaves=("architecture",),
         sections=("model",),
+        reads=("reports/released/h100", "reports/released/expansion-tiny-cpu", "reports/released/train-step-tiny-cpu"),
     ),
     StageInfo(
         "04_pretraining",

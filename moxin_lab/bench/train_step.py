@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loss-chunk", type=int, default=None, help="tokens of a chunk of the fused loss")
     parser.add_argument("--backend", default="auto", help="our attention back end (default auto)")
     parser.add_argument("--repeats", type=int, default=10, help="timed steps a row (default 10)")
-    parser.add_argument("--rows", default="", metavar="WORD", help="only rows whose name contains this")
+    parser.add_argument(
+        "--only", default="", metavar="WORDS", help="only rows whose name contains one of these, by commas"
+    )
     parser.add_argument(
         "--compile-on-cpu", action="store_true", help="compiled rows on the CPU too, which take minutes to compile"
     )
@@ -57,7 +59,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     start = {name: tensor.detach().to(dtype).cpu() for name, tensor in model.state_dict().items()}
     del model
     flops = training_flops_per_token(config, sequence) * tokens.numel()
-    jobs = [job for job in implementations(config, options) if options.rows in job[0]]
+    jobs = [job for job in implementations(config, options) if any(word in job[0] for word in options.only.split(","))]
     measured = (together if options.device == "cpu" else one_by_one)(jobs, start, tokens, dtype, options)
     peak = device_peak(options.device)
     rows = []
