@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.runtime.interpreter  # a submodule that `import triton` alone does not load
 from torch import Tensor
 
 from moxin_lab.kernels import tiles
