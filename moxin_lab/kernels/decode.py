@@ -13,42 +13,94 @@ every sum has a fixed order; slots that are not written or are padding never rea
 Does not: more than 16 rows (`few_rows_linear`), or more than one new token a row.
 """
 
+import functools
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 MAX_ROWS = 16
+PROGRAMS_A_MULTIPROCESSOR = 2
+"""About how many programs `ring_attention` starts on each: more hide latency, but their partial sums must be put together."""
+EARLY_LAUNCH = True
+"""Programmatic dependent launch (compute capability 9.0): a kernel starts while the one before drains, and has its first weights
+on their way before it waits for that one's results."""
+
+
+@functools.lru_cache
+def _early(device: torch.device) -> bool:
+    return EARLY_LAUNCH and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def _launch_options(early: bool) -> dict[str, Any]:
+    return {"launch_pdl": True} if early else {}
+
+
+@triton.jit
+def _weights(weight_ptr, columns, places, in_features, num_columns):
+    """A tile [BN, BK] of a matrix, which nobody reads again in this step."""
+    return tl.load(
+        weight_ptr + columns[:, None].to(tl.int64) * in_features + places[None, :],
+        mask=(columns < num_columns)[:, None] & (places < in_features)[None, :], other=0.0, eviction_policy="evict_first",
+    )  # fmt: skip
+
+
+@triton.jit
+def _accumulate(
+    acc,
+    squares,
+    weight,
+    x_ptr,
+    norm_ptr,
+    rows,
+    places,
+    in_features,
+    x_row,
+    num_rows,
+    HAS_NORM: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """acc [BN, ROWS] or [BN] += weight x^T; squares: the rows' sums of squares, for the norm."""
+    inside = places < in_features
+    if DOT:
+        x = tl.load(
+            x_ptr + rows[None, :] * x_row + places[:, None],
+            mask=(rows < num_rows)[None, :] & inside[:, None],
+            other=0.0,
+        )
+        if HAS_NORM:
+            wide = x.to(tl.float32)
+            squares += tl.sum(wide * wide, 0)
+            x = (wide * tl.load(norm_ptr + places, mask=inside, other=0.0).to(tl.float32)[:, None]).to(x.dtype)
+        acc = tl.dot(weight, x, acc)
+    else:
+        x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
+        if HAS_NORM:
+            squares += tl.sum(x * x, 0)
+            x = x * tl.load(norm_ptr + places, mask=inside, other=0.0).to(tl.float32)
+        acc += tl.sum(weight.to(tl.float32) * x[None, :], 1)
+    return acc, squares
 
 
 @triton.jit
 def _matrix_tile(
-    acc, squares, x_ptr, norm_ptr, weight_ptr, rows, columns, in_features, x_row, num_rows, num_columns,
-    ROWS: tl.constexpr, BK: tl.constexpr, HAS_NORM: tl.constexpr, DOT: tl.constexpr,
+    acc, squares, weight, x_ptr, norm_ptr, weight_ptr, rows, columns, in_features, x_row, num_rows, num_columns,
+    BK: tl.constexpr, HAS_NORM: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """acc [BN, ROWS] or [BN] += weight[columns] x^T; squares: the rows' sums of squares, for the norm."""
-    ks = tl.arange(0, BK)
-    for k in tl.range(0, in_features, BK):
-        inside = k + ks < in_features
-        weight = tl.load(
-            weight_ptr + columns[:, None].to(tl.int64) * in_features + (k + ks)[None, :],
-            mask=(columns < num_columns)[:, None] & inside[None, :], other=0.0, eviction_policy="evict_first",
-        )  # fmt: skip
-        if DOT:
-            x = tl.load(
-                x_ptr + rows[None, :] * x_row + (k + ks)[:, None], mask=(rows < num_rows)[None, :] & inside[:, None], other=0.0
-            )
-            if HAS_NORM:
-                wide = x.to(tl.float32)
-                squares += tl.sum(wide * wide, 0)
-                x = (wide * tl.load(norm_ptr + k + ks, mask=inside, other=0.0).to(tl.float32)[:, None]).to(x.dtype)
-            acc = tl.dot(weight, x, acc)
-        else:
-            x = tl.load(x_ptr + k + ks, mask=inside, other=0.0).to(tl.float32)
-            if HAS_NORM:
-                squares += tl.sum(x * x, 0)
-                x = x * tl.load(norm_ptr + k + ks, mask=inside, other=0.0).to(tl.float32)
-            acc += tl.sum(weight.to(tl.float32) * x[None, :], 1)
+    """The whole depth of a tile of columns; `weight` is its first stretch, already on its way."""
+    places = tl.arange(0, BK)
+    acc, squares = _accumulate(
+        acc, squares, weight, x_ptr, norm_ptr, rows, places, in_features, x_row, num_rows, HAS_NORM, DOT
+    )
+    for start in tl.range(BK, in_features, BK):
+        places = start + tl.arange(0, BK)
+        weight = _weights(weight_ptr, columns, places, in_features, num_columns)
+        acc, squares = _accumulate(
+            acc, squares, weight, x_ptr, norm_ptr, rows, places, in_features, x_row, num_rows, HAS_NORM, DOT
+        )
     return acc, squares
 
 
@@ -57,7 +109,7 @@ def _few_rows(
     x_ptr, norm_ptr, first_ptr, second_ptr, third_ptr, residual_ptr, output_ptr, num_rows, in_features, first_width,
     second_width, third_width, x_row, residual_row, output_row, eps,
     ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr, DOT: tl.constexpr,
+    GATED: tl.constexpr, DOT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One tile of output columns. GATED: silu(x first^T) * (x second^T); else up to three matrices side by side."""
     tile = tl.program_id(0)
@@ -78,6 +130,12 @@ def _few_rows(
             width = second_width
             out_column = first_width + local
     columns = local + tl.arange(0, BN)
+    weight = _weights(weight_ptr, columns, tl.arange(0, BK), in_features, width)
+    if GATED:
+        other = _weights(second_ptr, columns, tl.arange(0, BK), in_features, width)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     if DOT:
         acc = tl.zeros((BN, ROWS), tl.float32)
         squares = tl.zeros((ROWS,), tl.float32)
@@ -86,7 +144,21 @@ def _few_rows(
         squares = tl.sum(tl.zeros((16,), tl.float32), 0)
     unused = squares
     acc, squares = _matrix_tile(
-        acc, squares, x_ptr, norm_ptr, weight_ptr, rows, columns, in_features, x_row, num_rows, width, ROWS, BK, HAS_NORM, DOT
+        acc,
+        squares,
+        weight,
+        x_ptr,
+        norm_ptr,
+        weight_ptr,
+        rows,
+        columns,
+        in_features,
+        x_row,
+        num_rows,
+        width,
+        BK,
+        HAS_NORM,
+        DOT,
     )
     scale = 1.0
     if HAS_NORM:
@@ -95,7 +167,21 @@ def _few_rows(
     if GATED:
         up = tl.zeros_like(acc)
         up, unused = _matrix_tile(
-            up, unused, x_ptr, norm_ptr, second_ptr, rows, columns, in_features, x_row, num_rows, width, ROWS, BK, HAS_NORM, DOT
+            up,
+            unused,
+            other,
+            x_ptr,
+            norm_ptr,
+            second_ptr,
+            rows,
+            columns,
+            in_features,
+            x_row,
+            num_rows,
+            width,
+            BK,
+            HAS_NORM,
+            DOT,
         )
         if HAS_NORM:
             up = up * (scale[None, :] if DOT else scale)
@@ -105,7 +191,9 @@ def _few_rows(
     if DOT:
         kept = inside[:, None] & (rows < num_rows)[None, :]
         if HAS_RESIDUAL:
-            acc += tl.load(residual_ptr + rows[None, :] * residual_row + places[:, None], mask=kept, other=0.0).to(tl.float32)
+            acc += tl.load(residual_ptr + rows[None, :] * residual_row + places[:, None], mask=kept, other=0.0).to(
+                tl.float32
+            )
         tl.store(
             output_ptr + rows[None, :] * output_row + places[:, None], acc.to(output_ptr.dtype.element_ty), mask=kept
         )
@@ -113,6 +201,17 @@ def _few_rows(
         if HAS_RESIDUAL:
             acc += tl.load(residual_ptr + places, mask=inside, other=0.0).to(tl.float32)
         tl.store(output_ptr + places, acc.to(output_ptr.dtype.element_ty), mask=inside)
+
+
+def tile_sizes(batch: int, in_features: int, gated: bool, norm: bool, cuda: bool) -> tuple[bool, int, int, int, int]:
+    """Whether to use the tensor cores, output columns and depth of a tile, warps, stages; measured on an H100 (full width)."""
+    if not cuda:  # Triton's interpreter
+        return batch > 1, 16, 32, 4, 2
+    if batch > 1:  # with a norm inside every tile reads all of x: fewer, larger tiles
+        return (True, 64, 64, 4, 6) if norm else (True, 32, 256, 4, 4)
+    if norm:
+        return False, 2 if gated or in_features < 8192 else 4, 2048, 4, 3
+    return False, 8, 1024, 8, 3
 
 
 def few_rows_linear(
@@ -138,14 +237,7 @@ def few_rows_linear(
     widths = [len(weight) for weight in weights] + [0, 0]
     out_features = widths[0] if gated else sum(widths)
     output = x.new_empty(batch, out_features, dtype=dtype or x.dtype)
-    interpreted = not x.is_cuda
-    dot = batch > 1
-    if interpreted:
-        rows_a_program, depth, warps, stages = 16, 32, 4, 2
-    elif dot:
-        rows_a_program, depth, warps, stages = (32, 256, 4, 4) if not gated else (32, 256, 4, 4)
-    else:
-        rows_a_program, depth, warps, stages = 4 if out_features <= 8192 else 8, 1024, 4, 3
+    dot, rows_a_program, depth, warps, stages = tile_sizes(batch, in_features, gated, norm is not None, x.is_cuda)
     blocks = [triton.cdiv(width, rows_a_program) for width in widths]
     second = weights[1] if len(weights) > 1 else weights[0]
     third = weights[2] if len(weights) > 2 else weights[0]
@@ -153,7 +245,8 @@ def few_rows_linear(
         x, x if norm is None else norm, weights[0], second, third, x if residual is None else residual, output, batch,
         in_features, widths[0], widths[1], widths[2], x.stride(0), 0 if residual is None else residual.stride(0),
         output.stride(0), eps, ROWS=MAX_ROWS, BN=rows_a_program, BK=depth, HAS_NORM=norm is not None,
-        HAS_RESIDUAL=residual is not None, GATED=gated, DOT=dot, num_warps=warps, num_stages=stages,
+        HAS_RESIDUAL=residual is not None, GATED=gated, DOT=dot, EARLY=_early(x.device), num_warps=warps, num_stages=stages,
+        **_launch_options(_early(x.device)),
     )  # fmt: skip
     return output
 
@@ -170,13 +263,16 @@ def _ring(
     qkv_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, length_ptr, padding_ptr, partial_ptr, counter_ptr, output_ptr,
     qkv_row, cache_batch, cache_head, output_row, num_slots, slots_a_split, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_PADDING: tl.constexpr,
+    SPLITS_ROUNDED: tl.constexpr, HAS_PADDING: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Query heads of one key/value head over one stretch of slots; the last program of a head to end puts stretches together."""
     pair = tl.program_id(0)
     split = tl.program_id(1)
     batch = (pair // KV_HEADS).to(tl.int64)
     kv_head = pair % KV_HEADS
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     length = tl.load(length_ptr)
     new_slot = length % num_slots
     half = tl.arange(0, D // 2)
@@ -213,7 +309,9 @@ def _ring(
     end_slot = tl.minimum(tl.minimum(first_slot + slots_a_split, num_slots), length + 1)
     for start in tl.range(first_slot, end_slot, BN):
         slots = start + tl.arange(0, BN)
-        place = length - (length - slots + num_slots) % num_slots  # length - slots may be negative: remainders keep its sign
+        place = (
+            length - (length - slots + num_slots) % num_slots
+        )  # length - slots may be negative: remainders keep its sign
         held = (slots < end_slot) & (place >= 0) & (place >= padding)
         stored = held & (slots != new_slot)
         is_new = slots == new_slot
@@ -239,28 +337,32 @@ def _ring(
     else:
         # [pair, split, 16, D + 2]: sums, maxima, products.
         mine = partial_ptr + (pair * SPLITS + split).to(tl.int64) * 16 * (D + 2)
-        tl.store(mine + members * (D + 2), row_max)
-        tl.store(mine + members * (D + 2) + 1, row_sum)
-        tl.store(mine + members[:, None] * (D + 2) + 2 + dims[None, :], acc)
+        tl.store(mine + members * (D + 2), row_max, mask=in_group)
+        tl.store(mine + members * (D + 2) + 1, row_sum, mask=in_group)
+        tl.store(mine + members[:, None] * (D + 2) + 2 + dims[None, :], acc, mask=in_group[:, None])
         tl.debug_barrier()
         done = tl.atomic_add(counter_ptr + pair, 1, sem="acq_rel")
         if done == SPLITS - 1:
             tl.store(counter_ptr + pair, 0)
             tl.debug_barrier()
+            # All maxima first, so that the products can be loaded without waiting for one another.
+            others = tl.arange(0, SPLITS_ROUNDED)
+            heads = (
+                partial_ptr + (pair * SPLITS + others).to(tl.int64)[:, None] * 16 * (D + 2) + members[None, :] * (D + 2)
+            )
+            counted = (others < SPLITS)[:, None] & in_group[None, :]
+            maxima = tl.load(heads, mask=counted, other=float("-inf"), cache_modifier=".cg")
+            sums = tl.load(heads + 1, mask=counted, other=0.0, cache_modifier=".cg")
+            top = tl.max(maxima, 0)
+            top = tl.where(top == float("-inf"), 0.0, top)
+            total_sum = tl.sum(sums * tl.exp2(maxima - top[None, :]), 0)
             total = tl.zeros((16, D), tl.float32)
-            total_max = tl.full((16,), float("-inf"), tl.float32)
-            total_sum = tl.zeros((16,), tl.float32)
-            for other in tl.range(0, SPLITS):
+            for other in tl.static_range(SPLITS):
                 theirs = partial_ptr + (pair * SPLITS + other).to(tl.int64) * 16 * (D + 2)
-                their_max = tl.load(theirs + members * (D + 2), cache_modifier=".cg")
-                their_sum = tl.load(theirs + members * (D + 2) + 1, cache_modifier=".cg")
-                their_acc = tl.load(theirs + members[:, None] * (D + 2) + 2 + dims[None, :], cache_modifier=".cg")
-                new_max = tl.maximum(total_max, their_max)
-                anchor = tl.where(new_max == float("-inf"), 0.0, new_max)
-                mine_scale, their_scale = tl.exp2(total_max - anchor), tl.exp2(their_max - anchor)
-                total = total * mine_scale[:, None] + their_acc * their_scale[:, None]
-                total_sum = total_sum * mine_scale + their_sum * their_scale
-                total_max = new_max
+                share = tl.load(theirs + members * (D + 2), mask=in_group, other=0.0, cache_modifier=".cg")
+                part = theirs + members[:, None] * (D + 2) + 2 + dims[None, :]
+                part = tl.load(part, mask=in_group[:, None], other=0.0, cache_modifier=".cg")
+                total += part * tl.exp2(share - top)[:, None]
             tl.store(output_ptr, (total / total_sum[:, None]).to(output_ptr.dtype.element_ty), mask=in_group[:, None])
 
 
@@ -270,7 +372,7 @@ class RingWorkspace:
     def __init__(self, batch_size: int, kv_heads: int, head_dim: int, num_slots: int, device: torch.device) -> None:
         pairs = batch_size * kv_heads
         self.block = 16 if device.type != "cuda" else min(64, max(16, triton.next_power_of_2(num_slots)))
-        wanted = 2 if device.type != "cuda" else max(1, 4 * _multiprocessors(device) // pairs)
+        wanted = 2 if device.type != "cuda" else max(1, PROGRAMS_A_MULTIPROCESSOR * _multiprocessors(device) // pairs)
         tiles = triton.cdiv(num_slots, self.block)
         self.slots_a_split = triton.cdiv(tiles, min(wanted, tiles)) * self.block
         self.splits = triton.cdiv(num_slots, self.slots_a_split)
@@ -307,6 +409,8 @@ def ring_attention(
         qkv, keys, values, cos, sin, length, length if padding is None else padding, workspace.partial, workspace.counters,
         output, qkv.stride(0), keys.stride(0), keys.stride(1), output.stride(0), num_slots, workspace.slots_a_split,
         head_dim**-0.5 * 1.4426950408889634, HEADS=num_heads, KV_HEADS=kv_heads, GROUP=num_heads // kv_heads, D=head_dim,
-        BN=workspace.block, SPLITS=workspace.splits, HAS_PADDING=padding is not None, num_warps=4, num_stages=3,
+        BN=workspace.block, SPLITS=workspace.splits, SPLITS_ROUNDED=triton.next_power_of_2(workspace.splits),
+        HAS_PADDING=padding is not None, EARLY=_early(qkv.device),
+        num_warps=4, num_stages=3, **_launch_options(_early(qkv.device)),
     )  # fmt: skip
     return output

@@ -36,7 +36,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = (wants and wants_gradients for wants in ctx.needs_input_grad[:2])
         exact = torch.promote_types(product_dtype, torch.float32)
         matrix = weight.to(product_dtype)
-        num_tokens, vocabulary = hidden.shape[0], weight.shape[0]
+        num_tokens = hidden.shape[0]
         total = hidden.new_zeros((), dtype=exact)
         hidden_parts = []
         grad_weight: Any = None
@@ -45,23 +45,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
             targets = labels[start : start + chunk_tokens, None]
             counted = targets != IGNORE
             targets = torch.where(counted, targets, 0)
-            logits = (states @ matrix.T).to(exact)
-            normaliser = logits.logsumexp(dim=-1, keepdim=True)
-            losses = normaliser - (1 - label_smoothing) * logits.gather(1, targets)
-            if label_smoothing:
-                losses = losses - label_smoothing * logits.mean(dim=-1, keepdim=True)
-            total = total + torch.where(counted, losses, 0.0).sum()
+            logits = states @ matrix.T
+            if logits.is_cuda and product_dtype != torch.float64:
+                # The kernel turns the logits into their gradient where they lie.
+                from moxin_lab.kernels.cross_entropy import cross_entropy_
+
+                total = total + cross_entropy_(logits, targets[:, 0].where(counted[:, 0], IGNORE), label_smoothing).sum()
+                gradient = logits
+            else:
+                added, gradient = _plain(logits.to(exact), targets, counted, label_smoothing)
+                total = total + added
+                gradient = gradient.to(product_dtype)
             if not (wants_hidden or wants_weight):
                 continue
-            # d loss / d logits, in the memory of the logits.
-            gradient = logits.sub_(normaliser).exp_()
-            gradient.scatter_add_(1, targets, gradient.new_full((), label_smoothing - 1).expand_as(targets))
-            if label_smoothing:
-                gradient.sub_(label_smoothing / vocabulary)
-            gradient = gradient.mul_(counted).to(product_dtype)
             if wants_hidden:
                 hidden_parts.append((gradient @ matrix).to(hidden.dtype))
-            if wants_weight and grad_weight is None:
+            if wants_weight and num_tokens <= chunk_tokens:
+                grad_weight = gradient.T @ states  # nothing to add up: the product's own rounding is all there is
+            elif wants_weight and grad_weight is None:
                 grad_weight = (gradient.T @ states).to(exact)
             elif wants_weight and product_dtype == exact:
                 grad_weight.addmm_(gradient.T, states)
@@ -85,6 +86,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             (grad_weight * grad_output).to(ctx.weight_dtype) if wants_weight else None,
             *[None] * 5,
         )
+
+
+def _plain(logits: Tensor, targets: Tensor, counted: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """Sum of losses and d sum / d logits, in the memory of the logits [N, V]; targets int64 [N, 1], counted bool [N, 1]."""
+    normaliser = logits.logsumexp(dim=-1, keepdim=True)
+    losses = normaliser - (1 - label_smoothing) * logits.gather(1, targets)
+    if label_smoothing:
+        losses = losses - label_smoothing * logits.mean(dim=-1, keepdim=True)
+    total = torch.where(counted, losses, 0.0).sum()
+    gradient = logits.sub_(normaliser).exp_()
+    gradient.scatter_add_(1, targets, gradient.new_full((), label_smoothing - 1).expand_as(targets))
+    if label_smoothing:
+        gradient.sub_(label_smoothing / logits.shape[1])
+    return total, gradient.mul_(counted)
 
 
 def linear_cross_entropy(

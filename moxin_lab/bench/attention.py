@@ -1,0 +1,220 @@
+"""`moxin-lab bench attention`: one layer's windowed attention, forward and backward, our back ends beside every peer that runs here.
+
+    moxin-lab bench attention --device cuda --json FILE
+
+The layer's shape is the full scale's (32 query heads over 8, head size 128, window 4,096). Peers: FlexAttention's Triton back end
+as it comes, FlexAttention on flash-attn-4 (`BACKEND="FLASH"`), flash-attn-4 itself, PyTorch's own FlashAttention-2 with its window
+arguments, and, to see what the window buys, cuDNN's attention over the full triangle.
+
+Guarantees: operations are those of the exact mask (forward 4 x pairs x heads x head size, backward 2.5 times that; for the full
+triangle its own pairs); every row carries `relative_error`, its output's distance to the float32 definition on the last 256
+queries of the same inputs; inputs are random, times medians by device events; a back end that cannot run is a row with its reason.
+Does not: tune peers' tile sizes.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+Call = Callable[[], Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shapes", default="16384x1,32768x1,4096x4", help="tokens x rows, several with commas")
+    parser.add_argument("--width", default="full", help="whose heads and window: tiny, small, full (default)")
+    parser.add_argument(
+        "--only", default="", metavar="WORDS", help="only rows whose name contains one of these, by commas"
+    )
+    parser.add_argument("--repeats", type=int, default=30)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Rows: implementation, tokens, rows, forward_ms, forward_tflops, backward_ms, backward_tflops, relative_error, reason;
+    and the ceilings of this machine in the same run."""
+    import torch
+
+    from moxin_lab import scales
+    from moxin_lab.bench import free_memory
+
+    shape = scales.load(options.width).model
+    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    rows: list[dict[str, Any]] = []
+    for text in options.shapes.split(","):
+        tokens, batch = (int(number) for number in text.split("x"))
+        for name, make in implementations(shape.sliding_window, options.device).items():
+            if not any(word in name for word in options.only.split(",")):
+                continue
+            row: dict[str, Any] = {"implementation": name, "tokens": tokens, "rows": batch}
+            inputs = draw(shape, tokens, batch, dtype, options.device)
+            try:
+                row |= measure(make(inputs), inputs, shape.sliding_window, "full triangle" in name, options)
+            except (RuntimeError, ValueError, ImportError, NotImplementedError, TypeError) as error:
+                row["reason"] = f"{type(error).__name__}: {error}"[:300]
+            rows.append(row)
+            del inputs
+            free_memory(options.device)
+    return {"shape": shape.model_dump(), "dtype": str(dtype), "ceilings": ceilings(options.device), "rows": rows}
+
+
+def draw(shape: Any, tokens: int, batch: int, dtype: Any, device: str) -> list[Any]:
+    """query, key, value as the projections leave them: [B, T, H, D] seen as [B, H, T, D]."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(tokens)
+    heads = (shape.num_attention_heads, shape.num_key_value_heads, shape.num_key_value_heads)
+    return [
+        torch.randn(batch, tokens, number, shape.head_dim, dtype=dtype, device=device, generator=generator)
+        .transpose(1, 2)
+        .requires_grad_()
+        for number in heads
+    ]
+
+
+def implementations(window: int, device: str) -> dict[str, Callable[[list[Any]], Call]]:
+    """Name -> a function of the inputs that returns the call to time, whose result is the output [B, H, T, D]."""
+    import torch
+    import torch.nn.functional as F
+
+    from moxin_lab.model.attention import BACKENDS, AttentionMask, attention
+
+    def ours(backend: str) -> Callable[[list[Any]], Call]:
+        def make(inputs: list[Any]) -> Call:
+            mask = AttentionMask.build(inputs[0].shape[2], sliding_window=window, device=device)
+            return lambda: attention(*inputs, mask, backend=backend)
+
+        return make
+
+    def triangle(inputs: list[Any]) -> Call:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        def call() -> Any:
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION if device == "cuda" else SDPBackend.FLASH_ATTENTION):
+                return F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
+
+        return call
+
+    def flex_flash(inputs: list[Any]) -> Call:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        query, key, value = inputs
+        mask = AttentionMask.build(query.shape[2], sliding_window=window, device=device)
+        compiled = torch.compile(flex_attention, dynamic=False)
+        options: Any = {"BACKEND": "FLASH"}
+        return lambda: compiled(query, key, value, block_mask=mask.blocks, enable_gqa=True, kernel_options=options)
+
+    named = {backend: ours(backend) for backend in BACKENDS if backend not in ("reference", "sdpa")}
+    return {
+        "auto": ours("auto"),
+        "triton": named.pop("triton"),
+        "flash (flash-attn-4)": named.pop("flash"),
+        "flex (Triton)": named.pop("flex"),
+        "flex (flash-attn-4)": flex_flash,
+        "PyTorch FlashAttention-2, window": lambda inputs: lambda: PyTorchFlash.apply(*inputs, window),
+        "sdpa, dense mask": ours("sdpa"),
+        "cuDNN, full triangle": triangle,
+        **named,
+    }
+
+
+def _flash_class() -> Any:
+    """PyTorch's built-in FlashAttention-2 takes a window, but only through its operators."""
+    import torch
+
+    class Flash(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, query: Any, key: Any, value: Any, window: int) -> Any:
+            rows = [tensor.transpose(1, 2) for tensor in (query, key, value)]
+            length = query.shape[2]
+            results = torch.ops.aten._flash_attention_forward(
+                *rows, None, None, length, length, 0.0, True, False, window_size_left=window - 1, window_size_right=0
+            )
+            ctx.save_for_backward(*rows, *results[:4])
+            ctx.window = window
+            return results[0].transpose(1, 2)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            query, key, value, output, log_sum, seed, offset = ctx.saved_tensors
+            length = query.shape[1]
+            gradients = torch.ops.aten._flash_attention_backward(
+                gradient.transpose(1, 2), query, key, value, output, log_sum, None, None, length, length, 0.0, True, seed,
+                offset, window_size_left=ctx.window - 1, window_size_right=0,
+            )  # fmt: skip
+            return *(tensor.transpose(1, 2) for tensor in gradients), None
+
+    return Flash
+
+
+class PyTorchFlash:
+    """Made on first use: the operators exist in CUDA builds only."""
+
+    @staticmethod
+    def apply(*arguments: Any) -> Any:
+        return _flash_class().apply(*arguments)
+
+
+def measure(call: Call, inputs: list[Any], window: int, triangle: bool, options: argparse.Namespace) -> dict[str, Any]:
+    """Both directions of one implementation."""
+    import torch
+
+    from moxin_lab.bench import median_seconds, peak_bytes
+
+    query = inputs[0]
+    batch, heads, tokens, head_dim = query.shape
+    output = call()
+    error = None if triangle else relative_error(output, inputs, window)
+    gradient = torch.randn_like(output)
+    forward = median_seconds(call, device=options.device, warmup=5, repeats=options.repeats)
+
+    def back() -> Any:
+        return torch.autograd.grad(output, inputs, gradient, retain_graph=True)
+
+    backward = median_seconds(back, device=options.device, warmup=5, repeats=options.repeats)
+    reach = tokens if triangle else min(window, tokens)
+    operations = 4 * batch * heads * head_dim * (tokens * reach - reach * (reach - 1) / 2)
+    return {
+        "forward_ms": forward * 1000, "forward_tflops": operations / forward / 1e12, "backward_ms": backward * 1000,
+        "backward_tflops": 2.5 * operations / backward / 1e12, "relative_error": error,
+        "peak_bytes": peak_bytes(options.device),
+    }  # fmt: skip
+
+
+def relative_error(output: Any, inputs: list[Any], window: int, last: int = 256) -> float:
+    """|output - definition| / |definition| over the last queries, the definition in float32 without tf32."""
+    import torch
+
+    from moxin_lab.model.attention import AttentionMask, reference_attention
+
+    query, key, value = (tensor.detach() for tensor in inputs)
+    tokens = query.shape[2]
+    last = min(last, tokens)
+    first = max(0, tokens - last - window)
+    places = torch.arange(tokens, device=query.device)
+    mask = AttentionMask(places[-last:], places[first:], window, False, False)
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    exact = reference_attention(
+        query[:, :, -last:].float(), key[:, :, first:].float(), value[:, :, first:].float(), mask
+    )
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    return ((output.detach()[:, :, -last:].float() - exact).norm() / exact.norm()).item()
+
+
+def ceilings(device: str) -> dict[str, float]:
+    """What this machine reaches at best: a large 16-bit matrix product, a large copy (bytes read plus written)."""
+    import torch
+
+    from moxin_lab.bench import median_seconds
+
+    size = 8192 if device == "cuda" else 1024
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    product = median_seconds(lambda: a @ b, device=device, repeats=20)
+    source = torch.randn(2**28 if device == "cuda" else 2**22, device=device)
+    target = torch.empty_like(source)
+    copy = median_seconds(lambda: target.copy_(source), device=device, repeats=20)
+    return {
+        "matrix_product_tflops": 2 * math.pow(size, 3) / product / 1e12,
+        "copy_bytes_per_second": 2 * source.nbytes / copy,
+    }
