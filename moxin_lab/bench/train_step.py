@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows: implementation, median_ms, tokens_per_second, model_flops_utilisation, peak_bytes, first_step_seconds, first_losses, reason."""
+    """Rows: implementation, median_ms, tokens_per_second, model_flops_utilisation, peak_bytes, first_step_seconds, first_losses,
+    reason."""
     import torch
 
     from moxin_lab.model.config import training_flops_per_token

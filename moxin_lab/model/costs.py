@@ -1,8 +1,8 @@
 """Attention's time against the length of the text, for every back end that runs on this machine.
 
 Guarantees: one layer of the given shape, one row, forward only; the mask is made before the clock starts, as the decoder makes it
-once for all blocks; times are medians. A back end that cannot run is returned with its reason. Does not: tune anything, or
-compare machines.
+once for all blocks; times are medians of up to `repeats` calls. A back end that cannot run is returned with its reason. Does not:
+tune anything, or compare machines.
 """
 
 import math
@@ -16,6 +16,8 @@ import torch
 from moxin_lab.model.attention import BACKENDS, AttentionMask, attention, backend_refusal
 from moxin_lab.model.config import MoxinConfig
 
+ENOUGH_SECONDS = 0.5  # a slow call is not repeated beyond this
+
 
 def pairs(tokens: int, sliding_window: int | None) -> int:
     """(query, key) pairs that a causal mask with this window allows."""
@@ -25,7 +27,7 @@ def pairs(tokens: int, sliding_window: int | None) -> int:
 
 @torch.inference_mode()
 def attention_times(
-    config: MoxinConfig, lengths: list[int], *, device: str = "cpu", repeats: int = 3, seed: int = 0
+    config: MoxinConfig, lengths: list[int], *, device: str = "cpu", repeats: int = 5, seed: int = 0
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Columns: backend, tokens, milliseconds, pairs; and the reasons of the back ends that cannot run here, by name."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -43,11 +45,11 @@ def attention_times(
                 reasons[backend] = reason
                 break
             mask = AttentionMask.build(length, sliding_window=config.sliding_window, device=device).prepare(backend)
-            taken = []
+            taken: list[float] = []
             with warnings.catch_warnings():
                 # On the CPU plain FlexAttention is what can be timed; that it holds all scores is said where it is shown.
                 warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-                for _ in range(repeats + 1):
+                while len(taken) < 2 or (len(taken) <= repeats and sum(taken) < ENOUGH_SECONDS):
                     begin = time.perf_counter()
                     attention(query, key, value, mask, backend=backend)
                     if device == "cuda":
@@ -66,3 +68,9 @@ def slopes(times: pd.DataFrame) -> pd.DataFrame:
         exponent = math.log(last["milliseconds"] / before["milliseconds"]) / math.log(last["tokens"] / before["tokens"])
         rows.append((backend, exponent))
     return pd.DataFrame(rows, columns=["backend", "exponent"])
+
+
+def work_exponent(times: pd.DataFrame) -> float:
+    """The exponent of the window's own work, its pairs, between the two longest texts: 2 inside the window, towards 1 beyond."""
+    work = times.groupby("tokens")["pairs"].first()
+    return math.log(work.iloc[-1] / work.iloc[-2]) / math.log(work.index[-1] / work.index[-2])

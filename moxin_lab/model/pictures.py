@@ -146,7 +146,10 @@ def influence(frames: dict[int, pd.DataFrame], window: int) -> Any:
 
 
 def residual_by_depth(frame: pd.DataFrame) -> Any:
-    """Size of the residual stream and of its gradient behind each block, from `depth.residual_by_depth`; seeds as thin lines."""
+    """Size of the residual stream and of its gradient behind each block, from `initialisation.residual_by_depth`.
+
+    Each seed is a thin line.
+    """
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(7.0, 3.4), sharex=True)

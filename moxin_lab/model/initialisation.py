@@ -32,7 +32,7 @@ def initialised(config: MoxinConfig, scheme: str, seed: int) -> MoxinForCausalLM
     return model
 
 
-def residual_by_depth(config: MoxinConfig, *, seeds: list[int], rows: int = 4, length: int = 128) -> pd.DataFrame:
+def residual_by_depth(config: MoxinConfig, *, seeds: list[int], rows: int = 2, length: int = 64) -> pd.DataFrame:
     """Root mean square of the residual stream behind each block, and of the gradient that arrives there.
 
     Random tokens, the loss of predicting other random tokens (mean over them; the gradient is multiplied by their number, so that
