@@ -5,11 +5,11 @@ once for all blocks; times are medians of up to `repeats` calls. A back end that
 tune anything, or compare machines.
 """
 
-import math
 import statistics
 import time
 import warnings
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -61,16 +61,20 @@ def attention_times(
 
 
 def slopes(times: pd.DataFrame) -> pd.DataFrame:
-    """How time grows between the two longest texts: the exponent b of tokens^b. Columns: backend, exponent."""
-    rows = []
-    for backend, part in times.groupby("backend", sort=False):
-        last, before = part.iloc[-1], part.iloc[-2]
-        exponent = math.log(last["milliseconds"] / before["milliseconds"]) / math.log(last["tokens"] / before["tokens"])
-        rows.append((backend, exponent))
+    """How time grows: the exponent b of tokens^b, fitted over the three longest texts. Columns: backend, exponent."""
+    rows = [
+        (backend, _exponent(part.set_index("tokens")["milliseconds"]))
+        for backend, part in times.groupby("backend", sort=False)
+    ]
     return pd.DataFrame(rows, columns=["backend", "exponent"])
 
 
 def work_exponent(times: pd.DataFrame) -> float:
-    """The exponent of the window's own work, its pairs, between the two longest texts: 2 inside the window, towards 1 beyond."""
-    work = times.groupby("tokens")["pairs"].first()
-    return math.log(work.iloc[-1] / work.iloc[-2]) / math.log(work.index[-1] / work.index[-2])
+    """The same of the window's own work, its pairs: 2 inside the window, towards 1 beyond."""
+    return _exponent(times.groupby("tokens")["pairs"].first())
+
+
+def _exponent(values: pd.Series) -> float:
+    """Least squares on logarithms, over the three largest indices."""
+    tail = values.sort_index().iloc[-3:]
+    return float(np.polyfit(np.log(tail.index.to_numpy(dtype=float)), np.log(tail.to_numpy(dtype=float)), 1)[0])
