@@ -196,14 +196,26 @@ def _dpo_loss(
     }
 
 
-def pair_log_probs(model: nn.Module, pairs: Sequence[Pair], *, batch_tokens: int, device: Any = "cpu") -> np.ndarray:
-    """Log-probabilities of chosen and rejected answers, float64 [N, 2], without gradient or dropout."""
+def pair_log_probs(
+    model: nn.Module, pairs: Sequence[Pair], *, batch_tokens: int, device: Any = "cpu", precision: str = "32-true"
+) -> np.ndarray:
+    """Log-probabilities of chosen and rejected answers, float64 [N, 2], without gradient or dropout.
+
+    precision: as in training (`bf16-mixed`, `16-mixed`: under autocast), so that a policy equal to its reference has ratio 0.
+    """
+    narrow = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     was_training = model.training
     model.eval()
     sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
-    nats, _ = answer_nats(model, sides, batch_tokens=batch_tokens, device=device)
+    with torch.autocast(torch.device(device).type, dtype=narrow, enabled=narrow is not None):
+        nats, _ = answer_nats(model, sides, batch_tokens=batch_tokens, device=device)
     model.train(was_training)
     return -nats.reshape(-1, 2)
+
+
+def answer_lengths(pairs: Sequence[Pair]) -> np.ndarray:
+    """Tokens with loss of chosen and rejected answers, int64 [N, 2]."""
+    return np.array([[pair.chosen.num_targets, pair.rejected.num_targets] for pair in pairs])
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -231,18 +243,19 @@ def reference_log_probs(
     *,
     batch_tokens: int,
     device: Any = "cpu",
+    precision: str = "32-true",
     progress: Progress | None = None,
 ) -> np.ndarray:
     """`pair_log_probs` of the reference: read from `folder` if made from these weights and pairs, else computed and kept."""
     model_key, pairs_key = weights_hash(model), pairs_hash(pairs)
-    path = folder / f"reference-{model_key[:16]}-{pairs_key[:16]}.npz"
+    path = folder / f"reference-{model_key[:16]}-{pairs_key[:16]}-{precision}.npz"
     if path.is_file():
         with np.load(path) as kept:
             if str(kept["model"]) == model_key and str(kept["pairs"]) == pairs_key:
                 return kept["log_probs"]
     if progress is not None:
         progress(0, 1, "log-probabilities of the reference")
-    log_probs = pair_log_probs(model, pairs, batch_tokens=batch_tokens, device=device)
+    log_probs = pair_log_probs(model, pairs, batch_tokens=batch_tokens, device=device, precision=precision)
     folder.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_suffix(".partial.npz")
     np.savez(partial_path, log_probs=log_probs, model=model_key, pairs=pairs_key)

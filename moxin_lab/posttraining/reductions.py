@@ -22,7 +22,13 @@ from moxin_lab.posttraining import fitting, sft
 from moxin_lab.posttraining.batches import REDUCTIONS, ConversationStream, Reduction
 from moxin_lab.posttraining.chat import Encoded, Progress
 
-VARIANTS: tuple[tuple[Reduction, bool], ...] = (("mean", True), ("sum", True), ("sum", False), ("part_mean", True))
+VARIANTS: tuple[tuple[Reduction, bool], ...] = (
+    ("mean", True),
+    ("mean", False),
+    ("sum", True),
+    ("sum", False),
+    ("part_mean", True),
+)
 """Reduction, and whether the gradient is clipped."""
 
 
@@ -42,7 +48,7 @@ def gradients_of_a_step(
         for part in range(number):
             batch = {name: tensor.to(device) for name, tensor in stream.batch(0, part, number).items()}
             sft.sft_loss()(model, batch)["loss"].backward()
-        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        gradient = torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
         first = gradient if first is None else first
         norm = gradient.norm()
         cosine = torch.dot(gradient, first) / (norm * first.norm())
@@ -110,10 +116,11 @@ def train_all(
 
 
 def differences(runs: pd.DataFrame) -> pd.DataFrame:
-    """Held-out answer loss of each variant and cut minus that of `mean` with the largest micro-batch and the same seed: mean
-    over seeds, least and greatest. A range that holds 0 is no difference seen."""
+    """Held-out answer loss of each variant and cut minus that of `mean`, clipped, with the largest micro-batch and the same
+    seed: mean over seeds, least and greatest. A range that holds 0 is no difference seen."""
     largest = runs["micro_batch"].max()
-    base = runs[(runs["reduction"] == "mean") & (runs["micro_batch"] == largest)].set_index("seed")["answer_loss"]
+    uncut = runs["clipped"] & (runs["reduction"] == "mean") & (runs["micro_batch"] == largest)
+    base = runs[uncut].set_index("seed")["answer_loss"]
     runs = runs.assign(difference=runs["answer_loss"] - runs["seed"].map(base), variant=variant_names(runs))
     groups = runs.groupby(["variant", "micro_batch"], sort=False)
     return groups.agg(

@@ -5,8 +5,11 @@ micro-batches and on several ranks (tests/posttraining/test_sft.py). Only tokens
 Does not: choose data (notebook) or step (fitting.py).
 """
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moxin_lab.model import convert
+from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining.batches import IGNORE, lay_out
-from moxin_lab.posttraining.chat import Encoded
+from moxin_lab.posttraining.chat import TULU_TEMPLATE, Encoded
 from moxin_lab.posttraining.fitting import LossFunction
+
+
+def with_dropout(model: MoxinForCausalLM, dropout: float) -> MoxinForCausalLM:
+    """A model with the same weights and this dropout of attention and feed-forward, which acts in training mode alone."""
+    if model.config.attention_dropout == model.config.mlp_dropout == dropout:
+        return model
+    changed = MoxinForCausalLM(replace(model.config, attention_dropout=dropout, mlp_dropout=dropout))
+    changed.load_state_dict(model.state_dict())
+    return changed
+
+
+def export(model: MoxinForCausalLM, tokenizer_folder: Path, folder: Path) -> Path:
+    """A checkpoint that transformers can chat with: weights, configuration without dropout, the tokenizer's own files and the
+    template. The tokenizer is copied, not saved again, so that the same run gives the same bytes everywhere."""
+    convert.save_pretrained(with_dropout(model, 0.0), folder)
+    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    (folder / "chat_template.jinja").write_text(TULU_TEMPLATE, encoding="utf-8")
+    return folder
 
 
 def token_losses(

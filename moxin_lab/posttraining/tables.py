@@ -1,6 +1,6 @@
 """Tables and words of stage 05: the recipe, the data read, the tokens that carry loss, what each model answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -36,6 +36,11 @@ def recipe(settings: Any, full: Any) -> pd.DataFrame:
 def conversations(frame: pd.DataFrame) -> list[list[dict[str, str]]]:
     """Column `messages` as plain lists: parquet gives arrays."""
     return [list(messages) for messages in frame["messages"]]
+
+
+def sides(frame: pd.DataFrame, name: str) -> list[list[dict[str, str]]]:
+    """Whole conversations of the column `chosen` or `rejected`: the prompt, then that answer."""
+    return [[*prompt, *answer] for prompt, answer in zip(frame["prompt"], frame[name], strict=True)]
 
 
 def up_to(frame: pd.DataFrame, max_difficulty: int | None) -> pd.DataFrame:
@@ -102,6 +107,29 @@ def judge(
     ]
     found = pd.DataFrame(answers, index=kept.index).rename(columns={"num_tokens": "tokens"})
     return found.assign(right=pd.array(right, dtype="Float64"), nats=nats, targets=targets)
+
+
+def exact_match(judged: Mapping[str, pd.DataFrame], interval: Callable[[int, int], Any]) -> pd.DataFrame:
+    """Share of right answers a model, with `interval(successes, trials)`; columns value, low, high, right, rows."""
+    rows = {}
+    for name, found in judged.items():
+        right = found["right"].dropna()
+        estimate = interval(int(right.sum()), len(right))
+        rows[name] = {
+            "value": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "right": int(right.sum()),
+            "rows": len(right),
+        }
+    return pd.DataFrame(rows).T.astype({"right": int, "rows": int}).rename_axis("model")
+
+
+def by_task(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Share of right answers by task, one column a model."""
+    table = {name: found["right"].astype(float).groupby(rows["task"]).mean() for name, found in judged.items()}
+    counts = rows.groupby("task")["verifier"].count().rename("rows")
+    return pd.concat([counts, pd.DataFrame(table)], axis=1)[lambda frame: frame["rows"] > 0]
 
 
 def majority(train: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

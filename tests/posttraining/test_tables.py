@@ -1,0 +1,88 @@
+"""Guarantees of stage 05's tables: what is coloured is what carries loss, judgements stay with their rows."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from posttraining_examples import make_conversations, make_model, make_tokenizer
+
+from moxin_lab.evaluation.statistics import wilson_interval
+from moxin_lab.posttraining import chat, respond, sft, tables
+
+TOKENIZER = make_tokenizer()
+
+
+def make_rows(count=6):
+    rows = pd.DataFrame({"messages": [np.array(messages, dtype=object) for messages in make_conversations(count)]})
+    answers = [conversation[-1]["content"] for conversation in tables.conversations(rows)]
+    rules = [
+        json.dumps({"kind": "exact", "answer": answer}) if number % 2 else None for number, answer in enumerate(answers)
+    ]
+    return rows.assign(
+        task=["a", "b"] * (count // 2), language=["en", "ko"] * (count // 2), verifier=rules, difficulty=1
+    )
+
+
+def test_marked_text_is_the_answers_and_their_end_tokens():
+    conversation = make_conversations(1)[0]
+    encoded, _ = chat.encode(conversation, TOKENIZER, max_tokens=256)
+    page = tables.loss_tokens_html(encoded, TOKENIZER)
+    plain = [re.sub("<[^>]+>", "", piece) for piece in re.findall(r"<mark.*?</mark>|<span.*?</span>", page)]
+    marked = "".join(re.sub("<[^>]+>", "", piece) for piece in re.findall(r"<mark.*?</mark>", page))
+    expected = "".join(f"{message['content']}</s>" for message in conversation if message["role"] == "assistant")
+    assert marked.replace("·", " ").replace("&lt;", "<").replace("&gt;", ">") == expected
+    assert (
+        "".join(plain).replace("·", " ").replace("&lt;", "<").replace("&gt;", ">").replace("↵", "\n")
+        == (chat.render(conversation, "</s>")[0])
+    )
+
+
+def test_judgements_stay_with_their_rows_when_some_rows_were_left_out():
+    rows, model = make_rows(), make_model()
+    broken = tables.conversations(rows)
+    broken[2] = broken[2][:-1]
+    encoded, _ = chat.encode_all(broken, TOKENIZER, max_tokens=256, max_refused_share=0.5)
+    found = tables.judge(model, TOKENIZER, rows, encoded, max_new_tokens=5, batch_tokens=512)
+    assert found.index.tolist() == [0, 1, 3, 4, 5]
+    assert found["right"].isna().tolist() == [True, False, False, True, False]
+    alone = respond.respond(model, TOKENIZER, [broken[3][:-1]], max_new_tokens=5)[0]
+    assert (found.loc[3, "text"], found.loc[3, "tokens"]) == (alone.text, alone.num_tokens)
+    only, _ = chat.encode(broken[3], TOKENIZER, max_tokens=256)
+    assert found.loc[3, "nats"] == pytest.approx(sft.answer_nats(model, [only], batch_tokens=512)[0][0], rel=1e-5)
+
+
+def test_shares_and_baseline_count_only_rows_with_a_verifier():
+    rows = make_rows()
+    majority = tables.majority(rows, rows)
+    assert majority["right"].isna().tolist() == rows["verifier"].isna().tolist()
+    right = pd.DataFrame({"right": pd.array([None, 1.0, None, 0.0, None, 1.0], dtype="Float64")})
+    table = tables.exact_match({"model": right}, wilson_interval)
+    assert table.loc["model", ["right", "rows"]].tolist() == [2, 3]
+    assert table.loc["model", "value"] == pytest.approx(2 / 3)
+    assert table.loc["model", "low"] < 2 / 3 < table.loc["model", "high"]
+    assert tables.by_task(rows, {"model": right}).index.tolist() == ["b"]
+
+
+def test_samples_are_the_first_rows_of_each_language_in_order():
+    rows = make_rows(8)
+    texts = pd.DataFrame({"text": [f"answer {number}" for number in range(8)]})
+    shown = tables.samples(rows, {"SFT": texts}, each=2)
+    assert shown.index.tolist() == ["en", "en", "ko", "ko"]
+    assert shown["SFT"].tolist() == ["answer 0", "answer 2", "answer 1", "answer 3"]
+
+
+def test_the_exported_checkpoint_has_the_template_and_the_weights(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    make_tokenizer(template=False).save_pretrained(tmp_path / "tokenizer")
+    model = sft.with_dropout(make_model(), 0.1)
+    assert (model.config.attention_dropout, model.config.mlp_dropout) == (0.1, 0.1)
+    sft.export(model, tmp_path / "tokenizer", tmp_path / "chat")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "chat")
+    chat.require_template(tokenizer)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "chat")
+    assert loaded.config.attention_dropout == 0.0
+    for name, tensor in model.state_dict().items():
+        assert (loaded.state_dict()[name] == tensor).all()
