@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from moxin_lab.training.loss import IGNORE, linear_cross_entropy
 from moxin_lab.training.schedule import learning_rate
 
-# Tokens whose logits are held at once. A GPU wants large products; on two cores 512 of 8,192 logits stay near the processor,
-# which takes a third of the time of the full logits (`moxin-lab bench train-step`).
+# Tokens whose logits are held at once. A GPU wants large products; on a processor 512 x 8,192 logits stay in its cache, which
+# takes a tenth off the tiny model's step (`moxin-lab bench train-step`, reports/released/train-step-tiny-cpu).
 LOSS_CHUNK = {"cuda": 4096, "cpu": 512}
 Progress = Callable[[int, int, str], None]
 

@@ -1,6 +1,8 @@
 """The expansion run: equal compute, the same start for identity blocks, exact resumption, honest differences."""
 
 import itertools
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,23 +42,46 @@ def tokens(seed):
     return Tokens(np.concatenate(pieces), offsets, np.ones(20, dtype=np.int64))
 
 
-@pytest.fixture
-def options(monkeypatch, tmp_path):
+@pytest.fixture(scope="module", autouse=True)
+def small():
     data = SimpleNamespace(
         pools={"a": tokens(0)}, heldout=[tokens(9).document(i)[1:-1].tolist() for i in range(4)],
         languages=["x", "x", "y", "y"], num_bytes=np.array([30, 31, 32, 33]),
     )  # fmt: skip
-    monkeypatch.setattr(scales, "load", lambda name: SmallScale)
-    monkeypatch.setattr(expansion, "load_data", lambda plan: data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scales, "load", lambda name: SmallScale)
+        patch.setattr(
+            expansion, "load_data", lambda plan, real=expansion.load_data: data if plan.runs != MISSING else real(plan)
+        )
+        yield
+
+
+MISSING = Path("nowhere")
+
+
+def make_options(work):
     return SimpleNamespace(
-        scale="tiny", seeds=2, steps=4, tokens_per_step=None, heldout_bytes=100, work=str(tmp_path / "work"), runs=".",
-        root=None, device="cpu",
+        scale="tiny", seeds=2, steps=4, tokens_per_step=None, heldout_bytes=100, work=str(work), runs=".", root=None,
+        device="cpu",
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def finished(small, tmp_path_factory):
+    work = tmp_path_factory.mktemp("finished")
+    return work, expansion.run(make_options(work))
+
+
 @pytest.fixture
-def result(options):
-    return expansion.run(options)
+def options(tmp_path):
+    return make_options(tmp_path / "work")
+
+
+@pytest.fixture
+def result(options, finished):
+    """A finished run whose folder a test may change."""
+    shutil.copytree(finished[0], options.work)
+    return finished[1]
 
 
 def test_every_arm_costs_the_budget_but_for_less_than_a_step(options):
@@ -170,7 +195,7 @@ def test_differences_are_paired_by_seed_with_students_interval():
     assert alone[0]["interval"] is None
 
 
-def test_missing_artifacts_name_the_command_that_makes_them(tmp_path):
-    plan = SimpleNamespace(runs=tmp_path, settings={"scale": "tiny"})
+def test_missing_artifacts_name_the_command_that_makes_them():
+    plan = SimpleNamespace(runs=MISSING, settings={"scale": "tiny"})
     with pytest.raises(LabError, match="01_data_curation/documents is missing: moxin-lab run --scale tiny --only 01"):
         expansion.load_data(plan)
