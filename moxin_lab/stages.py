@@ -58,6 +58,14 @@ STAGES: tuple[StageInfo, ...] = (
         sections=("pretraining",),
     ),
     StageInfo(
+        "05_instruction_tuning",
+        "Instruction tuning",
+        takes=("tokenizer", "pretrained"),
+        leaves=("sft", "instruct", "tuning_log"),
+        data_cards=("instructions", "preferences"),
+        sections=("instruction_tuning",),
+    ),
+    StageInfo(
         "08_benchmarks",
         "Benchmarks",
         takes=("documents", "tokenizer", "pretrained"),

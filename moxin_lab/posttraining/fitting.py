@@ -7,6 +7,7 @@ started again continues from its last resume point with bitwise the same weights
 Does not: shard the model, evaluate, or know what is being learned.
 """
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -226,6 +227,10 @@ def fit(
         enable_version_counter=False,
     )
     model.train()
+    # Four lines a training on what this machine has and how it ended would hide, in a notebook of many, what matters.
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # The loader is cheap and its order is the step's own: advice on workers and on resuming mid-epoch does not apply.
         warnings.filterwarnings("ignore", module="lightning")
@@ -246,7 +251,10 @@ def fit(
         )
         found = resume_folder / "resume.ckpt"
         module = PostTraining(model, stream, settings, loss)
-        trainer.fit(module, ckpt_path=found if found.exists() else None, weights_only=True)
+        try:
+            trainer.fit(module, ckpt_path=found if found.exists() else None, weights_only=True)
+        finally:
+            logger.setLevel(level)
     if len(log.rows) != stream.num_steps:
         raise RuntimeError(f"the training ended after {len(log.rows)} of {stream.num_steps} steps")
     model.eval()

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def sft_curve(log: pd.DataFrame) -> Figure:
-    """Loss a token of every step with a running mean, and the gradient norm before clipping."""
+    """Loss a token of every step with a running mean, and the gradient norm before clipping (dotted: 1)."""
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.0, 4.6), sharex=True, height_ratios=(3, 1))
     each = log["nats"] / log["targets"]
     top.plot(log["step"], each, color="#999999", linewidth=0.8, label="each step")
@@ -19,6 +20,8 @@ def sft_curve(log: pd.DataFrame) -> Figure:
     top.set(ylabel="answer loss (nats a token)", ylim=(0, None))
     top.legend()
     bottom.semilogy(log["step"], log["gradient_norm"], color="#D55E00", linewidth=0.9)
+    bottom.axhline(1.0, color="#000000", linewidth=0.8, linestyle=":")
+    bottom.yaxis.set_minor_formatter(NullFormatter())
     bottom.set(xlabel="optimizer step", ylabel="gradient norm")
     return figure
 

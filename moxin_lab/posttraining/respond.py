@@ -99,6 +99,7 @@ def on_policy_pairs(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    batch_size: int = 64,
     progress: chat.Progress | None = None,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Pairs from the model's own answers to `rows` (columns messages, verifier): for each row with both a right and a wrong
@@ -109,7 +110,7 @@ def on_policy_pairs(
     prompts = [list(messages)[:-1] for messages in rows["messages"]]
     answers = respond(
         model, tokenizer, [prompt for prompt in prompts for _ in range(samples)], max_new_tokens=max_new_tokens,
-        temperature=temperature, seed=seed, progress=progress,
+        temperature=temperature, seed=seed, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     pairs, counts = [], {"all right": 0, "all wrong": 0, "mixed": 0}
     for place, (label, prompt, verifier) in enumerate(zip(rows.index, prompts, rows["verifier"], strict=True)):

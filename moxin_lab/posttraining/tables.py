@@ -48,6 +48,13 @@ def up_to(frame: pd.DataFrame, max_difficulty: int | None) -> pd.DataFrame:
     return (frame if max_difficulty is None else frame[frame["difficulty"] <= max_difficulty]).reset_index(drop=True)
 
 
+def spread(frame: pd.DataFrame, count: int | None) -> pd.DataFrame:
+    """`count` rows at even distances in the frame's order, so that none is chosen by what it holds; all for None or few rows."""
+    if count is None or count >= len(frame):
+        return frame
+    return frame.iloc[np.arange(count) * len(frame) // count].reset_index(drop=True)
+
+
 def tasks(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
     """Rows by task, and how many of them a rule can judge."""
     frame = pd.DataFrame(
@@ -91,6 +98,7 @@ def judge(
     *,
     max_new_tokens: int,
     batch_tokens: int,
+    batch_size: int,
     progress: chat.Progress | None = None,
 ) -> pd.DataFrame:
     """What a model does with test rows, one row each: `text`, `tokens` (of its answer), `ended`, `right` (missing without a
@@ -98,7 +106,9 @@ def judge(
     places = [one.index for one in encoded]
     kept = rows.iloc[places]
     prompts = [conversation[:-1] for conversation in conversations(kept)]
-    answers = respond.respond(model, tokenizer, prompts, max_new_tokens=max_new_tokens, progress=progress)
+    answers = respond.respond(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
     device = model.lm_head.weight.device
     nats, targets = sft.answer_nats(model, encoded, batch_tokens=batch_tokens, device=device)
     right = [
@@ -144,14 +154,22 @@ def majority(train: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def samples(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame], *, each: int) -> pd.DataFrame:
-    """The first `each` test rows of each language, unselected: prompt, reference answer, and what each model answers."""
+    """The first `each` test rows of each language, unselected: prompt, reference answer, and what each model answers; long
+    texts end with an ellipsis."""
     chosen = rows.groupby("language", sort=True).head(each).sort_values("language", kind="stable")
     table = pd.DataFrame(
         {
             "language": chosen["language"],
-            "prompt": [conversation[-2]["content"] for conversation in conversations(chosen)],
-            "reference": [conversation[-1]["content"] for conversation in conversations(chosen)],
-            **{name: found.loc[chosen.index, "text"] for name, found in judged.items()},
+            "prompt": [_short(conversation[-2]["content"], 60) for conversation in conversations(chosen)],
+            "reference": [_short(conversation[-1]["content"], 20) for conversation in conversations(chosen)],
+            **{
+                name: found.loc[chosen.index, "text"].map(lambda text: _short(text, 20))
+                for name, found in judged.items()
+            },
         }
     )
     return table.set_index("language")
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

@@ -178,9 +178,11 @@ class InstructionTuningSettings(Section):
     source: Literal["cards", "tulu-3"] = Field(description="data_cards/ of this repository, or the hub sets Moxin used")
     max_difficulty: int | None = Field(description="rows of the cards up to this difficulty; null for all")
     max_refused_share: float = Field(ge=0, lt=1, description="conversations that give nothing to learn from, at most")
-    test_rows: int = Field(gt=0, description="first rows of the test split that are measured")
+    train_rows: int | None = Field(gt=0, description="rows evenly spread over the training split; null for all")
+    test_rows: int = Field(gt=0, description="rows evenly spread over the test split")
     max_new_tokens: int = Field(gt=0, description="longest answer")
     batch_tokens: int = Field(gt=0, description="tokens of one forward pass when answers are scored")
+    answer_batch: int = Field(gt=0, description="prompts answered at once")
     sft: SupervisedSettings
     dpo: PreferenceSettings
     reduction_experiment: ReductionExperiment

@@ -44,7 +44,7 @@ def test_judgements_stay_with_their_rows_when_some_rows_were_left_out():
     broken = tables.conversations(rows)
     broken[2] = broken[2][:-1]
     encoded, _ = chat.encode_all(broken, TOKENIZER, max_tokens=256, max_refused_share=0.5)
-    found = tables.judge(model, TOKENIZER, rows, encoded, max_new_tokens=5, batch_tokens=512)
+    found = tables.judge(model, TOKENIZER, rows, encoded, max_new_tokens=5, batch_tokens=512, batch_size=4)
     assert found.index.tolist() == [0, 1, 3, 4, 5]
     assert found["right"].isna().tolist() == [True, False, False, True, False]
     alone = respond.respond(model, TOKENIZER, [broken[3][:-1]], max_new_tokens=5)[0]
@@ -71,6 +71,14 @@ def test_samples_are_the_first_rows_of_each_language_in_order():
     shown = tables.samples(rows, {"SFT": texts}, each=2)
     assert shown.index.tolist() == ["en", "en", "ko", "ko"]
     assert shown["SFT"].tolist() == ["answer 0", "answer 2", "answer 1", "answer 3"]
+
+
+def test_rows_are_spread_evenly_and_long_texts_are_marked_as_cut():
+    rows = make_rows(10)
+    assert tables.conversations(tables.spread(rows, 4)) == [tables.conversations(rows)[place] for place in (0, 2, 5, 7)]
+    assert tables.spread(rows, None) is rows and len(tables.spread(rows, 99)) == 10
+    texts = pd.DataFrame({"text": ["x" * 30] * 10})
+    assert set(tables.samples(rows, {"SFT": texts}, each=1)["SFT"]) == {"x" * 19 + "…"}
 
 
 def test_the_exported_checkpoint_has_the_template_and_the_weights(tmp_path):
