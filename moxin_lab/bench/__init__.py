@@ -62,7 +62,8 @@ def machine(device: str) -> dict[str, Any]:
 
 def record(name: str, device: str, result: dict[str, Any]) -> dict[str, Any]:
     """`result` of a bench with what makes it readable later."""
-    command = shlex.join(["moxin-lab", "bench", *sys.argv[2:]]) if Path(sys.argv[0]).name == "moxin-lab" else name
+    by_command_line = Path(sys.argv[0]).name in ("moxin-lab", "cli.py")
+    command = shlex.join(["moxin-lab", "bench", *sys.argv[2:]]) if by_command_line else name
     return {"bench": name, "device": device, "command": command, "machine": machine(device), **result}
 
 

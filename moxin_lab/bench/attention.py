@@ -1,19 +1,22 @@
-"""`moxin-lab bench attention`: one layer's windowed attention, forward and backward, our back ends beside every peer that runs here.
+"""`moxin-lab bench attention`: one layer's windowed attention, forward and backward, ours beside every peer that runs here.
 
     moxin-lab bench attention --device cuda --json FILE
 
-The layer's shape is the full scale's (32 query heads over 8, head size 128, window 4,096). Peers: FlexAttention's Triton back end
-as it comes, FlexAttention on flash-attn-4 (`BACKEND="FLASH"`), flash-attn-4 itself, PyTorch's own FlashAttention-2 with its window
-arguments, and, to see what the window buys, cuDNN's attention over the full triangle.
+The layer's shape is the full scale's (32 query heads over 8, head size 128, window 4,096). Peers: FlexAttention's Triton back
+end as it comes, FlexAttention on flash-attn-4 (`BACKEND="FLASH"`), flash-attn-4 itself, PyTorch's own FlashAttention-2 with its
+window arguments, and, to see what the window buys, cuDNN's attention over the full triangle. Compiling takes the longest: about
+twenty seconds a shape for FlexAttention, thirty for flash-attn-4.
 
 Guarantees: operations are those of the exact mask (forward 4 x pairs x heads x head size, backward 2.5 times that; for the full
 triangle its own pairs); every row carries `relative_error`, its output's distance to the float32 definition on the last 256
-queries of the same inputs; inputs are random, times medians by device events; a back end that cannot run is a row with its reason.
+queries of the same inputs; inputs are random, times medians by device events; a back end that cannot run is a row with its
+reason; each row is printed when it is measured, so that a run that is cut off has shown what it had.
 Does not: tune peers' tile sizes.
 """
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +55,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             except (RuntimeError, ValueError, ImportError, NotImplementedError, TypeError) as error:
                 row["reason"] = f"{type(error).__name__}: {error}"[:300]
             rows.append(row)
+            print(
+                {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
+                file=sys.stderr,
+            )
             del inputs
             free_memory(options.device)
     return {"shape": shape.model_dump(), "dtype": str(dtype), "ceilings": ceilings(options.device), "rows": rows}
@@ -80,8 +87,9 @@ def implementations(window: int, device: str) -> dict[str, Callable[[list[Any]],
 
     def ours(backend: str) -> Callable[[list[Any]], Call]:
         def make(inputs: list[Any]) -> Call:
-            mask = AttentionMask.build(inputs[0].shape[2], sliding_window=window, device=device)
-            return lambda: attention(*inputs, mask, backend=backend)
+            query, key, value = inputs
+            mask = AttentionMask.build(query.shape[2], sliding_window=window, device=device)
+            return lambda: attention(query, key, value, mask, backend=backend)
 
         return make
 
@@ -110,27 +118,26 @@ def implementations(window: int, device: str) -> dict[str, Callable[[list[Any]],
         "flash (flash-attn-4)": named.pop("flash"),
         "flex (Triton)": named.pop("flex"),
         "flex (flash-attn-4)": flex_flash,
-        "PyTorch FlashAttention-2, window": lambda inputs: lambda: PyTorchFlash.apply(*inputs, window),
+        "PyTorch FlashAttention-2, window": pytorch_flash(window),
         "sdpa, dense mask": ours("sdpa"),
         "cuDNN, full triangle": triangle,
         **named,
     }
 
 
-def _flash_class() -> Any:
-    """PyTorch's built-in FlashAttention-2 takes a window, but only through its operators."""
+def pytorch_flash(window: int) -> Callable[[list[Any]], Call]:
+    """PyTorch's built-in FlashAttention-2 takes a window, but only through its operators, which CUDA builds alone have."""
     import torch
 
     class Flash(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, query: Any, key: Any, value: Any, window: int) -> Any:
+        def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
             rows = [tensor.transpose(1, 2) for tensor in (query, key, value)]
             length = query.shape[2]
             results = torch.ops.aten._flash_attention_forward(
                 *rows, None, None, length, length, 0.0, True, False, window_size_left=window - 1, window_size_right=0
             )
             ctx.save_for_backward(*rows, *results[:4])
-            ctx.window = window
             return results[0].transpose(1, 2)
 
         @staticmethod
@@ -139,19 +146,11 @@ def _flash_class() -> Any:
             length = query.shape[1]
             gradients = torch.ops.aten._flash_attention_backward(
                 gradient.transpose(1, 2), query, key, value, output, log_sum, None, None, length, length, 0.0, True, seed,
-                offset, window_size_left=ctx.window - 1, window_size_right=0,
+                offset, window_size_left=window - 1, window_size_right=0,
             )  # fmt: skip
-            return *(tensor.transpose(1, 2) for tensor in gradients), None
+            return tuple(tensor.transpose(1, 2) for tensor in gradients)
 
-    return Flash
-
-
-class PyTorchFlash:
-    """Made on first use: the operators exist in CUDA builds only."""
-
-    @staticmethod
-    def apply(*arguments: Any) -> Any:
-        return _flash_class().apply(*arguments)
+    return lambda inputs: lambda: Flash.apply(*inputs)
 
 
 def measure(call: Call, inputs: list[Any], window: int, triangle: bool, options: argparse.Namespace) -> dict[str, Any]:

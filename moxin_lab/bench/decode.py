@@ -9,6 +9,7 @@ first timed step, before 16-bit rounding of random weights' near ties can turn a
 """
 
 import argparse
+from functools import partial
 from typing import Any
 
 
@@ -58,7 +59,7 @@ def implementations(options: argparse.Namespace) -> dict[str, Any]:
     """Name -> function (model, batch, length, options) -> (the first step's logits [B, V], milliseconds a token)."""
     found = {"ours, plain forward pass": plain, "ours, kernels": kernels}
     if options.device == "cuda":
-        found["ours, kernels in a CUDA graph"] = graph
+        found["ours, kernels in a CUDA graph"] = partial(kernels, in_graph=True)
     if not options.no_peer:
         found["transformers, DynamicCache, SDPA"] = transformers_peer
     return found
@@ -97,20 +98,19 @@ def _ours(model: Any, batch: int, length: int, options: argparse.Namespace, make
         return timed(make_step(model, cache), first, options)
 
 
-def plain(*arguments: Any) -> tuple[Any, float]:
-    return _ours(*arguments, lambda model, cache: lambda token: model(token[:, None], cache=cache)[:, -1])
+def plain(model: Any, batch: int, length: int, options: argparse.Namespace) -> tuple[Any, float]:
+    def make(model: Any, cache: Any) -> Any:
+        return lambda token: model(token[:, None], cache=cache)[:, -1]
+
+    return _ours(model, batch, length, options, make)
 
 
-def kernels(*arguments: Any) -> tuple[Any, float]:
+def kernels(
+    model: Any, batch: int, length: int, options: argparse.Namespace, in_graph: bool = False
+) -> tuple[Any, float]:
     from moxin_lab.model.decode import DecodeStep
 
-    return _ours(*arguments, lambda model, cache: DecodeStep(model, cache, graph=False))
-
-
-def graph(*arguments: Any) -> tuple[Any, float]:
-    from moxin_lab.model.decode import DecodeStep
-
-    return _ours(*arguments, lambda model, cache: DecodeStep(model, cache, graph=True))
+    return _ours(model, batch, length, options, lambda model, cache: DecodeStep(model, cache, graph=in_graph))
 
 
 def transformers_peer(model: Any, batch: int, length: int, options: argparse.Namespace) -> tuple[Any, float]:

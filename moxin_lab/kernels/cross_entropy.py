@@ -5,8 +5,9 @@
 Plain operations read and write a chunk's logits some ten times, in float32. Here a row is read twice, the second time from
 cache, and written once; sums run in float32.
 
-Guarantees: losses and gradient equal `F.cross_entropy`'s on `logits.float()` to rounding of the logits' type; rows of label -100
-give loss 0 and gradient 0 (tests/kernels/test_cross_entropy.py, in Triton's interpreter on the CPU). Does not: weights of classes.
+Guarantees: losses and gradient equal `F.cross_entropy`'s on `logits.float()` to rounding of the logits' type; rows of label
+-100 give loss 0 and gradient 0 (tests/kernels/test_cross_entropy.py, in Triton's interpreter on the CPU).
+Does not: weights of classes.
 """
 
 import torch

@@ -9,34 +9,21 @@ fuse what would be launches of their own (norm, SiLU, residual sums, rotation, c
 
 Guarantees: shapes do not depend on the position, which is read from memory on the device, so one CUDA graph serves a whole text;
 every sum has a fixed order; slots that are not written or are padding never reach the output, even if they hold NaN
-(tests/kernels/test_decode.py, in Triton's interpreter on the CPU).
+(tests/model/test_decode.py, in Triton's interpreter on the CPU).
+Tried and left out: programmatic dependent launch with the first weights loaded before the wait (6.32 instead of 6.18 ms a token
+for one row, 9.88 instead of 8.43 for eight: the early programs take room from those at work).
 Does not: more than 16 rows (`few_rows_linear`), or more than one new token a row.
 """
-
-import functools
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 MAX_ROWS = 16
-PROGRAMS_A_MULTIPROCESSOR = 2
-"""About how many programs `ring_attention` starts on each: more hide latency, but their partial sums must be put together."""
-EARLY_LAUNCH = True
-"""Programmatic dependent launch (compute capability 9.0): a kernel starts while the one before drains, and has its first weights
-on their way before it waits for that one's results."""
-
-
-@functools.lru_cache
-def _early(device: torch.device) -> bool:
-    return EARLY_LAUNCH and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
-
-
-def _launch_options(early: bool) -> dict[str, Any]:
-    return {"launch_pdl": True} if early else {}
+PROGRAMS_A_MULTIPROCESSOR = 1
+"""About how many programs `ring_attention` starts on each. More would hide latency, but their partial sums must be put together:
+on an H100 a token of the 8B model took 6.18, 6.36 and 6.72 ms with 1, 2 and 4 (one row), 8.43, 8.32 and 8.47 (eight)."""
 
 
 @triton.jit
@@ -75,7 +62,7 @@ def _accumulate(
             wide = x.to(tl.float32)
             squares += tl.sum(wide * wide, 0)
             x = (wide * tl.load(norm_ptr + places, mask=inside, other=0.0).to(tl.float32)[:, None]).to(x.dtype)
-        acc = tl.dot(weight, x, acc)
+        acc = tl.dot(weight, x, acc, input_precision="ieee")
     else:
         x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
         if HAS_NORM:
@@ -109,7 +96,7 @@ def _few_rows(
     x_ptr, norm_ptr, first_ptr, second_ptr, third_ptr, residual_ptr, output_ptr, num_rows, in_features, first_width,
     second_width, third_width, x_row, residual_row, output_row, eps,
     ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr, DOT: tl.constexpr, EARLY: tl.constexpr,
+    GATED: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """One tile of output columns. GATED: silu(x first^T) * (x second^T); else up to three matrices side by side."""
     tile = tl.program_id(0)
@@ -133,9 +120,6 @@ def _few_rows(
     weight = _weights(weight_ptr, columns, tl.arange(0, BK), in_features, width)
     if GATED:
         other = _weights(second_ptr, columns, tl.arange(0, BK), in_features, width)
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
     if DOT:
         acc = tl.zeros((BN, ROWS), tl.float32)
         squares = tl.zeros((ROWS,), tl.float32)
@@ -160,10 +144,12 @@ def _few_rows(
         HAS_NORM,
         DOT,
     )
-    scale = 1.0
+    scale = tl.zeros_like(squares) + 1.0
     if HAS_NORM:
         scale = tl.rsqrt(squares / in_features + eps)
-        acc = acc * (scale[None, :] if DOT else scale)
+    if DOT:
+        scale = scale[None, :]
+    acc = acc * scale
     if GATED:
         up = tl.zeros_like(acc)
         up, unused = _matrix_tile(
@@ -183,9 +169,7 @@ def _few_rows(
             HAS_NORM,
             DOT,
         )
-        if HAS_NORM:
-            up = up * (scale[None, :] if DOT else scale)
-        acc = acc * tl.sigmoid(acc) * up
+        acc = acc * tl.sigmoid(acc) * up * scale
     places = out_column + tl.arange(0, BN)
     inside = columns < width
     if DOT:
@@ -203,10 +187,17 @@ def _few_rows(
         tl.store(output_ptr + places, acc.to(output_ptr.dtype.element_ty), mask=inside)
 
 
-def tile_sizes(batch: int, in_features: int, gated: bool, norm: bool, cuda: bool) -> tuple[bool, int, int, int, int]:
-    """Whether to use the tensor cores, output columns and depth of a tile, warps, stages; measured on an H100 (full width)."""
-    if not cuda:  # Triton's interpreter
+def tile_sizes(
+    batch: int, in_features: int, gated: bool, norm: bool, item_bytes: int
+) -> tuple[bool, int, int, int, int]:
+    """Whether to use the tensor cores, output columns and depth of a tile, warps, stages.
+
+    Measured on an H100 at the full width in bfloat16. item_bytes: of one number on a GPU, 0 for Triton's interpreter.
+    """
+    if not item_bytes:
         return batch > 1, 16, 32, 4, 2
+    if batch > 1 and item_bytes > 2:
+        return True, 32, 32, 4, 3
     if batch > 1:  # with a norm inside every tile reads all of x: fewer, larger tiles
         return (True, 64, 64, 4, 6) if norm else (True, 32, 256, 4, 4)
     if norm:
@@ -237,7 +228,9 @@ def few_rows_linear(
     widths = [len(weight) for weight in weights] + [0, 0]
     out_features = widths[0] if gated else sum(widths)
     output = x.new_empty(batch, out_features, dtype=dtype or x.dtype)
-    dot, rows_a_program, depth, warps, stages = tile_sizes(batch, in_features, gated, norm is not None, x.is_cuda)
+    dot, rows_a_program, depth, warps, stages = tile_sizes(
+        batch, in_features, gated, norm is not None, x.element_size() if x.is_cuda else 0
+    )
     blocks = [triton.cdiv(width, rows_a_program) for width in widths]
     second = weights[1] if len(weights) > 1 else weights[0]
     third = weights[2] if len(weights) > 2 else weights[0]
@@ -245,8 +238,7 @@ def few_rows_linear(
         x, x if norm is None else norm, weights[0], second, third, x if residual is None else residual, output, batch,
         in_features, widths[0], widths[1], widths[2], x.stride(0), 0 if residual is None else residual.stride(0),
         output.stride(0), eps, ROWS=MAX_ROWS, BN=rows_a_program, BK=depth, HAS_NORM=norm is not None,
-        HAS_RESIDUAL=residual is not None, GATED=gated, DOT=dot, EARLY=_early(x.device), num_warps=warps, num_stages=stages,
-        **_launch_options(_early(x.device)),
+        HAS_RESIDUAL=residual is not None, GATED=gated, DOT=dot, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return output
 
@@ -263,16 +255,13 @@ def _ring(
     qkv_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, length_ptr, padding_ptr, partial_ptr, counter_ptr, output_ptr,
     qkv_row, cache_batch, cache_head, output_row, num_slots, slots_a_split, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr,
-    SPLITS_ROUNDED: tl.constexpr, HAS_PADDING: tl.constexpr, EARLY: tl.constexpr,
+    SPLITS_ROUNDED: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):  # fmt: skip
     """Query heads of one key/value head over one stretch of slots; the last program of a head to end puts stretches together."""
     pair = tl.program_id(0)
     split = tl.program_id(1)
     batch = (pair // KV_HEADS).to(tl.int64)
     kv_head = pair % KV_HEADS
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
     length = tl.load(length_ptr)
     new_slot = length % num_slots
     half = tl.arange(0, D // 2)
@@ -320,7 +309,10 @@ def _ring(
         high = tl.load(keys_ptr + offsets + D // 2, mask=stored[:, None], other=0.0)
         low = tl.where(is_new[:, None], key_low[None, :], low)
         high = tl.where(is_new[:, None], key_high[None, :], high)
-        scores = (tl.dot(query_low, tl.trans(low)) + tl.dot(query_high, tl.trans(high))) * scale
+        scores = (
+            tl.dot(query_low, tl.trans(low), input_precision="ieee")
+            + tl.dot(query_high, tl.trans(high), input_precision="ieee")
+        ) * scale
         scores = tl.where(held[None, :], scores, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         anchor = tl.where(new_max == float("-inf"), 0.0, new_max)
@@ -329,7 +321,7 @@ def _ring(
         row_sum = row_sum * shrink + tl.sum(weights, 1)
         tile = tl.load(values_ptr + slots[:, None] * D + dims[None, :], mask=stored[:, None], other=0.0)
         tile = tl.where(is_new[:, None], value[None, :], tile)
-        acc = tl.dot(weights.to(dtype), tile, acc * shrink[:, None])
+        acc = tl.dot(weights.to(dtype), tile, acc * shrink[:, None], input_precision="ieee")
         row_max = new_max
     output_ptr += batch * output_row + (kv_head * GROUP + members)[:, None] * D + dims[None, :]
     if SPLITS == 1:
@@ -398,8 +390,8 @@ def ring_attention(
     """One new token a row over a ring: rotates its queries and key, writes key and value, attends; returns [B, H D].
 
     qkv: [B, (H + 2 H_kv) D], unrotated. keys, values: one layer's ring [B, H_kv, W, D], written in place at slot length mod W.
-    cos, sin: float32 [B, D/2] of the new token's position. length: int32 [1] on the device, tokens seen before. padding: int32 [B],
-    left padding that no query sees. H / H_kv at most 16.
+    cos, sin: float32 [B, D/2] of the new token's position. length: int32 [1] on the device, tokens seen before. padding: int32
+    [B], left padding that no query sees. H / H_kv at most 16.
     """
     batch, kv_heads, num_slots, head_dim = keys.shape
     if num_heads // kv_heads > 16:
@@ -410,7 +402,7 @@ def ring_attention(
         output, qkv.stride(0), keys.stride(0), keys.stride(1), output.stride(0), num_slots, workspace.slots_a_split,
         head_dim**-0.5 * 1.4426950408889634, HEADS=num_heads, KV_HEADS=kv_heads, GROUP=num_heads // kv_heads, D=head_dim,
         BN=workspace.block, SPLITS=workspace.splits, SPLITS_ROUNDED=triton.next_power_of_2(workspace.splits),
-        HAS_PADDING=padding is not None, EARLY=_early(qkv.device),
-        num_warps=4, num_stages=3, **_launch_options(_early(qkv.device)),
+        HAS_PADDING=padding is not None,
+        num_warps=4, num_stages=3,
     )  # fmt: skip
     return output

@@ -1,8 +1,9 @@
 """flash-attn-4 (package `flash-attn-4`, extra `gpu`) as a PyTorch operator that torch.compile does not break its graph at.
 
-Guarantees: causal and windowed attention with grouped heads, forward and backward, by the package's own kernels; `refusal` says in
-words why they cannot run. Does not: documents (their borders would have to be known on the host), dropout, a deterministic
-backward (its dQ is added up by atomics; the `triton` back end is deterministic).
+Guarantees: causal and windowed attention with grouped heads, forward and backward, by the package's own kernels; `refusal`
+says in words why they cannot run.
+Does not: documents (their borders would have to be known on the host), dropout, a deterministic backward (its dQ is added up by
+atomics; the `triton` back end is deterministic).
 """
 
 from typing import Any

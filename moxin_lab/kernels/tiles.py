@@ -6,10 +6,10 @@
 Every kernel walks only tiles that hold a visible pair, and applies the mask only in those that also hold an invisible one.
 Query i stands at key place i + S - T (the last query is the last key); it sees keys j with max(i' - W + 1, start(i)) <= j <= i'.
 
-Guarantees: one writer an output element and a fixed order of additions, so the same inputs give the same bytes; any T and S; keys
-and values of grouped heads are read where they lie. Does not: dropout, bias, or choose tile sizes (window_attention.py does).
-These kernels run on any GPU that Triton knows and, slowly, in Triton's interpreter; hopper.py has the same two big ones in the
-terms of one chip.
+Guarantees: float32 is multiplied as float32, not as tf32; one writer an output element and a fixed order of additions, so the
+same inputs give the same bytes; any T and S; keys and values of grouped heads are read where they lie.
+Does not: dropout, bias, or choose tile sizes (window_attention.py does). These kernels run on any GPU that Triton knows and,
+slowly, in Triton's interpreter; hopper_forward.py and hopper_backward.py have the big ones in the terms of one chip.
 """
 
 import triton
@@ -60,7 +60,7 @@ def _forward_range(
         else:
             key = tl.load(key_ptr + key_offsets * key_stride + dims[None, :])
             value = tl.load(value_ptr + key_offsets * value_stride + dims[None, :])
-        scores = tl.dot(query, tl.trans(key)) * scale
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         if MASKED:
             seen = visible(places[:, None], keys[None, :], starts[:, None], window, num_keys, HAS_WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
@@ -72,7 +72,7 @@ def _forward_range(
         shrink = tl.exp2(row_max - anchor)
         row_sum = row_sum * shrink + tl.sum(weights, 1)
         acc = acc * shrink[:, None]
-        acc = tl.dot(weights.to(value.dtype), value, acc)
+        acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
         row_max = new_max
     return acc, row_max, row_sum
 
@@ -182,7 +182,7 @@ def _key_range(
         offsets = rows[:, None].to(tl.int64)
         query = tl.load(query_ptr + offsets * query_row + dims[None, :], mask=inside[:, None], other=0.0)
         log_sum = tl.load(log_sum_ptr + rows, mask=inside, other=0.0)
-        weights = tl.exp2(tl.dot(key, tl.trans(query)) * scale - log_sum[None, :])
+        weights = tl.exp2(tl.dot(key, tl.trans(query), input_precision="ieee") * scale - log_sum[None, :])
         if MASKED:
             starts = tl.zeros((BM,), tl.int32)
             if HAS_STARTS:
@@ -190,10 +190,10 @@ def _key_range(
             seen = visible((rows + shift)[None, :], keys[:, None], starts[None, :], window, num_keys, HAS_WINDOW)
             weights = tl.where(seen & inside[None, :], weights, 0.0)
         gradient = tl.load(gradient_ptr + offsets * gradient_row + dims[None, :], mask=inside[:, None], other=0.0)
-        dv = tl.dot(weights.to(gradient.dtype), gradient, dv)
+        dv = tl.dot(weights.to(gradient.dtype), gradient, dv, input_precision="ieee")
         delta = tl.load(delta_ptr + rows, mask=inside, other=0.0)
-        ds = (weights * (tl.dot(value, tl.trans(gradient)) - delta[None, :])).to(query.dtype)
-        dk = tl.dot(ds, query, dk)
+        ds = (weights * (tl.dot(value, tl.trans(gradient), input_precision="ieee") - delta[None, :])).to(query.dtype)
+        dk = tl.dot(ds, query, dk, input_precision="ieee")
         if STORE:
             columns = tile * BM + tl.arange(0, BM) - tile_first
             tl.store(
@@ -295,12 +295,12 @@ def _query_range(
         inside = (keys < num_keys)[:, None]
         key = tl.load(key_ptr + offsets * key_row + dims[None, :], mask=inside, other=0.0)
         value = tl.load(value_ptr + offsets * value_row + dims[None, :], mask=inside, other=0.0)
-        weights = tl.exp2(tl.dot(query, tl.trans(key)) * scale - log_sum[:, None])
+        weights = tl.exp2(tl.dot(query, tl.trans(key), input_precision="ieee") * scale - log_sum[:, None])
         if MASKED:
             seen = visible(places[:, None], keys[None, :], starts[:, None], window, num_keys, HAS_WINDOW)
             weights = tl.where(seen, weights, 0.0)
-        ds = weights * (tl.dot(gradient, tl.trans(value)) - delta[:, None])
-        dq = tl.dot(ds.to(key.dtype), key, dq)
+        ds = weights * (tl.dot(gradient, tl.trans(value), input_precision="ieee") - delta[:, None])
+        dq = tl.dot(ds.to(key.dtype), key, dq, input_precision="ieee")
     return dq
 
 
@@ -394,7 +394,7 @@ def backward_queries_stored(
         offsets = keys[:, None].to(tl.int64)
         ds = tl.load(scores_ptr + offsets * band + (rows - key_tile * BM)[None, :])
         key = tl.load(key_ptr + offsets * key_row + dims[None, :], mask=(keys < num_keys)[:, None], other=0.0)
-        dq = tl.dot(tl.trans(ds), key, dq)
+        dq = tl.dot(tl.trans(ds), key, dq, input_precision="ieee")
     dq_ptr += batch * dq_batch + head * dq_head
     offsets = rows[:, None].to(tl.int64)
     tl.store(

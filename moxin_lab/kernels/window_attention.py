@@ -9,7 +9,7 @@
                ... or, where not even one head group fits the workspace: dQ with S and dP again, 3 products a tile
 
 Five products instead of seven is what makes the backward fast; writing dS down instead of adding dQ up atomically is what keeps
-it deterministic. Kernels are tiles.py's, and on Hopper, for 16-bit types, those of hopper.py.
+it deterministic. Kernels are tiles.py's, and on Hopper, for 16-bit types, those of hopper_forward.py and hopper_backward.py.
 
 Guarantees: equal to `reference` forward and backward at any T <= S (tests/kernels); deterministic; a custom operator with shapes
 known to torch.compile. Does not: dropout, bias, head sizes other than 16, 32, 64, 128, 256, gradients of gradients.
@@ -17,7 +17,9 @@ known to torch.compile. Does not: dropout, bias, head sizes other than 16, 32, 6
 
 import functools
 import math
+import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -44,7 +46,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Plan:
-    """Tiles of the three launches, and whether the two big ones are hopper.py's."""
+    """Tiles of the three launches, and whether the two big ones are hopper_*.py's."""
 
     forward: Tiles
     keys: Tiles
@@ -52,18 +54,28 @@ class Plan:
     hopper: bool = False
 
 
+@functools.lru_cache
 def hopper_module() -> Any:
-    """hopper.py, or the reason in words why it cannot be had."""
+    """The kernels of hopper_*.py by name, or the reason in words why they cannot be had."""
     try:
-        from moxin_lab.kernels import hopper
+        from moxin_lab.kernels import hopper_backward, hopper_forward
     except ImportError as error:
-        return f"this Triton ({triton.__version__}) lacks what kernels/hopper.py needs: {error}"
-    return hopper
+        return f"this Triton ({triton.__version__}) lacks what kernels/hopper_*.py need: {error}"
+    return SimpleNamespace(
+        forward=hopper_forward.forward,
+        backward_keys=hopper_backward.backward_keys,
+        backward_queries=hopper_backward.backward_queries,
+    )
 
 
 @functools.lru_cache
 def _is_hopper(device_index: int) -> bool:
-    return torch.cuda.get_device_capability(device_index) == (9, 0) and not isinstance(hopper_module(), str)
+    if torch.cuda.get_device_capability(device_index) != (9, 0):
+        return False
+    found = hopper_module()
+    if isinstance(found, str):
+        warnings.warn(f"attention runs on the slower kernels of tiles.py: {found}", stacklevel=2)
+    return not isinstance(found, str)
 
 
 def plan_for(query: Tensor) -> Plan:
@@ -100,9 +112,9 @@ def window_attention(
 ) -> Tensor:
     """Attention of queries [B, H, T, D] over keys and values [B, H_kv, S, D], T <= S; the last query stands at the last key.
 
-    sliding_window: query place i sees keys j > i - sliding_window. starts, int32 [B, T]: the key place where each query's document
-    begins, never falling along a row; ends, int32 [B, S]: the key place where each key's document ends (for the gradient).
-    Returns [B, H, T, D], whose memory is laid out as [B, T, H, D]. Raises ValueError where the kernels cannot run.
+    sliding_window: query place i sees keys j > i - sliding_window. starts, int32 [B, T]: the key place where each query's
+    document begins, never falling along a row; ends, int32 [B, S]: the key place where each key's document ends (for the
+    gradient). Returns [B, H, T, D], whose memory is laid out as [B, T, H, D]. Raises ValueError where the kernels cannot run.
     """
     reason = refusal(query)
     if reason is not None:

@@ -10,7 +10,7 @@
     flash       flash-attn-4, where installed                         GPU of compute capability 9.0; no documents, no dropout
 
 Guarantees: every back end computes the same function as `reference` forward and backward (tests/model/test_attention.py,
-tests/kernels); keys and values of grouped heads are never copied by us; no row of the mask is empty, so no NaN arises from padding.
+tests/kernels); keys and values of grouped heads are never copied by us; no row of the mask is empty, so padding makes no NaN.
 A back end asked for by name runs or raises ValueError with the reason; "auto" takes the fastest that can (`choose_backend`).
 Does not: attention between documents, bias terms, or bidirectional attention.
 """
@@ -64,8 +64,8 @@ class AttentionMask:
     ) -> "AttentionMask":
         """The mask of whole rows of `num_tokens` tokens: queries and keys are the same tokens.
 
-        document_ids: int [B, T]; a document is a run of one number, so a number that comes back begins another document. Tokens of
-        number -1 are padding: they see themselves alone. Raises ValueError for a window below 1 and for a wrong shape.
+        document_ids: int [B, T]; a document is a run of one number, so a number that comes back begins another document. Tokens
+        of number -1 are padding: they see themselves alone. Raises ValueError for a window below 1 and for a wrong shape.
         """
         if sliding_window is not None and sliding_window < 1:
             raise ValueError(

@@ -6,8 +6,8 @@
 Guarantees: the logits of `model(token[:, None], cache=cache)` up to rounding, and the same ring, whatever its turn and padding
 (tests/model/test_decode.py; on the CPU through Triton's interpreter); on a GPU a replayed graph equals the eager step to the bit;
 the position is read on the device, so one graph serves every position. The logits' memory is reused by the next step.
-Does not: run without Triton, with head sizes other than 16 to 256 in powers of two, or on a `FullCache`; `generate` then calls the
-model.
+Does not: run without Triton, with head sizes other than 32 to 256 in powers of two, or on a `FullCache`; `generate` then calls
+the model.
 """
 
 import torch
@@ -27,7 +27,11 @@ def refusal(model: MoxinForCausalLM, device: torch.device) -> str | None:
     config = model.config
     if config.num_attention_heads // config.num_key_value_heads > 16:
         return "more than 16 query heads share a key/value head"
-    return window_attention.refusal(torch.empty(1, 1, 1, config.head_dim, dtype=model.lm_head.weight.dtype, device=device))
+    if config.head_dim < 32:
+        return f"head_dim is {config.head_dim}: halves of a head are multiplied, and tensor cores take no fewer than 16 numbers"
+    return window_attention.refusal(
+        torch.empty(1, 1, 1, config.head_dim, dtype=model.lm_head.weight.dtype, device=device)
+    )
 
 
 class DecodeStep:

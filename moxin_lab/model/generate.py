@@ -1,5 +1,8 @@
 """Text continuation with the rolling cache: greedy, temperature and top-p sampling, in batches, as a stream.
 
+On a GPU, tokens after the prompt run through the decoding kernels in a CUDA graph (decode.py) where these can run the model,
+else, as on the CPU, through the model itself.
+
 Guarantees: greedy output equals transformers' `generate` on the same checkpoint; a row of a padded batch gets what it would get
 alone; memory does not grow with the number of tokens beyond the window.
 Does not: beam search, repetition penalties, or tokenising.
@@ -11,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moxin_lab.model import decode
 from moxin_lab.model.cache import RollingCache
 from moxin_lab.model.decoder import MoxinForCausalLM
 
@@ -65,9 +69,12 @@ def stream(
     )
     for chunk in input_ids.split(prefill_chunk, dim=1):
         logits = model(chunk, cache=cache, logits_to_keep=1)
+    kernels = cache.keys.is_cuda and decode.refusal(model, cache.keys.device) is None
+    step_of = decode.DecodeStep(model, cache) if kernels else lambda token: model(token[:, None], cache=cache)[:, -1]
+    logits = logits[:, -1]
     ended = torch.zeros(batch, dtype=torch.bool, device=input_ids.device)
     for step in range(max_new_tokens):
-        token = sample(logits[:, -1], temperature=temperature, top_p=top_p, generator=generator)
+        token = sample(logits, temperature=temperature, top_p=top_p, generator=generator)
         token = torch.where(ended, pad_token_id, token)
         yield token
         if eos_token_id is not None:
@@ -75,7 +82,7 @@ def stream(
             if bool(ended.all()):
                 return
         if step < max_new_tokens - 1:
-            logits = model(token[:, None], cache=cache)
+            logits = step_of(token)
 
 
 def generate(model: MoxinForCausalLM, input_ids: Tensor, *, max_new_tokens: int, **options: Any) -> Tensor:

@@ -25,7 +25,11 @@ def result():
 
 def test_every_row_that_runs_takes_the_same_three_steps(result):
     rows = [row for row in result["rows"] if "reason" not in row]
-    assert [row["implementation"] for row in rows] == ["ours, eager", "ours, eager, fused loss", "transformers, sdpa, eager"]
+    assert [row["implementation"] for row in rows] == [
+        "ours, eager",
+        "ours, eager, fused loss",
+        "transformers, sdpa, eager",
+    ]
     for row in rows:
         assert row["first_losses"] == pytest.approx(rows[0]["first_losses"], abs=3e-5)
         assert row["first_losses"][0] > row["first_losses"][1] > row["first_losses"][2]

@@ -16,7 +16,7 @@ WINDOW = 24
 def tiny(**changes: object) -> MoxinForCausalLM:
     values = {
         "vocab_size": 61, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "sliding_window": WINDOW, "max_position_embeddings": 160,
+        "num_key_value_heads": 2, "head_dim": 32, "sliding_window": WINDOW, "max_position_embeddings": 160,
         "initializer_range": 0.2,
     }  # fmt: skip
     model = MoxinForCausalLM(MoxinConfig(**{**values, **changes}), generator=torch.Generator().manual_seed(3))
@@ -106,7 +106,7 @@ def test_what_cannot_run_is_refused_with_the_reason() -> None:
         model(prompt(1, WINDOW), cache=cache)
     with pytest.raises(ValueError, match="25 tokens are more than max_position_embeddings 24"):
         DecodeStep(model, cache)(prompt(1, 1)[:, 0])
-    wide = tiny(head_dim=8)
-    with pytest.raises(ValueError, match="decoding kernels cannot run: head_dim is 8"):
-        DecodeStep(wide, RollingCache(wide.config, 1, device=DEVICE))
+    narrow = tiny(head_dim=16)
+    with pytest.raises(ValueError, match="decoding kernels cannot run: head_dim is 16"):
+        DecodeStep(narrow, RollingCache(narrow.config, 1, device=DEVICE))
     assert not isinstance(FullCache(model.config, 1, num_tokens=4), RollingCache)

@@ -1,0 +1,105 @@
+"""The kernels at their real tile sizes and types, on a GPU; tests/model/test_attention.py has small sizes in the interpreter."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from moxin_lab.kernels import flash, window_attention
+from moxin_lab.model.attention import AttentionMask, attention, reference_attention
+
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="16-bit kernels at full tile size need a GPU; runs on the GPU machine"
+)
+
+
+def inputs(tokens: int, keys: int, head_dim: int, dtype: torch.dtype, kv_heads: int = 2) -> list[Tensor]:
+    generator = torch.Generator("cuda").manual_seed(tokens + keys)
+    shapes = ((2, tokens, 8, head_dim), (2, keys, kv_heads, head_dim), (2, keys, kv_heads, head_dim))
+    drawn = [torch.randn(shape, device="cuda", dtype=dtype, generator=generator) for shape in shapes]
+    return [tensor.transpose(1, 2).requires_grad_() for tensor in drawn]
+
+
+def documents(tokens: int) -> Tensor:
+    place = torch.arange(tokens, device="cuda")
+    return torch.stack((place * 3 // tokens, torch.where(place < tokens * 3 // 4, place * 5 // tokens, -1)))
+
+
+def results(call, tensors: list[Tensor], gradient: Tensor | None) -> list[Tensor]:
+    output = call(*tensors)
+    if gradient is None:
+        return [output.detach()]
+    return [output.detach(), *torch.autograd.grad(output, tensors, gradient.to(output.dtype))]
+
+
+@needs_gpu
+@pytest.mark.parametrize("backend", ["triton", "flash"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(("tokens", "window", "packed"), [(1000, 300, False), (777, None, True), (129, 4096, False)])
+def test_sixteen_bit_kernels_are_no_further_from_the_truth_than_plain_operations(
+    tokens: int, window: int | None, packed: bool, head_dim: int, dtype: torch.dtype, backend: str
+) -> None:
+    """Distance to float64, forward and every gradient; plain operations in the same type are the yardstick."""
+    if backend == "flash" and isinstance(flash.package(), str):
+        pytest.skip(str(flash.package()))
+    if backend == "flash" and packed:
+        pytest.skip("flash knows no documents")
+    tensors = inputs(tokens, tokens, head_dim, dtype)
+    numbers = documents(tokens) if packed else None
+    mask = AttentionMask.build(tokens, sliding_window=window, document_ids=numbers, device="cuda")
+    gradient = torch.randn_like(tensors[0])
+    ours = results(lambda *t: attention(*t, mask, backend=backend), tensors, gradient)
+    plain = results(lambda *t: reference_attention(*t, mask), tensors, gradient)
+    exact = results(
+        lambda *t: reference_attention(*t, mask), [t.detach().double().requires_grad_() for t in tensors], gradient
+    )
+    for mine, theirs, truth in zip(ours, plain, exact, strict=True):
+        error, yardstick = ((x.double() - truth).norm() / truth.norm() for x in (mine, theirs))
+        assert mine.isfinite().all() and error <= 1.2 * yardstick
+
+
+@needs_gpu
+def test_the_same_inputs_give_the_same_bytes_and_every_group_of_heads_the_same_gradient() -> None:
+    """Deterministic, whatever the workspace; with none at all dQ is computed without stored scores."""
+    tensors = inputs(700, 700, 128, torch.bfloat16)
+    gradient = torch.randn_like(tensors[0])
+    output, log_sum = window_attention._attention(*tensors, None, None, 256)
+    runs = [
+        window_attention._attention_backward(gradient, *tensors, output, log_sum, None, None, 256, workspace)
+        for workspace in (2**30, 2**30, 2**24, 0)
+    ]
+    for other in runs[1:3]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+    for a, b in zip(runs[0], runs[3], strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
+@needs_gpu
+def test_a_chunk_over_a_longer_past_equals_the_whole() -> None:
+    query, key, value = (tensor.detach() for tensor in inputs(900, 900, 128, torch.bfloat16))
+    whole = attention(query, key, value, AttentionMask.build(900, sliding_window=256, device="cuda"), backend="triton")
+    places = torch.arange(900, device="cuda")
+    mask = AttentionMask(places[800:], places[400:], 256, False, False, first_key=400)
+    part = attention(query[:, :, 800:], key[:, :, 400:], value[:, :, 400:], mask, backend="triton")
+    torch.testing.assert_close(part, whole[:, :, 800:], rtol=1e-2, atol=1e-2)
+
+
+def test_the_workspace_is_worked_through_in_groups_that_fit() -> None:
+    """Small workspaces change when dS is stored, never the result (on the CPU in Triton's interpreter, in float32)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, gradient = (
+        torch.randn(2, heads, 50, 16, generator=generator).to(device) for heads in (4, 2, 2, 4)
+    )
+    starts = torch.zeros(2, 50, dtype=torch.int32, device=device)
+    starts[:, 20:] = 20
+    ends = torch.full_like(starts, 49)
+    ends[:, :20] = 19
+    output, log_sum = window_attention._attention(query, key, value, starts, ends, 13)
+    runs = [
+        window_attention._attention_backward(gradient, query, key, value, output, log_sum, starts, ends, 13, workspace)
+        for workspace in (2**26, 2**16, 0)
+    ]
+    for other in runs[1:]:
+        for a, b in zip(runs[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
