@@ -50,7 +50,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 # The kernel turns the logits into their gradient where they lie.
                 from moxin_lab.kernels.cross_entropy import cross_entropy_
 
-                total = total + cross_entropy_(logits, targets[:, 0].where(counted[:, 0], IGNORE), label_smoothing).sum()
+                total = (
+                    total + cross_entropy_(logits, targets[:, 0].where(counted[:, 0], IGNORE), label_smoothing).sum()
+                )
                 gradient = logits
             else:
                 added, gradient = _plain(logits.to(exact), targets, counted, label_smoothing)
