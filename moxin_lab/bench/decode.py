@@ -94,8 +94,9 @@ def _ours(model: Any, batch: int, length: int, options: argparse.Namespace, make
     weight = model.lm_head.weight
     with torch.inference_mode():
         cache = RollingCache(model.config, batch, dtype=weight.dtype, device=weight.device)
-        first = read(model, random_text(model, batch, length), cache, options.chunk)[:, -1].argmax(dim=-1)
-        return timed(make_step(model, cache), first, options)
+        ids = random_text(model, batch, length)
+        read(model, ids, cache, options.chunk)
+        return timed(make_step(model, cache), ids[:, 0], options)
 
 
 def plain(model: Any, batch: int, length: int, options: argparse.Namespace) -> tuple[Any, float]:
@@ -122,10 +123,11 @@ def transformers_peer(model: Any, batch: int, length: int, options: argparse.Nam
     peer = make_peer(model)
     cache = DynamicCache(config=peer.config)
     with torch.inference_mode():
-        for part in random_text(model, batch, length).split(options.chunk, dim=1):
-            logits = peer(part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        ids = random_text(model, batch, length)
+        for part in ids.split(options.chunk, dim=1):
+            peer(part, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
         def step(token: Any) -> Any:
             return peer(token[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
 
-        return timed(step, logits[:, -1].argmax(dim=-1), options)
+        return timed(step, ids[:, 0], options)

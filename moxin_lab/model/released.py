@@ -3,12 +3,14 @@
     record = read(root / "reports/released/h100", "decode")        # None where nothing was committed
     comparison(record)                                             # one row an implementation, with `times the best peer`
     origin(record)                                                 # GPU, versions, date, command, in one sentence
+    python -m moxin_lab.model.released reports/released/h100       # writes these tables as the folder's README.md
 
 Guarantees: nothing is computed but ratios within one file, so within one run on one machine; a row that could not run keeps its
 reason; a file that is not what a bench writes is refused by name. Does not: judge.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +91,40 @@ def comparison(record: dict[str, Any]) -> pd.DataFrame:
     if frame["reason"].notna().any():
         shown["could not run because"] = frame["reason"].fillna("")
     return shown
+
+
+def page(folder: Path) -> str:
+    """Markdown of every record in a folder: origin, table, note. Deterministic, so a test can hold the committed page to it."""
+    parts = [
+        "# Measurements on one GPU",
+        "Made from the JSON files of this folder by `python -m moxin_lab.model.released`; ratios are within one run, above 1 is "
+        "faster than the best peer there.",
+    ]
+    for bench in COMPARED:
+        record = read(folder, bench)
+        if record is None:
+            continue
+        frame = comparison(record)
+        parts += [f"## {bench}", origin(record)]
+        if "note" in record:
+            parts.append(f"**Note.** {record['note']}")
+        lines = [frame.columns.tolist(), ["---"] * len(frame.columns), *frame.astype(object).to_numpy().tolist()]
+        parts.append("\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return ""
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float) and abs(value) < 1e4
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    (target / "README.md").write_text(page(target), encoding="utf-8")

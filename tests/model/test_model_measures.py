@@ -173,3 +173,8 @@ def test_expansion_pictures_show_each_block_and_arm():
     assert [len(axes.lines) for axes in pictures.residual_by_depth(frame).axes] == [2, 2]
     differences = [{"arm": "a", "mean": 0.1, "interval": None, "by_seed": [0.1]}]
     assert len(pictures.expansion_differences(differences).axes[0].get_yticklabels()) == 1
+
+
+def test_the_committed_gpu_page_is_made_from_the_committed_files(repository: Path) -> None:
+    folder = repository / "reports" / "released" / "h100"
+    assert (folder / "README.md").read_text(encoding="utf-8") == released.page(folder)
