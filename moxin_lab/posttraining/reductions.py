@@ -131,7 +131,9 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
         least=("difference", "min"),
         greatest=("difference", "max"),
     )
-    return found.round({"difference": 4, "least": 4, "greatest": 4}).reset_index()
+    columns = ["difference", "least", "greatest"]
+    found[columns] = found[columns].round(4) + 0.0  # no minus sign before a zero
+    return found.reset_index()
 
 
 def variant_names(runs: pd.DataFrame) -> pd.Series:
