@@ -132,7 +132,9 @@ class Tuning(Section):
     epochs: int = Field(gt=0)
     examples_per_step: int = Field(gt=0, description="conversations or pairs of one optimizer step over all ranks")
     micro_batch_examples: int = Field(gt=0, description="of one forward pass on one device")
-    max_tokens: int = Field(gt=1, description="longest conversation; later turns are left out, a pair that is longer is")
+    max_tokens: int = Field(
+        gt=1, description="longest conversation; later turns are left out, a pair that is longer is"
+    )
     learning_rate: float = Field(gt=0, description="peak; linear to zero")
     warmup_ratio: float = Field(ge=0, lt=1)
     adam_beta1: float
@@ -156,7 +158,9 @@ class PreferenceSettings(Tuning):
     beta: float = Field(gt=0)
     compared_beta: float = Field(gt=0, description="beta of the plain (sigmoid) loss that it is compared with")
     constructed_pairs: int = Field(ge=0, description="pairs taken from the preference set")
-    sampled_prompts: int = Field(ge=0, description="training prompts with a verifier whose answers are sampled for pairs")
+    sampled_prompts: int = Field(
+        ge=0, description="training prompts with a verifier whose answers are sampled for pairs"
+    )
     samples: int = Field(gt=1, description="answers a prompt")
     temperature: float = Field(gt=0)
 
