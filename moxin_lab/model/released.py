@@ -51,12 +51,13 @@ def read(folder: Path, bench: str) -> dict[str, Any] | None:
 
 
 def origin(record: dict[str, Any]) -> str:
-    """Machine, versions, date and command of a record as one sentence."""
+    """Machine, versions, date and command of a record as one sentence, and the note of whoever committed it."""
     machine = record["machine"]
     chip = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
     versions = machine["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "transformers") if name in versions)
-    return f"Measured on {chip} on {machine['date']} with {named}: `{record['command']}`."
+    note = f" {record['note']}" if "note" in record else ""
+    return f"Measured on {chip} on {machine['date']} with {named}: `{record['command']}`.{note}"
 
 
 def is_ours(implementation: str) -> bool:
@@ -106,8 +107,6 @@ def page(folder: Path) -> str:
             continue
         frame = comparison(record)
         parts += [f"## {bench}", origin(record)]
-        if "note" in record:
-            parts.append(f"**Note.** {record['note']}")
         lines = [frame.columns.tolist(), ["---"] * len(frame.columns), *frame.astype(object).to_numpy().tolist()]
         parts.append("\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines))
     return "\n\n".join(parts) + "\n"
