@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from moxin_lab.model.cache import FullCache, RollingCache
-from moxin_lab.model.config import MoxinConfig, count_parameters, training_flops_per_token
+from moxin_lab.model.config import MoxinConfig, count_parameters, matrix_parameters, training_flops_per_token
 
 GIB = 2**30
 
@@ -63,8 +63,7 @@ def forward_flops(config: MoxinConfig, sequence: int) -> float:
 
 def decode_flops(config: MoxinConfig, place: int) -> float:
     """Operations of one new token at `place` (tokens before it): all matrices once, and attention over its window."""
-    parts = count_parameters(config)
-    matrices = config.num_hidden_layers * (parts["block"] - parts["norms"]) + parts["lm_head"]
+    matrices = matrix_parameters(config)
     seen = place + 1 if config.sliding_window is None else min(place + 1, config.sliding_window)
     return 2 * matrices + 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * seen
 
@@ -76,14 +75,14 @@ def per_token(config: MoxinConfig, lengths: list[int]) -> pd.DataFrame:
     prefill); ring and full cache in GiB (16 bits, one text); decode reads (weights but the embedding, and the ring), GB.
     """
     without = count_parameters(config)
-    matrices = config.num_hidden_layers * (without["block"] - without["norms"]) + without["lm_head"]
+    matrices = matrix_parameters(config)
     weights = 2 * (without["total"] - without["embed_tokens"])
     rows = []
     for length in lengths:
         forward = forward_flops(config, length)
         ring = RollingCache(config, dtype=torch.float16, device="meta").nbytes
-        held = min(ring, FullCache(config, num_tokens=length, dtype=torch.float16, device="meta").nbytes)
         full = FullCache(config, num_tokens=length, dtype=torch.float16, device="meta").nbytes
+        held = min(ring, full)
         rows.append(
             (
                 length, 3 * forward / 1e9, forward / 1e9, decode_flops(config, length) / 1e9, 1 - 2 * matrices / forward,

@@ -122,7 +122,7 @@ class AttentionMask:
 
     def prepare(self, backend: str) -> "AttentionMask":
         """Make now what `backend` reads of this mask; returns the mask."""
-        if backend in ("reference", "sdpa") and not (backend == "sdpa" and self.is_causal):
+        if backend == "reference" or (backend == "sdpa" and not self.is_causal):
             _ = self.dense
         if backend == "flex":
             _ = self.blocks

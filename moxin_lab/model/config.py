@@ -177,14 +177,19 @@ def count_parameters(config: MoxinConfig) -> dict[str, int]:
     return parts
 
 
+def matrix_parameters(config: MoxinConfig) -> int:
+    """Weights of matrix products: those of the blocks and the head; norms and the embedding, a look-up, are none."""
+    parts = count_parameters(config)
+    return config.num_hidden_layers * (parts["block"] - parts["norms"]) + parts["lm_head"]
+
+
 def training_flops_per_token(config: MoxinConfig, sequence_length: int) -> float:
     """Floating-point operations of forward and backward a token at a context of `sequence_length`, causal and windowed.
 
     6 for each weight of a matrix product (the embedding is a look-up and counts nothing), plus attention's two products:
     12 x heads x head_dim for each (query, key) pair that the mask allows; backward is twice forward.
     """
-    parts = count_parameters(config)
-    matrices = config.num_hidden_layers * (parts["block"] - parts["norms"]) + parts["lm_head"]
+    matrices = matrix_parameters(config)
     window = min(config.sliding_window or sequence_length, sequence_length)
     pairs = sequence_length * window - window * (window - 1) / 2
     attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs / sequence_length

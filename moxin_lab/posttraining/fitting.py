@@ -9,17 +9,17 @@ Does not: shard the model, evaluate, or know what is being learned.
 
 import logging
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+
+from moxin_lab.lab.exact_resume import ExactResume, run_to_end, with_defaults, world_size
 
 Progress = Callable[[int, int, str], None]
 
@@ -28,7 +28,7 @@ class Stream(Protocol):
     num_steps: int
     examples_per_step: int
 
-    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]: ...
+    def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Tensor]: ...
 
     def describe(self, step: int) -> str: ...
 
@@ -48,41 +48,13 @@ def linear_rate(step: int, total_steps: int, warmup_ratio: float) -> float:
     return (total_steps - step) / max(1, total_steps - warmup)
 
 
-class Parts(Dataset):
-    """Micro-batch i of a rank: part `(i % accumulate) x ranks + rank` of step `i // accumulate`."""
-
-    def __init__(self, stream: Stream, accumulate: int, rank: int, world_size: int) -> None:
-        self._stream, self._accumulate, self._rank, self._world_size = stream, accumulate, rank, world_size
-
-    def __len__(self) -> int:
-        return self._stream.num_steps * self._accumulate
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        step, micro = divmod(index, self._accumulate)
-        return self._stream.batch(step, micro * self._world_size + self._rank, self._accumulate * self._world_size)
-
-
-class FromStep(Sampler[int]):
-    """Indices `first .. length - 1`, while `len()` stays the whole: Lightning counts a resumed epoch from where it was."""
-
-    def __init__(self, first: int, length: int) -> None:
-        self._first, self._length = first, length
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self._first, self._length))
-
-    def __len__(self) -> int:
-        return self._length
-
-
-class PostTraining(L.LightningModule):
+class PostTraining(ExactResume):
     """A causal language model under AdamW and the linear schedule."""
 
     def __init__(self, model: nn.Module, stream: Stream, settings: Any, loss: LossFunction) -> None:
-        super().__init__()
+        super().__init__(stream)
         self.model = model
-        self._stream, self._settings, self._loss = stream, settings, loss
-        self._random_states: dict[str, Tensor] = {}
+        self._settings, self._loss = settings, loss
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
         sums = self._loss(self.model, batch)
@@ -105,30 +77,6 @@ class PostTraining(L.LightningModule):
             optimizer, lambda step: linear_rate(step, self._stream.num_steps, settings.warmup_ratio)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def train_dataloader(self) -> DataLoader:
-        accumulate = self.trainer.accumulate_grad_batches
-        parts = Parts(self._stream, accumulate, self.trainer.global_rank, self.trainer.world_size)
-        sampler = FromStep(self.trainer.global_step * accumulate, len(parts))
-        return DataLoader(parts, batch_size=None, sampler=sampler, num_workers=0)
-
-    # Lightning's checkpoints hold no random state; with dropout a resumed run would differ without it.
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random_state"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            checkpoint["cuda_random_state"] = torch.cuda.get_rng_state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        names = ("random_state", "cuda_random_state")
-        self._random_states = {name: checkpoint[name] for name in names if name in checkpoint}
-
-    # Set only now: making the loader's iterator draws a number, which the run that was not killed drew at its beginning.
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if "random_state" in self._random_states:
-            torch.set_rng_state(self._random_states["random_state"].cpu())
-        if "cuda_random_state" in self._random_states:
-            torch.cuda.set_rng_state(self._random_states["cuda_random_state"].cpu())
-        self._random_states = {}
 
 
 class StepLog(Callback):
@@ -215,46 +163,26 @@ def fit(
     settings: learning_rate, warmup_ratio, weight_decay, adam_beta1, adam_beta2, adam_eps, gradient_clip_norm (None: no clipping),
     precision, micro_batch_examples, checkpoint_every_steps. resume_folder: of this training alone; a run found there goes on.
     """
-    options: dict[str, Any] = {"accelerator": "auto", "devices": 1, **(trainer_options or {})}
-    world_size = int(options["devices"]) * int(options.get("num_nodes", 1))
-    accumulate = accumulation(stream, settings, world_size)
+    options = with_defaults(trainer_options)
+    accumulate = accumulation(stream, settings, world_size(options))
     log = StepLog(stream, progress, text)
-    resume = ModelCheckpoint(
-        resume_folder,
-        filename="resume",
-        every_n_train_steps=settings.checkpoint_every_steps,
-        save_top_k=1,
-        enable_version_counter=False,
-    )
     model.train()
     # Four lines a training on what this machine has and how it ended would hide, in a notebook of many, what matters.
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        # The loader is cheap and its order is the step's own: advice on workers and on resuming mid-epoch does not apply.
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
-        trainer = L.Trainer(
-            max_steps=stream.num_steps,
-            max_epochs=1,
-            accumulate_grad_batches=accumulate,
-            gradient_clip_val=settings.gradient_clip_norm,
-            precision=settings.precision,
-            callbacks=[log, resume],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=resume_folder,
-            **options,
+    try:
+        run_to_end(
+            PostTraining(model, stream, settings, loss),
+            [log],
+            settings,
+            num_steps=stream.num_steps,
+            accumulate=accumulate,
+            resume_folder=resume_folder,
+            options=options,
         )
-        found = resume_folder / "resume.ckpt"
-        module = PostTraining(model, stream, settings, loss)
-        try:
-            trainer.fit(module, ckpt_path=found if found.exists() else None, weights_only=True)
-        finally:
-            logger.setLevel(level)
+    finally:
+        logger.setLevel(level)
     if len(log.rows) != stream.num_steps:
         raise RuntimeError(f"the training ended after {len(log.rows)} of {stream.num_steps} steps")
     model.eval()

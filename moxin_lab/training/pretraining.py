@@ -1,4 +1,4 @@
-"""One Lightning training over all phases: module, loader, callbacks, and `fit`.
+"""One Lightning training over all phases: module, callbacks, and `fit`.
 
 Guarantees: the loss of a step is the mean over the step's targets, however the step is split into micro-batches and ranks;
 a run killed and started again continues from its last resume point with bitwise the same weights and losses on the CPU
@@ -7,18 +7,17 @@ Hugging Face folder in one lineage. Does not: shard the model (later: ModelParal
 """
 
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
 
+from moxin_lab.lab.exact_resume import ExactResume, run_to_end, with_defaults, world_size
 from moxin_lab.training.loss import IGNORE, linear_cross_entropy
 from moxin_lab.training.schedule import learning_rate
 
@@ -28,53 +27,18 @@ LOSS_CHUNK = {"cuda": 4096, "cpu": 512}
 Progress = Callable[[int, int, str], None]
 
 
-class StepBatches(Dataset):
-    """Micro-batch i as tensors: part `i % accumulate` (and this rank's share of it) of step `i // accumulate`."""
-
-    def __init__(self, stream: Any, accumulate: int, rank: int, world_size: int) -> None:
-        self._stream, self._accumulate, self._rank, self._world_size = stream, accumulate, rank, world_size
-
-    def __len__(self) -> int:
-        return self._stream.num_steps * self._accumulate
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        step, micro = divmod(index, self._accumulate)
-        part = micro * self._world_size + self._rank
-        batch = self._stream.batch(step, part=part, parts=self._accumulate * self._world_size)
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
-
-
-class FromStep(Sampler[int]):
-    """Indices `first .. length - 1`, while `len()` stays the whole: Lightning counts a resumed epoch from where it was."""
-
-    def __init__(self, first: int, length: int) -> None:
-        self._first, self._length = first, length
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self._first, self._length))
-
-    def __len__(self) -> int:
-        return self._length
-
-
-class Pretraining(L.LightningModule):
+class Pretraining(ExactResume):
     """A causal language model (`hidden_states(input_ids, document_ids=...) -> [B, T, C]`, `lm_head`) under AdamW and a cosine."""
 
     def __init__(self, model: nn.Module, stream: Any, settings: Any) -> None:
-        super().__init__()
+        super().__init__(stream)
         self.model = model
-        self._stream = stream
         self._settings = settings
-        self._random_states: dict[str, torch.Tensor] = {}
-
-    def accumulate(self) -> int:
-        """Micro-batches a step, from `tokens_per_step`, `micro_batch_tokens` and the number of ranks."""
-        return accumulation(self._settings, self.trainer.world_size)
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> dict[str, torch.Tensor]:
         total = token_loss(self.model, batch)
         # Lightning divides by the micro-batches and averages gradients over ranks; undo both, then divide by the step's targets.
-        loss = total * (self.accumulate() * self.trainer.world_size) / batch["num_targets"]
+        loss = total * (self.trainer.accumulate_grad_batches * self.trainer.world_size) / batch["num_targets"]
         return {"loss": loss, "nats": total.detach(), "targets": (batch["labels"] != IGNORE).sum()}
 
     def configure_optimizers(self) -> Any:
@@ -91,31 +55,6 @@ class Pretraining(L.LightningModule):
             ),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def train_dataloader(self) -> DataLoader:
-        accumulate = self.accumulate()
-        batches = StepBatches(self._stream, accumulate, self.trainer.global_rank, self.trainer.world_size)
-        first = self.trainer.global_step * accumulate
-        return DataLoader(batches, batch_size=None, sampler=FromStep(first, len(batches)), num_workers=0)
-
-    # Lightning's checkpoints hold no random state; with dropout a resumed run would differ without it.
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random_state"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            checkpoint["cuda_random_state"] = torch.cuda.get_rng_state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._random_states = {
-            name: checkpoint[name] for name in ("random_state", "cuda_random_state") if name in checkpoint
-        }
-
-    # Set only now: making the loader's iterator draws a number, which the run that was not killed drew at its beginning.
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if "random_state" in self._random_states:
-            torch.set_rng_state(self._random_states["random_state"].cpu())
-        if "cuda_random_state" in self._random_states:
-            torch.cuda.set_rng_state(self._random_states["cuda_random_state"].cpu())
-        self._random_states = {}
 
 
 class StepLog(Callback):
@@ -235,44 +174,16 @@ def fit(
     are kept and looked for (a run found there is continued); save_phase: called with 0, 1, 2 when that phase has ended.
     """
     log = StepLog(stream, progress)
-    resume = ModelCheckpoint(
-        resume_folder,
-        filename="resume",
-        every_n_train_steps=settings.checkpoint_every_steps,
-        save_top_k=1,
-        enable_version_counter=False,
+    options = with_defaults(trainer_options)
+    run_to_end(
+        Pretraining(model, stream, settings),
+        [log, PhaseEnds(stream, save_phase)],
+        settings,
+        num_steps=stream.num_steps,
+        accumulate=accumulation(settings, world_size(options)),
+        resume_folder=resume_folder,
+        options=options,
     )
-    module = Pretraining(model, stream, settings)
-    options: dict[str, Any] = {"accelerator": "auto", "devices": 1, **(trainer_options or {})}
-    with warnings.catch_warnings():
-        # The loader is cheap and its order is the step's own: advice on workers and on resuming mid-epoch does not apply.
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
-        trainer = L.Trainer(
-            max_steps=stream.num_steps,
-            max_epochs=1,
-            accumulate_grad_batches=accumulation(settings, _world_size(options)),
-            gradient_clip_val=settings.gradient_clip_norm,
-            precision=settings.precision,
-            callbacks=[log, PhaseEnds(stream, save_phase), resume],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=resume_folder,
-            **options,
-        )
-        found = resume_folder / "resume.ckpt"
-        trainer.fit(module, ckpt_path=found if found.exists() else None, weights_only=True)
     if len(log.rows) != stream.num_steps:
         raise RuntimeError(f"the training ended after {len(log.rows)} of {stream.num_steps} steps")
     return pd.DataFrame(log.rows)
-
-
-def _world_size(options: dict[str, Any]) -> int:
-    devices = options["devices"]
-    if not isinstance(devices, int) or devices < 1:
-        raise ValueError(
-            f"devices is {devices!r}: give the number of devices, so that a step can be divided before training starts"
-        )
-    return devices * int(options.get("num_nodes", 1))
