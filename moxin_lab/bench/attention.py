@@ -10,7 +10,7 @@ twenty seconds a shape for FlexAttention, thirty for flash-attn-4.
 Guarantees: operations are those of the exact mask (forward 4 x pairs x heads x head size, backward 2.5 times that; for the full
 triangle its own pairs); every row carries `relative_error`, its output's distance to the float32 definition on the last 256
 queries of the same inputs; inputs are random, times medians by device events; a back end that cannot run is a row with its
-reason; each row is printed when it is measured, so that a run that is cut off has shown what it had.
+reason; each row is printed when it is measured, and a run that is interrupted (SIGINT) keeps the rows it has and says so.
 Does not: tune peers' tile sizes.
 """
 
@@ -43,25 +43,27 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     shape = scales.load(options.width).model
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     rows: list[dict[str, Any]] = []
-    for text in options.shapes.split(","):
-        tokens, batch = (int(number) for number in text.split("x"))
-        for name, make in implementations(shape.sliding_window, options.device).items():
-            if not any(word in name for word in options.only.split(",")):
-                continue
-            row: dict[str, Any] = {"implementation": name, "tokens": tokens, "rows": batch}
-            inputs = draw(shape, tokens, batch, dtype, options.device)
-            try:
-                row |= measure(make(inputs), inputs, shape.sliding_window, "full triangle" in name, options)
-            except (RuntimeError, ValueError, ImportError, NotImplementedError, TypeError) as error:
-                row["reason"] = f"{type(error).__name__}: {error}"[:300]
-            rows.append(row)
-            print(
-                {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
-                file=sys.stderr,
-            )
-            del inputs
-            free_memory(options.device)
-    return {"shape": shape.model_dump(), "dtype": str(dtype), "ceilings": ceilings(options.device), "rows": rows}
+    record = {"shape": shape.model_dump(), "dtype": str(dtype), "ceilings": ceilings(options.device), "rows": rows}
+    try:
+        for text in options.shapes.split(","):
+            tokens, batch = (int(number) for number in text.split("x"))
+            for name, make in implementations(shape.sliding_window, options.device).items():
+                if not any(word in name for word in options.only.split(",")):
+                    continue
+                row: dict[str, Any] = {"implementation": name, "tokens": tokens, "rows": batch}
+                inputs = draw(shape, tokens, batch, dtype, options.device)
+                try:
+                    row |= measure(make(inputs), inputs, shape.sliding_window, "full triangle" in name, options)
+                except (RuntimeError, ValueError, ImportError, NotImplementedError, TypeError) as error:
+                    row["reason"] = f"{type(error).__name__}: {error}"[:300]
+                rows.append(row)
+                shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+                print(shown, file=sys.stderr, flush=True)
+                del inputs
+                free_memory(options.device)
+    except KeyboardInterrupt:
+        record["note"] = f"Interrupted after {len(rows)} rows."
+    return record
 
 
 def draw(shape: Any, tokens: int, batch: int, dtype: Any, device: str) -> list[Any]:

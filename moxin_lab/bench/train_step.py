@@ -1,7 +1,8 @@
 """`moxin-lab bench train-step`: a training step, ours and transformers' `MistralForCausalLM`, same weights, tokens, optimizer.
 
-A step is forward, mean cross-entropy over the next tokens, backward, AdamW (fused). `first_losses` are those of the first three
-steps from the same weights, so that a reader sees that every row does the same work.
+A step is forward, mean cross-entropy over the next tokens, backward, AdamW: PyTorch's fused one for the peers, for ours the one
+that our trainings take (on a GPU a kernel of our own), and once PyTorch's, to see what ours saves. `first_losses` are those of
+the first three steps from the same weights, so that a reader sees that every row does the same work.
 
     moxin-lab bench train-step --scale tiny --device cpu --json FILE                      # the tiny model's own step
     moxin-lab bench train-step --width full --blocks 8 --batch 2 --sequence 4096 --device cuda --json FILE
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 Step = Callable[[], Any]
+Optimizer = Callable[..., Any]
 FUSED = "fused loss"
 
 
@@ -64,7 +66,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     measured = (together if options.device == "cpu" else one_by_one)(jobs, start, tokens, dtype, options)
     peak = device_peak(options.device)
     rows = []
-    for (name, _, _), values in zip(jobs, measured, strict=True):
+    for (name, *_), values in zip(jobs, measured, strict=True):
         seconds = values.pop("median_seconds", None)
         row: dict[str, Any] = {"implementation": name}
         if seconds is not None:
@@ -74,7 +76,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     counted = sum(tensor.numel() for tensor in start.values())
     about = {
         "scale": options.scale, "blocks": config.num_hidden_layers, "hidden_size": config.hidden_size, "parameters": counted,
-        "batch": batch, "sequence": sequence, "dtype": str(dtype).removeprefix("torch."), "optimizer": "AdamW, fused",
+        "batch": batch, "sequence": sequence, "dtype": str(dtype).removeprefix("torch."), "optimizer": "AdamW",
         "flops_per_step": flops, "peak_flops": peak,
     }  # fmt: skip
     return {"settings": about, "rows": rows}
@@ -111,8 +113,10 @@ def device_peak(device: str) -> float | None:
 # ---- the implementations: each builds a model with the given weights and returns its loss as a function of the tokens
 
 
-def implementations(config: Any, options: argparse.Namespace) -> list[tuple[str, Callable[..., Any], bool]]:
-    """(name, build, compiled): `build(start, tokens, dtype)` returns the module and a function that gives the loss."""
+def implementations(config: Any, options: argparse.Namespace) -> list[tuple[str, Callable[..., Any], bool, Optimizer]]:
+    """(name, build, compiled, optimizer): `build(start, tokens, dtype)` returns the module and a function that gives the loss."""
+    from moxin_lab.model.optimizer import build_adamw
+
     chunk = options.loss_chunk or (4096 if options.device == "cuda" else 512)
 
     def ours(compiled: str, fused: bool) -> Callable[..., Any]:
@@ -121,17 +125,26 @@ def implementations(config: Any, options: argparse.Namespace) -> list[tuple[str,
     def theirs(attention: str, compiled: bool) -> Callable[..., Any]:
         return lambda *arguments: build_theirs(config, options.device, attention, compiled, *arguments)
 
+    whole = ours("whole", True)
     jobs = [
-        ("ours, eager", ours("no", False), False),
-        (f"ours, eager, {FUSED}", ours("no", True), False),
-        ("ours, compiled blocks", ours("blocks", False), True),
-        (f"ours, compiled blocks, {FUSED}", ours("blocks", True), True),
-        (f"ours, compiled whole, {FUSED}", ours("whole", True), True),
-        ("transformers, sdpa, eager", theirs("sdpa", False), False),
-        ("transformers, sdpa, compiled", theirs("sdpa", True), True),
-        ("transformers, flex_attention, compiled", theirs("flex_attention", True), True),
+        ("ours, eager", ours("no", False), False, build_adamw),
+        (f"ours, eager, {FUSED}", ours("no", True), False, build_adamw),
+        ("ours, compiled blocks", ours("blocks", False), True, build_adamw),
+        (f"ours, compiled blocks, {FUSED}", ours("blocks", True), True, build_adamw),
+        (f"ours, compiled whole, {FUSED}", whole, True, build_adamw),
+        ("transformers, sdpa, eager", theirs("sdpa", False), False, torch_adamw),
+        ("transformers, sdpa, compiled", theirs("sdpa", True), True, torch_adamw),
+        ("transformers, flex_attention, compiled", theirs("flex_attention", True), True, torch_adamw),
     ]
+    if options.device == "cuda":
+        jobs.insert(5, (f"ours, compiled whole, {FUSED}, PyTorch's AdamW", whole, True, torch_adamw))
     return jobs
+
+
+def torch_adamw(groups: list[dict[str, Any]], **constants: Any) -> Any:
+    import torch
+
+    return torch.optim.AdamW(groups, **constants, fused=True)
 
 
 def build_ours(
@@ -192,13 +205,16 @@ def build_theirs(
 
 
 def prepare(
-    build: Callable[..., Any], start: dict, tokens: Any, dtype: Any, options: argparse.Namespace
+    build: Callable[..., Any],
+    build_optimizer: Optimizer,
+    start: dict,
+    tokens: Any,
+    dtype: Any,
+    options: argparse.Namespace,
 ) -> tuple[Step, dict[str, Any]]:
     """The step of one implementation, after its first three steps; with their losses and what the first one took."""
-    import torch
-
     model, loss_of = build(start, tokens.to(options.device), dtype)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = build_optimizer([{"params": list(model.parameters())}], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
     def step() -> Any:
         loss = loss_of()
@@ -221,12 +237,12 @@ def one_by_one(jobs: list, start: dict, tokens: Any, dtype: Any, options: argpar
     from moxin_lab.bench import free_memory, median_seconds, peak_bytes
 
     measured: list[dict[str, Any]] = []
-    for name, build, _ in jobs:
+    for name, build, _, optimizer in jobs:
         torch.compiler.reset()  # graphs of an earlier row would count against the limit of recompilations
         free_memory(options.device)
         print(f"  {name}", file=sys.stderr)
         try:
-            step, values = prepare(build, start, tokens, dtype, options)
+            step, values = prepare(build, optimizer, start, tokens, dtype, options)
             seconds = median_seconds(step, device=options.device, warmup=3, repeats=options.repeats)
             measured.append({"median_seconds": seconds, "peak_bytes": peak_bytes(options.device), **values})
             del step
@@ -239,7 +255,7 @@ def together(jobs: list, start: dict, tokens: Any, dtype: Any, options: argparse
     """CPU: all rows in memory, one step each a round. `fastest_ms` is the least disturbed step of a row."""
     steps: list[Step | None] = []
     measured: list[dict[str, Any]] = []
-    for name, build, compiled in jobs:
+    for name, build, compiled, optimizer in jobs:
         print(f"  {name}", file=sys.stderr)
         if "flex" in name:
             steps.append(None)
@@ -248,7 +264,7 @@ def together(jobs: list, start: dict, tokens: Any, dtype: Any, options: argparse
             steps.append(None)
             measured.append({"reason": "not asked for: --compile-on-cpu"})
         else:
-            step, values = prepare(build, start, tokens, dtype, options)
+            step, values = prepare(build, optimizer, start, tokens, dtype, options)
             steps.append(step)
             measured.append(values)
     times: list[list[float]] = [[] for _ in steps]

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from moxin_lab.lab.exact_resume import ExactResume, run_to_end, with_defaults, world_size
+from moxin_lab.model.optimizer import build_adamw
 
 Progress = Callable[[int, int, str], None]
 
@@ -65,13 +66,12 @@ class PostTraining(ExactResume):
 
     def configure_optimizers(self) -> Any:
         settings = self._settings
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+        optimizer = build_adamw(
+            [{"params": list(self.model.parameters())}],
             lr=settings.learning_rate,
             betas=(settings.adam_beta1, settings.adam_beta2),
             eps=settings.adam_eps,
             weight_decay=settings.weight_decay,
-            fused=True,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: linear_rate(step, self._stream.num_steps, settings.warmup_ratio)

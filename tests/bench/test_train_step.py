@@ -62,7 +62,12 @@ def test_a_failure_on_a_gpu_is_a_row_with_the_message_and_the_next_row_is_taken(
         return model, lambda: model(torch.ones(2)).sum()
 
     monkeypatch.setattr(
-        train_step, "implementations", lambda config, options: [("a", fail, False), ("b", build, False)]
+        train_step,
+        "implementations",
+        lambda config, options: [
+            ("a", fail, False, train_step.torch_adamw),
+            ("b", build, False, train_step.torch_adamw),
+        ],
     )
     jobs = train_step.implementations(None, None)
     rows = train_step.one_by_one(jobs, {}, torch.zeros(1), torch.float32, options())

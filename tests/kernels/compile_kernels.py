@@ -10,8 +10,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from moxin_lab.kernels import cross_entropy, decode, hopper_backward, hopper_forward, tiles
+from moxin_lab.kernels import adamw, cross_entropy, decode, hopper_backward, hopper_forward, tiles
 
+FLOATS = ("scale", "natural_scale", "eps", "smoothing", "learning_rate", "decay", "beta1", "beta2")
 HOPPER = GPUTarget("cuda", 90, 32)
 
 
@@ -31,13 +32,7 @@ def build(function: Any, constants: dict[str, Any], types: dict[str, str] | None
         if name in constants:
             signature[name] = "constexpr"
             continue
-        plain = (
-            "*bf16"
-            if name.endswith("_ptr")
-            else "fp32"
-            if name in ("scale", "natural_scale", "eps", "smoothing")
-            else "i32"
-        )
+        plain = "*bf16" if name.endswith("_ptr") else "fp32" if name in FLOATS else "i32"
         signature[name] = pointers.get(name, plain)
         if signature[name][0] == "*":
             attributes[(place,)] = [["tt.divisibility", 16]]
@@ -90,6 +85,7 @@ def main() -> None:
             {"cos_ptr": "*fp32", "sin_ptr": "*fp32", "length_ptr": "*i32", "padding_ptr": "*i32", "partial_ptr": "*fp32",
              "counter_ptr": "*i32"}, num_warps=4, num_stages=3,
         )  # fmt: skip
+    build(adamw._update, {"BLOCK": 2048}, {"corrections_ptr": "*fp32"}, num_warps=4)
     build(
         cross_entropy._rows, {"IGNORE": -100, "BLOCK": 4096}, {"labels_ptr": "*i64", "losses_ptr": "*fp32"}, num_warps=8
     )

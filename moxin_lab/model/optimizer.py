@@ -1,0 +1,17 @@
+"""AdamW for every training here: our kernel on a GPU, PyTorch's fused one elsewhere; the update and the state are the same."""
+
+from typing import Any
+
+import torch
+
+
+def build_adamw(groups: list[dict[str, Any]], **constants: Any) -> torch.optim.AdamW:
+    """groups: parameter groups, on the device where they will be trained; constants: lr, betas, eps, weight_decay.
+
+    On one H100 the kernel moves 2.9 TB/s where PyTorch's moves 2.0 (`moxin-lab bench train-step`, reports/released/h100).
+    """
+    if all(parameter.is_cuda for group in groups for parameter in group["params"]):
+        from moxin_lab.kernels.adamw import AdamW
+
+        return AdamW(groups, **constants)
+    return torch.optim.AdamW(groups, **constants, fused=True)
