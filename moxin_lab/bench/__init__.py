@@ -10,6 +10,7 @@ Does not: judge (the notebook and the reader do), test equality (tests do), or c
 import argparse
 import datetime
 import gc
+import itertools
 import shlex
 import statistics
 import sys
@@ -63,7 +64,9 @@ def machine(device: str) -> dict[str, Any]:
 def record(name: str, device: str, result: dict[str, Any]) -> dict[str, Any]:
     """`result` of a bench with what makes it readable later."""
     by_command_line = Path(sys.argv[0]).name in ("moxin-lab", "cli.py")
-    command = shlex.join(["moxin-lab", "bench", *sys.argv[2:]]) if by_command_line else name
+    # The file's name is enough for a reader who repeats the command; its folder was this machine's.
+    words = [Path(word).name if before == "--json" else word for before, word in itertools.pairwise(sys.argv[1:])]
+    command = shlex.join(["moxin-lab", "bench", *words]) if by_command_line else name
     return {"bench": name, "device": device, "command": command, "machine": machine(device), **result}
 
 

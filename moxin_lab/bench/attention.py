@@ -9,18 +9,21 @@ twenty seconds a shape for FlexAttention, thirty for flash-attn-4.
 
 Guarantees: operations are those of the exact mask (forward 4 x pairs x heads x head size, backward 2.5 times that; for the full
 triangle its own pairs); every row carries `relative_error`, its output's distance to the float32 definition on the last 256
-queries of the same inputs; inputs are random, times medians by device events; a back end that cannot run is a row with its
-reason; each row is printed when it is measured, and a run that is interrupted (SIGINT) keeps the rows it has and says so.
+queries of the same inputs, and `added_peak_bytes`, what one call forward and backward took beyond inputs; inputs are random,
+times medians by device events, taken in turns; a back end that cannot run is a row with its reason; an interrupted run (SIGINT)
+keeps the shapes that it has finished and says so.
 Does not: tune peers' tile sizes.
 """
 
 import argparse
 import math
+import statistics
 import sys
 from collections.abc import Callable
 from typing import Any
 
 Call = Callable[[], Any]
+OTHER_WORK = "full triangle"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,38 +32,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", default="", metavar="WORDS", help="only rows whose name contains one of these, by commas"
     )
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of all rows (default 3)")
+    parser.add_argument(
+        "--repeats", type=int, default=10, help="calls a turn (default 10); a row is the median of its turns"
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Rows: implementation, tokens, rows, forward_ms, forward_tflops, backward_ms, backward_tflops, relative_error, reason;
     and the ceilings of this machine in the same run."""
     import torch
+    import torch._functorch.config as functorch_config
 
     from moxin_lab import scales
     from moxin_lab.bench import free_memory
 
     shape = scales.load(options.width).model
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    # The peers' backward is called many times on one output, which torch.compile's donated buffers would refuse.
+    functorch_config.donated_buffer = False
     rows: list[dict[str, Any]] = []
     record = {"shape": shape.model_dump(), "dtype": str(dtype), "ceilings": ceilings(options.device), "rows": rows}
     try:
         for text in options.shapes.split(","):
             tokens, batch = (int(number) for number in text.split("x"))
-            for name, make in implementations(shape.sliding_window, options.device).items():
-                if not any(word in name for word in options.only.split(",")):
-                    continue
-                row: dict[str, Any] = {"implementation": name, "tokens": tokens, "rows": batch}
-                inputs = draw(shape, tokens, batch, dtype, options.device)
-                try:
-                    row |= measure(make(inputs), inputs, shape.sliding_window, "full triangle" in name, options)
-                except (RuntimeError, ValueError, ImportError, NotImplementedError, TypeError) as error:
-                    row["reason"] = f"{type(error).__name__}: {error}"[:300]
-                rows.append(row)
-                shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-                print(shown, file=sys.stderr, flush=True)
-                del inputs
-                free_memory(options.device)
+            torch.compiler.reset()  # else a second length would be compiled for any length, which is slower
+            inputs = draw(shape, tokens, batch, dtype, options.device)
+            rows += measure_shape(inputs, shape.sliding_window, options)
+            del inputs
+            free_memory(options.device)
     except KeyboardInterrupt:
         record["note"] = f"Interrupted after {len(rows)} rows."
     return record
@@ -155,29 +155,63 @@ def pytorch_flash(window: int) -> Callable[[list[Any]], Call]:
     return lambda inputs: lambda: Flash.apply(*inputs)
 
 
-def measure(call: Call, inputs: list[Any], window: int, triangle: bool, options: argparse.Namespace) -> dict[str, Any]:
-    """Both directions of one implementation."""
+def measure_shape(inputs: list[Any], window: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row an implementation. All are prepared first, then timed in turns, so that no row has a cooler or busier GPU."""
     import torch
 
-    from moxin_lab.bench import median_seconds, peak_bytes
+    from moxin_lab.bench import median_seconds
 
-    query = inputs[0]
-    batch, heads, tokens, head_dim = query.shape
+    batch, _, tokens, _ = inputs[0].shape
+    gradient = torch.randn_like(inputs[0])
+    rows: list[dict[str, Any]] = []
+    prepared: list[tuple[dict[str, Any], Call, Call]] = []
+    for name, make in implementations(window, options.device).items():
+        if not any(word in name for word in options.only.split(",")):
+            continue
+        row: dict[str, Any] = {"implementation": name, "tokens": tokens, "rows": batch}
+        rows.append(row)
+        try:
+            prepared.append((row, *prepare(make(inputs), inputs, gradient, window, row, options.device)))
+        except (RuntimeError, ValueError, ImportError, NotImplementedError, TypeError) as error:
+            row["reason"] = f"{type(error).__name__}: {error}"[:300]
+        print("  ", name, row.get("reason", ""), file=sys.stderr, flush=True)
+    seconds: list[tuple[list[float], list[float]]] = [([], []) for _ in prepared]
+    for _ in range(options.rounds):
+        for (_, forward, backward), (forwards, backwards) in zip(prepared, seconds, strict=True):
+            forwards.append(median_seconds(forward, device=options.device, warmup=3, repeats=options.repeats))
+            backwards.append(median_seconds(backward, device=options.device, warmup=3, repeats=options.repeats))
+    for (row, _, _), (forwards, backwards) in zip(prepared, seconds, strict=True):
+        row |= speeds(row, inputs[0], window, statistics.median(forwards), statistics.median(backwards))
+        shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+        print(shown, file=sys.stderr, flush=True)
+    return rows
+
+
+def prepare(
+    call: Call, inputs: list[Any], gradient: Any, window: int, row: dict[str, Any], device: str
+) -> tuple[Call, Call]:
+    """Run both directions once, which compiles; fills in the error and the memory of `row`; returns both as calls to time."""
+    import torch
+
+    from moxin_lab.bench import free_memory
+
+    free_memory(device)
+    before = torch.cuda.memory_allocated() if device == "cuda" else 0
     output = call()
-    error = None if triangle else relative_error(output, inputs, window)
-    gradient = torch.randn_like(output)
-    forward = median_seconds(call, device=options.device, warmup=5, repeats=options.repeats)
+    torch.autograd.grad(output, inputs, gradient, retain_graph=True)
+    row["added_peak_bytes"] = torch.cuda.max_memory_allocated() - before if device == "cuda" else None
+    row["relative_error"] = None if OTHER_WORK in row["implementation"] else relative_error(output, inputs, window)
+    return call, lambda: torch.autograd.grad(output, inputs, gradient, retain_graph=True)
 
-    def back() -> Any:
-        return torch.autograd.grad(output, inputs, gradient, retain_graph=True)
 
-    backward = median_seconds(back, device=options.device, warmup=5, repeats=options.repeats)
-    reach = tokens if triangle else min(window, tokens)
+def speeds(row: dict[str, Any], query: Any, window: int, forward: float, backward: float) -> dict[str, float]:
+    """Milliseconds and TFLOP/s of both directions, over the pairs that the row's mask has."""
+    batch, heads, tokens, head_dim = query.shape
+    reach = tokens if OTHER_WORK in row["implementation"] else min(window, tokens)
     operations = 4 * batch * heads * head_dim * (tokens * reach - reach * (reach - 1) / 2)
     return {
         "forward_ms": forward * 1000, "forward_tflops": operations / forward / 1e12, "backward_ms": backward * 1000,
-        "backward_tflops": 2.5 * operations / backward / 1e12, "relative_error": error,
-        "peak_bytes": peak_bytes(options.device),
+        "backward_tflops": 2.5 * operations / backward / 1e12,
     }  # fmt: skip
 
 

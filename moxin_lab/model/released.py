@@ -55,7 +55,8 @@ def origin(record: dict[str, Any]) -> str:
     machine = record["machine"]
     chip = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
     versions = machine["versions"]
-    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "transformers") if name in versions)
+    packages = ("torch", "triton", "transformers", "flash-attn-4")
+    named = ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)
     note = f" {record['note']}" if "note" in record else ""
     return f"Measured on {chip} on {machine['date']} with {named}: `{record['command']}`.{note}"
 

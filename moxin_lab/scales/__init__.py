@@ -187,6 +187,7 @@ class InstructionTuningSettings(Section):
     max_new_tokens: int = Field(gt=0, description="longest answer")
     batch_tokens: int = Field(gt=0, description="tokens of one forward pass when answers are scored")
     answer_batch: int = Field(gt=0, description="prompts answered at once")
+    seeds: int = Field(gt=0, description="trainings of the pretrained model, judged on the same rows")
     sft: SupervisedSettings
     dpo: PreferenceSettings
     reduction_experiment: ReductionExperiment
