@@ -7,9 +7,10 @@ started again continues from its last resume point with bitwise the same weights
 Does not: shard the model, evaluate, or know what is being learned.
 """
 
+import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,10 @@ LossFunction = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
 """(model, part of a step) to `loss`, the part's share with gradient, and further sums without (they end in the log)."""
 
 
+Rate = Callable[[int, int, float], float]
+"""(optimizer step, steps in all, warm-up's share) to the share of the peak learning rate."""
+
+
 def linear_rate(step: int, total_steps: int, warmup_ratio: float) -> float:
     """Share of the peak at optimizer step `step`: up in int(total x ratio) steps from 0, then down to 0 behind the last.
 
@@ -49,13 +54,21 @@ def linear_rate(step: int, total_steps: int, warmup_ratio: float) -> float:
     return (total_steps - step) / max(1, total_steps - warmup)
 
 
-class PostTraining(ExactResume):
-    """A causal language model under AdamW and the linear schedule."""
+def constant_rate(step: int, total_steps: int, warmup_ratio: float) -> float:
+    """Share of the peak: up in int(total x ratio) steps, from 1 / steps so that no rollout is spent on a rate of 0, then 1."""
+    warmup = int(total_steps * warmup_ratio)
+    return min(1.0, (step + 1) / max(1, warmup))
 
-    def __init__(self, model: nn.Module, stream: Stream, settings: Any, loss: LossFunction) -> None:
+
+class PostTraining(ExactResume):
+    """A causal language model under AdamW and a schedule of the learning rate."""
+
+    def __init__(
+        self, model: nn.Module, stream: Stream, settings: Any, loss: LossFunction, rate: Rate = linear_rate
+    ) -> None:
         super().__init__(stream)
         self.model = model
-        self._settings, self._loss = settings, loss
+        self._settings, self._loss, self._rate = settings, loss, rate
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
         sums = self._loss(self.model, batch)
@@ -74,9 +87,13 @@ class PostTraining(ExactResume):
             weight_decay=settings.weight_decay,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: linear_rate(step, self._stream.num_steps, settings.warmup_ratio)
+            optimizer, lambda step: self._rate(step, self._stream.num_steps, settings.warmup_ratio)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+Finish = Callable[[int, dict[str, float]], dict[str, float]]
+"""(optimizer step, the loss function's sums over it) to what the log says of them."""
 
 
 class StepLog(Callback):
@@ -85,8 +102,16 @@ class StepLog(Callback):
     Stops the training with ArithmeticError at the first loss or gradient that is not finite, before the weights take it.
     """
 
-    def __init__(self, stream: Stream, progress: Progress | None, text: str) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        progress: Progress | None,
+        text: str,
+        finish: Finish | None = None,
+        file: Path | None = None,
+    ) -> None:
         self.rows: list[dict[str, float]] = []
+        self._finish, self._file = finish, file
         self._stream, self._progress, self._text = stream, progress, text
         self._sums: dict[str, Tensor] = {}
         self._norm, self._learning_rate = 0.0, 0.0
@@ -116,15 +141,11 @@ class StepLog(Callback):
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
         found = dict(zip(self._sums, sums.tolist(), strict=True))
         loss = found.pop("share")
-        self.rows.append(
-            {
-                "step": step - 1,
-                "loss": loss,
-                "gradient_norm": self._norm,
-                "learning_rate": self._learning_rate,
-                **found,
-            }
-        )
+        own = {"step": step - 1, "loss": loss, "gradient_norm": self._norm, "learning_rate": self._learning_rate}
+        row = {**own, **(found if self._finish is None else self._finish(step - 1, found))}
+        self.rows.append(row)
+        if self._file is not None and trainer.is_global_zero:
+            _write_lines(self._file, [row] if step > 1 else self.rows, "a" if step > 1 else "w")
         self._sums = {}
         if self._progress is not None:
             self._progress(step, self._stream.num_steps, f"{self._text}, loss {loss:.3f}")
@@ -134,6 +155,14 @@ class StepLog(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
+        if self._file is not None:  # steps behind the resume point are made again
+            _write_lines(self._file, self.rows, "w")
+
+
+def _write_lines(file: Path, rows: Sequence[dict[str, float]], mode: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open(mode, encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def accumulation(stream: Stream, settings: Any, world_size: int) -> int:
@@ -157,15 +186,19 @@ def fit(
     text: str,
     progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
+    rate: Rate = linear_rate,
+    finish: Finish | None = None,
+    callbacks: Sequence[Callback] = (),
+    log_file: Path | None = None,
 ) -> pd.DataFrame:
-    """Train `model` in place over the whole stream; the log, one row a step.
+    """Train `model` in place over the whole stream; the log, one row a step, also as JSON lines in `log_file`.
 
     settings: learning_rate, warmup_ratio, weight_decay, adam_beta1, adam_beta2, adam_eps, gradient_clip_norm (None: no clipping),
     precision, micro_batch_examples, checkpoint_every_steps. resume_folder: of this training alone; a run found there goes on.
     """
     options = with_defaults(trainer_options)
     accumulate = accumulation(stream, settings, world_size(options))
-    log = StepLog(stream, progress, text)
+    log = StepLog(stream, progress, text, finish, log_file)
     model.train()
     # Four lines a training on what this machine has and how it ended would hide, in a notebook of many, what matters.
     logger = logging.getLogger("lightning.pytorch")
@@ -173,8 +206,8 @@ def fit(
     logger.setLevel(logging.WARNING)
     try:
         run_to_end(
-            PostTraining(model, stream, settings, loss),
-            [log],
+            PostTraining(model, stream, settings, loss, rate),
+            [log, *callbacks],
             settings,
             num_steps=stream.num_steps,
             accumulate=accumulate,

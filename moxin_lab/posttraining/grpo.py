@@ -28,8 +28,11 @@ Scale = Literal["group", "batch", "none"]
 SCALES: tuple[Scale, ...] = ("group", "batch", "none")
 STD_EPSILON = 1e-4  # beside the standard deviation, as in TRL
 
-Reward = Callable[[Sequence[str], Sequence[Any]], Sequence[float]]
-"""(completions, the prompt set's examples they answer) to one finite number each."""
+Baseline = Literal["group", "batch"]
+BASELINES: tuple[Baseline, ...] = ("group", "batch")
+
+Reward = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
+"""(problems, their completions: one each, in the same order) to one finite number each."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def check_run(
         raise ValueError(f"{what}, a step takes {prompts_per_step}: load more prompts or check what filtered them")
     probe = ["", "1"]
     try:
-        check_rewards(reward(probe, [examples[0]] * len(probe)), len(probe))
+        check_rewards(reward([examples[0]] * len(probe), probe), len(probe))
     except ValueError as error:
         raise ValueError(
             f"the reward failed its trial on the completions {probe} of the first prompt: {error}"
@@ -144,18 +147,24 @@ class Groups:
     metrics: dict[str, float]
 
 
-def group_advantages(rewards: Any, prompts: Sequence[Hashable], *, group_size: int, scale: Scale = "group") -> Groups:
+def group_advantages(
+    rewards: Any, prompts: Sequence[Hashable], *, group_size: int, scale: Scale = "group", baseline: Baseline = "group"
+) -> Groups:
     """Advantage of each completion over the others of its prompt: reward - group mean, divided by (deviation + 1e-4).
 
     prompts: what a completion answers, one key each (a prompt's number or text), in any order: equal keys are a group.
     scale: `group`, the group's own standard deviation (Shao et al. 2024, arXiv 2402.03300, section 4.1.2), unbiased as in TRL;
     `batch`, that of all rewards; `none`, no division (Liu et al. 2025, arXiv 2503.20783, which `dr_grpo` comes from).
+    baseline: `group`, the group's mean reward; `batch`, the mean of all rewards, which with scale `batch` is what PPO without a
+    critic does with gamma = lambda = 1 (AReaL, arXiv 2505.24298, section 7): a group of equal rewards then teaches, too.
     metrics: `reward`, `reward_std` (mean of the groups'), `frac_reward_zero_std`.
     Raises ValueError as `check_rewards`, for no completions, and for a group that has not exactly `group_size` members.
     """
     _check_group_size(group_size)
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}: available are {', '.join(SCALES)}")
+    if baseline not in BASELINES:
+        raise ValueError(f"unknown baseline {baseline!r}: available are {', '.join(BASELINES)}")
     if not len(prompts):
         raise ValueError("there are no completions to compare: the prompt set or the rollout is empty")
     values = check_rewards(rewards, len(prompts))
@@ -174,6 +183,8 @@ def group_advantages(rewards: Any, prompts: Sequence[Hashable], *, group_size: i
     zero_variance = grouped.max(axis=1) == grouped.min(axis=1)
     deviations[zero_variance] = 0.0  # a mean of equal numbers may miss them by a rounding, which 1e-4 would magnify
     centred = np.where(zero_variance[:, None], 0.0, grouped - grouped.mean(axis=1, keepdims=True))
+    if baseline == "batch":
+        centred = grouped - values.mean() if values.max() > values.min() else np.zeros_like(grouped)
     if scale == "group":
         centred = centred / (deviations[:, None] + STD_EPSILON)
     elif scale == "batch":
@@ -333,14 +344,17 @@ def policy_loss(
     old_log_probs: Tensor | None = None,
     reference_log_probs: Tensor | None = None,
     entropies: Tensor | None = None,
+    behaviour_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Share of a part in the step's loss, `loss`, with gradient; and sums without, which `metrics` turns into the log's.
 
     log_probs, mask: [B, T] of the part, as old_log_probs (of the policy that sampled; left out: this one, every ratio 1),
-    reference_log_probs (must be there for a KL coefficient above 0; given without one, the KL is logged only) and entropies.
+    reference_log_probs (must be there for a KL coefficient above 0; given without one, the KL is logged only), entropies, and
+    behaviour_weights, by which each token's loss without KL is multiplied (decoupled objective, arXiv 2505.24298, section 5.2).
     advantages: [B]. Half precision is widened to float32. Raises ValueError for shapes that do not fit or a missing reference.
     """
     named = {"old_log_probs": old_log_probs, "reference_log_probs": reference_log_probs, "entropies": entropies}
+    named["behaviour_weights"] = behaviour_weights
     for name, tensor in {"mask": mask, **named}.items():
         if tensor is not None and tensor.shape != log_probs.shape:
             raise ValueError(
@@ -360,6 +374,8 @@ def policy_loss(
     log_probs = _masked(log_probs, mask)
     old = log_probs.detach() if old_log_probs is None else _masked(old_log_probs, mask).detach()
     losses = token_losses(log_probs, old, advantages, mask, objective)
+    if behaviour_weights is not None:
+        losses = losses * _masked(behaviour_weights, mask).detach()
     sums = {"sequences": mask.new_tensor(len(mask), dtype=torch.int64), "tokens": mask.sum()}
     if reference_log_probs is not None:
         reference = _masked(reference_log_probs, mask).detach()

@@ -11,8 +11,8 @@ Convention of log-probabilities: of the softmax of logits / temperature over the
 what the trainer computes from the same tokens (float32: equal to 1e-4, tests/posttraining/test_rollout.py).
 
 Guarantees: a completion depends on weights, prompt, seed and its row's number only, not on which rows end before it or how rows
-are batched (on the CPU up to rounding of matrix products of other sizes); equal calls give equal bytes on the CPU; memory does not
-grow beyond the ring. Does not: admit new prompts into a running batch, score a text, or speak to a server.
+are batched (up to rounding of matrix products of other sizes); equal calls give equal bytes on the CPU; memory does not grow
+beyond the ring. Does not: admit new prompts into a running batch, score a text, or speak to a server.
 """
 
 import copy
@@ -34,9 +34,9 @@ Finish = Literal["eos", "length"]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """samples: completions a prompt. max_new_tokens: response budget, the end token included. temperature above 0, top_p in (0, 1].
+    """samples: completions a prompt. max_new_tokens: response budget, the end token included.
 
-    Raises ValueError for values outside these ranges.
+    Raises ValueError for a temperature that is not above 0, a top_p outside (0, 1], and numbers below 1.
     """
 
     samples: int
@@ -59,8 +59,8 @@ class SamplingSettings:
 class Rollout:
     """N = prompts x samples completions, on the CPU; row r answers prompt r // samples.
 
-    prompt_ids: N lists. completion_ids: int64 [N, T], padded behind the end. completion_mask: bool [N, T], generated tokens, the end
-    token included. log_probs: float32 [N, T], see the module's text; 0 where the mask is off. finish_reasons: `eos` or `length`,
+    prompt_ids: N lists. completion_ids: int64 [N, T], padded behind the end. completion_mask: bool [N, T], generated tokens, the
+    end token included. log_probs: float32 [N, T], see the module's text; 0 where the mask is off. finish_reasons: `eos` or `length`,
     which came first. version: of the weights that sampled. seconds: wall clock of the call.
     """
 
@@ -147,7 +147,7 @@ class _Batch:
 class RingEngine:
     """Sampling with a copy of `model`'s weights.
 
-    dtype: of the copy; default bfloat16 on a GPU, else the model's. max_rows: completions decoded together; more are done in turns.
+    dtype: of the copy; default bfloat16 on a GPU, else the model's. max_rows: completions decoded together; others follow.
     check_every: tokens between two looks at which rows have ended. kernels: attention by the ring kernel (default: where it
     runs on a GPU); graph: a CUDA graph a token (default: with the kernels on a GPU).
     """

@@ -367,7 +367,7 @@ def test_half_precision_is_widened():
 
 
 def constant_reward(value):
-    return lambda completions, examples: [value] * len(completions)
+    return lambda problems, completions: [value] * len(completions)
 
 
 def check_run(**changes):
@@ -396,8 +396,8 @@ def check_run(**changes):
         ({"reward": constant_reward(math.inf)}, "2 of 2 rewards are not finite"),
         ({"reward": constant_reward(None)}, "not finite|not numbers"),
         ({"reward": constant_reward("good")}, "rewards are not numbers"),
-        ({"reward": lambda completions, examples: [1.0]}, r"rewards have shape \[1\], not \[2\]"),
-        ({"reward": lambda completions, examples: 1.0}, r"rewards have shape \[\], not \[2\]"),
+        ({"reward": lambda problems, completions: [1.0]}, r"rewards have shape \[1\], not \[2\]"),
+        ({"reward": lambda problems, completions: 1.0}, r"rewards have shape \[\], not \[2\]"),
     ],
 )
 def test_bad_input_is_refused_before_the_first_rollout(changes, message):
@@ -407,7 +407,7 @@ def test_bad_input_is_refused_before_the_first_rollout(changes, message):
 
 
 def test_what_a_reward_raises_itself_comes_through():
-    def broken(completions, examples):
+    def broken(problems, completions):
         raise KeyError("answer")
 
     with pytest.raises(KeyError, match="answer"):
