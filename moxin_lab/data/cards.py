@@ -9,6 +9,7 @@ Does not: write prose (that is in README.md, outside the markers), decode or cle
 """
 
 import hashlib
+import io
 import re
 import tempfile
 import unicodedata
@@ -25,8 +26,8 @@ from moxin_lab.data.archives import sha256_of
 from moxin_lab.data.sources import MESSAGES, SOURCES, Source, build, fetch, rows_sha256, source, write
 
 MARKERS = ("<!-- numbers: begin, written by `moxin-lab cards build` -->", "<!-- numbers: end -->")
-MAX_FILE_BYTES = 6 * 2**20
-MAX_TOTAL_BYTES = 22 * 2**20
+MAX_FILE_BYTES = 9 * 2**20
+MAX_TOTAL_BYTES = 29 * 2**20
 
 _GROUPS = {
     "help_pages": "language",
@@ -36,7 +37,11 @@ _GROUPS = {
     "conversations": "language",
     "instructions": "task",
     "preferences": "construction",
+    "emoji": "category",
+    "charts": "table",
 }
+_IMAGES = {"emoji": ("google", "twitter"), "charts": ("png",)}
+"""The columns that hold PNG images, of the sets that have some."""
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 _EMAIL = re.compile(rb"@(?<=[\w.+-]@)[\w-]+\.[\w-]")  # begins with a literal, so that `search` skips to the next @
 
@@ -201,7 +206,8 @@ def numbers(folder: Path) -> str:
     """The measured part of a card, as Markdown: files, groups of rows, what is in the rows, archives."""
     wanted = source(folder.name)
     tables = {name: read_card(folder / "data" / name) for name in sorted(wanted.rows)}
-    lines = ["| File | Rows | Bytes of raw text | Bytes of file | SHA-256 of file |", "|---|---:|---:|---:|---|"]
+    content = "images" if wanted.name in _IMAGES else "raw text"
+    lines = [f"| File | Rows | Bytes of {content} | Bytes of file | SHA-256 of file |", "|---|---:|---:|---:|---|"]
     for name, table in tables.items():
         path = folder / "data" / name
         raw = sum(map(len, _raw(table, wanted)))
@@ -211,7 +217,7 @@ def numbers(folder: Path) -> str:
     table = pa.concat_tables(tables.values())
     raws = _raw(table, wanted)
     group = _GROUPS[wanted.name]
-    lines += ["", f"| `{group}` | Rows | Bytes of raw text |", "|---|---:|---:|"]
+    lines += ["", f"| `{group}` | Rows | Bytes of {content} |", "|---|---:|---:|"]
     values = table[group].to_pylist()
     rows, sizes = Counter(values), Counter[str]()
     for value, raw_text in zip(values, raws, strict=True):
@@ -249,6 +255,8 @@ def _cards_built_from(wanted: Source) -> list[str]:
 
 
 def _facts(table: pa.Table, raws: list[bytes], wanted: Source) -> list[tuple[str, int]]:
+    if wanted.name in _IMAGES:
+        return _facts_about_images(table, _IMAGES[wanted.name])
     texts = [text for text in map(_text, raws) if text is not None]
     facts = [
         ("rows", len(raws)),
@@ -278,6 +286,38 @@ def _facts(table: pa.Table, raws: list[bytes], wanted: Source) -> list[tuple[str
     return facts
 
 
+def _facts_about_images(table: pa.Table, columns: tuple[str, ...]) -> list[tuple[str, int]]:
+    """What counts in sets of images: that all decode, their sizes, and how many texts stand beside them."""
+    from PIL import Image
+
+    facts = [("rows", table.num_rows)]
+    for column in columns:
+        images = table[column].to_pylist()
+        sizes = {Image.open(io.BytesIO(image)).size for image in images}  # raises for what is no image
+        facts += [
+            (f"bytes of all images in `{column}`", sum(map(len, images))),
+            (f"distinct images in `{column}`", len(_digests(images))),
+            (f"distinct sizes in `{column}`", len(sizes)),
+            (f"largest edge in `{column}`, pixels", max(edge for size in sizes for edge in size)),
+        ]
+    for column in ("family", "style", "kind", "table"):
+        if column in table.schema.names:
+            facts.append((f"distinct values of `{column}`", len(set(table[column].to_pylist()))))
+    if "texts" in table.schema.names:
+        texts = [text for texts in table["texts"].to_pylist() for text in texts]
+        facts += [
+            ("languages", len({text["language"] for text in texts})),
+            ("labels", len(texts)),
+            ("tags", sum(len(text["tags"]) for text in texts)),
+        ]
+    if "questions" in table.schema.names:
+        asked = [question for questions in table["questions"].to_pylist() for question in questions]
+        facts.append(("questions", len(asked)))
+        counts = Counter(question["task"] for question in asked)
+        facts += [(f"questions of task `{task}`", counts[task]) for task in sorted(counts)]
+    return facts
+
+
 def _facts_about_answers(table: pa.Table) -> list[tuple[str, int]]:
     """What counts in instructions and preferences: who can check a row, for whom it is, how long its answers are."""
     rows = table.to_pylist()
@@ -303,7 +343,10 @@ def _facts_about_answers(table: pa.Table) -> list[tuple[str, int]]:
 
 
 def _raw(table: pa.Table, wanted: Source) -> list[bytes]:
-    """The raw text of each row: the content column, or all columns of messages where there are such."""
+    """The raw text of each row: the content column, or all columns of messages or images where there are such."""
+    if wanted.name in _IMAGES:
+        images = zip(*(table[column].to_pylist() for column in _IMAGES[wanted.name]), strict=True)
+        return [b"".join(row) for row in images]
     chats = [table[field.name].to_pylist() for field in table.schema if field.type == MESSAGES]
     if chats:
         rows = zip(*chats, strict=True)

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from moxin_lab.data import archives
+from moxin_lab.data import archives, charts, emoji
 from moxin_lab.data.archives import Archive, ArchiveError
 
 Files = dict[str, bytes]
@@ -304,6 +304,28 @@ def _conversation_tables(contents: list[Files]) -> dict[str, pa.Table]:
     return {"train.parquet": _table(rows, _CONVERSATION_SCHEMA, "conversations")}
 
 
+# --- emoji and charts ---------------------------------------------------------------------------------------
+
+
+def _emoji_tables(contents: list[Files]) -> dict[str, pa.Table]:
+    return _laid_out(emoji.tables, contents, "emoji")
+
+
+def _chart_tables(contents: list[Files]) -> dict[str, pa.Table]:
+    return _laid_out(charts.tables, contents, "vega_datasets")
+
+
+def _laid_out(
+    builder: Callable[[list[Files]], dict[str, pa.Table]], contents: list[Files], what: str
+) -> dict[str, pa.Table]:
+    try:
+        return builder(contents)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ArchiveError(
+            f"the {what} packages are not laid out as expected: {type(error).__name__}: {error}"
+        ) from error
+
+
 # --- instructions and preferences, which are built from the other cards -------------------------------------
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -440,6 +462,68 @@ SOURCES: dict[str, Source] = {
             rows={"train.parquet": 3515},
             rows_sha256="1cf4304ad042c1fa2f45068b223110a6315f630d0bb4eae8918edd244af999db",
             license_sha256="aaf753e5a634b3059ccee6499a43619ae535afe97da3b1d56ced2ffd3f265d88",
+        ),
+        Source(
+            name="emoji",
+            licence={
+                "license": "other",
+                "license_name": "apache-2.0-and-cc-by-4.0-and-mit",
+                "license_link": "LICENSE",
+            },
+            archives=(
+                Archive(
+                    "npm",
+                    "emoji-datasource-google",
+                    "16.0.0",
+                    "emoji-datasource-google-16.0.0.tgz",
+                    "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+                    "Apache-2.0 AND MIT",
+                ),
+                Archive(
+                    "npm",
+                    "emoji-datasource-twitter",
+                    "16.0.0",
+                    "emoji-datasource-twitter-16.0.0.tgz",
+                    "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+                    "CC-BY-4.0",
+                ),
+                Archive(
+                    "npm",
+                    "emojibase-data",
+                    "17.0.0",
+                    "emojibase-data-17.0.0.tgz",
+                    "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
+                    "MIT",
+                ),
+            ),
+            schema=emoji.SCHEMA,
+            content="google",
+            tables=_emoji_tables,
+            rows={"flags.parquet": 270, "test.parquet": 142, "train.parquet": 1341, "validation.parquet": 153},
+            rows_sha256="ca77d048d76ef56c8102eb8b0bee4ff7ca3f650977218d31928026013e824138",
+            license_sha256="772e6bece8e658f6d4703e68a3f681768fb9dd9bbbe93362424382ecde2e502c",
+            splits=("flags", "test", "train", "validation"),
+        ),
+        Source(
+            name="charts",
+            licence={"license": "other", "license_name": "mit-and-cdla-permissive-2.0", "license_link": "LICENSE"},
+            archives=(
+                Archive(
+                    "pypi",
+                    "vega_datasets",
+                    "0.9.0",
+                    "vega_datasets-0.9.0.tar.gz",
+                    "9dbe9834208e8ec32ab44970df315de9102861e4cda13d8e143aab7a80d93fc0",
+                    "MIT",
+                ),
+            ),
+            schema=charts.SCHEMA,
+            content="png",
+            tables=_chart_tables,
+            rows={"test_styles.parquet": 110, "test_tables.parquet": 110, "train.parquet": 420},
+            rows_sha256="d0f43216da0e1cbbe5001891569263314da6ab33aa1458eefbb9aa66c0122531",
+            license_sha256="aa4d3fb3213cc417707bc0becf58a25e099e6090529a90bc971b94c4844d98cc",
+            splits=("test_styles", "test_tables", "train"),
         ),
         Source(
             name="instructions",

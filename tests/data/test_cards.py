@@ -25,6 +25,8 @@ CONFIGURATIONS = [
     ("conversations", None),
     ("instructions", None),
     ("preferences", None),
+    ("emoji", None),
+    ("charts", None),
 ]
 
 
@@ -138,8 +140,8 @@ def test_conversations_have_turns_with_text_in_four_languages(tables) -> None:
 
 def test_the_cards_stay_within_their_share_of_the_tree(repository: Path) -> None:
     sizes = [file.stat().st_size for file in (repository / "data_cards").rglob("*") if file.is_file()]
-    assert max(sizes) <= 6 * 2**20
-    assert sum(sizes) <= 22 * 2**20
+    assert max(sizes) <= cards.MAX_FILE_BYTES == 9 * 2**20
+    assert sum(sizes) <= cards.MAX_TOTAL_BYTES == 29 * 2**20
 
 
 @pytest.mark.parametrize("name", sources.SOURCES)

