@@ -9,7 +9,7 @@ nothing heavy and knows nothing of any model.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -193,6 +193,79 @@ class InstructionTuningSettings(Section):
     reduction_experiment: ReductionExperiment
 
 
+class ReinforcementSettings(Section):
+    """GRPO, in the names of `posttraining.grpo_training.GRPOSettings`, which checks the values."""
+
+    steps: int = Field(gt=0, description="rollouts, each read once")
+    prompts_per_step: int = Field(gt=0)
+    samples: int = Field(gt=1, description="completions a prompt: the group")
+    max_new_tokens: int = Field(gt=0, description="response budget")
+    length_stages: tuple[tuple[int, int], ...] = Field(description="(from step, response budget); none: one budget")
+    temperature: float = Field(gt=0)
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo"]
+    scale: Literal["group", "batch", "none"] = Field(description="what advantages are divided by")
+    clip_low: float = Field(ge=0)
+    clip_high: float = Field(ge=0)
+    kl_coefficient: float = Field(ge=0)
+    kl_estimator: Literal["k1", "k2", "k3"]
+    reward_values: tuple[float, float] = Field(description="of a wrong and of a right answer")
+    resample_rounds: int = Field(ge=0, description="how often groups without variance are replaced; 0 for not")
+    mask_truncated: bool = Field(description="completions cut by the budget carry no loss")
+    learning_rate: float = Field(gt=0, description="constant")
+    warmup_ratio: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    adam_beta1: float
+    adam_beta2: float
+    adam_eps: float
+    gradient_clip_norm: float | None = Field(gt=0)
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+    micro_batch_examples: int = Field(gt=0)
+    checkpoint_every_steps: int = Field(gt=0)
+
+
+class StalenessExperiment(Section):
+    """Reward at equal samples when the weights that sample are older than those that learn."""
+
+    levels: tuple[int, ...] = Field(
+        min_length=2, description="rollouts between sampling and learning; 0 is synchronous"
+    )
+    steps: int = Field(gt=0)
+    prompts_per_step: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    seeds: int = Field(gt=2)
+
+
+class ReasoningSettings(Section):
+    """Stage 06: chain-of-thought fine-tuning and GRPO. Families and their difficulties are reasoning-gym's."""
+
+    source: Literal["reasoning-gym", "hub"] = Field(description="where training questions come from")
+    families: dict[str, dict[str, Any]] = Field(description="trained families, at the difficulty of training")
+    harder: dict[str, dict[str, Any]] = Field(description="trained families, beyond training's difficulty; tests only")
+    new_families: dict[str, dict[str, Any]] = Field(description="families that training never sees; tests only")
+    cot_examples: int | None = Field(gt=0, description="traces; null for all rows of the hub sets")
+    problems: int | None = Field(gt=0, description="questions of GRPO; null for all")
+    test_items: int = Field(gt=1, description="questions of each of the three test groups")
+    max_refused_share: float = Field(ge=0, lt=1, description="traces that give nothing to learn from, at most")
+    samples: int = Field(gt=0, description="completions a test question")
+    pass_at: tuple[int, ...] = Field(min_length=1, description="k of pass@k, at most `samples`")
+    answer_rows: int = Field(gt=0, description="completions decoded together")
+    seeds: int = Field(gt=0, description="trainings of the instruct model, judged on the same questions")
+    sft: SupervisedSettings
+    grpo: ReinforcementSettings
+    staleness_experiment: StalenessExperiment | None = Field(description="null: not at this scale")
+
+    @model_validator(mode="after")
+    def groups_stay_apart(self) -> "ReasoningSettings":
+        shared = set(self.families) & set(self.new_families)
+        if shared:
+            raise ValueError(f"{', '.join(sorted(shared))} cannot be trained and be a new family")
+        if max(self.pass_at) > self.samples:
+            raise ValueError(f"pass@{max(self.pass_at)} needs as many samples, not {self.samples}")
+        if self.source == "reasoning-gym" and (not self.families or self.cot_examples is None or self.problems is None):
+            raise ValueError("generated questions need families, cot_examples and problems: a generator has no end")
+        return self
+
+
 class EvaluationSettings(Section):
     """Stage 08: benchmarks."""
 
@@ -217,6 +290,7 @@ class Scale(Section):
     model: ModelSettings
     pretraining: PretrainingSettings
     instruction_tuning: InstructionTuningSettings
+    reasoning: ReasoningSettings
     evaluation: EvaluationSettings
 
 
