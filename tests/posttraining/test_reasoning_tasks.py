@@ -53,7 +53,7 @@ def test_arithmetic_steps_of_traces_hold():
         for task in reasoning_tasks.draw(family, {}, part="cot", count=40, seed=5, traced=True):
             for line in task.trace.splitlines()[:-1]:
                 left, right = line.split("=")
-                assert eval(left) == int(right), line  # noqa: S307 (digits and operators of our own solver)
+                assert eval(left) == int(right), line
 
 
 def test_a_simple_equations_trace_reads_all_forms_of_an_equation():
@@ -125,9 +125,9 @@ def test_a_family_with_few_questions_gives_those_it_has_and_no_question_twice():
 
 
 def test_unknown_families_difficulties_and_missing_solvers_are_refused():
-    with pytest.raises(ValueError, match="unknown family 'sudoku'.*chain_sum"):
+    with pytest.raises(ValueError, match=r"unknown family 'sudoku'.*chain_sum"):
         reasoning_tasks.draw("sudoku", {}, part="test", count=3, seed=0, traced=False)
-    with pytest.raises(ValueError, match="reasoning-gym refuses gcd.*max_valu"):
+    with pytest.raises(ValueError, match=r"reasoning-gym refuses gcd.*max_valu"):
         reasoning_tasks.draw("gcd", {"max_valu": 3}, part="test", count=3, seed=0, traced=False)
     with pytest.raises(ValueError, match="lcm has no solver"):
         reasoning_tasks.draw("lcm", {}, part="cot", count=3, seed=0, traced=True)
