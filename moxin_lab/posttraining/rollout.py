@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moxin_lab.model import decode
-from moxin_lab.model.cache import RollingCache
+from moxin_lab.model.cache import FullCache, RollingCache
 from moxin_lab.model.decoder import MoxinForCausalLM, rotary_angles, rotate
 
 Finish = Literal["eos", "length"]
@@ -60,7 +60,7 @@ class Rollout:
     """N = prompts x samples completions, on the CPU; row r answers prompt r // samples.
 
     prompt_ids: N lists. completion_ids: int64 [N, T], padded behind the end. completion_mask: bool [N, T], generated tokens, the
-    end token included. log_probs: float32 [N, T], see the module's text; 0 where the mask is off. finish_reasons: `eos` or `length`,
+    end token included. log_probs: float32 [N, T], see the module's text; 0 where the mask is off. finish_reasons: eos or length,
     which came first. version: of the weights that sampled. seconds: wall clock of the call.
     """
 
@@ -105,17 +105,34 @@ def draw(logits: Tensor, uniform: Tensor, temperature: Tensor, top_p: float) -> 
     other rows. uniform must lie in [0, 1 - 2^-22], so that no rounding leads behind the last token.
     """
     scaled = logits.float() / temperature
-    top = scaled.amax(dim=-1, keepdim=True)
-    weights = (scaled - top).exp()
+    scaled = scaled.sub_(scaled.amax(dim=-1, keepdim=True))  # a tensor of our own, and the largest there is
+    weights = scaled.exp()
     total = weights.sum(dim=-1)
     if top_p < 1:
         ordered, ids = weights.sort(dim=-1, descending=True)
         before = ordered.cumsum(dim=-1) - ordered
         weights = weights.scatter(-1, ids, ordered.masked_fill(before >= top_p * total[:, None], 0.0))
-    cumulative = weights.cumsum(dim=-1)
-    token = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
-    log_probs = (scaled.gather(-1, token) - top)[:, 0] - total.log()
-    return token[:, 0], log_probs
+    token = _first_above(weights, uniform)
+    log_probs = scaled.gather(-1, token[:, None])[:, 0] - total.log()
+    return token, log_probs
+
+
+def _first_above(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Index of the first of weights [B, V] at which their cumulative sum exceeds uniform x the whole, int64 [B].
+
+    First among blocks of 128 and then within one: a running sum over the vocabulary is slow on the CPU and on a GPU alike.
+    """
+    rows, width = weights.shape
+    whole = F.pad(weights, (0, -width % 128)) if width % 128 else weights
+    blocks = whole.view(rows, -1, 128)
+    cumulative = blocks.sum(dim=-1).cumsum(dim=-1)
+    wanted = uniform[:, None] * cumulative[:, -1:]
+    block = torch.searchsorted(cumulative, wanted, right=True)
+    before = F.pad(cumulative, (1, 0)).gather(-1, block)
+    within = blocks.gather(1, block[:, :, None].expand(-1, -1, 128))[:, 0].cumsum(dim=-1)
+    # The two sums of a block differ by rounding; what lies behind the smaller one belongs to its last token.
+    place = torch.searchsorted(within, torch.minimum(wanted - before, within[:, -1:] * (1 - 2**-22)), right=True)
+    return (block * 128 + place)[:, 0]
 
 
 # ------------------------------------------------------------------------------------------------------------------ engine
@@ -271,7 +288,7 @@ class RingEngine:
             done += 1
         self._write(batch, columns, written, done, tokens, log_probs)
 
-    def _prefill(self, prompts: list[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor, RollingCache]:
+    def _prefill(self, prompts: list[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor, FullCache]:
         """Each different prompt once: last logits [U, V], the prompt of each row [B], padding int32 [U], and the cache."""
         unique: dict[tuple[int, ...], int] = {}
         prompt_of = [unique.setdefault(tuple(prompt), len(unique)) for prompt in prompts]
@@ -281,18 +298,23 @@ class RingEngine:
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
         padding = torch.tensor([width - len(prompt) for prompt in unique])
         ids, padding = ids.to(self.device), padding.to(self.device)
-        cache = RollingCache(self.model.config, len(unique), padding=padding, dtype=self.dtype, device=self.device)
+        options = {"padding": padding, "dtype": self.dtype, "device": self.device}
+        cache = FullCache(self.model.config, len(unique), num_tokens=width, **options)
         for chunk in ids.split(max(1, self.prefill_tokens // len(unique)), dim=1):
             logits = self.model(chunk, cache=cache, logits_to_keep=1)
         return logits[:, -1], torch.tensor(prompt_of, device=self.device), padding.int(), cache
 
-    def _fill(self, prefilled: RollingCache, prompt_of: Tensor) -> None:
+    def _fill(self, prefilled: FullCache, prompt_of: Tensor) -> None:
         """The prompts' keys and values into the ring's rows."""
         assert self._ring is not None
-        held, rows = min(prefilled.length, prefilled.num_slots), len(prompt_of)
-        for layer in range(len(self._ring.keys)):
-            self._ring.keys[layer, :rows, :, :held] = prefilled.keys[layer, :, :, :held][prompt_of]
-            self._ring.values[layer, :rows, :, :held] = prefilled.values[layer, :, :, :held][prompt_of]
+        end, slots, rows = prefilled.length, self._ring.num_slots, len(prompt_of)
+        places = torch.arange(max(0, end - slots), end, device=self.device)
+        for ring, full in ((self._ring.keys, prefilled.keys), (self._ring.values, prefilled.values)):
+            for mine, theirs in zip(ring, full, strict=True):
+                if end <= slots:
+                    mine[:rows, :, :end] = theirs[prompt_of]
+                else:
+                    mine[:rows, :, places % slots] = theirs[:, :, places][prompt_of]
 
     def _batch(self, rows: int, sampling: SamplingSettings) -> _Batch:
         """Buffers for so many rows, kept from call to call with their graph."""
