@@ -1,0 +1,49 @@
+"""`moxin_lab.vision.retrieval`: recall counts what it says, ties never help, chance stands beside it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moxin_lab.evaluation.statistics import wilson_interval
+from moxin_lab.vision import retrieval
+
+
+@given(st.integers(2, 20), st.integers(0, 9))
+def test_the_same_embeddings_find_each_other_first(count, seed):
+    vectors = np.random.default_rng(seed).normal(size=(count, 8))
+    assert (retrieval.ranks(vectors, 3 * vectors) == 1).all(), "length does not matter"
+
+
+def test_constant_embeddings_score_nothing():
+    found = retrieval.ranks(np.ones((10, 4)), np.ones((10, 4)))
+    assert (found == 10).all() and retrieval.recall(found, 5, wilson_interval)["value"] == 0
+
+
+def test_random_embeddings_score_chance():
+    rng = np.random.default_rng(0)
+    found = retrieval.ranks(rng.normal(size=(500, 32)), rng.normal(size=(500, 32)))
+    one = retrieval.recall(found, 50, wilson_interval)
+    assert one["chance"] == 0.1 and one["low"] < 0.1 < one["high"]
+
+
+def test_ranks_equal_a_plain_sort():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(30, 5)), rng.normal(size=(30, 5))
+    cosine = (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
+    expected = [int(np.flatnonzero(np.argsort(-row) == i)[0]) + 1 for i, row in enumerate(cosine)]
+    assert retrieval.ranks(a, b).tolist() == expected
+
+
+def test_other_shapes_and_diverged_embeddings_are_refused():
+    with pytest.raises(ValueError, match="one candidate a query"):
+        retrieval.ranks(np.ones((3, 2)), np.ones((4, 2)))
+    with pytest.raises(ValueError, match="not finite"):
+        retrieval.ranks(np.full((3, 2), np.nan), np.ones((3, 2)))
+
+
+def test_the_table_has_both_directions_of_every_language():
+    vectors = np.eye(6)
+    table = retrieval.table(vectors, {"en": vectors, "ko": np.roll(vectors, 1, axis=0)}, wilson_interval)
+    assert table.loc[("en", "image to text"), "R@1"] == 1 and table.loc[("ko", "text to image"), "R@1"] == 0
+    assert table.loc[("en", "text to image"), "chance R@5"] == pytest.approx(5 / 6)

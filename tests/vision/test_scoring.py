@@ -1,0 +1,127 @@
+"""`moxin_lab.vision.scoring`: rules of right, baselines that answer every item, and verdicts that follow intervals."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moxin_lab.evaluation.statistics import paired_bootstrap, wilson_interval
+from moxin_lab.vision import scoring
+from moxin_lab.vision.tasks import Item
+
+
+def item(
+    number, answer, *, task="count", kind="count", choices=("1", "2", "3"), shade=0, question="How many are there?"
+):
+    picture = np.zeros((16, 16, 3), dtype=np.uint8)
+    picture[:, : shade + 1] = 255
+    return Item(f"{task}-{number}", task, kind, question, answer, choices, picture)
+
+
+BOXES = st.tuples(*[st.floats(0, 1, width=16)] * 4).map(
+    lambda v: (min(v[0], v[2]), min(v[1], v[3]), max(v[0], v[2]), max(v[1], v[3]))
+)
+
+
+@given(BOXES, BOXES)
+def test_iou_is_symmetric_bounded_and_one_for_the_same_box(a, b):
+    for box in (a, b):
+        if box[0] == box[2] or box[1] == box[3]:
+            return
+    assert scoring.iou(a, a) == pytest.approx(1)
+    assert 0 <= scoring.iou(a, b) <= 1 + 1e-9
+    assert math.isclose(scoring.iou(a, b), scoring.iou(b, a))
+
+
+def test_iou_of_known_boxes():
+    assert scoring.iou((0, 0, 1, 1), (0, 0, 1, 0.5)) == pytest.approx(0.5)
+    assert scoring.iou((0, 0, 0.5, 1), (0.5, 0, 1, 1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("[0.1, 0.2, 0.5, 0.9]", (0.1, 0.2, 0.5, 0.9)),
+        ("It is at [.1,.2,.5,1.0].", (0.1, 0.2, 0.5, 1.0)),
+        ("[0.5, 0.2, 0.1, 0.9]", None),
+        ("[0.1, 0.2, 0.5]", None),
+        ("left", None),
+        ("", None),
+    ],
+)
+def test_a_box_is_parsed_or_the_answer_is_wrong(text, box):
+    assert scoring.parse_box(text) == box
+    reference = item(0, "[0.1, 0.2, 0.5, 0.9]", task="box", kind="box", choices=())
+    assert scoring.is_right(reference, text) == (box is not None)
+
+
+def test_the_likeliest_choice_is_the_answer_and_scores_must_match_choices():
+    assert scoring.chosen([item(0, "2")], [[-3.0, -1.0, -2.0]]) == ["2"]
+    with pytest.raises(ValueError, match="3 choices and 2 scores"):
+        scoring.chosen([item(0, "2")], [[-3.0, -1.0]])
+
+
+def test_majority_is_taken_within_a_kind():
+    train = [item(i, answer, kind=kind) for i, (kind, answer) in enumerate([("a", "1")] * 3 + [("b", "2")] * 2)]
+    assert scoring.majority(train, [item(0, "2", kind="b"), item(1, "2", kind="a")]) == ["2", "1"]
+    assert scoring.majority(train, [item(0, "2", kind="new")]) == ["1"], "an unknown kind gets the first choice"
+
+
+def test_majority_of_boxes_is_the_mean_box():
+    train = [
+        item(i, text, task="box", kind="box", choices=())
+        for i, text in enumerate(["[0.0, 0.0, 0.4, 0.4]", "[0.2, 0.2, 0.6, 0.6]"])
+    ]
+    assert scoring.majority(train, train[:1]) == ["[0.10, 0.10, 0.50, 0.50]"]
+
+
+def test_nearest_answers_as_the_nearest_picture_and_prefers_the_same_question():
+    train = [item(0, "1", shade=1), item(1, "2", shade=8), item(2, "3", shade=8, question="How many bars are there?")]
+    assert scoring.nearest(train, [item(0, "2", shade=7)]) == ["2"]
+    assert scoring.nearest(train, [item(0, "2", shade=1, question="How many bars are there?")]) == ["3"]
+    assert scoring.nearest(train, [item(0, "2", shade=8, question="New?")]) == ["2"]
+
+
+@given(st.integers(2, 30), st.integers(0, 5))
+def test_every_item_is_shown_the_picture_of_another_item_of_its_task(count, seed):
+    items = [item(i, "1", task=("a", "b")[i % 2]) for i in range(2 * count)]
+    places = scoring.shuffled_places(items, seed)
+    assert sorted(places) == list(range(2 * count))
+    assert all(place != shown and items[place].task == items[shown].task for place, shown in enumerate(places))
+
+
+def test_a_task_of_one_item_cannot_be_shuffled():
+    with pytest.raises(ValueError, match="one item"):
+        scoring.shuffled_places([item(0, "1")], 0)
+
+
+def test_pixel_features_do_not_see_brightness_or_contrast():
+    picture = np.random.default_rng(0).integers(0, 100, (16, 16, 3)).astype(np.uint8)
+    first, brighter = scoring.pixel_features([picture, picture + 50])
+    assert np.allclose(first, brighter, atol=1e-6) and np.linalg.norm(first) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(1.0, "above"), (0.5, "not told apart"), (0.0, "below")])
+def test_a_task_is_said_to_beat_the_blind_model_only_if_the_interval_does(share, verdict):
+    items = [item(i, "1") for i in range(100)]
+    blind = np.arange(100) % 2 == 0
+    model = np.roll(blind, 1) if share == 0.5 else np.full(100, share == 1.0)
+    right = {"model": model, "blind": blind}
+    table = scoring.gains(items, right, paired_bootstrap, model="model", seed=0)
+    assert table.loc["count", "verdict"].startswith(verdict)
+    rows = scoring.scores(items, right, wilson_interval)
+    assert rows.loc[rows["answerer"] == "blind", "value"].item() == 0.5 and set(rows["items"]) == {100}
+
+
+def test_pope_numbers_tell_a_constant_yes_from_an_answer():
+    items = [
+        item(i, "yes" if i % 2 else "no", task="presence", kind="random", choices=("yes", "no")) for i in range(10)
+    ]
+    constant = scoring.presence_table(items, ["yes"] * 10).loc["random"]
+    assert (constant["accuracy"], constant["recall"], constant["said yes"]) == (0.5, 1.0, 1.0)
+    perfect = scoring.presence_table(items, [one.answer for one in items]).loc["random"]
+    assert perfect["F1"] == perfect["accuracy"] == 1.0
+    never = scoring.presence_table(items, ["no"] * 10).loc["random"]
+    assert never["F1"] == 0.0
