@@ -9,9 +9,11 @@ depend on weights, question and seed alone. Does not: choose settings, train by 
 intervals (the caller passes them in).
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moxin_lab.posttraining import chat, reasoning_sets, reasoning_tasks, recipe
+from moxin_lab.posttraining import asynchronous, chat, reasoning_sets, reasoning_tasks, recipe
+from moxin_lab.posttraining.grpo_training import GRPOSettings, Problem, VerifierReward, train_grpo
 from moxin_lab.posttraining.reasoning_tasks import GROUPS, Task
 from moxin_lab.posttraining.rollout import RingEngine, SamplingSettings
-from moxin_lab.posttraining.verifier import REASONS, Verifier
+from moxin_lab.posttraining.verifier import REASONS, Verdict, Verifier
 
 BACKWARD = 2  # a backward pass costs about two forward passes (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
 
@@ -124,6 +127,73 @@ def for_as_long(
     repeated = list(islice(cycle(encoded), steps * size))
     once = settings.model_copy(update={"sft": settings.sft.model_copy(update={"epochs": 1})})
     return repeated, once, float(sum(len(one) - 1 for one in repeated)) * (1 + BACKWARD)
+
+
+BOXED = r".*\\boxed\{[^{}]*\}\s*"
+"""A completion that ends in a box: GRPO pays nothing else. A gate and not a bonus, which would pull up wrong answers in a box."""
+
+
+def reinforce(
+    model: Any, tokenizer: Any, tasks: Sequence[Task], verifier: Verifier, settings: Any, *, seed: int, folder: Path,
+    progress: chat.Progress | None = None,
+) -> tuple[Any, pd.DataFrame]:  # fmt: skip
+    """A copy of the model after GRPO on the tasks' answers, in evaluation mode where `model` is, and its log."""
+    chosen = GRPOSettings(format_pattern=BOXED, **settings.grpo.model_dump())
+    problems, paid = _problems(tasks, tokenizer), VerifierReward(judge=partial(_judge_problems, verifier))
+    device = next(model.parameters()).device
+    trained = copy.deepcopy(model)
+    log = train_grpo(
+        trained, tokenizer, problems, paid, chosen, seed=seed, resume_folder=folder, log_file=folder / "log.jsonl",
+        progress=progress,
+    )  # fmt: skip
+    return trained.eval().to(device), log
+
+
+def staleness_runs(
+    model: Any, tokenizer: Any, tasks: Sequence[Task], verifier: Verifier, settings: Any, *, seed: int, folder: Path,
+    progress: chat.Progress | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """The grid of the scale's `staleness_experiment`, each run from a copy of the model: columns as `asynchronous.COLUMNS`."""
+    experiment = settings.staleness_experiment
+    own = {name: getattr(experiment, name) for name in ("steps", "prompts_per_step", "learning_rate")}
+    chosen = GRPOSettings(format_pattern=BOXED, **(settings.grpo.model_dump() | own))
+    return asynchronous.staleness_grid(
+        lambda: copy.deepcopy(model), tokenizer, _problems(tasks, tokenizer),
+        VerifierReward(judge=partial(_judge_problems, verifier)), chosen, seeds=range(seed, seed + experiment.seeds),
+        staleness=experiment.levels, folder=folder, progress=progress,
+    )  # fmt: skip
+
+
+def staleness_ends(grid: pd.DataFrame) -> pd.DataFrame:
+    """A row a run of the grid: mean reward of its last quarter, and how many times faster than synchronous it would have been."""
+    rows = []
+    for (staleness, objective, seed), run in grid.groupby(["staleness", "objective", "seed"], sort=False):
+        last, end = run.tail(max(1, len(run) // 4)), run.iloc[-1]
+        faster = end["seconds_synchronous"] / end["seconds"]
+        about = {"staleness": staleness, "objective": objective, "seed": seed}
+        rows.append({**about, "reward": last["reward"].mean(), "times_faster": faster})
+    return pd.DataFrame(rows)
+
+
+def _problems(tasks: Sequence[Task], tokenizer: Any) -> list[Problem]:
+    return [
+        Problem(chat.encode_prompt(task.prompt(), tokenizer), task.answer, task.family, task=task) for task in tasks
+    ]
+
+
+def _judge_problems(verifier: Verifier, problems: Sequence[Problem], completions: Sequence[str]) -> list[Verdict]:
+    return reasoning_tasks.judge(verifier, completions, [problem.task for problem in problems])
+
+
+def forward_tokens(log: pd.DataFrame, prompt_tokens: float, settings: Any) -> float:
+    """What a GRPO run cost, in forward passes of one token: sampling 1 a token, the reference 1, training 1 + BACKWARD.
+
+    prompt_tokens: mean length of a prompt. Sampling reads a prompt once for its whole group; training and reference once a row.
+    """
+    prompts, samples = settings.grpo.prompts_per_step, settings.grpo.samples
+    sampled = log["num_tokens"].sum() + len(log) * prompts * prompt_tokens
+    trained = (prompts * samples * (log["completions/mean_length"] + prompt_tokens)).sum()
+    return float(sampled + (2 + BACKWARD) * trained)
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluation
@@ -231,6 +301,19 @@ def difference_table(
     return pd.DataFrame(rows)
 
 
+def seed_table(by_seed: Mapping[int, Mapping[str, pd.DataFrame]], paired: Callable[[Any, Any], Any]) -> pd.DataFrame:
+    """pass@1 of `CoT-SFT` and `GRPO` by seed and group, the gain, and `paired`'s interval of it over questions."""
+    rows = []
+    for seed, found in by_seed.items():
+        before, after = items(found["CoT-SFT"], 1), items(found["GRPO"], 1)
+        for group in before.index.unique("group"):
+            estimate = paired(after[group].to_numpy(), before[group].to_numpy())
+            shares = {"CoT-SFT": before[group].mean(), "GRPO": after[group].mean()}
+            gain = {"gain": estimate.value, "low": estimate.low, "high": estimate.high}
+            rows.append({"seed": seed, "group": group, **shares, **gain})
+    return pd.DataFrame(rows).set_index("seed")
+
+
 def wide(table: pd.DataFrame) -> pd.DataFrame:
     """`pass_table` for readers: a row a model and k, a column a group, as text with the interval."""
     text = [f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" for row in table.itertuples()]
@@ -273,6 +356,21 @@ def samples(tests: Mapping[str, Sequence[Task]], found: Mapping[str, pd.DataFram
             rows.append({"group": group, "question": question, "reference": _short(task.answer, 24), **shown})
         start += len(tasks)
     return pd.DataFrame(rows).set_index("group")
+
+
+def repeat(
+    start: Path, encoded: Sequence[chat.Encoded], asked: Questions, tokenizer: Any, verifier: Verifier, settings: Any, *,
+    seed: int, folder: Path, progress: chat.Progress | None = None,
+) -> dict[str, pd.DataFrame]:  # fmt: skip
+    """Chain-of-thought fine-tuning and GRPO with another seed: what `answer` gives for both models."""
+    options: dict[str, Any] = {"seed": seed, "progress": progress}
+    pad_id = tokenizer.pad_token_id
+    tuned, _ = fine_tune(start, encoded, settings, pad_id=pad_id, folder=folder / "cot", **options)
+    trained, _ = reinforce(tuned, tokenizer, asked.problems, verifier, settings, folder=folder / "grpo", **options)
+    return {
+        name: answer(model, tokenizer, asked.tests, verifier, settings=settings, seed=seed)
+        for name, model in (("CoT-SFT", tuned), ("GRPO", trained))
+    }
 
 
 def _short(text: str, limit: int) -> str:

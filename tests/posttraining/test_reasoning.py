@@ -1,0 +1,252 @@
+"""Guarantees of reasoning: unbiased pass@k, tables, equal compute, parts apart, and a whole run on a model of three blocks."""
+
+import itertools
+import json
+import math
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from posttraining_examples import make_model, make_tokenizer
+
+from moxin_lab import scales
+from moxin_lab.evaluation import statistics
+from moxin_lab.model import convert
+from moxin_lab.posttraining import chat, reasoning, reasoning_pictures, reasoning_sets, reasoning_tasks
+from moxin_lab.posttraining.grpo_training import GRPOSettings
+from moxin_lab.posttraining.reasoning_tasks import Task
+from moxin_lab.posttraining.verifier import Verifier
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(workers=1, lazy=True) as found:
+        yield found
+
+
+@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_is_the_share_of_all_choices_of_k_samples_with_a_right_one(case):
+    samples, right, k = case
+    outcomes = [True] * right + [False] * (samples - right)
+    expected = np.mean([any(choice) for choice in itertools.combinations(outcomes, k)])
+    assert math.isclose(reasoning.pass_at_k(right, samples, k).item(), expected, abs_tol=1e-12)
+
+
+def test_pass_at_k_refuses_more_than_there_are_samples():
+    with pytest.raises(ValueError, match="pass@9 needs"):
+        reasoning.pass_at_k([3, 4], 8, 9)
+
+
+def completions(right, group="in-family", start=0):
+    rows = [
+        {
+            "group": group,
+            "item": start + item,
+            "sample": sample,
+            "right": value,
+            "reason": "correct" if value else "wrong",
+        }
+        for item, values in enumerate(right)
+        for sample, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_tables_take_the_question_as_the_unit_and_pair_by_question():
+    weak = pd.concat([completions([[1, 0], [0, 0]]), completions([[0, 0]], "harder", 2)])
+    strong = pd.concat([completions([[1, 1], [1, 0]]), completions([[0, 0]], "harder", 2)])
+    found = {"majority": weak[weak["sample"] == 0], "weak": weak, "strong": strong}
+    passed = reasoning.pass_table(found, (1, 2), statistics.bootstrap_interval).set_index(["model", "group", "k"])
+    assert passed.loc[("weak", "in-family", 1), "value"] == 0.25
+    assert passed.loc[("strong", "in-family", 2), "value"] == 1.0
+    assert passed.loc[("weak", "in-family", 1), "items"] == 2
+    assert ("majority", "in-family", 2) not in passed.index
+    different = reasoning.difference_table(found, [("strong", "weak")], (1,), statistics.paired_bootstrap)
+    assert different.set_index("group").loc["in-family", "value"] == 0.5
+    assert list(reasoning.wide(passed.reset_index()).columns) == ["in-family", "harder"]
+    counts = reasoning.reasons(found)
+    assert counts.loc["correct", "strong"] == 3 and counts.loc["timeout", "strong"] == 0
+    seeds = reasoning.seed_table({7: {"CoT-SFT": weak, "GRPO": strong}}, statistics.paired_bootstrap)
+    assert seeds[seeds["group"] == "in-family"]["gain"].tolist() == [0.5]
+
+
+def test_the_compute_of_grpo_is_counted_by_hand():
+    grpo = scales.load("tiny").reasoning.grpo.model_copy(update={"prompts_per_step": 2, "samples": 4})
+    settings = scales.load("tiny").reasoning.model_copy(update={"grpo": grpo})
+    log = pd.DataFrame({"num_tokens": [80.0], "completions/mean_length": [10.0]})
+    # sampling 80 + 2 prompts of 5; reference and training (1 + 3) x 8 rows of 15 tokens
+    assert reasoning.forward_tokens(log, 5, settings) == 80 + 10 + 4 * 8 * 15
+
+
+def test_fine_tuning_for_as_long_costs_as_much_within_half_a_step():
+    settings = scales.load("tiny").reasoning
+    tokens = [chat.Encoded(np.arange(length), np.ones(length, dtype=bool), 0) for length in (20, 30, 41)]
+    for wanted in (5e3, 1e5):
+        repeated, once, spent = reasoning.for_as_long(tokens, settings, wanted)
+        step = 3 * 29.5 * settings.sft.examples_per_step
+        assert once.sft.epochs == 1 and len(repeated) % settings.sft.examples_per_step == 0
+        assert abs(spent - wanted) < step / 2 + 3 * 41
+
+
+@pytest.mark.parametrize("scale", scales.SCALES)
+def test_the_scales_grpo_section_is_what_the_trainer_takes(scale):
+    section = scales.load(scale).reasoning.grpo
+    assert GRPOSettings(format_pattern=reasoning.BOXED, **section.model_dump()).samples == section.samples
+
+
+def test_the_full_scale_is_moxins_script():
+    full = scales.load("full").reasoning
+    script = {
+        "prompts_per_step": 64, "samples": 8, "temperature": 0.6, "learning_rate": 1e-6, "max_new_tokens": 16384,
+        "kl_coefficient": 0.001, "kl_estimator": "k3", "reward_values": (0.0, 1.0),
+    }  # fmt: skip
+    assert {name: getattr(full.grpo, name) for name in script} == script
+    assert (full.sft.epochs, full.sft.learning_rate, full.sft.examples_per_step) == (2, 5e-6, 128)
+
+
+def test_a_completion_must_end_in_a_box_to_be_paid():
+    import re
+
+    matches = {
+        text: re.fullmatch(reasoning.BOXED, text, re.DOTALL) is not None
+        for text in ("1+1=2\n\\boxed{2}", "\\boxed{2} \n", "2", "\\boxed{2} or \\boxed{3", "\\boxed{2} so")
+    }
+    assert list(matches.values()) == [True, True, False, False, False]
+
+
+def tiny(**changes):
+    section = scales.load("tiny").reasoning
+    grpo = section.grpo.model_copy(update={"steps": 2, "prompts_per_step": 4, "samples": 4, "micro_batch_examples": 8})
+    grpo = grpo.model_copy(update={"max_new_tokens": 12})
+    sft = section.sft.model_copy(
+        update={"epochs": 1, "examples_per_step": 8, "micro_batch_examples": 8, "max_tokens": 300}
+    )
+    counts = {"cot_examples": 24, "problems": 16, "test_items": 6, "samples": 4, "pass_at": (1, 4)}
+    return section.model_copy(update={"grpo": grpo, "sft": sft, **counts, **changes})
+
+
+def test_no_test_question_is_trained_on_and_groups_are_whole():
+    asked = reasoning.questions(tiny(cot_examples=200, problems=200, test_items=40), seed=1)
+    trained = {conversation[0]["content"] for conversation in asked.cot} | {task.question for task in asked.problems}
+    assert len(trained) == 400
+    assert not trained & {task.question for task in asked.all_tests()}
+    assert list(asked.tests) == list(reasoning_tasks.GROUPS)
+    assert not {task.family for task in asked.tests["new family"]} & {task.family for task in asked.problems}
+
+
+def test_at_the_full_scale_a_held_out_problem_is_in_neither_training_set(tmp_path, monkeypatch):
+    problems = [f"Problem number {place}?" for place in range(60)]
+    held = [problem for problem in problems if reasoning_tasks.part_of(problem) == "test"]
+    assert held
+    rows = {
+        "OPEN_THOUGHTS": [
+            {"system": "", "conversations": [{"from": "user", "value": q}, {"from": "assistant", "value": "so 1"}]}
+            for q in problems
+        ],
+        "OPEN_R1": [
+            {
+                "problem": q,
+                "answer": "1",
+                "generations": ["1"],
+                "correctness_math_verify": [True],
+                "correctness_llama": None,
+            }
+            for q in problems
+        ],
+        "DEEPSCALER": [{"problem": q, "answer": "1", "solution": ""} for q in problems],
+    }
+    readers = {"OPEN_THOUGHTS": "open_thoughts", "OPEN_R1": "open_r1", "DEEPSCALER": "deepscaler"}
+    for name, content in rows.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+        read = getattr(reasoning_sets, readers[name])
+        monkeypatch.setattr(
+            reasoning_sets, readers[name], lambda limit, read=read, folder=folder: read(limit, path=str(folder))
+        )
+    full = scales.load("full").reasoning.model_copy(update={"test_items": 20})
+    asked = reasoning.questions(full, seed=0)
+    assert {task.question for task in asked.tests["in-family"]} == set(held)
+    asked_in_training = {turn["content"] for conversation in asked.cot for turn in conversation}
+    assert not asked_in_training & set(held) and not {task.question for task in asked.problems} & set(held)
+    assert asked.left_out["asks a test question"] == 2 * len(held)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, verifier):
+    """The stage's calls on a model of three blocks."""
+    folder = tmp_path_factory.mktemp("reasoning")
+    tokenizer, settings = make_tokenizer(), tiny()
+    start = folder / "start"
+    convert.save_pretrained(make_model(), start)
+    asked = reasoning.questions(settings, seed=0)
+    encoded, _ = reasoning.encode(asked.cot, tokenizer, settings)
+    options = {"seed": 0, "folder": folder / "cot", "pad_id": tokenizer.pad_token_id}
+    tuned, cot_log = reasoning.fine_tune(start, encoded, settings, **options)
+    trained, log = reasoning.reinforce(
+        tuned, tokenizer, asked.problems, verifier, settings, seed=0, folder=folder / "grpo"
+    )
+    found = reasoning.answer(trained, tokenizer, asked.tests, verifier, settings=settings, seed=0)
+    return {
+        "asked": asked, "tuned": tuned, "trained": trained, "log": log, "cot_log": cot_log, "found": found,
+        "tokenizer": tokenizer, "settings": settings, "start": start, "encoded": encoded, "folder": folder,
+    }  # fmt: skip
+
+
+def test_a_run_judges_every_sample_of_every_question(run):
+    found, asked, settings = run["found"], run["asked"], run["settings"]
+    assert len(found) == len(asked.all_tests()) * settings.samples
+    assert found["tokens"].between(1, settings.grpo.max_new_tokens).all()
+    assert found["reason"].notna().all() and (found["right"] == (found["reason"] == "correct")).all()
+    assert len(run["log"]) == settings.grpo.steps and "verifier/wrong" in run["log"]
+    assert len(reasoning.samples(asked.tests, {"GRPO": found}, each=2)) == 2 * len(asked.tests)
+
+
+def test_grpo_leaves_the_model_that_it_starts_from_as_it_was(run):
+    again, _ = reasoning.fine_tune(
+        run["start"],
+        run["encoded"],
+        run["settings"],
+        seed=0,
+        folder=run["folder"] / "again",
+        pad_id=run["tokenizer"].pad_token_id,
+    )
+    for (name, a), (_, b) in zip(again.state_dict().items(), run["tuned"].state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_another_seed_is_judged_on_the_same_questions_and_seeds_repeat(run, verifier):
+    arguments = (run["start"], run["encoded"], run["asked"], run["tokenizer"], verifier, run["settings"])
+    first = reasoning.repeat(*arguments, seed=0, folder=run["folder"] / "repeat0")
+    pd.testing.assert_frame_equal(first["GRPO"], run["found"])
+    other = reasoning.repeat(*arguments, seed=1, folder=run["folder"] / "repeat1")
+    assert other["GRPO"]["item"].tolist() == first["GRPO"]["item"].tolist()
+    assert other["GRPO"]["text"].tolist() != first["GRPO"]["text"].tolist()
+
+
+def test_the_staleness_grid_has_a_run_each_and_the_pictures_draw(run, verifier):
+    experiment = scales.StalenessExperiment(levels=(0, 1), steps=2, prompts_per_step=2, learning_rate=1e-3, seeds=3)
+    settings = run["settings"].model_copy(update={"staleness_experiment": experiment})
+    grid = reasoning.staleness_runs(
+        run["tuned"], run["tokenizer"], run["asked"].problems, verifier, settings, seed=0, folder=run["folder"] / "grid"
+    )
+    ends = reasoning.staleness_ends(grid)
+    assert len(ends) == 2 * 2 * 3 and ends["times_faster"].ge(0.99).all()
+    passed = reasoning.pass_table({"GRPO": run["found"]}, (1, 4), statistics.bootstrap_interval)
+    for figure in (
+        reasoning_pictures.staleness(ends), reasoning_pictures.pass_at(passed), reasoning_pictures.reward_curve(run["log"]),
+    ):  # fmt: skip
+        figure.canvas.draw()
+        assert all(axis.get_xlabel() or axis.get_ylabel() or axis.get_title() for axis in figure.axes)
+    matplotlib.pyplot.close("all")
+
+
+def test_a_task_without_a_trace_is_not_taken_for_a_chain():
+    with pytest.raises(ValueError, match="has no trace"):
+        Task("deepscaler", "P?", "1").conversation()
