@@ -1,0 +1,44 @@
+"""Table 8 with what it leaves out: how each row was trained, and the closest published controls beside it.
+
+Guarantees: digits as printed, each average recomputed by a test; a configuration that no source states says so.
+Does not: run a benchmark.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+COLUMNS = ("encoder", "pixels", "resize", "epochs", "data")
+HERE = "not attempted at this scale"
+COMMANDS = {
+    "Ours": "moxin-lab run --scale full --only 07",
+    "Prism-DINOSigLIP 7B (Controlled)": "torchrun scripts/pretrain.py --model.type prism-dinosiglip-controlled+7b (Prismatic)",
+    "Prism-DINOSigLIP 7B": "torchrun scripts/pretrain.py --model.type prism-dinosiglip+7b (Prismatic)",
+}
+OTHER_ROWS = "moxin-lab run --scale full --only 07, with that language model in place of `pretrained`"
+
+
+def table_8(papers: Path) -> pd.DataFrame:
+    """Rows of table 8 and controls by average: configuration, seven scores, average, our verdict and the command.
+
+    papers: the folder `papers`. Raises ValueError naming a row without a configuration.
+    """
+    index = yaml.safe_load((papers / "tables" / "index.yml").read_text(encoding="utf-8"))
+    entry = next(entry for entry in index["tables"] if entry["file"] == "table_8_vlm.csv")
+    printed = pd.read_csv(papers / "tables" / entry["file"], index_col="model")
+    unknown = set(printed.index) ^ set(entry["configurations"])
+    if unknown:
+        raise ValueError(f"index.yml and table_8_vlm.csv do not name the same rows: {', '.join(sorted(unknown))}")
+    rows = {
+        (name, "Moxin's table 8"): [*(entry["configurations"][name][column] for column in COLUMNS), *printed.loc[name]]
+        for name in printed.index
+    }
+    for name, control in entry["controls"].items():
+        rows[name, "Prismatic"] = [*(control["configuration"][column] for column in COLUMNS), *control["values"]]
+    frame = pd.DataFrame(rows, index=[*COLUMNS, *printed.columns]).T
+    frame.index.names = ["model", "printed in"]
+    frame = frame.sort_values("Ave", ascending=False)
+    frame["here"] = HERE
+    frame["command"] = [COMMANDS.get(name, OTHER_ROWS) for name, _ in frame.index]
+    return frame
