@@ -66,6 +66,13 @@ STAGES: tuple[StageInfo, ...] = (
         sections=("instruction_tuning",),
     ),
     StageInfo(
+        "06_reasoning",
+        "Reasoning",
+        takes=("tokenizer", "instruct"),
+        leaves=("cot_sft", "reasoning", "reasoning_log"),
+        sections=("reasoning",),
+    ),
+    StageInfo(
         "08_benchmarks",
         "Benchmarks",
         takes=("documents", "tokenizer", "pretrained"),
