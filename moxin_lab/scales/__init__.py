@@ -266,6 +266,89 @@ class ReasoningSettings(Section):
         return self
 
 
+class VisionTowerSettings(Section):
+    """The two towers, in the names of `vision.settings.TowerSettings`."""
+
+    image_size: int = Field(gt=0, description="pixels of an edge")
+    dino: str = Field(description="timm's name; with no shape, the published tower")
+    siglip: str = Field(description="timm's or open_clip's name")
+    dino_shape: dict[str, Any] = Field(description="further arguments of timm.create_model")
+    siglip_shape: dict[str, Any]
+    resize: Literal["naive", "letterbox", "crop"]
+    which: tuple[Literal["dino", "siglip"], ...] = Field(min_length=1)
+
+
+class VisionOptimisation(Section):
+    """What every training of stage 07 has."""
+
+    epochs: int = Field(gt=0)
+    examples_per_step: int = Field(gt=1)
+    micro_batch_examples: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    warmup_ratio: float = Field(ge=0, lt=1)
+    adam_beta1: float
+    adam_beta2: float
+    adam_eps: float
+    weight_decay: float = Field(ge=0)
+    gradient_clip_norm: float | None = Field(gt=0)
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+    checkpoint_every_steps: int = Field(gt=0)
+
+
+class SiglipTrainingSettings(VisionOptimisation):
+    """Contrastive pretraining of the SigLIP tower; unused where towers are published ones."""
+
+    text_width: int = Field(gt=0)
+    text_layers: int = Field(ge=0)
+    text_heads: int = Field(gt=0)
+    text_tokens: int = Field(gt=1)
+
+
+class DinoTrainingSettings(VisionOptimisation):
+    """Self-distillation of the DINO tower; unused where towers are published ones."""
+
+    prototypes: int = Field(gt=1)
+    teacher_momentum: float = Field(gt=0, lt=1)
+    center_momentum: float = Field(gt=0, lt=1)
+    student_temperature: float = Field(gt=0)
+    teacher_temperature: float = Field(gt=0)
+
+
+class VlmTrainingSettings(VisionOptimisation):
+    """One stage of the vision-language model."""
+
+    max_tokens: int = Field(gt=1, description="text tokens of an example; patches come on top")
+    activation_checkpointing: str
+
+
+class VisionSettings(Section):
+    """Stage 07: towers, alignment, instruction tuning, tasks."""
+
+    source: Literal["cards", "llava-v1.5"] = Field(
+        description="data_cards/ of this repository, or LLaVA's published files"
+    )
+    checkpoints: dict[str, str] | None = Field(description="files of published towers; null: trained here")
+    llava: dict[str, str] | None = Field(
+        description="LLaVA's two JSON files and the folder of its images; null with cards"
+    )
+    backbone: Literal["pretrained", "instruct"] = Field(
+        description="the report says base, the released code loads instruct"
+    )
+    caption_languages: tuple[str, ...] = Field(min_length=1, description="of the towers' captions")
+    align_languages: tuple[str, ...] = Field(min_length=1, description="of the captions that the language model learns")
+    train_items: int = Field(gt=0, description="training questions of each task")
+    test_items: int = Field(gt=1, description="test questions of each task, at most as many as there are")
+    max_new_tokens: int = Field(gt=0, description="longest written answer")
+    answer_batch: int = Field(gt=0, description="questions answered at once")
+    towers: VisionTowerSettings
+    siglip: SiglipTrainingSettings
+    dino: DinoTrainingSettings
+    align: VlmTrainingSettings
+    finetune: VlmTrainingSettings
+    arms: tuple[str, ...] = Field(min_length=1, description="recipes that are trained and compared; see notebook 07")
+    seeds: int = Field(gt=0, description="trainings of each arm")
+
+
 class EvaluationSettings(Section):
     """Stage 08: benchmarks."""
 
@@ -291,6 +374,7 @@ class Scale(Section):
     pretraining: PretrainingSettings
     instruction_tuning: InstructionTuningSettings
     reasoning: ReasoningSettings
+    vision: VisionSettings
     evaluation: EvaluationSettings
 
 
