@@ -190,7 +190,11 @@ class RingEngine:
         self.device = torch.device(weight.device if device is None else device)
         on_gpu = self.device.type == "cuda"
         self.dtype = dtype or (torch.bfloat16 if on_gpu else weight.dtype)
-        self.model = copy.deepcopy(model).to(self.device, self.dtype).eval().requires_grad_(False)
+        with torch.device("meta"):
+            self.model = MoxinForCausalLM(model.config).to(self.dtype)
+        self.model = self.model.to_empty(device=self.device).eval().requires_grad_(False)
+        self.model.attention_backend = model.attention_backend
+        self.model.load_state_dict(model.state_dict())
         self._joined = [_join(block) for block in self.model.model.layers]
         self.eos_token_id, self.pad_token_id, self.version, self.max_rows = (
             eos_token_id,
@@ -317,14 +321,16 @@ class RingEngine:
                     mine[:rows, :, places % slots] = theirs[:, :, places][prompt_of]
 
     def _batch(self, rows: int, sampling: SamplingSettings) -> _Batch:
-        """Buffers for so many rows, kept from call to call with their graph."""
+        """Buffers for so many rows; where a graph works on them, kept with it from call to call."""
         if self._ring is None or self._ring.keys.shape[1] < rows:
             self._batches.clear()  # their graphs write into the old ring
             self._ring = None
             self._ring = RollingCache(self.model.config, rows, dtype=self.dtype, device=self.device)
         batch = self._batches.get((rows, sampling.top_p))
         if batch is None or len(batch.uniform) < sampling.max_new_tokens:
-            batch = self._batches[rows, sampling.top_p] = self._new_batch(rows, sampling)
+            batch = self._new_batch(rows, sampling)
+            if self.graph:
+                self._batches[rows, sampling.top_p] = batch
         batch.temperature.fill_(sampling.temperature)
         return batch
 
