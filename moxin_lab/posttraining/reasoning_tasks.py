@@ -29,7 +29,8 @@ Part = Literal["cot", "rl", "test"]
 Group = Literal["in-family", "harder", "new family"]
 GROUPS: tuple[Group, ...] = ("in-family", "harder", "new family")
 SHARES: dict[Part, int] = {"cot": 40, "rl": 40, "test": 20}  # % of all questions
-TRIES = 40  # questions looked at for each one wanted, before a small question space counts as used up
+TRIES = 40  # questions looked at for each one wanted or found, before a small question space counts as used up
+USED_UP = 400  # and as many more without a new one
 LONGEST_ANSWER = 400  # characters that a family's own scorer gets to read
 NUMERIC = frozenset(
     ("basic_arithmetic", "chain_sum", "count_bits", "deepscaler", "gcd", "lcm", "leg_counting", "letter_counting", "products")
@@ -87,7 +88,10 @@ def draw(family: str, difficulty: Mapping[str, Any], *, part: Part, count: int, 
     key = hashlib.sha256(f"{family}/{part}/{seed}".encode()).digest()
     source = _dataset(family, difficulty, int.from_bytes(key[:4], "big") % 2**31, count * TRIES)
     found: dict[str, Task] = {}
+    newest = 0
     for place in range(len(source)):
+        if place - newest > USED_UP + TRIES * len(found):
+            break
         entry = source[place]
         question = entry["question"].strip()
         if question in found or part_of(question) != part or not _has_one_answer(family, entry):
@@ -95,6 +99,7 @@ def draw(family: str, difficulty: Mapping[str, Any], *, part: Part, count: int, 
         trace = reasoning_traces.trace(family, entry) if traced else ""
         kept = {"answer": entry["answer"], "metadata": entry["metadata"]}
         found[question] = Task(family, question, entry["answer"], trace, kept)
+        newest = place
         if len(found) == count:
             break
     if not found:
