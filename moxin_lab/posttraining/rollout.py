@@ -15,21 +15,21 @@ are batched (up to rounding of matrix products of other sizes); equal calls give
 beyond the ring. Does not: admit new prompts into a running batch, score a text, or speak to a server.
 """
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from moxin_lab.model import decode
 from moxin_lab.model.cache import FullCache, RollingCache
-from moxin_lab.model.decoder import MoxinForCausalLM, rotary_angles, rotate
+from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.posttraining.token_step import Batch, TokenStep
 
 Finish = Literal["eos", "length"]
+MAX_ROWS = 512  # Moxin's 64 prompts x 8
 
 
 @dataclass(frozen=True)
@@ -98,73 +98,14 @@ class RolloutEngine(Protocol):
         ...
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """A token a row, int64 [B], and its log-probability at the temperature, float32 [B], from logits [B, V] and uniform [B].
-
-    The first token whose cumulative probability exceeds `uniform`: one number a row decides, so a row's draws do not depend on
-    other rows. uniform must lie in [0, 1 - 2^-22], so that no rounding leads behind the last token.
-    """
-    scaled = logits.float() / temperature
-    scaled = scaled.sub_(scaled.amax(dim=-1, keepdim=True))  # a tensor of our own, and the largest there is
-    weights = scaled.exp()
-    total = weights.sum(dim=-1)
-    if top_p < 1:
-        ordered, ids = weights.sort(dim=-1, descending=True)
-        before = ordered.cumsum(dim=-1) - ordered
-        weights = weights.scatter(-1, ids, ordered.masked_fill(before >= top_p * total[:, None], 0.0))
-    token = _first_above(weights, uniform)
-    log_probs = scaled.gather(-1, token[:, None])[:, 0] - total.log()
-    return token, log_probs
-
-
-def _first_above(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Index of the first of weights [B, V] at which their cumulative sum exceeds uniform x the whole, int64 [B].
-
-    First among blocks of 128 and then within one: a running sum over the vocabulary is slow on the CPU and on a GPU alike.
-    """
-    rows, width = weights.shape
-    whole = F.pad(weights, (0, -width % 128)) if width % 128 else weights
-    blocks = whole.view(rows, -1, 128)
-    cumulative = blocks.sum(dim=-1).cumsum(dim=-1)
-    wanted = uniform[:, None] * cumulative[:, -1:]
-    block = torch.searchsorted(cumulative, wanted, right=True)
-    before = F.pad(cumulative, (1, 0)).gather(-1, block)
-    within = blocks.gather(1, block[:, :, None].expand(-1, -1, 128))[:, 0].cumsum(dim=-1)
-    # The two sums of a block differ by rounding; what lies behind the smaller one belongs to its last token.
-    place = torch.searchsorted(within, torch.minimum(wanted - before, within[:, -1:] * (1 - 2**-22)), right=True)
-    return (block * 128 + place)[:, 0]
-
-
 # ------------------------------------------------------------------------------------------------------------------ engine
-
-
-@dataclass(eq=False)
-class _Batch:
-    """Rows that are decoded together, in buffers that keep their place, so that a graph can be replayed on them."""
-
-    token: Tensor  # int64 [B], the last one drawn
-    ended: Tensor  # bool [B]
-    padding: Tensor  # int32 [B], left padding of the prompt
-    uniform: Tensor  # float32 [T, B]
-    tokens: Tensor  # int64 [T, B], what was drawn
-    log_probs: Tensor  # float32 [T, B]
-    place: Tensor  # int64 [1], tokens drawn so far
-    length: Tensor  # int32 [1], tokens in the ring
-    temperature: Tensor  # float32 []
-    cache: RollingCache  # its first B rows of the engine's ring
-    top_p: float
-    workspace: Any = None
-    graph: "torch.cuda.CUDAGraph | None" = field(default=None, repr=False)
-
-    @property
-    def rows(self) -> int:
-        return len(self.token)
 
 
 class RingEngine:
     """Sampling with a copy of `model`'s weights.
 
-    dtype: of the copy; default bfloat16 on a GPU, else the model's. max_rows: completions decoded together; others follow.
+    dtype: of the copy; default bfloat16 on a GPU, else the model's. max_rows: completions decoded together; others follow
+    (default: 512, on a GPU no more than half of its free memory holds).
     check_every: tokens between two looks at which rows have ended. kernels: attention by the ring kernel (default: where it
     runs on a GPU); graph: a CUDA graph a token (default: with the kernels on a GPU).
     """
@@ -176,7 +117,7 @@ class RingEngine:
         eos_token_id: int,
         pad_token_id: int,
         version: int = 0,
-        max_rows: int = 512,
+        max_rows: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         check_every: int | None = None,
@@ -184,7 +125,7 @@ class RingEngine:
         graph: bool | None = None,
         prefill_tokens: int = 65_536,
     ) -> None:
-        if max_rows < 1 or prefill_tokens < 1:
+        if (max_rows is not None and max_rows < 1) or prefill_tokens < 1:
             raise ValueError(f"max_rows {max_rows} and prefill_tokens {prefill_tokens} must be at least 1")
         weight = model.lm_head.weight
         self.device = torch.device(weight.device if device is None else device)
@@ -195,13 +136,11 @@ class RingEngine:
         self.model = self.model.to_empty(device=self.device).eval().requires_grad_(False)
         self.model.attention_backend = model.attention_backend
         self.model.load_state_dict(model.state_dict())
-        self._joined = [_join(block) for block in self.model.model.layers]
-        self.eos_token_id, self.pad_token_id, self.version, self.max_rows = (
-            eos_token_id,
-            pad_token_id,
-            version,
-            max_rows,
-        )
+        self.eos_token_id, self.pad_token_id, self.version = eos_token_id, pad_token_id, version
+        if max_rows is None:
+            a_row = RollingCache(self.model.config, 1, dtype=self.dtype, device="meta").nbytes
+            max_rows = rows_that_fit(torch.cuda.mem_get_info(self.device)[0] // 2, a_row) if on_gpu else MAX_ROWS
+        self.max_rows = max_rows
         refused = decode.refusal(self.model, self.device)
         self.kernels = (on_gpu and refused is None) if kernels is None else kernels
         if self.kernels and refused is not None:
@@ -210,8 +149,10 @@ class RingEngine:
         self.check_every = check_every or (16 if on_gpu else 1)
         self.prefill_tokens = prefill_tokens
         self._ring: RollingCache | None = None
-        self._batches: dict[tuple[int, float], _Batch] = {}
-        self._pool: Any = None
+        self._batches: dict[tuple[int, float], Batch] = {}
+        self._step = TokenStep(
+            self.model, eos_token_id=eos_token_id, pad_token_id=pad_token_id, kernels=self.kernels, graph=self.graph
+        )
 
     def update_weights(self, state_dict: Mapping[str, Tensor], version: int) -> None:
         """Copy into the engine's own tensors, whose place captured graphs know. Raises RuntimeError for other names or shapes."""
@@ -276,7 +217,7 @@ class RingEngine:
         self._set_length(batch, prefilled.length)
         del prefilled
         columns = torch.tensor(rows)
-        self._record(batch, logits[prompt_of])
+        self._step.record(batch, logits[prompt_of])
         done, written = 1, 0
         while done < budget:
             if done % self.check_every == 0:
@@ -288,7 +229,7 @@ class RingEngine:
                     self._write(batch, columns, written, done, tokens, log_probs)
                     batch, columns = self._compact(batch, columns, alive, smaller, sampling)
                     written = done
-            self._advance(batch)
+            self._step.advance(batch)
             done += 1
         self._write(batch, columns, written, done, tokens, log_probs)
 
@@ -320,7 +261,7 @@ class RingEngine:
                 else:
                     mine[:rows, :, places % slots] = theirs[:, :, places][prompt_of]
 
-    def _batch(self, rows: int, sampling: SamplingSettings) -> _Batch:
+    def _batch(self, rows: int, sampling: SamplingSettings) -> Batch:
         """Buffers for so many rows; where a graph works on them, kept with it from call to call."""
         if self._ring is None or self._ring.keys.shape[1] < rows:
             self._batches.clear()  # their graphs write into the old ring
@@ -328,39 +269,13 @@ class RingEngine:
             self._ring = RollingCache(self.model.config, rows, dtype=self.dtype, device=self.device)
         batch = self._batches.get((rows, sampling.top_p))
         if batch is None or len(batch.uniform) < sampling.max_new_tokens:
-            batch = self._new_batch(rows, sampling)
+            batch = self._step.batch(self._ring, rows, sampling.max_new_tokens, sampling.top_p)
             if self.graph:
                 self._batches[rows, sampling.top_p] = batch
         batch.temperature.fill_(sampling.temperature)
         return batch
 
-    def _new_batch(self, rows: int, sampling: SamplingSettings) -> _Batch:
-        assert self._ring is not None
-        cache = copy.copy(self._ring)
-        cache.keys, cache.values = self._ring.keys[:, :rows], self._ring.values[:, :rows]
-        budget, device = sampling.max_new_tokens, self.device
-        workspace = None
-        if self.kernels:
-            from moxin_lab.kernels.decode import RingWorkspace
-
-            _, _, kv_heads, num_slots, head_dim = cache.keys.shape
-            workspace = RingWorkspace(rows, kv_heads, head_dim, num_slots, device)
-        return _Batch(
-            token=torch.zeros(rows, dtype=torch.int64, device=device),
-            ended=torch.zeros(rows, dtype=torch.bool, device=device),
-            padding=torch.zeros(rows, dtype=torch.int32, device=device),
-            uniform=torch.zeros(budget, rows, device=device),
-            tokens=torch.zeros(budget, rows, dtype=torch.int64, device=device),
-            log_probs=torch.zeros(budget, rows, device=device),
-            place=torch.zeros(1, dtype=torch.int64, device=device),
-            length=torch.zeros(1, dtype=torch.int32, device=device),
-            temperature=torch.ones((), device=device),
-            cache=cache,
-            top_p=sampling.top_p,
-            workspace=workspace,
-        )
-
-    def _set_length(self, batch: _Batch, length: int) -> None:
+    def _set_length(self, batch: Batch, length: int) -> None:
         batch.cache.length = length
         batch.length.fill_(length)
 
@@ -372,8 +287,8 @@ class RingEngine:
         return half if half >= 32 and alive <= half else None
 
     def _compact(
-        self, batch: _Batch, columns: Tensor, alive: Tensor, rows: int, sampling: SamplingSettings
-    ) -> tuple[_Batch, Tensor]:
+        self, batch: Batch, columns: Tensor, alive: Tensor, rows: int, sampling: SamplingSettings
+    ) -> tuple[Batch, Tensor]:
         """The same rows without (most of) those that have ended, and the rollout's row of each."""
         assert self._ring is not None
         kept = torch.cat((alive, batch.ended.nonzero()[: rows - len(alive), 0]))
@@ -389,125 +304,12 @@ class RingEngine:
         self._set_length(smaller, batch.cache.length)
         return smaller, columns[kept.cpu()]
 
-    def _write(self, batch: _Batch, columns: Tensor, first: int, end: int, tokens: Tensor, log_probs: Tensor) -> None:
+    def _write(self, batch: Batch, columns: Tensor, first: int, end: int, tokens: Tensor, log_probs: Tensor) -> None:
         tokens[first:end, columns] = batch.tokens[first:end].cpu()
         log_probs[first:end, columns] = batch.log_probs[first:end].cpu()
 
-    # ------------------------------------------------------------------------------------------------------- one token
 
-    def _advance(self, batch: _Batch) -> None:
-        """One token more for every row; with a graph, its replay and nothing else."""
-        if not self.graph:
-            self._token(batch)
-        else:
-            if batch.graph is None:
-                self._capture(batch)
-            assert batch.graph is not None
-            batch.graph.replay()
-        batch.cache.commit(1)
-
-    def _token(self, batch: _Batch) -> None:
-        logits = self._logits(batch)
-        batch.length += 1
-        self._record(batch, logits)
-
-    def _record(self, batch: _Batch, logits: Tensor) -> None:
-        uniform = batch.uniform.index_select(0, batch.place)[0]
-        token, log_probs = draw(logits, uniform, batch.temperature, batch.top_p)
-        token = torch.where(batch.ended, self.pad_token_id, token)
-        batch.tokens.index_copy_(0, batch.place, token[None])
-        batch.log_probs.index_copy_(0, batch.place, log_probs[None])
-        batch.ended |= token == self.eos_token_id
-        batch.token.copy_(token)
-        batch.place += 1
-
-    def _capture(self, batch: _Batch) -> None:
-        """Compile outside the graph first; what that run changed is put back (the ring's slot is written again, the same)."""
-        state = {name: getattr(batch, name).clone() for name in ("token", "ended", "place", "length")}
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            self._token(batch)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        for name, value in state.items():
-            getattr(batch, name).copy_(value)
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        batch.graph = torch.cuda.CUDAGraph()
-        # Another thread may train meanwhile: its allocations are none of this capture's business.
-        with torch.cuda.graph(batch.graph, pool=self._pool, capture_error_mode="thread_local"):
-            self._token(batch)
-
-    def _logits(self, batch: _Batch) -> Tensor:
-        """The decoder for one token a row, [B, V], with joined matrices; the ring takes the token's keys and values."""
-        decoder, config = self.model.model, self.model.config
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        attend = self._kernel_attention(batch) if self.kernels else self._plain_attention(batch)
-        hidden = decoder.embed_tokens(batch.token)
-        for layer, (block, (qkv_weight, gate_up)) in enumerate(zip(decoder.layers, self._joined, strict=True)):
-            qkv = F.linear(block.input_layernorm(hidden), qkv_weight)
-            attended = attend(layer, qkv, heads, kv_heads)
-            hidden = torch.addmm(hidden, attended, block.self_attn.o_proj.weight.T)
-            gate, up = F.linear(block.post_attention_layernorm(hidden), gate_up).chunk(2, dim=1)
-            hidden = torch.addmm(hidden, F.silu(gate).mul_(up), block.mlp.down_proj.weight.T)
-        return self.model.lm_head(decoder.norm(hidden))
-
-    def _kernel_attention(self, batch: _Batch) -> Any:
-        from moxin_lab.kernels.decode import ring_attention
-
-        config, cache = self.model.config, batch.cache
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=self.device) / config.head_dim
-        position = (batch.length - batch.padding).clamp(min=0)
-        angles = position.float()[:, None] * (1.0 / config.rope_theta**exponents)
-        cos, sin = angles.cos(), angles.sin()
-
-        def attend(layer: int, qkv: Tensor, heads: int, kv_heads: int) -> Tensor:
-            return ring_attention(
-                qkv,
-                cache.keys[layer],
-                cache.values[layer],
-                cos,
-                sin,
-                batch.length,
-                batch.padding,
-                batch.workspace,
-                heads,
-            )
-
-        return attend
-
-    def _plain_attention(self, batch: _Batch) -> Any:
-        config, cache = self.model.config, batch.cache
-        length, slots, dim = cache.length, cache.num_slots, config.head_dim
-        slot, held = length % slots, min(length + 1, slots)
-        cos, sin = rotary_angles((length - batch.padding)[:, None], config)  # [B, 1, 1, D]
-        cos, sin = cos[:, 0], sin[:, 0]
-        places = torch.arange(held, device=self.device)
-        places = length - (length - places) % slots  # of the token in each slot
-        seen = None
-        if bool((batch.padding > max(0, length + 1 - slots)).any()):
-            seen = (places >= batch.padding[:, None])[:, None, None]  # [B, 1, 1, held]
-
-        def attend(layer: int, qkv: Tensor, heads: int, kv_heads: int) -> Tensor:
-            rows = len(qkv)
-            turned = rotate(qkv[:, : (heads + kv_heads) * dim].view(rows, -1, dim), cos, sin)
-            keys, values = cache.keys[layer], cache.values[layer]
-            keys[:, :, slot] = turned[:, heads:]
-            values[:, :, slot] = qkv[:, (heads + kv_heads) * dim :].view(rows, kv_heads, dim)
-            # The queries of one key/value head are its rows: nothing is repeated.
-            query = turned[:, :heads].reshape(rows, kv_heads, heads // kv_heads, dim)
-            output = F.scaled_dot_product_attention(query, keys[:, :, :held], values[:, :, :held], attn_mask=seen)
-            return output.reshape(rows, heads * dim)
-
-        return attend
-
-
-def _join(block: nn.Module) -> tuple[Tensor, Tensor]:
-    """The block's query, key, value matrices as one, and gate and up as one; its parameters become views of these."""
-    joined = []
-    for owner, names in ((block.self_attn, ("q_proj", "k_proj", "v_proj")), (block.mlp, ("gate_proj", "up_proj"))):
-        modules = [getattr(owner, name) for name in names]
-        together = torch.cat([module.weight.data for module in modules])
-        for module, part in zip(modules, together.split([len(module.weight) for module in modules]), strict=True):
-            module.weight = nn.Parameter(part, requires_grad=False)
-        joined.append(together)
-    return joined[0], joined[1]
+def rows_that_fit(memory: int, a_row: int) -> int:
+    """Rows of a ring of `memory` bytes, at most MAX_ROWS, in whole 32s where there are so many, at least 1."""
+    rows = min(MAX_ROWS, memory // a_row)
+    return max(1, rows if rows < 32 else rows // 32 * 32)

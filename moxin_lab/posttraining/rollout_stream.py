@@ -27,6 +27,7 @@ from moxin_lab.posttraining.rollout import Rollout, RolloutEngine, SamplingSetti
 from moxin_lab.posttraining.verifier import REASONS
 
 HEAD_TOKENS = 8192  # tokens whose logits are held at once: 1 GB in float32 at 32,000 ids
+CPU_HEAD_TOKENS = 512  # without gradients on the CPU, where smaller ones stay in its cache and take a third less time
 
 
 # ------------------------------------------------------------------------------------------------------- log-probabilities
@@ -49,7 +50,8 @@ def completion_log_probs(
             entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
         return log_probs.gather(-1, wanted[:, None])[:, 0], entropy
 
-    parts = list(zip(hidden.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True))
+    together = HEAD_TOKENS if hidden.is_cuda or torch.is_grad_enabled() else CPU_HEAD_TOKENS
+    parts = list(zip(hidden.split(together), targets.split(together), strict=True))
     if len(parts) > 1 and torch.is_grad_enabled():
         found = [checkpoint(head, states, wanted, use_reentrant=False) for states, wanted in parts]
     else:

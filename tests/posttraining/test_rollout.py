@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from posttraining_examples import make_model
 
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.posttraining.rollout import RingEngine, SamplingSettings, draw
+from moxin_lab.posttraining.rollout import RingEngine, SamplingSettings, rows_that_fit
 from moxin_lab.posttraining.rollout_stream import completion_log_probs
+from moxin_lab.posttraining.token_step import draw
 
 EOS, PAD = 2, 0
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12, 13], [5, 6, 7, 8, 9, 10, 11, 12]]
@@ -158,6 +159,11 @@ def test_a_draw_is_the_token_at_which_the_cumulative_probability_passes_the_numb
 def test_what_cannot_be_completed_is_refused_before_any_work(prompts, budget, message):
     with pytest.raises(ValueError, match=message):
         make_engine().generate(prompts, SamplingSettings(2, budget), 0)
+
+
+def test_as_many_rows_as_memory_holds_are_decoded_together():
+    """An 80 GB card beside Moxin 7B's ring of 604 MB a row, a small model's, and one that does not fit at all."""
+    assert [rows_that_fit(40 << 30, row) for row in (604 << 20, 19 << 20, 10 << 30, 99 << 30)] == [64, 512, 4, 1]
 
 
 @pytest.mark.parametrize(
