@@ -1,0 +1,243 @@
+"""Stage 07's work as calls: the questions of a run, what each recipe of the comparison is, and its scores on them.
+
+    items(...)          training and test questions from the cards
+    RECIPES             name -> how it differs from Moxin's single stage
+    run_recipe(...)     one training, from towers and a language model to a VLM and its logs
+    answer(...)         a VLM's answers to questions, with their pictures, with none, or with those of other questions
+
+Guarantees: all recipes of one seed see the same questions in the same order; every recipe starts from the same towers and the
+same language model, which no recipe changes (each works on copies).
+Does not: train or run a model itself (`vlm_training.py`, `vlm.py`), or decide a claim.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from moxin_lab.model import convert
+from moxin_lab.vision import scoring, tasks
+from moxin_lab.vision.data import Concept, Pixels
+from moxin_lab.vision.fitting import Progress
+from moxin_lab.vision.images import prepare_images
+from moxin_lab.vision.prompts import encode_prompt, tokens
+from moxin_lab.vision.settings import TowerSettings
+from moxin_lab.vision.tasks import Item
+from moxin_lab.vision.towers import Towers, settings_dict
+from moxin_lab.vision.vlm import MoxinVLM, Projector, pad_examples
+from moxin_lab.vision.vlm_training import train_vlm
+
+
+class Recipe(NamedTuple):
+    """How a training differs from Moxin's: both towers, frozen, one stage, the scale's epochs, the base model."""
+
+    claim: str | None
+    """The claim that the comparison with `no-align` decides."""
+    align: bool = False
+    which: tuple[str, ...] = ("dino", "siglip")
+    tuned_towers: bool = False
+    epochs: int | None = None
+    backbone: str = "pretrained"
+
+
+RECIPES: dict[str, Recipe] = {
+    "no-align": Recipe(None),
+    "align": Recipe("vlm.single-stage", align=True),
+    "siglip-only": Recipe("vlm.fused-towers", which=("siglip",)),
+    "dino-only": Recipe("vlm.fused-towers", which=("dino",)),
+    "tuned-towers": Recipe("vlm.frozen-towers", tuned_towers=True),
+    "one-epoch": Recipe("vlm.two-epochs", epochs=1),
+    "three-epochs": Recipe("vlm.two-epochs", epochs=3),
+    "instruct": Recipe("vlm.base-backbone", backbone="instruct"),
+}
+
+
+class Questions(NamedTuple):
+    """What a VLM is trained on and tested with."""
+
+    train: list[Item]
+    test: list[Item]
+
+
+def questions(
+    train: Sequence[Concept], test: Sequence[Concept], charts: Path, settings: Any, *, seed: int
+) -> Questions:
+    """Training and test questions of every task: `presence` of known concepts in new scenes, charts of new tables and styles.
+
+    settings: train_items, test_items, towers.image_size.
+    """
+    edge = settings.towers.image_size
+    train_items: list[Item] = []
+    test_items: list[Item] = []
+    for task in tasks.TASKS:
+        train_items += tasks.make(task, settings.train_items, train, edge=edge, seed=seed, split="train")
+        asked = train if task == "presence" else test
+        test_items += tasks.make(task, settings.test_items, asked, edge=edge, seed=seed, split="test")
+    train_items += tasks.spread(tasks.chart_items(charts, "train", edge), settings.train_items)
+    for split in ("test_tables", "test_styles"):
+        test_items += tasks.spread(tasks.chart_items(charts, split, edge), settings.test_items // 2)
+    return Questions(train_items, test_items)
+
+
+def captions(concept: Concept, languages: Sequence[str], *, seed: int, each: int = 6) -> list[str]:
+    """What the towers are told of a concept: its label with none to all of its tags in any order, `each` a language."""
+    rng = np.random.default_rng([seed, *concept.id.encode()])
+    texts = []
+    for language in languages:
+        label, tags = concept.names[language]
+        tags = tuple(tag for tag in tags if tag != label)
+        for _ in range(each):
+            kept = rng.permutation(len(tags))[: rng.integers(0, len(tags) + 1)]
+            texts.append(", ".join([label, *(tags[place] for place in kept)]))
+    return texts
+
+
+class Seen(NamedTuple):
+    """Pictures by name, and what frozen towers make of them."""
+
+    pictures: dict[str, Pixels]
+    features: dict[str, Tensor]
+    """Picture to `[patches, channels]`, on the CPU."""
+
+    def of(self, items: Sequence[Item]) -> Tensor:
+        """`[n, patches, channels]` of the pictures of items."""
+        return torch.stack([self.features[item.example().image or ""] for item in items])
+
+
+def look(towers: Towers, pictures: Mapping[str, Pixels], *, device: str, batch_images: int = 256) -> Seen:
+    """Every picture through the frozen towers, once."""
+    names, found = list(pictures), []
+    towers.to(device).eval()
+    with torch.no_grad():
+        for start in range(0, len(names), batch_images):
+            part = prepare_images([pictures[name] for name in names[start : start + batch_images]], towers.settings)
+            found.append(towers.features({name: pixels.to(device) for name, pixels in part.items()}).cpu())
+    return Seen(dict(pictures), dict(zip(names, torch.cat(found), strict=True)))
+
+
+def only(towers: Towers, which: tuple[str, ...], seen: Seen) -> tuple[Towers, Seen]:
+    """Some of the towers, and what they alone see: the features of fused towers are joined by channel, in order."""
+    if which == towers.names:
+        return towers, seen
+    settings = TowerSettings(**{**settings_dict(towers.settings), "which": which})
+    widths = [towers.tower(name).embed_dim for name in towers.names]
+    kept = torch.cat([torch.full((width,), name in which) for name, width in zip(towers.names, widths, strict=True)])
+    features = {name: values[:, kept] for name, values in seen.features.items()}
+    return Towers(settings, {name: towers.tower(name) for name in which}), Seen(seen.pictures, features)
+
+
+class Trained(NamedTuple):
+    """A recipe's model and logs; `aligned` is the projector after alignment, with which the untouched decoder captions."""
+
+    model: MoxinVLM
+    logs: dict[str, pd.DataFrame]
+    aligned: Projector | None
+
+
+def run_recipe(
+    name: str, towers: Towers, backbones: Mapping[str, Path], caption_examples: Sequence[Any], items: Sequence[Item], seen: Seen,
+    tokenizer: Any, settings: Any, *, seed: int, folder: Path, device: str, progress: Progress | None = None,
+) -> Trained:  # fmt: skip
+    """Train one recipe of `RECIPES` on copies of everything; `folder` is for its resume points.
+
+    backbones: name to the folder of a language model. items: the training questions; caption_examples: alignment's.
+    Raises KeyError for an unknown recipe or backbone.
+    """
+    recipe = RECIPES[name]
+    used, features = only(towers, recipe.which, seen)
+    used = copy.deepcopy(used) if recipe.tuned_towers else used
+    decoder = convert.from_pretrained(backbones[recipe.backbone], device=device)
+    model = MoxinVLM(decoder, used.to(device), seed=seed).to(device)
+    logs, aligned = {}, None
+    common: dict[str, Any] = {"tokenizer": tokenizer, "seed": seed, "features": features.features, "progress": progress}
+    if recipe.align:
+        logs["align"] = train_vlm(
+            model,
+            caption_examples,
+            seen.pictures,
+            stage="align",
+            settings=settings.align,
+            folder=folder / "align",
+            **common,
+        )
+        aligned = copy.deepcopy(model.to(device).projector)
+    tuning = settings.finetune
+    if recipe.epochs is not None:
+        tuning = tuning.model_copy(update={"epochs": recipe.epochs})
+    stage = "full-finetune" if recipe.tuned_towers else "finetune"
+    examples = [item.example() for item in items]
+    logs["finetune"] = train_vlm(
+        model, examples, seen.pictures, stage=stage, settings=tuning, folder=folder / "finetune", **common
+    )
+    return Trained(model.to(device).eval(), logs, aligned)
+
+
+def answer(
+    model: MoxinVLM, tokenizer: Any, items: Sequence[Item], features: Tensor | None, settings: Any,
+    *, progress: Progress | None = None,
+) -> list[str]:  # fmt: skip
+    """An answer to each item: the likeliest choice, or what is written greedily where there is none.
+
+    features: `[n, patches, channels]`, the picture that each item is shown, or None: blind.
+    settings: answer_batch, max_new_tokens.
+    """
+    answers = [""] * len(items)
+    prompts = [encode_prompt(tokenizer, [], item.question) for item in items]
+    closed = [place for place, item in enumerate(items) if item.choices]
+    step = settings.answer_batch
+    for start in range(0, len(closed), step):
+        places = closed[start : start + step]
+        ids = [
+            [[*tokens(tokenizer, choice), tokenizer.eos_token_id] for choice in items[place].choices]
+            for place in places
+        ]
+        scores = model.answer_log_likelihoods(
+            [prompts[place] for place in places],
+            ids,
+            features=None if features is None else features[places],
+            batch_rows=step,
+        )
+        for place, said in zip(places, scoring.chosen([items[place] for place in places], scores), strict=True):
+            answers[place] = said
+        if progress is not None:
+            progress(start + len(places), len(items), "answering")
+    opened = [place for place, item in enumerate(items) if not item.choices]
+    for start in range(0, len(opened), step):
+        places = opened[start : start + step]
+        batch = pad_examples([(prompts[place], [-100] * len(prompts[place])) for place in places])
+        made = model.generate(
+            None, batch["input_ids"].to(model.device), max_new_tokens=settings.max_new_tokens,
+            features=None if features is None else features[places].to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device), eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        for place, ids in zip(places, made.tolist(), strict=True):
+            answers[place] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return answers
+
+
+def compare(runs: pd.DataFrame, base: str = "no-align") -> pd.DataFrame:
+    """Each recipe's accuracy minus that of `base` with the same seed: mean, least and greatest over seeds.
+
+    runs: columns arm, seed, accuracy. `seen` says: above or below in all seeds, or no difference; one seed decides nothing.
+    """
+    wide = runs.pivot(index="seed", columns="arm", values="accuracy")
+    rows = {}
+    for arm in [name for name in dict.fromkeys(runs["arm"]) if name != base]:
+        gap = wide[arm] - wide[base]
+        said = (
+            "above in all seeds" if gap.min() > 0 else "below in all seeds" if gap.max() < 0 else "no difference seen"
+        )
+        rows[arm] = {
+            "accuracy": wide[arm].mean(),
+            f"minus {base}": gap.mean(),
+            "least": gap.min(),
+            "greatest": gap.max(),
+            "seen": said if len(gap) > 2 else f"{len(gap)} seed(s): not decided",
+        }
+    return pd.DataFrame(rows).T.rename_axis("recipe")
