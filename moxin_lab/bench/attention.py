@@ -10,8 +10,8 @@ twenty seconds a shape for FlexAttention, thirty for flash-attn-4.
 Guarantees: operations are those of the exact mask (forward 4 x pairs x heads x head size, backward 2.5 times that; for the full
 triangle its own pairs); every row carries `relative_error`, its output's distance to the float32 definition on the last 256
 queries of the same inputs, and `added_peak_bytes`, what one call forward and backward took beyond inputs; inputs are random,
-times medians by device events, taken in turns; a back end that cannot run is a row with its reason; an interrupted run (SIGINT)
-keeps the shapes that it has finished and says so.
+times medians by device events, taken in turns; a back end that cannot run is a row with its reason. An interrupt (SIGINT)
+while a row is compiled gives that row up; one while rows are timed ends the run with the shapes that are finished.
 Does not: tune peers' tile sizes.
 """
 
@@ -19,6 +19,7 @@ import argparse
 import math
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -119,10 +120,10 @@ def implementations(window: int, device: str) -> dict[str, Callable[[list[Any]],
         "triton": named.pop("triton"),
         "flash (flash-attn-4)": named.pop("flash"),
         "flex (Triton)": named.pop("flex"),
-        "flex (flash-attn-4)": flex_flash,
         "PyTorch FlashAttention-2, window": pytorch_flash(window),
         "sdpa, dense mask": ours("sdpa"),
         "cuDNN, full triangle": triangle,
+        "flex (flash-attn-4)": flex_flash,
         **named,
     }
 
@@ -170,11 +171,15 @@ def measure_shape(inputs: list[Any], window: int, options: argparse.Namespace) -
             continue
         row: dict[str, Any] = {"implementation": name, "tokens": tokens, "rows": batch}
         rows.append(row)
+        began = time.perf_counter()
         try:
             prepared.append((row, *prepare(make(inputs), inputs, gradient, window, row, options.device)))
         except (RuntimeError, ValueError, ImportError, NotImplementedError, TypeError) as error:
             row["reason"] = f"{type(error).__name__}: {error}"[:300]
-        print("  ", name, row.get("reason", ""), file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            row["reason"] = f"interrupted after {time.perf_counter() - began:.0f} s of preparation"
+        row["first_call_seconds"] = round(time.perf_counter() - began, 1)
+        print("  ", name, row["first_call_seconds"], "s", row.get("reason", ""), file=sys.stderr, flush=True)
     seconds: list[tuple[list[float], list[float]]] = [([], []) for _ in prepared]
     for _ in range(options.rounds):
         for (_, forward, backward), (forwards, backwards) in zip(prepared, seconds, strict=True):
