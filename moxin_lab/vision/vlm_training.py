@@ -1,0 +1,162 @@
+"""The VLM's trainings: which parts learn from which tokens.
+
+    stage           trained                      loss on            Prismatic
+    align           projector                    captions           558K captions, projector alone
+    finetune        projector, decoder           answers            665K instructions, towers frozen
+    full-finetune   projector, decoder, towers   answers            the arm that Prismatic found to hurt
+
+`no-align`, which Moxin-VLM really used, is finetune on a fresh projector. While the towers are frozen their features are computed
+once an image before the first step.
+
+Guarantees: a step's loss is the mean over all its labelled tokens however it is cut, so 1 x 8 equals 8 x 1 (Prismatic's users
+found that it did not there); kill and resume is bitwise on the CPU; an example without a labelled token is refused before work
+begins. Does not: choose examples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from moxin_lab.vision.fitting import Order, Progress, fit, parts_of
+from moxin_lab.vision.images import prepare_images
+from moxin_lab.vision.prompts import EncodedExample, encode_example
+from moxin_lab.vision.settings import STAGES
+from moxin_lab.vision.vlm import MoxinVLM, pad_examples
+
+Images = Mapping[str, Any] | Callable[[str], Any]
+"""An example's image name to a file, PIL image or uint8 [H, W, 3]."""
+
+
+@torch.no_grad()
+def compute_features(model: MoxinVLM, sources: Sequence[Any], *, batch_images: int = 64) -> Tensor:
+    """[N, patches, channels] of images of any sort, on the CPU in the towers' dtype."""
+    model.towers.eval()
+    found = []
+    for start in range(0, len(sources), batch_images):
+        pixels = prepare_images(sources[start : start + batch_images], model.towers.settings)
+        found.append(model.image_features({name: values.to(model.device) for name, values in pixels.items()}).cpu())
+    return torch.cat(found)
+
+
+class ExampleStream:
+    """Steps of encoded examples: `input_ids, labels, attention_mask, has_image`, `features` or pixels, and the step's targets."""
+
+    def __init__(
+        self, encoded: Sequence[EncodedExample], settings: Any, seed: int, look: Callable[[list[str]], Any]
+    ) -> None:
+        self._encoded, self._look = encoded, look
+        self._order = Order(len(encoded), settings, seed)
+        self.num_steps = self._order.num_steps
+
+    def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
+        numbers = self._order.step(step)
+        targets = sum(int((self._encoded[number].labels != -100).sum()) for number in numbers)
+        chosen = [self._encoded[number] for number in numbers.reshape(parts, -1)[part]]
+        batch: dict[str, Any] = pad_examples([(one.input_ids, one.labels) for one in chosen])
+        batch["has_image"] = torch.tensor([one.image is not None for one in chosen])
+        batch["step_targets"] = torch.tensor(targets)
+        names = [one.image for one in chosen if one.image is not None]
+        return batch | (self._look(names) if names else {})
+
+
+def vlm_loss(model: MoxinVLM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The part's share of the step's mean over labelled tokens."""
+    pixels = {name.removeprefix("pixels."): value for name, value in batch.items() if name.startswith("pixels.")}
+    output = model(
+        pixels or None,
+        batch["input_ids"],
+        batch["labels"],
+        features=batch.get("features"),
+        attention_mask=batch["attention_mask"],
+        has_image=batch["has_image"],
+    )
+    assert output.nats is not None
+    return {"loss": output.nats.sum() / batch["step_targets"], "targets": torch.tensor(output.nats.numel())}
+
+
+def set_trained(model: MoxinVLM, stage: str) -> None:
+    """`requires_grad` for one stage. Raises ValueError for an unknown one."""
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage!r}: available are {', '.join(STAGES)}")
+    model.requires_grad_(False)
+    model.projector.requires_grad_(True)
+    if stage != "align":
+        model.decoder.requires_grad_(True)
+    if stage == "full-finetune":
+        for parameter in model.towers.used_parameters():
+            parameter.requires_grad_(True)
+
+
+def train_vlm(
+    model: MoxinVLM, examples: Sequence[Any], images: Images, tokenizer: Any, *, stage: str, settings: Any, folder: Path,
+    seed: int = 0, features: Mapping[str, Tensor] | None = None, progress: Progress | None = None,
+    trainer_options: dict[str, Any] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Train in place; the log, one row a step: loss (nats a token), gradient_norm, learning_rate, targets.
+
+    examples: with `id, image, turns` (data.Example). features: image name to [patches, channels], where they are known already;
+    what is missing is computed from `images`. Raises PromptError for an example that trains nothing, ImageError for an image.
+    """
+    set_trained(model, stage)
+    parts = parts_of(settings)
+    encoded = [encode_example(tokenizer, example, stage=stage, max_tokens=settings.max_tokens) for example in examples]
+    find = images if callable(images) else images.__getitem__
+    if stage == "full-finetune":
+        tower_settings = model.towers.settings
+
+        def look(names: list[str]) -> dict[str, Any]:
+            pixels = prepare_images([find(name) for name in names], tower_settings)
+            return {f"pixels.{name}": values for name, values in pixels.items()}
+
+    else:
+        known = dict(features or {})
+        lacking = sorted({one.image for one in encoded if one.image is not None} - known.keys())
+        for start in range(0, len(lacking), 256):
+            names = lacking[start : start + 256]
+            known |= dict(zip(names, compute_features(model, [find(name) for name in names]), strict=True))
+            if progress is not None:
+                progress(start + len(names), len(lacking), "looking at images")
+
+        def look(names: list[str]) -> dict[str, Any]:
+            return {"features": torch.stack([known[name] for name in names])}
+
+    model.train()
+    model.towers.train(stage == "full-finetune")
+    model.decoder.activation_checkpointing = getattr(settings, "activation_checkpointing", "none")
+    try:
+        return fit(
+            model, ExampleStream(encoded, settings, seed, look), settings, vlm_loss, folder=folder, text=stage,
+            accumulate=parts, progress=progress, trainer_options=trainer_options,
+        )  # fmt: skip
+    finally:
+        model.decoder.activation_checkpointing = "none"
+        model.eval()
+
+
+@torch.no_grad()
+def caption_nats(
+    model: MoxinVLM, encoded: Sequence[EncodedExample], features: Tensor | None, *, batch_rows: int = 64
+) -> np.ndarray:
+    """Mean nats a labelled token of each example, float64 [N]. features [N, patches, channels]: the image each is shown (its
+    own, or another's), or None: blind."""
+    found = np.zeros(len(encoded))
+    for start in range(0, len(encoded), batch_rows):
+        rows = encoded[start : start + batch_rows]
+        batch = {
+            name: value.to(model.device)
+            for name, value in pad_examples([(r.input_ids, r.labels) for r in rows]).items()
+        }
+        seen = None if features is None else features[start : start + len(rows)].to(model.device)
+        output = model(None, batch["input_ids"], batch["labels"], features=seen, attention_mask=batch["attention_mask"])
+        assert output.nats is not None and output.rows is not None
+        sums = torch.zeros(len(rows), dtype=torch.float64, device=output.nats.device)
+        counts = torch.zeros_like(sums)
+        sums.index_add_(0, output.rows, output.nats.double())
+        counts.index_add_(0, output.rows, torch.ones_like(output.nats, dtype=torch.float64))
+        found[start : start + len(rows)] = (sums / counts).cpu().numpy()
+    return found
