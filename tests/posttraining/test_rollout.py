@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,19 +176,24 @@ def test_sampling_settings_that_make_no_sense_are_refused(changes, message):
 
 
 KERNELS = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 import torch
-from test_rollout import EOS, PAD, PROMPTS, eager_to_end, make_engine
-from posttraining_examples import make_model
-from moxin_lab.posttraining.rollout import SamplingSettings
+from moxin_lab.model.config import MoxinConfig
+from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.posttraining.rollout import RingEngine, SamplingSettings
 
-shape = {"hidden_size": 16, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
-model = eager_to_end(make_model(sliding_window=16, **shape))
-found, wanted = (
-    make_engine(model, kernels=kernels, graph=False).generate(PROMPTS[:2], SamplingSettings(1, 4), 0) for kernels in (True, False)
+shape = {"hidden_size": 16, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2}
+config = MoxinConfig(
+    vocab_size=40, intermediate_size=32, sliding_window=16, max_position_embeddings=64, initializer_range=0.3, **shape
 )
+model = MoxinForCausalLM(config, generator=torch.Generator().manual_seed(0)).eval()
+prompts = [[5, 6, 7, 8, 9], [10]]
+found, wanted = (
+    RingEngine(model, eos_token_id=2, pad_token_id=0, kernels=kernels, graph=False).generate(
+        prompts, SamplingSettings(3, 20), 0
+    )
+    for kernels in (True, False)
+)
+assert set(wanted.finish_reasons) == {"eos", "length"}
 assert torch.equal(found.completion_ids, wanted.completion_ids)
 torch.testing.assert_close(found.log_probs, wanted.log_probs, atol=1e-4, rtol=0)
 """
@@ -198,11 +202,8 @@ torch.testing.assert_close(found.log_probs, wanted.log_probs, atol=1e-4, rtol=0)
 def test_the_ring_kernel_gives_the_same_completions_in_tritons_interpreter():
     """In a process of its own, because the interpreter is chosen when Triton is imported."""
     pytest.importorskip("triton", reason="Triton is not installed on this system")
-    here = str(Path(__file__).parent)
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", KERNELS, here], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
