@@ -73,6 +73,15 @@ STAGES: tuple[StageInfo, ...] = (
         sections=("reasoning",),
     ),
     StageInfo(
+        "07_vision_language",
+        "Vision and language",
+        takes=("tokenizer", "pretrained", "instruct"),
+        leaves=("vision_towers", "vlm", "vision_log"),
+        data_cards=("emoji", "charts"),
+        sections=("vision",),
+        reads=("papers/tables",),
+    ),
+    StageInfo(
         "08_benchmarks",
         "Benchmarks",
         takes=("documents", "tokenizer", "pretrained"),

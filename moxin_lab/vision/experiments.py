@@ -11,6 +11,7 @@ Does not: train or run a model itself (`vlm_training.py`, `vlm.py`), or decide a
 """
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moxin_lab.model import convert
@@ -28,7 +30,7 @@ from moxin_lab.vision.images import prepare_images
 from moxin_lab.vision.prompts import encode_prompt, tokens
 from moxin_lab.vision.settings import TowerSettings
 from moxin_lab.vision.tasks import Item
-from moxin_lab.vision.towers import Towers, settings_dict
+from moxin_lab.vision.towers import Towers, save_towers, settings_dict
 from moxin_lab.vision.vlm import MoxinVLM, Projector, pad_examples
 from moxin_lab.vision.vlm_training import train_vlm
 
@@ -241,3 +243,99 @@ def compare(runs: pd.DataFrame, base: str = "no-align") -> pd.DataFrame:
             "seen": said if len(gap) > 2 else f"{len(gap)} seed(s): not decided",
         }
     return pd.DataFrame(rows).T.rename_axis("recipe")
+
+
+def shown(name: str, run: Trained, towers: Towers, seen: Seen, items: Sequence[Item], *, device: str) -> Tensor:
+    """What the towers of a trained recipe make of the items' pictures: tuned towers look anew."""
+    recipe = RECIPES[name]
+    if recipe.tuned_towers:
+        pictures = {item.example().image or "": item.picture for item in items}
+        return look(run.model.towers, pictures, device=device).of(items)
+    return only(towers, recipe.which, seen)[1].of(items)
+
+
+def drawings(concepts: Sequence[Concept], style: str = "google") -> Pixels:
+    """RGBA drawings `[n, 64, 64, 4]`, which the towers' training lays on backgrounds of its own."""
+    return np.stack([concept.drawings[style] for concept in concepts])
+
+
+class Runs(NamedTuple):
+    """All trainings of a stage; models and answers are those of the first seed."""
+
+    trained: dict[str, Trained]
+    """Of `kept` recipes."""
+    answers: dict[str, list[str]]
+    table: pd.DataFrame
+    """One row a training: arm, seed, accuracy over all questions, final training loss."""
+
+
+def run_all(
+    towers: Towers, backbones: Mapping[str, Path], caption_examples: Sequence[Any], asked: Questions, seen: Seen,
+    tokenizer: Any, settings: Any, *, seed: int, folder: Path, device: str, progress: Progress | None = None,
+    kept: Sequence[str] = ("align", "no-align"),
+) -> Runs:  # fmt: skip
+    """Every recipe of `settings.arms` with `settings.seeds` seeds from `seed` on, trained and scored on the same questions."""
+    trained, answers, rows = {}, {}, []
+    for arm in settings.arms:
+        for one_seed in range(seed, seed + settings.seeds):
+            run = run_recipe(
+                arm, towers, backbones, caption_examples, asked.train, seen, tokenizer, settings, seed=one_seed,
+                folder=folder / arm / str(one_seed), device=device, progress=progress,
+            )  # fmt: skip
+            features = shown(arm, run, towers, seen, asked.test, device=device)
+            said = answer(run.model, tokenizer, asked.test, features, settings, progress=progress)
+            accuracy = float(scoring.judge(asked.test, said).mean())
+            loss = float(run.logs["finetune"]["loss"].tail(10).mean())
+            rows.append({"arm": arm, "seed": one_seed, "accuracy": accuracy, "loss": loss})
+            if one_seed == seed:
+                answers[arm] = said
+                if arm in kept:
+                    trained[arm] = run
+    return Runs(trained, answers, pd.DataFrame(rows))
+
+
+def captioner(run: Trained, towers: Towers, folder: Path, *, device: str) -> MoxinVLM:
+    """The untouched language model behind the projector as alignment left it. Raises ValueError where nothing was aligned."""
+    if run.aligned is None:
+        raise ValueError("this recipe has no alignment, so there is no projector to caption with")
+    return MoxinVLM(convert.from_pretrained(folder, device=device), towers.to(device), run.aligned.to(device)).eval()
+
+
+def verdicts(compared: pd.DataFrame, base: str = "no-align") -> dict[str, tuple[str, str]]:
+    """Claim to verdict and evidence, from `compare`'s table; only claims all of whose recipes were run.
+
+    A claim that something is better stands if it is so in all seeds; one that nothing is lost falls if the rival is so in all.
+    """
+    arms: dict[str, list[str]] = {}
+    for name, recipe in RECIPES.items():
+        if recipe.claim:
+            arms.setdefault(recipe.claim, []).append(name)
+    found = {}
+    for claim, names in arms.items():
+        if not set(names) <= set(compared.index):
+            continue
+        seen = compared.loc[names, "seen"]
+        if claim in ("vlm.fused-towers", "vlm.frozen-towers"):
+            stands = bool((seen == "below in all seeds").all())
+        elif claim == "vlm.two-epochs":
+            stands = seen["one-epoch"] == "below in all seeds" and seen["three-epochs"] != "above in all seeds"
+        else:
+            stands = bool((seen != "above in all seeds").all())
+        evidence = "; ".join(
+            f"{name} minus {base} {row[f'minus {base}']:+.3f} ({row['least']:+.3f} to {row['greatest']:+.3f})"
+            for name, row in compared.loc[names].iterrows()
+        )
+        found[claim] = ("reproduced" if stands else "contradicted", f"Accuracy over all tasks: {evidence}.")
+    return found
+
+
+def export(model: MoxinVLM, tokenizer_folder: Path, folder: Path) -> Path:
+    """A folder with the decoder as a Hugging Face checkpoint with its tokenizer, the towers, and the projector's tensors."""
+    convert.save_pretrained(model.decoder, folder / "language_model")
+    for file in sorted(tokenizer_folder.iterdir()):
+        if file.is_file():
+            shutil.copy2(file, folder / "language_model" / file.name)
+    save_towers(model.towers, folder / "towers")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.projector.state_dict().items()}
+    save_file(tensors, folder / "projector.safetensors")
+    return folder

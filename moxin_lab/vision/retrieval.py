@@ -44,16 +44,25 @@ def table(
     """Recall in both directions for texts in each language: rows (language, direction), columns recall, interval and chance."""
     rows = {}
     for language, embedded in texts.items():
-        for direction, found in (
-            ("image to text", ranks(pictures, embedded)),
-            ("text to image", ranks(embedded, pictures)),
-        ):
-            row: dict[str, float] = {}
-            for k in at:
-                one = recall(found, k, interval)
-                row |= {f"R@{k}": one["value"], f"R@{k} low": one["low"], f"R@{k} high": one["high"]}
-                row |= {f"chance R@{k}": one["chance"]}
-            rows[(language, direction)] = row
+        rows[(language, "image to text")] = _row(ranks(pictures, embedded), interval, at)
+        rows[(language, "text to image")] = _row(ranks(embedded, pictures), interval, at)
     frame = pd.DataFrame(rows).T
     frame.index.names = ["language", "direction"]
     return frame
+
+
+def across_styles(
+    features: Mapping[str, Mapping[str, ArrayLike]], interval: Callable[[int, int], Any], at: Sequence[int] = RECALL_AT
+) -> pd.DataFrame:
+    """Twitter's drawing i looked for among Google's, by each kind of features (name to style to `[n, width]`): a row a kind."""
+    rows = {name: _row(ranks(styles["twitter"], styles["google"]), interval, at) for name, styles in features.items()}
+    return pd.DataFrame(rows).T.rename_axis("features")
+
+
+def _row(found: NDArray[np.int64], interval: Callable[[int, int], Any], at: Sequence[int]) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for k in at:
+        one = recall(found, k, interval)
+        row |= {f"R@{k}": one["value"], f"R@{k} low": one["low"], f"R@{k} high": one["high"]}
+        row[f"chance R@{k}"] = one["chance"]
+    return row
