@@ -253,7 +253,7 @@ def pass_at_k(right: Any, samples: Any, k: int) -> np.ndarray:
 
 def items(found: pd.DataFrame, k: int) -> pd.Series:
     """pass@k of each item, in the order of the tests, indexed by (group, item)."""
-    grouped = found.groupby(["group", "item"])["right"]
+    grouped = found.groupby(["group", "item"], sort=False)["right"]
     counts = grouped.agg(["sum", "size"])
     return pd.Series(pass_at_k(counts["sum"], counts["size"], k), index=counts.index)
 

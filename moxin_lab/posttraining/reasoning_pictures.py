@@ -29,14 +29,16 @@ def reward_curve(log: pd.DataFrame) -> Figure:
         label="groups without variance (share)",
     )
     top.set(ylabel="reward or share", ylim=(0, 1.02))
-    top.legend()
+    top.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8)
     bottom.plot(log["step"], log["entropy"], color="#009E73", label="entropy (nats a token)")
     other = bottom.twinx()
     other.plot(log["step"], log["kl"], color="#CC79A7", linestyle="--", label="KL to the start (nats a token)")
     bottom.set(xlabel="optimizer step", ylabel="entropy (nats a token)", ylim=(0, None))
     other.set(ylabel="KL (nats a token)", ylim=(0, None))
     lines = [*bottom.get_lines(), *other.get_lines()]
-    bottom.legend(lines, [line.get_label() for line in lines])
+    bottom.legend(
+        lines, [line.get_label() for line in lines], loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8
+    )
     return figure
 
 
@@ -82,7 +84,7 @@ def staleness(ends: pd.DataFrame) -> Figure:
     faster = ends.groupby("staleness")["times_faster"].mean()
     right.plot([where[level] for level in faster.index], faster, "o-", color=COLORS[2])
     right.axhline(1, color="#000000", linewidth=0.8, linestyle=":")
-    right.set(ylabel="times faster than synchronous (modelled)", ylim=(0, None))
+    right.set(ylabel="times faster (modelled)", ylim=(0, None))
     for axis in (left, right):
         axis.set_xticks(range(len(levels)), [str(level) for level in levels])
         axis.set_xlabel("staleness (rollouts)")
