@@ -135,7 +135,7 @@ class SiglipPair(nn.Module):
 
 
 class Captioned(Views):
-    """Views and one caption each, drawn anew a step from the picture's own; no two of a step are of one caption if it can be."""
+    """Views and one caption each, drawn anew each step from the picture's own."""
 
     def __init__(
         self, pictures: NDArray[np.uint8], ids: list[Tensor], settings: Any, seed: int, **options: Any

@@ -1,0 +1,47 @@
+"""A narrow model of all parts and a tokenizer of bytes, for the tests of stage 07."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from moxin_lab.model.config import MoxinConfig
+from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.vision.settings import TowerSettings
+from moxin_lab.vision.towers import build_towers
+from moxin_lab.vision.vlm import MoxinVLM
+
+SHAPE = {"embed_dim": 24, "depth": 3, "num_heads": 2, "patch_size": 16}
+TINY_TOWERS = TowerSettings(
+    image_size=32, dino_shape={**SHAPE, "init_values": 0.1}, siglip_shape={**SHAPE, "embed_dim": 32}
+)
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """One token a byte, so that every word of more than one letter has several; `<unk> <s> </s> <pad>` are 0 to 3."""
+    names = ["<unk>", "<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@pytest.fixture
+def tiny_vlm():
+    """Towers of 32 pixels (4 patches), a decoder of 3 blocks, drawn large enough that every part changes the logits."""
+    config = MoxinConfig(
+        vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=24, max_position_embeddings=256, initializer_range=0.2,
+    )  # fmt: skip
+    decoder = MoxinForCausalLM(config, generator=torch.Generator().manual_seed(1))
+    return MoxinVLM(decoder, build_towers(TINY_TOWERS, seed=1), seed=1).eval()
+
+
+@pytest.fixture
+def pixels():
+    """Three images, normalised, a dictionary."""
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(3, 3, 32, 32, generator=generator) for name in ("dino", "siglip")}

@@ -1,0 +1,152 @@
+"""SigLIP's and DINO's losses, the views they see, and that they learn and resume."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from open_clip.loss import SigLipLoss
+
+from moxin_lab.vision.settings import DinoSettings, SiglipSettings
+from moxin_lab.vision.tower_training import (
+    DinoPair,
+    SiglipPair,
+    Views,
+    augment,
+    dino_loss,
+    siglip_loss,
+    train_dino,
+    train_siglip,
+)
+from moxin_lab.vision.towers import build_towers
+from tests.vision.conftest import TINY_TOWERS
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 220), "black": (10, 10, 10)}
+SIGLIP = SiglipSettings(
+    epochs=30, examples_per_step=4, text_width=16, text_layers=1, text_heads=2, text_tokens=6, checkpoint_every_steps=10,
+    learning_rate=3e-3,
+)  # fmt: skip
+DINO = DinoSettings(epochs=3, examples_per_step=8, micro_batch_examples=8, prototypes=16, checkpoint_every_steps=2)
+CPU = {"accelerator": "cpu"}
+
+
+def _pictures(count=4):
+    pictures = np.zeros((count, 32, 32, 4), dtype=np.uint8)
+    for picture, colour in zip(pictures, list(COLOURS.values()) * count, strict=False):
+        picture[6:26, 6:26] = (*colour, 255)
+    return pictures
+
+
+def test_the_bias_starts_where_open_clips_loss_is_balanced(byte_tokenizer):
+    pair = SiglipPair(build_towers(TINY_TOWERS).siglip, byte_tokenizer, SiglipSettings(examples_per_step=256))
+    assert pair.logit_bias.item() == pytest.approx(-math.log(255))
+    # With equal logits the one positive and 255 negatives of a row pull the bias with forces that are nearly equal.
+    bias = pair.logit_bias.detach().clone().requires_grad_()
+    zeros = torch.zeros(256, 8)
+    SigLipLoss()(zeros, zeros, torch.tensor(1.0), bias).backward()
+    published = torch.tensor(-10.0, requires_grad=True)
+    SigLipLoss()(zeros, zeros, torch.tensor(1.0), published).backward()
+    assert abs(bias.grad.item()) < 0.01 < 0.9 < abs(published.grad.item())
+
+
+def test_the_loss_is_that_of_every_pair(byte_tokenizer):
+    pair = SiglipPair(build_towers(TINY_TOWERS).siglip, byte_tokenizer, SIGLIP).eval()
+    batch = {"view0": torch.randn(4, 3, 32, 32), "ids": pair.encode_texts(list(COLOURS))}
+    images, texts = (values.detach() for values in pair(batch["view0"], batch["ids"]))
+    logits = 10 * images @ texts.T - math.log(3)
+    signs = 2 * torch.eye(4) - 1
+    wanted = -torch.nn.functional.logsigmoid(signs * logits).sum() / 4
+    torch.testing.assert_close(siglip_loss(pair, batch)["loss"].detach(), wanted)
+
+
+def test_siglip_learns_colours_and_resumes_bitwise(byte_tokenizer, tmp_path):
+    captions = [[name, f"{name} box"] for name in COLOURS]
+    towers = build_towers(TINY_TOWERS)
+    killed = copy.deepcopy(towers)
+    pair, log = train_siglip(
+        towers, _pictures(), captions, byte_tokenizer, settings=SIGLIP, folder=tmp_path / "a", trainer_options=CPU
+    )
+    assert log["loss"].tail(5).mean() < 0.8 * log["loss"].head(5).mean()
+    assert pair.tower is towers.siglip and {"scale", "bias"} <= set(log)
+    assert pair.embed_texts(["red"]).shape == pair.embed_images(torch.zeros(1, 3, 32, 32)).shape == (1, 32)
+
+    def stop(step, total, text):
+        if step == 15:
+            raise KeyboardInterrupt
+
+    def again(**options):
+        return train_siglip(
+            copy.deepcopy(killed), _pictures(), captions, byte_tokenizer, settings=SIGLIP, folder=tmp_path / "b",
+            trainer_options=CPU, **options,
+        )  # fmt: skip
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        again(progress=stop)
+    resumed, second = again()
+    assert second.equals(log)
+    for wanted, found in zip(pair.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(wanted, found)
+
+
+def test_an_image_without_caption_is_refused(byte_tokenizer, tmp_path):
+    towers = build_towers(TINY_TOWERS)
+    with pytest.raises(ValueError, match="at least one text"):
+        train_siglip(towers, _pictures(), [["a"], [], ["b"], ["c"]], byte_tokenizer, settings=SIGLIP, folder=tmp_path)
+
+
+def test_dino_gives_the_tower_its_teacher_and_resumes_bitwise(tmp_path):
+    def run(folder, **options):
+        towers = build_towers(TINY_TOWERS)
+        log = train_dino(towers, _pictures(16), settings=DINO, folder=folder, trainer_options=CPU, **options)
+        return towers, log
+
+    def stop(step, total, text):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    towers, log = run(tmp_path / "a")
+    assert len(log) == 6 and 0 < log["teacher_entropy"].iloc[-1] <= math.log(16) + 1e-6
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(tmp_path / "b", progress=stop)
+    resumed, second = run(tmp_path / "b")
+    assert second.equals(log)
+    for wanted, found in zip(towers.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(wanted, found)
+    fresh = build_towers(TINY_TOWERS)
+    assert not torch.equal(fresh.dino.blocks[0].mlp.fc1.weight, towers.dino.blocks[0].mlp.fc1.weight)
+    assert torch.equal(fresh.siglip.blocks[0].mlp.fc1.weight, towers.siglip.blocks[0].mlp.fc1.weight)
+
+
+def test_the_teacher_has_no_gradient_and_follows_slowly():
+    pair = DinoPair(build_towers(TINY_TOWERS).dino, DINO)
+    views = Views(_pictures(8), DINO, 0, size=32, name="dino", views=2)
+    dino_loss(pair, views.batch(0))["loss"].backward()
+    assert all(p.grad is None for p in pair.teacher.parameters())
+    assert all(p.grad is not None for p in pair.student["head"].parameters() if p.requires_grad)
+    before, seen = copy.deepcopy(pair.teacher), pair.seen.clone()
+    with torch.no_grad():
+        for parameter in pair.student.parameters():
+            parameter.add_(1.0)
+    pair.follow()
+    for old, new in zip(before.parameters(), pair.teacher.parameters(), strict=True):
+        torch.testing.assert_close(new - old, torch.full_like(old, 0.01), rtol=0, atol=1e-3)
+    torch.testing.assert_close(pair.center, 0.1 * seen)
+    assert not pair.seen.any()
+
+
+def test_views_break_pixel_alignment_and_do_not_depend_on_the_cut():
+    pictures = torch.as_tensor(_pictures(8))
+    one, two = (augment(pictures, 32, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert one.shape == (8, 3, 32, 32) and one.min() >= 0 and one.max() <= 1
+    assert (one - two).abs().mean() > 0.05
+    corner = one[:, :, 0, 0]
+    assert (corner >= 0.8).all() and corner.std() > 0.01  # another background each time
+    inside = (one - one[:, :, :1, :1]).abs().amax(dim=1) > 0.05
+    assert len({int(shape.sum()) for shape in inside}) > 4  # the square has another size each time
+    views = Views(_pictures(16), replace(DINO, micro_batch_examples=2), 3, size=32, name="dino", views=2)
+    whole = views.batch(1)
+    parts = [views.batch(1, part=part, parts=4) for part in range(4)]
+    for name, values in whole.items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), values)

@@ -1,0 +1,134 @@
+"""Where patches stand, what carries loss, and that a row gets in any batch and with any cache what it gets alone."""
+
+import pytest
+import torch
+
+from moxin_lab.vision.data import Example
+from moxin_lab.vision.prompts import IGNORE, PromptError, encode_example, encode_prompt, tokens
+from moxin_lab.vision.vlm import hidden_states, pad_examples
+
+
+def test_patches_stand_right_behind_bos_and_carry_no_loss(tiny_vlm, pixels):
+    ids = torch.tensor([[1, 50, 51, 52, 2]])
+    labels = torch.tensor([[1, IGNORE, IGNORE, 52, 2]])  # even a label on bos is dropped
+    features = tiny_vlm.image_features({name: values[:1] for name, values in pixels.items()})
+    joined = tiny_vlm.join(ids, features, labels=labels)
+    text, seen = tiny_vlm.decoder.model.embed_tokens(ids), tiny_vlm.projector(features)
+    wanted = torch.cat((text[:, :1], seen, text[:, 1:]), dim=1)
+    torch.testing.assert_close(joined.embeddings, wanted, rtol=0, atol=0)
+    assert joined.labels.tolist() == [[IGNORE] * 7 + [52, 2]]
+    output = tiny_vlm(None, ids, labels, features=features)
+    logits = tiny_vlm(None, ids, features=features).logits
+    wanted = torch.nn.functional.cross_entropy(logits[0, 6:8], torch.tensor([52, 2]), reduction="none")
+    torch.testing.assert_close(output.nats, wanted)
+    torch.testing.assert_close(output.loss, wanted.mean())
+
+
+def test_text_alone_is_the_decoder_itself(tiny_vlm):
+    ids = torch.randint(4, 260, (2, 40), generator=torch.Generator().manual_seed(0))  # longer than the window
+    torch.testing.assert_close(tiny_vlm(None, ids).logits, tiny_vlm.decoder(ids))
+    embeddings = tiny_vlm.decoder.model.embed_tokens(ids)
+    torch.testing.assert_close(hidden_states(tiny_vlm.decoder, embeddings), tiny_vlm.decoder.hidden_states(ids))
+
+
+def test_a_mixed_batch_equals_each_row_alone(tiny_vlm, pixels):
+    features = tiny_vlm.image_features(pixels)
+    rows = [([1, 9, 8, 7, 2], True), ([1, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 2], False), ([1, 40, 2], True)]
+    batch = pad_examples([(ids, [IGNORE, *ids[1:]]) for ids, _ in rows])
+    has_image = torch.tensor([image for _, image in rows])
+    together = tiny_vlm(
+        None, batch["input_ids"], batch["labels"], features=features[:2], attention_mask=batch["attention_mask"],
+        has_image=has_image,
+    )  # fmt: skip
+    seen = 0
+    for row, (ids, image) in enumerate(rows):
+        one = tiny_vlm(
+            None,
+            torch.tensor([ids]),
+            torch.tensor([[IGNORE, *ids[1:]]]),
+            features=features[seen : seen + 1] if image else None,
+        )
+        seen += image
+        torch.testing.assert_close(together.nats[together.rows == row], one.nats, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_cached_generation_equals_uncached_and_each_row_alone(tiny_vlm, pixels, side):
+    features = tiny_vlm.image_features(pixels)
+    prompts, images = [[1, 70, 71], [1, *range(80, 104)], [1, 60, 61, 62, 63]], [True, False, True]
+    width = max(map(len, prompts))
+    ids, mask = torch.zeros(3, width, dtype=torch.int64), torch.zeros(3, width, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        place = slice(width - len(prompt), width) if side == "left" else slice(0, len(prompt))
+        ids[row, place], mask[row, place] = torch.tensor(prompt), 1
+    options = {
+        "features": features[:2],
+        "attention_mask": mask,
+        "has_image": torch.tensor(images),
+        "max_new_tokens": 30,
+    }
+    cached = tiny_vlm.generate(None, ids, **options)
+    assert torch.equal(cached, tiny_vlm.generate(None, ids, use_cache=False, **options))
+    seen = 0
+    for row, prompt in enumerate(prompts):
+        shown = features[seen : seen + 1] if images[row] else None
+        seen += images[row]
+        alone = tiny_vlm.generate(None, torch.tensor([prompt]), features=shown, max_new_tokens=30)
+        assert torch.equal(alone[0], cached[row])
+    blind = tiny_vlm.generate(None, torch.tensor([prompts[0]]), max_new_tokens=30)
+    assert not torch.equal(blind[0], cached[0])  # or the image would not matter to this test
+
+
+def test_generation_ends_at_eos_and_refuses_what_does_not_fit(tiny_vlm, pixels):
+    features = tiny_vlm.image_features(pixels)[:1]
+    free = tiny_vlm.generate(None, torch.tensor([[1, 5]]), features=features, max_new_tokens=8)[0].tolist()
+    made = tiny_vlm.generate(
+        None, torch.tensor([[1, 5]]), features=features, max_new_tokens=8, eos_token_id=free[2], pad_token_id=3
+    )[0].tolist()
+    assert made == free[: free.index(free[2]) + 1]
+    with pytest.raises(ValueError, match="256 positions"):
+        tiny_vlm.generate(None, torch.tensor([[1, 5]]), features=features, max_new_tokens=252)
+    with pytest.raises(ValueError, match="2 rows have an image and 1 images"):
+        tiny_vlm(None, torch.tensor([[1, 5], [1, 6]]), features=features)
+
+
+@pytest.mark.parametrize("words", [["True", "False"], ["Yes", "No"], [chr(65 + n) for n in range(26)]])
+def test_answer_words_are_scored_even_if_they_are_several_tokens(tiny_vlm, pixels, byte_tokenizer, words):
+    features = tiny_vlm.image_features(pixels)[:2]
+    prompts = [encode_prompt(byte_tokenizer, [], text) for text in ("Is it so?", "Which?")]
+    answers = [[*tokens(byte_tokenizer, word), byte_tokenizer.eos_token_id] for word in words]
+    assert len(words) == 26 or max(map(len, answers)) > 3
+    found = tiny_vlm.answer_log_likelihoods(prompts, [answers, answers], features=features, batch_rows=7)
+    for row in range(2):
+        for place in (0, len(words) - 1):
+            ids = torch.tensor([[*prompts[row], *answers[place]]])
+            logits = tiny_vlm(None, ids, features=features[row : row + 1]).logits[0].log_softmax(-1)
+            first = len(prompts[row]) + 4 - 1
+            wanted = sum(float(logits[first + k, token].detach()) for k, token in enumerate(answers[place]))
+            assert found[row][place] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_an_example_trains_its_answers_alone(byte_tokenizer):
+    example = Example("x", "x.png", (("What?", "a cat"), ("Colour?", "red")))
+    encoded = encode_example(byte_tokenizer, example, stage="finetune", max_tokens=100)
+    text = byte_tokenizer.decode(encoded.input_ids)
+    assert text == "<s>In: What?\nOut: a cat</s>In: Colour?\nOut: red</s>"
+    assert byte_tokenizer.decode(encoded.labels[encoded.labels != IGNORE]) == "a cat</s>red</s>"
+    assert encoded.labels[0] == IGNORE
+    asked = encode_prompt(byte_tokenizer, example.turns[:1], "Colour?")
+    assert encoded.input_ids[: len(asked)].tolist() == asked  # inference reads what training read
+    aligned = encode_example(byte_tokenizer, example, stage="align", max_tokens=100)
+    assert byte_tokenizer.decode(aligned.input_ids) == "<s>a cat</s>red</s>"
+
+
+def test_an_example_without_supervised_token_is_an_error(tiny_vlm, byte_tokenizer):
+    example = Example("long-17", None, (("a question of many words", "yes"),))
+    with pytest.raises(PromptError, match="example long-17: none of its first 12 tokens"):
+        encode_example(byte_tokenizer, example, stage="finetune", max_tokens=12)
+    ids = torch.tensor([[1, 5, 6], [1, 7, 8]])
+    with pytest.raises(ValueError, match=r"rows \[1\] have no token with loss"):
+        tiny_vlm(None, ids, torch.tensor([[IGNORE, 5, 6], [IGNORE] * 3]))
+
+
+def test_text_cannot_spell_a_special_token(byte_tokenizer):
+    assert byte_tokenizer.eos_token_id not in tokens(byte_tokenizer, "stop</s> and <s> go")

@@ -1,0 +1,124 @@
+"""Which parts a stage trains, that a step does not depend on its cut, and that a killed run goes on bitwise."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from moxin_lab.vision import vlm_training
+from moxin_lab.vision.data import Example
+from moxin_lab.vision.prompts import PromptError
+from moxin_lab.vision.settings import VlmSettings
+from moxin_lab.vision.vlm_training import caption_nats, compute_features, train_vlm
+
+SETTINGS = VlmSettings(
+    epochs=2, examples_per_step=8, micro_batch_examples=8, learning_rate=1e-3, max_tokens=48, checkpoint_every_steps=2
+)
+RNG = np.random.default_rng(0)
+IMAGES = {f"{n}.png": RNG.integers(0, 255, (20 + n, 32, 3), dtype=np.uint8) for n in range(12)}
+EXAMPLES = [
+    Example(str(n), f"{n}.png" if n < 12 else None, (("Which?", "ab" * (1 + n % 5)), ("And?", "z"))) for n in range(16)
+]
+
+
+def _train(model, tokenizer, folder, settings=SETTINGS, **options):
+    options = {"stage": "finetune", **options}
+    return train_vlm(
+        model,
+        EXAMPLES,
+        IMAGES,
+        tokenizer,
+        settings=settings,
+        folder=folder,
+        trainer_options={"accelerator": "cpu"},
+        **options,
+    )
+
+
+def _changed(before, after):
+    return {
+        name.split(".")[0] + "." + name.split(".")[1] if name.startswith("towers") else name.split(".")[0]
+        for (name, old), new in zip(before.state_dict().items(), after.state_dict().values(), strict=True)
+        if not torch.equal(old, new)
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts"),
+    [
+        ("align", {"projector"}),
+        ("finetune", {"projector", "decoder"}),
+        ("full-finetune", {"projector", "decoder", "towers.dino", "towers.siglip"}),
+    ],
+)
+def test_a_stage_changes_its_own_parts(tiny_vlm, byte_tokenizer, tmp_path, stage, parts):
+    before = copy.deepcopy(tiny_vlm)
+    log = _train(tiny_vlm, byte_tokenizer, tmp_path, stage=stage)
+    assert _changed(before, tiny_vlm) == parts
+    assert len(log) == 4 and log["loss"].iloc[-1] < log["loss"].iloc[0]
+    assert not tiny_vlm.training
+    if stage == "full-finetune":  # what the features do not depend on stays
+        assert torch.equal(before.towers.dino.blocks[2].mlp.fc1.weight, tiny_vlm.towers.dino.blocks[2].mlp.fc1.weight)
+
+
+def test_one_by_eight_equals_eight_by_one(tiny_vlm, byte_tokenizer, tmp_path):
+    cut = copy.deepcopy(tiny_vlm)
+    whole_log = _train(tiny_vlm, byte_tokenizer, tmp_path / "whole")
+    cut_log = _train(cut, byte_tokenizer, tmp_path / "cut", replace(SETTINGS, micro_batch_examples=1))
+    np.testing.assert_allclose(cut_log["loss"], whole_log["loss"], rtol=1e-4)
+    np.testing.assert_allclose(cut_log["gradient_norm"], whole_log["gradient_norm"], rtol=1e-3)
+    assert cut_log["targets"].tolist() == whole_log["targets"].tolist()
+    worst = max(
+        float((a - b).detach().abs().max()) for a, b in zip(cut.parameters(), tiny_vlm.parameters(), strict=True)
+    )
+    assert worst < 2e-4  # Adam turns rounding of tiny gradients into steps of up to the learning rate
+    # A mean of micro-batches' means, which many trainers take, would be another number: answers differ in length.
+    with pytest.raises(ValueError, match="no multiple"):
+        _train(tiny_vlm, byte_tokenizer, tmp_path / "odd", replace(SETTINGS, micro_batch_examples=3))
+
+
+def test_a_killed_run_goes_on_bitwise(tiny_vlm, byte_tokenizer, tmp_path):
+    killed, whole = copy.deepcopy(tiny_vlm), copy.deepcopy(tiny_vlm)
+    log = _train(whole, byte_tokenizer, tmp_path / "whole")
+
+    def stop(step, total, text):
+        if text.startswith("finetune") and step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        _train(killed, byte_tokenizer, tmp_path / "killed", progress=stop)
+    again = _train(tiny_vlm, byte_tokenizer, tmp_path / "killed")
+    assert again.equals(log)
+    for (name, wanted), found in zip(whole.state_dict().items(), tiny_vlm.state_dict().values(), strict=True):
+        assert torch.equal(wanted, found), name
+
+
+def test_frozen_features_are_those_of_the_pixels_and_are_computed_once(tiny_vlm, byte_tokenizer, tmp_path, monkeypatch):
+    calls = []
+    inner = vlm_training.compute_features
+    monkeypatch.setattr(vlm_training, "compute_features", lambda m, s: calls.append(len(s)) or inner(m, s))
+    _train(tiny_vlm, byte_tokenizer, tmp_path)
+    assert calls == [12]
+    names = [f"{n}.png" for n in range(3)]
+    features = compute_features(tiny_vlm, [IMAGES[name] for name in names], batch_images=2)
+    assert features.shape == (3, 4, 56)
+    one = compute_features(tiny_vlm, [IMAGES["2.png"]])
+    torch.testing.assert_close(features[2:], one, rtol=1e-4, atol=1e-5)
+
+
+def test_an_example_that_trains_nothing_stops_before_the_first_step(tiny_vlm, byte_tokenizer, tmp_path):
+    with pytest.raises(PromptError, match="example 0"):
+        _train(tiny_vlm, byte_tokenizer, tmp_path, replace(SETTINGS, max_tokens=6))
+    with pytest.raises(ValueError, match="unknown stage"):
+        _train(tiny_vlm, byte_tokenizer, tmp_path, stage="pretrain")
+
+
+def test_caption_nats_are_the_losses_of_the_model(tiny_vlm, byte_tokenizer):
+    encoded = [vlm_training.encode_example(byte_tokenizer, one, stage="align", max_tokens=48) for one in EXAMPLES[:5]]
+    features = compute_features(tiny_vlm, [IMAGES[one.image] for one in EXAMPLES[:5]])
+    found = caption_nats(tiny_vlm, encoded, features, batch_rows=2)
+    ids, labels = torch.tensor(encoded[3].input_ids)[None], torch.tensor(encoded[3].labels)[None]
+    assert found[3] == pytest.approx(float(tiny_vlm(None, ids, labels, features=features[3:4]).loss.detach()), abs=1e-4)
+    assert not np.allclose(found, caption_nats(tiny_vlm, encoded, None))
