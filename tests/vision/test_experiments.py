@@ -1,0 +1,97 @@
+"""`moxin_lab.vision.experiments`: captions of a concept, verdicts that follow seeds, towers apart, and a whole recipe, small."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from moxin_lab.vision import data, experiments, towers
+from moxin_lab.vision.settings import TowerSettings
+
+SHAPE = {"patch_size": 16, "embed_dim": 16, "depth": 3, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def concepts(repository):
+    return data.read_concepts(repository / "data_cards" / "emoji", "test")
+
+
+@pytest.fixture(scope="module")
+def small_towers():
+    settings = TowerSettings(
+        image_size=32, dino="vit_small_patch14_reg4_dinov2", siglip="vit_base_patch16_siglip_224",
+        dino_shape=SHAPE, siglip_shape={**SHAPE, "embed_dim": 32},
+    )  # fmt: skip
+    return towers.build_towers(settings)
+
+
+def test_a_caption_for_the_towers_begins_with_the_label_and_has_only_true_tags(concepts):
+    for one in concepts[:20]:
+        made = experiments.captions(one, ("en", "ko"), seed=0)
+        assert len(made) == 12 and made == experiments.captions(one, ("en", "ko"), seed=0)
+        for text in made[:6]:
+            assert text.startswith(one.label())
+            rest = text.removeprefix(one.label()).removeprefix(", ")
+            assert not rest or rest in ", ".join(one.names["en"][1]) or set(rest.split(", ")) <= set(one.names["en"][1])
+
+
+def test_one_tower_alone_sees_its_own_channels(small_towers, concepts):
+    pictures = {one.id: data.flat(one.drawings["google"], 32) for one in concepts[:3]}
+    seen = experiments.look(small_towers, pictures, device="cpu")
+    for name in ("dino", "siglip"):
+        alone, sliced = experiments.only(small_towers, (name,), seen)
+        again = experiments.look(alone, pictures, device="cpu")
+        for key in pictures:
+            assert torch.allclose(sliced.features[key], again.features[key], atol=1e-5)
+    assert experiments.only(small_towers, ("dino", "siglip"), seen)[1] is seen
+
+
+def table(**gaps):
+    rows = [{"arm": "no-align", "seed": seed, "accuracy": 0.5} for seed in range(3)]
+    for arm, values in gaps.items():
+        rows += [{"arm": arm.replace("_", "-"), "seed": s, "accuracy": 0.5 + gap} for s, gap in enumerate(values)]
+    return experiments.compare(pd.DataFrame(rows))
+
+
+@pytest.mark.parametrize(
+    ("gaps", "claim", "verdict"),
+    [
+        ({"align": (0.1, 0.1, 0.2)}, "vlm.single-stage", "contradicted"),
+        ({"align": (0.1, -0.1, 0.2)}, "vlm.single-stage", "reproduced"),
+        ({"siglip_only": (-0.1,) * 3, "dino_only": (-0.2,) * 3}, "vlm.fused-towers", "reproduced"),
+        ({"siglip_only": (-0.1, 0.1, 0), "dino_only": (-0.2,) * 3}, "vlm.fused-towers", "contradicted"),
+        ({"tuned_towers": (-0.1,) * 3}, "vlm.frozen-towers", "reproduced"),
+        ({"one_epoch": (-0.1,) * 3, "three_epochs": (0.1, 0, -0.1)}, "vlm.two-epochs", "reproduced"),
+        ({"one_epoch": (-0.1,) * 3, "three_epochs": (0.1,) * 3}, "vlm.two-epochs", "contradicted"),
+        ({"instruct": (0.1,) * 3}, "vlm.base-backbone", "contradicted"),
+    ],
+)
+def test_a_claim_stands_or_falls_by_what_all_seeds_say(gaps, claim, verdict):
+    assert experiments.verdicts(table(**gaps))[claim][0] == verdict
+
+
+def test_a_claim_without_all_its_recipes_gets_no_verdict():
+    assert "vlm.fused-towers" not in experiments.verdicts(table(siglip_only=(-0.1,) * 3))
+
+
+def test_one_seed_decides_nothing():
+    rows = [{"arm": arm, "seed": 0, "accuracy": value} for arm, value in (("no-align", 0.5), ("align", 0.9))]
+    assert experiments.compare(pd.DataFrame(rows)).loc["align", "seen"] == "1 seed(s): not decided"
+
+
+def test_every_recipe_that_differs_names_a_claim_of_the_list(repository):
+    known = (repository / "papers" / "claims.yml").read_text(encoding="utf-8")
+    for name, recipe in experiments.RECIPES.items():
+        assert (recipe.claim is None) == (name == "no-align")
+        assert recipe.claim is None or f"- id: {recipe.claim}\n" in known
+
+
+def test_questions_of_test_come_from_other_concepts_except_presence(repository, concepts):
+    train = data.read_concepts(repository / "data_cards" / "emoji", "validation")
+    settings = SimpleNamespace(train_items=4, test_items=4, towers=SimpleNamespace(image_size=32))
+    asked = experiments.questions(train, concepts, repository / "data_cards" / "charts", settings, seed=0)
+    assert {item.task for item in asked.train} == {item.task for item in asked.test}
+    labels = {one.label() for one in train} & {one.label() for one in concepts}
+    captions = {item.answer for item in asked.train if item.task == "caption"}
+    assert not captions & {item.answer for item in asked.test if item.task == "caption"} - labels
