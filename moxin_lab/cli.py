@@ -1,4 +1,4 @@
-"""`moxin-lab`: run, status, verify, cards, mof, bench. Imports of each command happen inside it, so `--help` answers at once.
+"""`moxin-lab`: run, status, verify, cards, mof, chat, bench. Imports of each command happen inside it, so `--help` answers at once.
 
 Exit codes: 0 done, 1 the command found or met something wrong and says what, 2 the command line is wrong.
 """
@@ -82,6 +82,16 @@ def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
     )
     mof = command("mof", _mof, "evaluate a MOF.yml by the rules of the Model Openness Framework")
     mof.add_argument("file", nargs="?", help="default: MOF.yml of the repository")
+    chat = command("chat", _chat, "talk with a vision-language model about an image, in the terminal")
+    chat.add_argument("--image", metavar="FILE", required=True, help="the image that the conversation is about")
+    chat.add_argument(
+        "--model", metavar="FOLDER", help="a folder that vision.hf.save wrote (default: stage 07's, of --scale)"
+    )
+    chat.add_argument(
+        "--ask", metavar="TEXT", help="one question; its answer is printed, and nothing is read from the keyboard"
+    )
+    chat.add_argument("--max-new-tokens", type=int, default=64)
+    with_scale(chat)
     bench = command("bench", _bench, "measure speed and memory, ours and peers in one run")
     benches = bench.add_subparsers(dest="bench", metavar="NAME", required=True)
     for name, help in BENCHES.items():
@@ -221,6 +231,18 @@ def _mof(options: argparse.Namespace) -> int:
     path = Path(options.file) if options.file else _root(options) / "MOF.yml"
     print(mof.format_text(mof.evaluate(path)))
     return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from moxin_lab.lab.artifacts import LabError
+    from moxin_lab.vision import terminal
+    from moxin_lab.vision.images import ImageError
+
+    folder = Path(options.model) if options.model else terminal.find_model(_root(options), options.scale)
+    try:
+        return terminal.chat(folder, options.image, question=options.ask, max_new_tokens=options.max_new_tokens)
+    except (ImageError, OSError, ValueError) as error:
+        raise LabError(str(error)) from error
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import torch
 def build_adamw(groups: list[dict[str, Any]], **constants: Any) -> torch.optim.AdamW:
     """groups: parameter groups, on the device where they will be trained; constants: lr, betas, eps, weight_decay.
 
-    On one H100 the kernel moves 2.9 TB/s where PyTorch's moves 2.0 (`moxin-lab bench train-step`, reports/released/h100).
+    On one H100 the kernel moves 2.96 TB/s, and a training step takes 171.0 instead of 175.6 ms (reports/released/h100).
     """
     if all(parameter.is_cuda for group in groups for parameter in group["params"]):
         from moxin_lab.kernels.adamw import AdamW

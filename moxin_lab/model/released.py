@@ -18,10 +18,10 @@ import pandas as pd
 
 # Bench -> columns that make rows comparable, columns that are compared, and whether larger is better.
 COMPARED: dict[str, tuple[tuple[str, ...], tuple[str, ...], bool]] = {
-    "attention": (("tokens", "rows"), ("forward_tflops", "backward_tflops"), True),
+    "attention": (("run", "tokens", "rows"), ("forward_tflops", "backward_tflops"), True),
     "decode": (("rows", "tokens"), ("ms_per_token",), False),
     "prefill": (("tokens",), ("ms",), False),
-    "train-step": ((), ("median_ms",), False),
+    "train-step": (("run",), ("median_ms",), False),
 }
 BESIDE = {
     "decode": ("floor_ms",),
@@ -76,6 +76,7 @@ def comparison(record: dict[str, Any]) -> pd.DataFrame:
         raise ValueError(f"no comparison is defined for bench {bench!r}: known are {', '.join(COMPARED)}")
     keys, compared, larger_is_better = COMPARED[bench]
     frame = pd.DataFrame(record["rows"])
+    keys = tuple(key for key in keys if key in frame)
     for column in (*compared, "reason"):
         if column not in frame:
             frame[column] = None
