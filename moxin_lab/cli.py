@@ -1,4 +1,4 @@
-"""`moxin-lab`: run, status, verify, cards, mof, chat, bench. Imports of each command happen inside it, so `--help` answers at once.
+"""`moxin-lab`: run, status, verify, cards, mof, chat, bench. Each command imports inside itself, so `--help` answers at once.
 
 Exit codes: 0 done, 1 the command found or met something wrong and says what, 2 the command line is wrong.
 """
@@ -238,8 +238,8 @@ def _chat(options: argparse.Namespace) -> int:
     from moxin_lab.vision import terminal
     from moxin_lab.vision.images import ImageError
 
-    folder = Path(options.model) if options.model else terminal.find_model(_root(options), options.scale)
     try:
+        folder = Path(options.model) if options.model else terminal.find_model(_root(options), options.scale)
         return terminal.chat(folder, options.image, question=options.ask, max_new_tokens=options.max_new_tokens)
     except (ImageError, OSError, ValueError) as error:
         raise LabError(str(error)) from error
