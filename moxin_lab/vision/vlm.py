@@ -246,8 +246,8 @@ class MoxinVLM(nn.Module):
         return found
 
 
-def pad_examples(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
-    """`input_ids`, `labels`, `attention_mask`, int64 [B, T], padded on the right with token 0, which the mask hides."""
+def pad_examples(rows: Sequence[tuple[Any, Any]]) -> dict[str, Tensor]:
+    """`input_ids`, `labels`, `attention_mask`, int64 [B, T], of rows (ids, labels), padded on the right with hidden zeros."""
     width = max(len(ids) for ids, _ in rows)
     shape = (len(rows), width)
     batch = {

@@ -1,5 +1,4 @@
 """The lmms-eval adapter, against its documented interface; lmms-eval is not installed, so its two modules are stood in for."""
-for)."""
 
 import copy
 import sys
