@@ -8,6 +8,7 @@ Guarantees: outputs are those of `MoxinVLM`; `<image>` placeholders and prefix m
 package is not installed, or put an image anywhere but behind bos.
 """
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def save(vlm: MoxinVLM, tokenizer: Any, folder: str | Path) -> Path:
     """Weights, configuration, tokenizer, image processor and chat template in one folder; returns it."""
     settings = settings_dict(vlm.towers.settings)
     images = MoxinVLImageProcessor(settings["image_size"], settings["resize"], settings["which"])
-    processor = MoxinVLProcessor(images, tokenizer, num_patches=vlm.towers.num_patches)
+    processor = MoxinVLProcessor(images, copy.deepcopy(tokenizer), num_patches=vlm.towers.num_patches)
     config = MoxinVLConfig(vlm.config.to_hf_dict(), settings, processor.image_token_id)
     model = MoxinVLForConditionalGeneration(config)
     model.vlm.load_state_dict(vlm.state_dict())
