@@ -11,7 +11,6 @@ Does not: train or run a model itself (`vlm_training.py`, `vlm.py`), or decide a
 """
 
 import copy
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from moxin_lab.model import convert
@@ -30,7 +28,7 @@ from moxin_lab.vision.images import prepare_images
 from moxin_lab.vision.prompts import encode_prompt, tokens
 from moxin_lab.vision.settings import TowerSettings
 from moxin_lab.vision.tasks import Item
-from moxin_lab.vision.towers import Towers, save_towers, settings_dict
+from moxin_lab.vision.towers import Towers, settings_dict
 from moxin_lab.vision.vlm import MoxinVLM, Projector, pad_examples
 from moxin_lab.vision.vlm_training import train_vlm
 
@@ -327,15 +325,3 @@ def verdicts(compared: pd.DataFrame, base: str = "no-align") -> dict[str, tuple[
         )
         found[claim] = ("reproduced" if stands else "contradicted", f"Accuracy over all tasks: {evidence}.")
     return found
-
-
-def export(model: MoxinVLM, tokenizer_folder: Path, folder: Path) -> Path:
-    """A folder with the decoder as a Hugging Face checkpoint with its tokenizer, the towers, and the projector's tensors."""
-    convert.save_pretrained(model.decoder, folder / "language_model")
-    for file in sorted(tokenizer_folder.iterdir()):
-        if file.is_file():
-            shutil.copy2(file, folder / "language_model" / file.name)
-    save_towers(model.towers, folder / "towers")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.projector.state_dict().items()}
-    save_file(tensors, folder / "projector.safetensors")
-    return folder
