@@ -1,7 +1,7 @@
 """Table 8 with what it leaves out: how each row was trained, and the closest published controls beside it.
 
 Guarantees: digits as printed, each average recomputed by a test; a configuration that no source states says so.
-Does not: run a benchmark.
+Does not: run a benchmark, or name a command of this lab: notebook 07 does not train on LLaVA's files yet.
 """
 
 from pathlib import Path
@@ -12,11 +12,11 @@ import yaml
 COLUMNS = ("encoder", "pixels", "resize", "epochs", "data")
 HERE = "not attempted at this scale"
 COMMANDS = {
-    "Ours": "moxin-lab run --scale full --only 07",
+    "Ours": "torchrun scripts/pretrain.py --model.type prism-moxin-dinosiglip-224px+7b (Prismatic with Moxin-VLM's settings)",
     "Prism-DINOSigLIP 7B (Controlled)": "torchrun scripts/pretrain.py --model.type prism-dinosiglip-controlled+7b (Prismatic)",
     "Prism-DINOSigLIP 7B": "torchrun scripts/pretrain.py --model.type prism-dinosiglip+7b (Prismatic)",
 }
-OTHER_ROWS = "moxin-lab run --scale full --only 07, with that language model in place of `pretrained`"
+OTHER_ROWS = "torchrun scripts/pretrain.py --model.type with the row's configuration (Prismatic)"
 
 
 def table_8(papers: Path) -> pd.DataFrame:
