@@ -243,7 +243,9 @@ def test_the_staleness_grid_has_a_run_each_and_the_pictures_draw(run, verifier):
         reasoning_pictures.staleness(ends), reasoning_pictures.pass_at(passed), reasoning_pictures.reward_curve(run["log"]),
     ):  # fmt: skip
         figure.canvas.draw()
-        assert all(axis.get_xlabel() or axis.get_ylabel() or axis.get_title() for axis in figure.axes)
+        titles = ("left", "center")  # the house's style, once another test has set it, puts titles on the left
+        named = [axis.get_xlabel() or axis.get_ylabel() or "".join(map(axis.get_title, titles)) for axis in figure.axes]
+        assert all(named)
     matplotlib.pyplot.close("all")
 
 
