@@ -229,17 +229,28 @@ class MoxinForCausalLM(nn.Module):
         """The states that the head reads, [B, T, hidden_size], after the last norm; arguments as in `forward`."""
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, not [B, T]")
-        if document_ids is not None and document_ids.shape != input_ids.shape:
-            raise ValueError(f"document_ids has shape {tuple(document_ids.shape)}, input_ids {tuple(input_ids.shape)}")
+        return self.states_of_embeddings(
+            self.model.embed_tokens(input_ids), position_ids=position_ids, document_ids=document_ids, cache=cache
+        )
+
+    def states_of_embeddings(
+        self,
+        embeddings: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """`hidden_states` from what stands in place of `embed_tokens(input_ids)`, [B, T, C]: text and patches, say."""
+        rows, length, _ = embeddings.shape
+        if document_ids is not None and document_ids.shape != (rows, length):
+            raise ValueError(f"document_ids has shape {tuple(document_ids.shape)}, input_ids {(rows, length)}")
         if cache is not None and document_ids is not None:
             raise ValueError(
                 "document_ids do not go with a cache, which holds one document a row; give padding to the cache"
             )
-        if cache is not None and cache.keys.shape[1] != input_ids.shape[0]:
-            raise ValueError(
-                f"a cache of {cache.keys.shape[1]} rows does not go with {input_ids.shape[0]} rows of input_ids"
-            )
-        length = input_ids.shape[1]
+        if cache is not None and cache.keys.shape[1] != rows:
+            raise ValueError(f"a cache of {cache.keys.shape[1]} rows does not go with {rows} rows of input_ids")
         first = 0 if cache is None else cache.length
         if length == 0:
             raise ValueError("input_ids has no tokens")
@@ -248,18 +259,16 @@ class MoxinForCausalLM(nn.Module):
                 f"{first + length} tokens are more than max_position_embeddings {self.config.max_position_embeddings}: "
                 "shorten the text"
             )
-        window = self.config.sliding_window
+        window, device = self.config.sliding_window, embeddings.device
         if cache is None:
-            mask = AttentionMask.build(
-                length, sliding_window=window, document_ids=document_ids, device=input_ids.device
-            )
+            mask = AttentionMask.build(length, sliding_window=window, document_ids=document_ids, device=device)
         else:
             mask = cache.begin(length, window)
         if position_ids is None:
-            places = torch.arange(first, first + length, device=input_ids.device)[None]
+            places = torch.arange(first, first + length, device=device)[None]
             position_ids = places if cache is None else cache.positions(places)
         rotary = rotary_angles(position_ids, self.config)
-        hidden_states = self.model.embed_tokens(input_ids)
+        hidden_states = embeddings
         run = ACTIVATION_CHECKPOINTING[self.activation_checkpointing]
         if not (self.training and cache is None and torch.is_grad_enabled()):
             run = None  # nothing is kept for a backward pass, or the cache would be written twice

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moxin_lab.model.attention import AttentionMask, choose_backend
-from moxin_lab.model.cache import KeyValueCache, RollingCache
-from moxin_lab.model.decoder import ACTIVATION_CHECKPOINTING, MoxinForCausalLM, rotary_angles
+from moxin_lab.model.cache import RollingCache
+from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.model.generate import sample
 from moxin_lab.vision.prompts import IGNORE
 from moxin_lab.vision.towers import Towers
@@ -150,7 +149,7 @@ class MoxinVLM(nn.Module):
         joined = self.join(
             input_ids, features, labels=labels, attention_mask=attention_mask, has_image=has_image, left=False
         )
-        states = hidden_states(self.decoder, joined.embeddings)
+        states = self.decoder.states_of_embeddings(joined.embeddings)
         if joined.labels is None:
             return Output(None, None, None, self.decoder.lm_head(states))
         targets = joined.labels[:, 1:]
@@ -194,7 +193,7 @@ class MoxinVLM(nn.Module):
                 cache = RollingCache(
                     self.config, len(input_ids), padding=padding, dtype=embeddings.dtype, device=embeddings.device
                 )
-            states = hidden_states(self.decoder, step, cache=cache)
+            states = self.decoder.states_of_embeddings(step, cache=cache)
             token = sample(
                 self.decoder.lm_head(states[:, -1]), temperature=temperature, top_p=top_p, generator=generator
             )
@@ -260,41 +259,3 @@ def pad_examples(rows: Sequence[tuple[Any, Any]]) -> dict[str, Tensor]:
         batch["labels"][row, : len(labels)] = torch.as_tensor(labels)
         batch["attention_mask"][row, : len(ids)] = 1
     return batch
-
-
-def hidden_states(decoder: MoxinForCausalLM, embeddings: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-    """`MoxinForCausalLM.hidden_states` from embeddings [B, T, C] in place of ids: padding must stand on the right, or in the
-    cache.
-
-    tests/vision/test_vlm.py holds it equal to the decoder's own on text.
-    """
-    config, length = decoder.config, embeddings.shape[1]
-    first = 0 if cache is None else cache.length
-    if first + length > config.max_position_embeddings:
-        raise ValueError(
-            f"{first + length} tokens and patches are more than max_position_embeddings {config.max_position_embeddings}"
-        )
-    places = torch.arange(first, first + length, device=embeddings.device)[None]
-    if cache is None:
-        mask = AttentionMask.build(length, sliding_window=config.sliding_window, device=embeddings.device)
-    else:
-        mask, places = cache.begin(length, config.sliding_window), cache.positions(places)
-    rotary = rotary_angles(places, config)
-    run = ACTIVATION_CHECKPOINTING[decoder.activation_checkpointing]
-    if not (decoder.training and cache is None and torch.is_grad_enabled()):
-        run = None
-    backend = decoder.attention_backend
-    if backend == "auto":
-        dropout_p = config.attention_dropout if decoder.training else 0.0
-        backend = choose_backend(decoder._query_like(embeddings), mask, dropout_p)
-    mask.prepare(backend)
-    states = embeddings
-    for block in decoder.model.layers:
-        states = (
-            block(states, rotary, mask, cache, backend)
-            if run is None
-            else run(block, states, rotary, mask, cache, backend)
-        )
-    if cache is not None:
-        cache.commit(length)
-    return decoder.model.norm(states)

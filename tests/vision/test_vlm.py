@@ -5,7 +5,7 @@ import torch
 
 from moxin_lab.vision.data import Example
 from moxin_lab.vision.prompts import IGNORE, PromptError, encode_example, encode_prompt, tokens
-from moxin_lab.vision.vlm import hidden_states, pad_examples
+from moxin_lab.vision.vlm import pad_examples
 
 
 def test_patches_stand_right_behind_bos_and_carry_no_loss(tiny_vlm, pixels):
@@ -28,7 +28,7 @@ def test_text_alone_is_the_decoder_itself(tiny_vlm):
     ids = torch.randint(4, 260, (2, 40), generator=torch.Generator().manual_seed(0))  # longer than the window
     torch.testing.assert_close(tiny_vlm(None, ids).logits, tiny_vlm.decoder(ids))
     embeddings = tiny_vlm.decoder.model.embed_tokens(ids)
-    torch.testing.assert_close(hidden_states(tiny_vlm.decoder, embeddings), tiny_vlm.decoder.hidden_states(ids))
+    torch.testing.assert_close(tiny_vlm.decoder.states_of_embeddings(embeddings), tiny_vlm.decoder.hidden_states(ids))
 
 
 def test_a_mixed_batch_equals_each_row_alone(tiny_vlm, pixels):
