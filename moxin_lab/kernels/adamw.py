@@ -70,8 +70,10 @@ class AdamW(torch.optim.AdamW):
             return
         torch._foreach_add_(steps, 1)
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        taken = torch.stack(steps).double()[:, None]
-        corrections = (1 - torch.tensor([beta1, beta2], dtype=torch.float64).to(taken.device) ** taken).float()
+        taken = torch.stack(steps).double()
+        corrections = torch.stack(
+            (1 - beta1**taken, 1 - beta2**taken), dim=1
+        ).float()  # on the device, without a copy to it
         for place, tensors in enumerate(zip(weights, gradients, means, squares, strict=True)):
             _launch(
                 *(_local(tensor) for tensor in tensors), corrections, place, float(group["lr"]), float(group["weight_decay"]),
