@@ -16,7 +16,9 @@ Does not: download when imported, filter by source, or correct a conversation.
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
+
+from moxin_lab.lab.hub import Rows, open_set
 
 SFT = "allenai/tulu-3-sft-mixture"
 PREFERENCES = "allenai/llama-3.1-tulu-3-8b-preference-mixture"
@@ -27,13 +29,6 @@ ROLES = ("system", "user", "assistant")
 
 class TuluError(ValueError):
     """A set without the columns that it is documented to have; the message names them."""
-
-
-class Rows(NamedTuple):
-    """An iterator of rows and, filled as it runs, the reasons for which rows were left out."""
-
-    rows: Iterator[dict[str, Any]]
-    left_out: Counter[str]
 
 
 def instructions(limit: int | None = None, *, path: str = SFT, revision: str | None = None) -> Rows:
@@ -81,17 +76,7 @@ def preferences(limit: int | None = None, *, path: str = PREFERENCES, revision: 
 
 
 def _stream(name: str, path: str, revision: str | None, limit: int | None) -> Any:
-    import datasets
-
-    stream = datasets.load_dataset(path, split="train", streaming=True, revision=revision)
-    found = stream.column_names or list(next(iter(stream), {}))
-    missing = [column for column in COLUMNS[name] if column not in found]
-    if missing:
-        raise TuluError(
-            f"{path} has the columns {', '.join(found) or '(none)'}; {name} has {', '.join(COLUMNS[name])}: "
-            f"{', '.join(missing)} missing. Give a path to files of that schema."
-        )
-    return stream if limit is None else stream.take(limit)
+    return open_set(path, name=name, columns=COLUMNS[name], revision=revision, limit=limit, error=TuluError)
 
 
 def _about(row: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ before the first row. Does not: download when imported, or judge a trace that it
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+from moxin_lab.lab.hub import Rows, open_set
 from moxin_lab.posttraining.reasoning_tasks import Task
 
 OPEN_THOUGHTS = "open-thoughts/OpenThoughts-114k"
@@ -31,13 +32,6 @@ ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assi
 
 class ReasoningSetError(ValueError):
     """A set without the columns that it is documented to have; the message names them."""
-
-
-class Rows(NamedTuple):
-    """An iterator of rows and, filled as it runs, the reasons for which rows were left out."""
-
-    rows: Iterator[Any]
-    left_out: Counter[str]
 
 
 def open_thoughts(limit: int | None = None, *, path: str = OPEN_THOUGHTS, revision: str | None = None) -> Rows:
@@ -94,20 +88,11 @@ def _rows(
     name: str, path: str, revision: str | None, limit: int | None, convert: Callable[[dict[str, Any]], Any]
 ) -> Rows:
     """`convert` gives what is kept of a row, or the reason (text) for which it is left out."""
-    import datasets
-
-    stream = datasets.load_dataset(path, split="train", streaming=True, revision=revision)
-    found = stream.column_names or list(next(iter(stream), {}))
-    missing = [column for column in COLUMNS[name] if column not in found]
-    if missing:
-        raise ReasoningSetError(
-            f"{path} has the columns {', '.join(found) or '(none)'}; of {name} {', '.join(missing)} are missing. Give a path to "
-            "files of that schema."
-        )
+    stream = open_set(path, name=name, columns=COLUMNS[name], revision=revision, limit=limit, error=ReasoningSetError)
     left_out: Counter[str] = Counter()
 
     def rows() -> Iterator[Any]:
-        for row in stream if limit is None else stream.take(limit):
+        for row in stream:
             kept = convert(row)
             if isinstance(kept, str):
                 left_out[kept] += 1
