@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moxin_lab.posttraining import asynchronous, chat, reasoning_sets, reasoning_tasks, recipe
+from moxin_lab.posttraining import asynchronous, chat, reasoning_sets, reasoning_tasks, recipe, tables
 from moxin_lab.posttraining.grpo_training import GRPOSettings, Problem, VerifierReward, train_grpo
 from moxin_lab.posttraining.reasoning_tasks import GROUPS, Task
 from moxin_lab.posttraining.rollout import RingEngine, SamplingSettings
@@ -329,19 +329,6 @@ def reasons(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(counts).reindex(list(REASONS)).fillna(0).astype(int).rename_axis("reason")
 
 
-def recipe_table(settings: Any, full: Any) -> pd.DataFrame:
-    """Two `reasoning` sections side by side, as text."""
-    rows = [
-        (
-            f"{part.upper()}: {name.replace('_', ' ')}",
-            *(str(getattr(getattr(one, part), name)) for one in (settings, full)),
-        )
-        for part, names in SHOWN.items()
-        for name in names
-    ]
-    return pd.DataFrame(rows, columns=["setting", "this run", "full scale"]).set_index("setting")
-
-
 def samples(tests: Mapping[str, Sequence[Task]], found: Mapping[str, pd.DataFrame], *, each: int) -> pd.DataFrame:
     """The first `each` questions of each group, unselected, the reference answer, and each model's first sample on one line."""
     rows, start = [], 0
@@ -351,9 +338,9 @@ def samples(tests: Mapping[str, Sequence[Task]], found: Mapping[str, pd.DataFram
                 name: frame[(frame["item"] == start + place) & (frame["sample"] == 0)]["text"].iloc[0]
                 for name, frame in found.items()
             }
-            shown = {name: _short(text.replace("\n", " ⏎ "), 70) for name, text in texts.items()}
+            shown = {name: tables.short(text.replace("\n", " ⏎ "), 70) for name, text in texts.items()}
             question = reasoning_tasks.shown_question(task, 60)
-            rows.append({"group": group, "question": question, "reference": _short(task.answer, 24), **shown})
+            rows.append({"group": group, "question": question, "reference": tables.short(task.answer, 24), **shown})
         start += len(tasks)
     return pd.DataFrame(rows).set_index("group")
 
@@ -371,7 +358,3 @@ def repeat(
         name: answer(model, tokenizer, asked.tests, verifier, settings=settings, seed=seed)
         for name, model in (("CoT-SFT", tuned), ("GRPO", trained))
     }
-
-
-def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

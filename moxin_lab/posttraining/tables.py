@@ -20,14 +20,15 @@ SHOWN = {
 }  # fmt: skip
 
 
-def recipe(settings: Any, full: Any) -> pd.DataFrame:
-    """Two `instruction_tuning` sections side by side, as text."""
+def recipe(settings: Any, full: Any, shown: Mapping[str, Sequence[str]] = SHOWN) -> pd.DataFrame:
+    """Two sections of scale files side by side, as text. shown: fields by the part of the section that holds them (default: what
+    matters of `instruction_tuning`)."""
     rows = [
         (
             f"{part.upper()}: {field.replace('_', ' ')}",
             *(str(getattr(getattr(one, part), field)) for one in (settings, full)),
         )
-        for part, fields in SHOWN.items()
+        for part, fields in shown.items()
         for field in fields
     ]
     return pd.DataFrame(rows, columns=["setting", "this run", "full scale"]).set_index("setting")
@@ -160,10 +161,10 @@ def samples(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame], *, each: int
     table = pd.DataFrame(
         {
             "language": chosen["language"],
-            "prompt": [_short(conversation[-2]["content"], 60) for conversation in conversations(chosen)],
-            "reference": [_short(conversation[-1]["content"], 20) for conversation in conversations(chosen)],
+            "prompt": [short(conversation[-2]["content"], 60) for conversation in conversations(chosen)],
+            "reference": [short(conversation[-1]["content"], 20) for conversation in conversations(chosen)],
             **{
-                name: found.loc[chosen.index, "text"].map(lambda text: _short(text, 20))
+                name: found.loc[chosen.index, "text"].map(lambda text: short(text, 20))
                 for name, found in judged.items()
             },
         }
@@ -171,5 +172,6 @@ def samples(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame], *, each: int
     return table.set_index("language")
 
 
-def _short(text: str, limit: int) -> str:
+def short(text: str, limit: int) -> str:
+    """The text, or its beginning and an ellipsis, in at most `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
