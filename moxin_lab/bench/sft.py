@@ -38,8 +38,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from moxin_lab.lab.artifacts import LabError, find_root
+    from moxin_lab.lab.step_training import Order
     from moxin_lab.posttraining import chat
-    from moxin_lab.posttraining.batches import Order
 
     folder = Path(options.model)
     if not (folder / "config.json").is_file():

@@ -15,3 +15,11 @@ def build_adamw(groups: list[dict[str, Any]], **constants: Any) -> torch.optim.A
 
         return AdamW(groups, **constants)
     return torch.optim.AdamW(groups, **constants, fused=True)
+
+
+def adamw_of(groups: list[dict[str, Any]], settings: Any) -> torch.optim.AdamW:
+    """`build_adamw` with the constants of a training's settings: learning_rate, adam_beta1, adam_beta2, adam_eps. Each group
+    says its own weight_decay."""
+    return build_adamw(
+        groups, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), eps=settings.adam_eps
+    )

@@ -24,8 +24,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from moxin_lab.lab.step_training import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.posttraining import fitting, grpo
+from moxin_lab.posttraining import grpo
 from moxin_lab.posttraining.grpo_training import Correction, GRPOSettings, train_grpo
 from moxin_lab.posttraining.rollout import RingEngine, Rollout, RolloutEngine, SamplingSettings
 from moxin_lab.posttraining.rollout_stream import requests
@@ -49,7 +50,7 @@ def staleness_grid(
     folder: Path,
     staleness: Sequence[int] = STALENESS,
     objectives: Sequence[Correction] = OBJECTIVES,
-    progress: fitting.Progress | None = None,
+    progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """One training for each staleness, objective and seed, all on as many samples; a row a rollout, columns `COLUMNS`.
@@ -226,7 +227,7 @@ def train_overlapped(
     folder: Path,
     device: torch.device | str | None = None,
     engine: RolloutEngine | None = None,
-    progress: fitting.Progress | None = None,
+    progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """`train_grpo` with rollouts sampled meanwhile, `settings.staleness` ahead; the log, whose `staleness` is what happened.

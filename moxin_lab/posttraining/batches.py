@@ -16,36 +16,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from moxin_lab.lab.step_training import Order
 from moxin_lab.posttraining.chat import Encoded
 
 IGNORE = -100
 Layout = Literal["packed", "padded"]
 Reduction = Literal["mean", "sum", "sequence", "part_mean"]
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "sequence", "part_mean")
-
-
-class Order:
-    """Which examples a step takes: `epochs` passes over `count` examples, joined, cut into steps of `examples_per_step`."""
-
-    def __init__(self, count: int, *, examples_per_step: int, epochs: int, seed: int) -> None:
-        self.num_steps, self.left_over = divmod(count * epochs, examples_per_step)
-        if not self.num_steps:
-            raise ValueError(
-                f"{count} examples in {epochs} epoch(s) do not fill one step of {examples_per_step}: "
-                "lower examples_per_step or add data"
-            )
-        self._size = examples_per_step
-        shuffled = [np.random.default_rng([seed, epoch]).permutation(count) for epoch in range(epochs)]
-        self._order = np.concatenate(shuffled)
-
-    def step(self, step: int) -> np.ndarray:
-        return self._order[step * self._size : (step + 1) * self._size]
-
-    def part(self, step: int, part: int, parts: int) -> np.ndarray:
-        """Part `part` of a step. Raises ValueError if the step does not divide evenly."""
-        if self._size % parts:
-            raise ValueError(f"a step of {self._size} examples does not divide into {parts} parts; change one of them")
-        return self.step(step).reshape(parts, -1)[part]
 
 
 def lay_out(sequences: Sequence[Encoded], *, row_tokens: int, layout: Layout, pad_id: int) -> dict[str, torch.Tensor]:

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moxin_lab.lab.step_training import LossFunction, Order, Progress
 from moxin_lab.posttraining import chat
-from moxin_lab.posttraining.batches import Layout, Order, lay_out
-from moxin_lab.posttraining.fitting import LossFunction, Progress
+from moxin_lab.posttraining.batches import Layout, lay_out
 from moxin_lab.posttraining.sft import answer_nats, token_losses
 
 Kind = Literal["sigmoid", "dpo_norm", "ipo"]

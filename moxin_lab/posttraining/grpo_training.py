@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from moxin_lab.lab.exact_resume import with_defaults, world_size
+from moxin_lab.lab.step_training import LossFunction, Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import fitting, grpo
 from moxin_lab.posttraining.rollout import RingEngine, Rollout, RolloutEngine, SamplingSettings
@@ -184,7 +185,7 @@ class GRPOSettings:
 # ---------------------------------------------------------------------------------------------------------------- training
 
 
-def grpo_loss(settings: GRPOSettings) -> fitting.LossFunction:
+def grpo_loss(settings: GRPOSettings) -> LossFunction:
     """The loss function for `fitting.fit` over a `RolloutStream`."""
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -222,7 +223,7 @@ def train_grpo(
     resume_folder: Path,
     engine: RolloutEngine | None = None,
     log_file: Path | None = None,
-    progress: fitting.Progress | None = None,
+    progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Train `model` in place; the log, one row an optimizer step. The model as given is the KL's reference, so a run that goes on

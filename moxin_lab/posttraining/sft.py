@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moxin_lab.lab.step_training import LossFunction
 from moxin_lab.model import convert
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining.batches import IGNORE, lay_out
 from moxin_lab.posttraining.chat import TULU_TEMPLATE, Encoded
-from moxin_lab.posttraining.fitting import LossFunction
 
 
 def with_dropout(model: MoxinForCausalLM, dropout: float) -> MoxinForCausalLM:

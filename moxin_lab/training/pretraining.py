@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from moxin_lab.lab.exact_resume import ExactResume, run_to_end, with_defaults, world_size
-from moxin_lab.model.optimizer import build_adamw
+from moxin_lab.model.optimizer import adamw_of
 from moxin_lab.training.loss import IGNORE, linear_cross_entropy
 from moxin_lab.training.schedule import learning_rate
 
@@ -140,11 +140,8 @@ def adamw(model: nn.Module, settings: Any) -> torch.optim.AdamW:
     decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embed_tokens" not in name]
     chosen = {id(p) for p in decayed}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    return build_adamw(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_eps,
+    return adamw_of(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}], settings
     )
 
 

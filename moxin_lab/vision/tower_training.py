@@ -29,7 +29,8 @@ from open_clip.loss import SigLipLoss
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from moxin_lab.vision.fitting import Order, Progress, fit, parts_of
+from moxin_lab.lab.step_training import Progress
+from moxin_lab.vision.fitting import fit, order_of, parts_of
 from moxin_lab.vision.images import NORMALISATION
 from moxin_lab.vision.prompts import tokens
 from moxin_lab.vision.towers import Towers
@@ -75,7 +76,7 @@ class Views:
     ) -> None:
         self.pictures, self._seed = torch.as_tensor(pictures), seed
         self._size, self._name, self._views = size, name, views
-        self._order = Order(len(pictures), settings, seed)
+        self._order = order_of(len(pictures), settings, seed)
         self.num_steps = self._order.num_steps
 
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Any]:

@@ -22,7 +22,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moxin_lab.vision.fitting import Order, Progress, fit, parts_of
+from moxin_lab.lab.step_training import Progress
+from moxin_lab.vision.fitting import fit, order_of, parts_of
 from moxin_lab.vision.images import prepare_images
 from moxin_lab.vision.prompts import EncodedExample, encode_example
 from moxin_lab.vision.settings import STAGES
@@ -50,13 +51,13 @@ class ExampleStream:
         self, encoded: Sequence[EncodedExample], settings: Any, seed: int, look: Callable[[list[str]], Any]
     ) -> None:
         self._encoded, self._look = encoded, look
-        self._order = Order(len(encoded), settings, seed)
+        self._order = order_of(len(encoded), settings, seed)
         self.num_steps = self._order.num_steps
 
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
         numbers = self._order.step(step)
         targets = sum(int((self._encoded[number].labels != -100).sum()) for number in numbers)
-        chosen = [self._encoded[number] for number in numbers.reshape(parts, -1)[part]]
+        chosen = [self._encoded[number] for number in self._order.part(step, part, parts)]
         batch: dict[str, Any] = pad_examples([(one.input_ids, one.labels) for one in chosen])
         batch["has_image"] = torch.tensor([one.image is not None for one in chosen])
         batch["step_targets"] = torch.tensor(targets)

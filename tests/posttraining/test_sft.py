@@ -12,9 +12,10 @@ import pytest
 import torch
 from posttraining_examples import gradient_norm, make_conversations, make_model, make_settings, make_tokenizer
 
+from moxin_lab.lab.step_training import Order
 from moxin_lab.model.convert import save_pretrained
 from moxin_lab.posttraining import chat, fitting, sft
-from moxin_lab.posttraining.batches import IGNORE, REDUCTIONS, ConversationStream, Order, lay_out, rows_used
+from moxin_lab.posttraining.batches import IGNORE, REDUCTIONS, ConversationStream, lay_out, rows_used
 
 TOKENIZER = make_tokenizer()
 HERE = Path(__file__).parent

@@ -1,0 +1,176 @@
+"""A training whose parts of a step each return their share of the step's loss: Lightning module, step log and loop.
+
+    stream.batch(step, part) -> loss(model, batch) = {"loss": share with gradient, further sums}   shares add up to the step's
+    class PostTraining(StepTraining): ...          # which optimizer
+    run_steps(PostTraining(model, stream, settings, loss, rate), StepLog(...), ...) -> one row a step
+
+Guarantees: a step's loss and gradient do not depend on micro-batches or ranks beyond what the shares say; a killed run started
+again continues from its last resume point with bitwise the same weights and log on the CPU, dropout included.
+Does not: know what is being learned, evaluate, or shard a model.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from moxin_lab.lab.exact_resume import ExactResume, Stream, run_to_end
+
+Progress = Callable[[int, int, str], None]
+
+LossFunction = Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]
+"""(model, part of a step) to `loss`, the part's share with gradient, and further sums without (they end in the log)."""
+
+Rate = Callable[[int, int, float], float]
+"""(optimizer step, steps in all, warm-up's share) to the share of the peak learning rate."""
+
+Finish = Callable[[int, dict[str, float]], dict[str, float]]
+"""(optimizer step, the loss function's sums over it) to what the log says of them."""
+
+
+class Order:
+    """Which examples a step takes: `epochs` passes over `count` examples, joined, cut into steps of `examples_per_step`."""
+
+    def __init__(self, count: int, *, examples_per_step: int, epochs: int, seed: int) -> None:
+        self.num_steps, self.left_over = divmod(count * epochs, examples_per_step)
+        if not self.num_steps:
+            raise ValueError(
+                f"{count} examples in {epochs} epoch(s) do not fill one step of {examples_per_step}: "
+                "lower examples_per_step or add data"
+            )
+        self._size = examples_per_step
+        shuffled = [np.random.default_rng([seed, epoch]).permutation(count) for epoch in range(epochs)]
+        self._order = np.concatenate(shuffled)
+
+    def step(self, step: int) -> np.ndarray:
+        return self._order[step * self._size : (step + 1) * self._size]
+
+    def part(self, step: int, part: int, parts: int) -> np.ndarray:
+        """Part `part` of a step. Raises ValueError if the step does not divide evenly."""
+        if self._size % parts:
+            raise ValueError(f"a step of {self._size} examples does not divide into {parts} parts; change one of them")
+        return self.step(step).reshape(parts, -1)[part]
+
+
+class StepTraining(ExactResume):
+    """`model` under a loss of shares and a schedule; a subclass says which optimizer (`make_optimizer`)."""
+
+    def __init__(self, model: nn.Module, stream: Stream, settings: Any, loss: LossFunction, rate: Rate) -> None:
+        super().__init__(stream)
+        self.model, self.settings = model, settings
+        self._loss, self._rate = loss, rate
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        raise NotImplementedError
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
+        sums = self._loss(self.model, batch)
+        # Lightning divides by the micro-batches and averages gradients over ranks; a share of the step needs neither.
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        logged = {name: value.detach() for name, value in sums.items() if name != "loss"}
+        return {"loss": sums["loss"] * scale, "share": sums["loss"].detach(), **logged}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer()
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self._rate(step, self._stream.num_steps, self.settings.warmup_ratio)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class StepLog(Callback):
+    """Loss, learning rate, gradient norm and the loss function's sums of every step, over all ranks; part of the checkpoint.
+
+    Stops the training with ArithmeticError at the first gradient that is not finite, before the weights take it; `describe`, if
+    the stream has it, says what the step reads. file: the rows as JSON lines, too.
+    """
+
+    def __init__(
+        self, stream: Any, progress: Progress | None, text: str, finish: Finish | None = None, file: Path | None = None
+    ) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.text = text
+        self._finish, self._file = finish, file
+        self._stream, self._progress = stream, progress
+        self._sums: dict[str, Tensor] = {}
+        self._norm, self._learning_rate = 0.0, 0.0
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self._norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))  # before clipping
+        self._learning_rate = optimizer.param_groups[0]["lr"]
+        if not math.isfinite(self._norm):
+            step, describe = trainer.global_step, getattr(self._stream, "describe", None)
+            reads = "" if describe is None else f", or look at what the step reads: {describe(step)}"
+            raise ArithmeticError(
+                f"{self.text}: the gradient of step {step} has the norm {self._norm}: lower the learning rate{reads}"
+            )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for name, value in outputs.items():
+            if name != "loss":
+                self._sums[name] = self._sums.get(name, 0) + value.detach().to(pl_module.device, torch.float64)
+        step = trainer.global_step
+        if len(self.rows) == step:  # within an accumulated step
+            return
+        sums = torch.stack(list(self._sums.values()))
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        found = dict(zip(self._sums, sums.tolist(), strict=True))
+        loss = found.pop("share")
+        own = {"step": step - 1, "loss": loss, "gradient_norm": self._norm, "learning_rate": self._learning_rate}
+        row = {**own, **(found if self._finish is None else self._finish(step - 1, found))}
+        self.rows.append(row)
+        if self._file is not None and trainer.is_global_zero:
+            _write_lines(self._file, [row] if step > 1 else self.rows, "a" if step > 1 else "w")
+        self._sums = {}
+        if self._progress is not None:
+            self._progress(step, self._stream.num_steps, f"{self.text}, loss {loss:.3f}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+        if self._file is not None:  # steps behind the resume point are made again
+            _write_lines(self._file, self.rows, "w")
+
+
+def _write_lines(file: Path, rows: Sequence[dict[str, float]], mode: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open(mode, encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def run_steps(
+    module: StepTraining, log: StepLog, *, accumulate: int, resume_folder: Path, options: dict[str, Any],
+    callbacks: Sequence[Callback] = (),
+) -> pd.DataFrame:  # fmt: skip
+    """Train over the module's whole stream, in place; the log as a table. resume_folder: of this training alone; a run found
+    there goes on. options: `exact_resume.with_defaults`."""
+    num_steps = module._stream.num_steps
+    # Four lines a training on what this machine has and how it ended would hide, in a notebook of many, what matters.
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        run_to_end(
+            module, [log, *callbacks], module.settings, num_steps=num_steps, accumulate=accumulate,
+            resume_folder=resume_folder, options=options,
+        )  # fmt: skip
+    finally:
+        logger.setLevel(level)
+    if len(log.rows) != num_steps:
+        raise RuntimeError(f"{log.text} ended after {len(log.rows)} of {num_steps} steps")
+    return pd.DataFrame(log.rows)
