@@ -126,25 +126,30 @@ class PretrainingSettings(Section):
     heldout_bytes_per_language: int = Field(gt=0, description="held-out text measured in the notebook, by language")
 
 
-class Tuning(Section):
-    """What both trainings of stage 05 have."""
+class Optimisation(Section):
+    """What every training behind pretraining has; how the rate goes on after its warm-up is the training's own."""
 
-    epochs: int = Field(gt=0)
-    examples_per_step: int = Field(gt=0, description="conversations or pairs of one optimizer step over all ranks")
     micro_batch_examples: int = Field(gt=0, description="of one forward pass on one device")
-    max_tokens: int = Field(
-        gt=1, description="longest conversation; later turns are left out, a pair that is longer is"
-    )
-    learning_rate: float = Field(gt=0, description="peak; linear to zero")
+    learning_rate: float = Field(gt=0, description="peak")
     warmup_ratio: float = Field(ge=0, lt=1)
     adam_beta1: float
     adam_beta2: float
     adam_eps: float
     weight_decay: float = Field(ge=0)
     gradient_clip_norm: float | None = Field(gt=0)
-    label_smoothing: float = Field(ge=0, lt=1)
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
     checkpoint_every_steps: int = Field(gt=0)
+
+
+class Tuning(Optimisation):
+    """What both trainings of stage 05 have; the rate falls linearly to zero."""
+
+    epochs: int = Field(gt=0)
+    examples_per_step: int = Field(gt=0, description="conversations or pairs of one optimizer step over all ranks")
+    max_tokens: int = Field(
+        gt=1, description="longest conversation; later turns are left out, a pair that is longer is"
+    )
+    label_smoothing: float = Field(ge=0, lt=1)
 
 
 class SupervisedSettings(Tuning):
@@ -193,8 +198,8 @@ class InstructionTuningSettings(Section):
     reduction_experiment: ReductionExperiment
 
 
-class ReinforcementSettings(Section):
-    """GRPO, in the names of `posttraining.grpo_training.GRPOSettings`, which checks the values."""
+class ReinforcementSettings(Optimisation):
+    """GRPO, in the names of `posttraining.grpo_training.GRPOSettings`, which checks the values; the rate stays."""
 
     steps: int = Field(gt=0, description="rollouts, each read once")
     prompts_per_step: int = Field(gt=0)
@@ -211,16 +216,6 @@ class ReinforcementSettings(Section):
     reward_values: tuple[float, float] = Field(description="of a wrong and of a right answer")
     resample_rounds: int = Field(ge=0, description="how often groups without variance are replaced; 0 for not")
     mask_truncated: bool = Field(description="completions cut by the budget carry no loss")
-    learning_rate: float = Field(gt=0, description="constant")
-    warmup_ratio: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0)
-    adam_beta1: float
-    adam_beta2: float
-    adam_eps: float
-    gradient_clip_norm: float | None = Field(gt=0)
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
-    micro_batch_examples: int = Field(gt=0)
-    checkpoint_every_steps: int = Field(gt=0)
 
 
 class StalenessExperiment(Section):
@@ -278,21 +273,11 @@ class VisionTowerSettings(Section):
     which: tuple[Literal["dino", "siglip"], ...] = Field(min_length=1)
 
 
-class VisionOptimisation(Section):
-    """What every training of stage 07 has."""
+class VisionOptimisation(Optimisation):
+    """What every training of stage 07 has; the rate follows a cosine to zero."""
 
     epochs: int = Field(gt=0)
     examples_per_step: int = Field(gt=1)
-    micro_batch_examples: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    warmup_ratio: float = Field(ge=0, lt=1)
-    adam_beta1: float
-    adam_beta2: float
-    adam_eps: float
-    weight_decay: float = Field(ge=0)
-    gradient_clip_norm: float | None = Field(gt=0)
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
-    checkpoint_every_steps: int = Field(gt=0)
 
 
 class SiglipTrainingSettings(VisionOptimisation):
