@@ -5,7 +5,7 @@ Does: names an archive by package, version, kind and SHA-256; fetches it with th
 yields the regular files of a `.deb` or a tar archive as bytes.
 Guarantees: no byte of an archive is parsed before its SHA-256 is right; nothing is written to disk while reading; an
 archive with an absolute name or a `..` in any member name is refused whole; links and devices are never followed.
-Does not: know what the files mean (`sources.py`), or name any registry's host.
+Does not: know what the files mean (`packaged.py`), or name any registry's host.
 """
 
 import bz2

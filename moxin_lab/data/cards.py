@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from moxin_lab.data.archives import sha256_of
-from moxin_lab.data.sources import MESSAGES, SOURCES, Source, build, fetch, rows_sha256, source, write
+from moxin_lab.data.packaged import MESSAGES
+from moxin_lab.data.sources import SOURCES, Source, build, fetch, rows_sha256, source, write
 
 MARKERS = ("<!-- numbers: begin, written by `moxin-lab cards build` -->", "<!-- numbers: end -->")
 MAX_FILE_BYTES = 9 * 2**20

@@ -69,7 +69,7 @@ _CLOCK_FACE = re.compile(r"\w+(-thirty| o.clock)")
 def tables(contents: list[Files]) -> dict[str, pa.Table]:
     """The four tables from the files of the archives google, twitter and emojibase, in that order.
 
-    Raises KeyError or ValueError where a package is not laid out as expected; `sources.py` names it.
+    Raises KeyError or ValueError where a package is not laid out as expected; `packaged.py` names it.
     """
     rows = concepts(contents)
     assigned = families({row["concept"]: _english(row)["label"] for row in rows})

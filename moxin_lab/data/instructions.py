@@ -47,7 +47,7 @@ import pyarrow as pa
 
 from moxin_lab.data import tasks
 from moxin_lab.data.cards import read_card
-from moxin_lab.data.sources import INSTRUCTIONS_SCHEMA
+from moxin_lab.data.packaged import INSTRUCTIONS_SCHEMA
 from moxin_lab.data.split import NGRAM_TOKENS, is_heldout, tokens
 from moxin_lab.data.tasks import LANGUAGES
 

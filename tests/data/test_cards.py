@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moxin_lab.data import cards, sources
+from moxin_lab.data import cards, packaged, sources
 from moxin_lab.data.cards import CardError
 
 LANGUAGES = ["en", "zh", "ja", "ko"]
@@ -117,7 +117,7 @@ def test_code_samples_covers_450_languages_and_the_standard_library(tables) -> N
     assert len({row["language"] for row in rows if row["source"] == "pygments"}) >= 450
     modules = {row["path"].removeprefix("usr/lib/python3.11/") for row in rows if row["source"] == "cpython"}
     assert {"argparse.py", "os.py", "asyncio/tasks.py", "json/decoder.py"} <= modules
-    assert {row["license"] for row in rows} == {"BSD-2-Clause", "Python-2.0", sources.OWN_NOTICE}
+    assert {row["license"] for row in rows} == {"BSD-2-Clause", "Python-2.0", packaged.OWN_NOTICE}
 
 
 def test_udhr_has_500_translations_with_metadata_that_agrees_with_the_page(tables) -> None:

