@@ -16,6 +16,13 @@ TINY_TOWERS = TowerSettings(
     image_size=32, dino_shape={**SHAPE, "init_values": 0.1}, siglip_shape={**SHAPE, "embed_dim": 32}
 )
 
+OPTIMISATION = {
+    "epochs": 1, "examples_per_step": 128, "micro_batch_examples": 16, "learning_rate": 2e-5, "warmup_ratio": 0.03,
+    "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_eps": 1e-8, "weight_decay": 0.1, "gradient_clip_norm": 1.0,
+    "precision": "32-true", "checkpoint_every_steps": 1000,
+}  # fmt: skip
+"""What a test of a training changes where it matters."""
+
 
 @pytest.fixture(scope="session")
 def byte_tokenizer():

@@ -2,14 +2,13 @@
 
 import copy
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from open_clip.loss import SigLipLoss
 
-from moxin_lab.vision.settings import DinoSettings, SiglipSettings
+from moxin_lab.scales import DinoTrainingSettings, SiglipTrainingSettings
 from moxin_lab.vision.tower_training import (
     DinoPair,
     SiglipPair,
@@ -21,14 +20,24 @@ from moxin_lab.vision.tower_training import (
     train_siglip,
 )
 from moxin_lab.vision.towers import build_towers
-from tests.vision.conftest import TINY_TOWERS
+from tests.vision.conftest import OPTIMISATION, TINY_TOWERS
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 220), "black": (10, 10, 10)}
-SIGLIP = SiglipSettings(
-    epochs=30, examples_per_step=4, text_width=16, text_layers=1, text_heads=2, text_tokens=6, checkpoint_every_steps=10,
-    learning_rate=3e-3,
+WIDE = {"text_width": 96, "text_layers": 2, "text_heads": 4, "text_tokens": 24}
+NARROW = {"text_width": 16, "text_layers": 1, "text_heads": 2, "text_tokens": 6}
+STEPS = {
+    "epochs": 30,
+    "examples_per_step": 4,
+    "checkpoint_every_steps": 10,
+    "learning_rate": 3e-3,
+    "weight_decay": 1e-4,
+}
+SIGLIP = SiglipTrainingSettings(**{**OPTIMISATION, **STEPS}, **NARROW)
+DINO_STEPS = {"epochs": 3, "examples_per_step": 8, "micro_batch_examples": 8, "checkpoint_every_steps": 2}
+DINO = DinoTrainingSettings(
+    **{**OPTIMISATION, **DINO_STEPS, "learning_rate": 1e-3, "weight_decay": 0.04}, prototypes=16, teacher_momentum=0.99,
+    center_momentum=0.9, student_temperature=0.1, teacher_temperature=0.04,
 )  # fmt: skip
-DINO = DinoSettings(epochs=3, examples_per_step=8, micro_batch_examples=8, prototypes=16, checkpoint_every_steps=2)
 CPU = {"accelerator": "cpu"}
 
 
@@ -40,7 +49,8 @@ def _pictures(count=4):
 
 
 def test_the_bias_starts_where_open_clips_loss_is_balanced(byte_tokenizer):
-    pair = SiglipPair(build_towers(TINY_TOWERS).siglip, byte_tokenizer, SiglipSettings(examples_per_step=256))
+    wide = SiglipTrainingSettings(**{**OPTIMISATION, "examples_per_step": 256}, **WIDE)
+    pair = SiglipPair(build_towers(TINY_TOWERS).siglip, byte_tokenizer, wide)
     assert pair.logit_bias.item() == pytest.approx(-math.log(255))
     # With equal logits the one positive and 255 negatives of a row pull the bias with forces that are nearly equal.
     bias = pair.logit_bias.detach().clone().requires_grad_()
@@ -145,7 +155,7 @@ def test_views_break_pixel_alignment_and_do_not_depend_on_the_cut():
     assert (corner >= 0.8).all() and corner.std() > 0.01  # another background each time
     inside = (one - one[:, :, :1, :1]).abs().amax(dim=1) > 0.05
     assert len({int(shape.sum()) for shape in inside}) > 4  # the square has another size each time
-    views = Views(_pictures(16), replace(DINO, micro_batch_examples=2), 3, size=32, name="dino", views=2)
+    views = Views(_pictures(16), DINO.model_copy(update={"micro_batch_examples": 2}), 3, size=32, name="dino", views=2)
     whole = views.batch(1)
     parts = [views.batch(1, part=part, parts=4) for part in range(4)]
     for name, values in whole.items():

@@ -1,20 +1,21 @@
 """Which parts a stage trains, that a step does not depend on its cut, and that a killed run goes on bitwise."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from moxin_lab.scales import VlmTrainingSettings
 from moxin_lab.vision import vlm_training
 from moxin_lab.vision.data import Example
 from moxin_lab.vision.prompts import PromptError
-from moxin_lab.vision.settings import VlmSettings
 from moxin_lab.vision.vlm_training import caption_nats, compute_features, train_vlm
+from tests.vision.conftest import OPTIMISATION
 
-SETTINGS = VlmSettings(
-    epochs=2, examples_per_step=8, micro_batch_examples=8, learning_rate=1e-3, max_tokens=48, checkpoint_every_steps=2
+CHANGED = {"epochs": 2, "examples_per_step": 8, "micro_batch_examples": 8, "learning_rate": 1e-3}
+SETTINGS = VlmTrainingSettings(
+    **{**OPTIMISATION, **CHANGED, "checkpoint_every_steps": 2}, max_tokens=48, activation_checkpointing="none"
 )
 RNG = np.random.default_rng(0)
 IMAGES = {f"{n}.png": RNG.integers(0, 255, (20 + n, 32, 3), dtype=np.uint8) for n in range(12)}
@@ -66,7 +67,7 @@ def test_a_stage_changes_its_own_parts(tiny_vlm, byte_tokenizer, tmp_path, stage
 def test_one_by_eight_equals_eight_by_one(tiny_vlm, byte_tokenizer, tmp_path):
     cut = copy.deepcopy(tiny_vlm)
     whole_log = _train(tiny_vlm, byte_tokenizer, tmp_path / "whole")
-    cut_log = _train(cut, byte_tokenizer, tmp_path / "cut", replace(SETTINGS, micro_batch_examples=1))
+    cut_log = _train(cut, byte_tokenizer, tmp_path / "cut", SETTINGS.model_copy(update={"micro_batch_examples": 1}))
     np.testing.assert_allclose(cut_log["loss"], whole_log["loss"], rtol=1e-4)
     np.testing.assert_allclose(cut_log["gradient_norm"], whole_log["gradient_norm"], rtol=1e-3)
     assert cut_log["targets"].tolist() == whole_log["targets"].tolist()
@@ -76,7 +77,7 @@ def test_one_by_eight_equals_eight_by_one(tiny_vlm, byte_tokenizer, tmp_path):
     assert worst < 2e-4  # Adam turns rounding of tiny gradients into steps of up to the learning rate
     # A mean of micro-batches' means, which many trainers take, would be another number: answers differ in length.
     with pytest.raises(ValueError, match="no multiple"):
-        _train(tiny_vlm, byte_tokenizer, tmp_path / "odd", replace(SETTINGS, micro_batch_examples=3))
+        _train(tiny_vlm, byte_tokenizer, tmp_path / "odd", SETTINGS.model_copy(update={"micro_batch_examples": 3}))
 
 
 def test_a_killed_run_goes_on_bitwise(tiny_vlm, byte_tokenizer, tmp_path):
@@ -110,7 +111,7 @@ def test_frozen_features_are_those_of_the_pixels_and_are_computed_once(tiny_vlm,
 
 def test_an_example_that_trains_nothing_stops_before_the_first_step(tiny_vlm, byte_tokenizer, tmp_path):
     with pytest.raises(PromptError, match="example 0"):
-        _train(tiny_vlm, byte_tokenizer, tmp_path, replace(SETTINGS, max_tokens=6))
+        _train(tiny_vlm, byte_tokenizer, tmp_path, SETTINGS.model_copy(update={"max_tokens": 6}))
     with pytest.raises(ValueError, match="unknown stage"):
         _train(tiny_vlm, byte_tokenizer, tmp_path, stage="pretrain")
 
