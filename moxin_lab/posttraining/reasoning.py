@@ -105,14 +105,6 @@ def encode(conversations: Sequence[Any], tokenizer: Any, settings: Any) -> tuple
     )
 
 
-def fine_tune(
-    start: Path, encoded: Sequence[chat.Encoded], settings: Any, *, seed: int, pad_id: int, folder: Path,
-    progress: chat.Progress | None = None,
-) -> tuple[Any, pd.DataFrame]:  # fmt: skip
-    """The model in `start` fine-tuned on traces by stage 05's trainer; in evaluation mode, and its log."""
-    return recipe.fine_tune(start, encoded, settings, seed=seed, pad_id=pad_id, folder=folder, progress=progress)
-
-
 def for_as_long(
     encoded: Sequence[chat.Encoded], settings: Any, forward_tokens: float
 ) -> tuple[list[chat.Encoded], Any, float]:
@@ -352,7 +344,7 @@ def repeat(
     """Chain-of-thought fine-tuning and GRPO with another seed: what `answer` gives for both models."""
     options: dict[str, Any] = {"seed": seed, "progress": progress}
     pad_id = tokenizer.pad_token_id
-    tuned, _ = fine_tune(start, encoded, settings, pad_id=pad_id, folder=folder / "cot", **options)
+    tuned, _ = recipe.fine_tune(start, encoded, settings, pad_id=pad_id, folder=folder / "cot", **options)
     trained, _ = reinforce(tuned, tokenizer, asked.problems, verifier, settings, folder=folder / "grpo", **options)
     return {
         name: answer(model, tokenizer, asked.tests, verifier, settings=settings, seed=seed)

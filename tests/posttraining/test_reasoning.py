@@ -16,7 +16,7 @@ from posttraining_examples import make_model, make_tokenizer
 from moxin_lab import scales
 from moxin_lab.evaluation import statistics
 from moxin_lab.model import convert
-from moxin_lab.posttraining import chat, reasoning, reasoning_pictures, reasoning_sets, reasoning_tasks
+from moxin_lab.posttraining import chat, reasoning, reasoning_pictures, reasoning_sets, reasoning_tasks, recipe
 from moxin_lab.posttraining.grpo_training import GRPOSettings
 from moxin_lab.posttraining.reasoning_tasks import Task
 from moxin_lab.posttraining.verifier import Verifier
@@ -188,7 +188,7 @@ def run(tmp_path_factory, verifier):
     asked = reasoning.questions(settings, seed=0)
     encoded, _ = reasoning.encode(asked.cot, tokenizer, settings)
     options = {"seed": 0, "folder": folder / "cot", "pad_id": tokenizer.pad_token_id}
-    tuned, cot_log = reasoning.fine_tune(start, encoded, settings, **options)
+    tuned, cot_log = recipe.fine_tune(start, encoded, settings, **options)
     trained, log = reasoning.reinforce(
         tuned, tokenizer, asked.problems, verifier, settings, seed=0, folder=folder / "grpo"
     )
@@ -209,7 +209,7 @@ def test_a_run_judges_every_sample_of_every_question(run):
 
 
 def test_grpo_leaves_the_model_that_it_starts_from_as_it_was(run):
-    again, _ = reasoning.fine_tune(
+    again, _ = recipe.fine_tune(
         run["start"],
         run["encoded"],
         run["settings"],
