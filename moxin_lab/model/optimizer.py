@@ -10,6 +10,14 @@ def build_adamw(groups: list[dict[str, Any]], **constants: Any) -> torch.optim.A
 
     On one H100 the kernel moves 2.96 TB/s, and a training step takes 171.0 instead of 175.6 ms (reports/released/h100).
     """
+    optimizer = _fastest(groups, constants)
+    # The fused step offers to divide by a float16 scaler's scale itself. Clipping needs gradients divided before the step, and
+    # Lightning refuses to clip under any mixed precision, bfloat16 too, where that offer stands.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
+
+
+def _fastest(groups: list[dict[str, Any]], constants: dict[str, Any]) -> torch.optim.AdamW:
     if all(parameter.is_cuda for group in groups for parameter in group["params"]):
         from moxin_lab.kernels.adamw import AdamW
 
