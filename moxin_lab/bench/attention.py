@@ -31,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", default="16384x1,32768x1,4096x4", help="tokens x rows, several with commas")
     parser.add_argument("--width", default="full", help="whose heads and window: tiny, small, full (default)")
     parser.add_argument(
+        "--document-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pack rows of documents of N tokens (default: no documents)",
+    )
+    parser.add_argument(
         "--only", default="", metavar="WORDS", help="only rows whose name contains one of these, by commas"
     )
     parser.add_argument("--rounds", type=int, default=3, help="turns of all rows (default 3)")
@@ -49,11 +56,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from moxin_lab.bench import free_memory
 
     shape = scales.load(options.width).model
+    lengths = [int(text.split("x")[0]) for text in options.shapes.split(",")]
+    if options.document_tokens < 0 or any(options.document_tokens and n % options.document_tokens for n in lengths):
+        raise ValueError(
+            f"--document-tokens {options.document_tokens} does not divide every length of --shapes {lengths}"
+        )
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     # The peers' backward is called many times on one output, which torch.compile's donated buffers would refuse.
     functorch_config.donated_buffer = False
     rows: list[dict[str, Any]] = []
-    record = {"shape": shape.model_dump(), "dtype": str(dtype), "ceilings": ceilings(options.device), "rows": rows}
+    record = {
+        "shape": shape.model_dump(),
+        "document_tokens": options.document_tokens,
+        "dtype": str(dtype),
+        "ceilings": ceilings(options.device),
+        "rows": rows,
+    }
     try:
         for text in options.shapes.split(","):
             tokens, batch = (int(number) for number in text.split("x"))
@@ -81,17 +99,28 @@ def draw(shape: Any, tokens: int, batch: int, dtype: Any, device: str) -> list[A
     ]
 
 
-def implementations(window: int, device: str) -> dict[str, Callable[[list[Any]], Call]]:
+def documents(tokens: int, batch: int, each: int, device: Any) -> Any:
+    """Document numbers [B, T] of rows packed with documents of `each` tokens; None for 0."""
+    import torch
+
+    return (torch.arange(tokens, device=device) // each).expand(batch, tokens) if each else None
+
+
+def implementations(window: int, document_tokens: int, device: str) -> dict[str, Callable[[list[Any]], Call]]:
     """Name -> a function of the inputs that returns the call to time, whose result is the output [B, H, T, D]."""
     import torch
     import torch.nn.functional as F
 
-    from moxin_lab.model.attention import BACKENDS, AttentionMask, attention
+    from moxin_lab.model.attention import AttentionMask, attention
+
+    def build(query: Any) -> AttentionMask:
+        numbers = documents(query.shape[2], len(query), document_tokens, device)
+        return AttentionMask.build(query.shape[2], sliding_window=window, document_ids=numbers, device=device)
 
     def ours(backend: str) -> Callable[[list[Any]], Call]:
         def make(inputs: list[Any]) -> Call:
             query, key, value = inputs
-            mask = AttentionMask.build(query.shape[2], sliding_window=window, device=device)
+            mask = build(query)
             return lambda: attention(query, key, value, mask, backend=backend)
 
         return make
@@ -105,26 +134,26 @@ def implementations(window: int, device: str) -> dict[str, Callable[[list[Any]],
 
         return call
 
-    def flex_flash(inputs: list[Any]) -> Call:
+    def flex(options: dict[str, Any] | None) -> Callable[[list[Any]], Call]:
         from torch.nn.attention.flex_attention import flex_attention
 
-        query, key, value = inputs
-        mask = AttentionMask.build(query.shape[2], sliding_window=window, device=device)
-        compiled = torch.compile(flex_attention, dynamic=False)
-        options: Any = {"BACKEND": "FLASH"}
-        return lambda: compiled(query, key, value, block_mask=mask.blocks, enable_gqa=True, kernel_options=options)
+        def make(inputs: list[Any]) -> Call:
+            query, key, value = inputs
+            blocks = build(query).blocks
+            compiled = torch.compile(flex_attention, dynamic=False)
+            return lambda: compiled(query, key, value, block_mask=blocks, enable_gqa=True, kernel_options=options)
 
-    named = {backend: ours(backend) for backend in BACKENDS if backend not in ("reference", "sdpa")}
+        return make
+
     return {
         "auto": ours("auto"),
-        "triton": named.pop("triton"),
-        "flash (flash-attn-4)": named.pop("flash"),
-        "flex (Triton)": named.pop("flex"),
-        "PyTorch FlashAttention-2, window": pytorch_flash(window),
+        "triton": ours("triton"),
+        "flash (flash-attn-4)": ours("flash"),
+        "flex (Triton)": flex(None),
+        **({} if document_tokens else {"PyTorch FlashAttention-2, window": pytorch_flash(window)}),
         "sdpa, dense mask": ours("sdpa"),
         "cuDNN, full triangle": triangle,
-        "flex (flash-attn-4)": flex_flash,
-        **named,
+        "flex (flash-attn-4)": flex({"BACKEND": "FLASH"}),
     }
 
 
@@ -166,14 +195,14 @@ def measure_shape(inputs: list[Any], window: int, options: argparse.Namespace) -
     gradient = torch.randn_like(inputs[0])
     rows: list[dict[str, Any]] = []
     prepared: list[tuple[dict[str, Any], Call, Call]] = []
-    for name, make in implementations(window, options.device).items():
+    for name, make in implementations(window, options.document_tokens, options.device).items():
         if not any(word in name for word in options.only.split(",")):
             continue
         row: dict[str, Any] = {"implementation": name, "tokens": tokens, "rows": batch}
         rows.append(row)
         began = time.perf_counter()
         try:
-            prepared.append((row, *prepare(make(inputs), inputs, gradient, window, row, options.device)))
+            prepared.append((row, *prepare(make(inputs), inputs, gradient, window, row, options)))
         except (RuntimeError, ValueError, ImportError, NotImplementedError, TypeError) as error:
             row["reason"] = f"{type(error).__name__}: {error}"[:300]
         except KeyboardInterrupt:
@@ -186,41 +215,50 @@ def measure_shape(inputs: list[Any], window: int, options: argparse.Namespace) -
             forwards.append(median_seconds(forward, device=options.device, warmup=3, repeats=options.repeats))
             backwards.append(median_seconds(backward, device=options.device, warmup=3, repeats=options.repeats))
     for (row, _, _), (forwards, backwards) in zip(prepared, seconds, strict=True):
-        row |= speeds(row, inputs[0], window, statistics.median(forwards), statistics.median(backwards))
+        row |= speeds(
+            row, inputs[0], window, options.document_tokens, statistics.median(forwards), statistics.median(backwards)
+        )
         shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
         print(shown, file=sys.stderr, flush=True)
     return rows
 
 
 def prepare(
-    call: Call, inputs: list[Any], gradient: Any, window: int, row: dict[str, Any], device: str
+    call: Call, inputs: list[Any], gradient: Any, window: int, row: dict[str, Any], options: argparse.Namespace
 ) -> tuple[Call, Call]:
     """Run both directions once, which compiles; fills in the error and the memory of `row`; returns both as calls to time."""
     import torch
 
     from moxin_lab.bench import free_memory
 
+    device = options.device
     free_memory(device)
     before = torch.cuda.memory_allocated() if device == "cuda" else 0
     output = call()
     torch.autograd.grad(output, inputs, gradient, retain_graph=True)
     row["added_peak_bytes"] = torch.cuda.max_memory_allocated() - before if device == "cuda" else None
-    row["relative_error"] = None if OTHER_WORK in row["implementation"] else relative_error(output, inputs, window)
+    other = OTHER_WORK in row["implementation"]
+    row["relative_error"] = None if other else relative_error(output, inputs, window, options.document_tokens)
     return call, lambda: torch.autograd.grad(output, inputs, gradient, retain_graph=True)
 
 
-def speeds(row: dict[str, Any], query: Any, window: int, forward: float, backward: float) -> dict[str, float]:
+def speeds(
+    row: dict[str, Any], query: Any, window: int, document_tokens: int, forward: float, backward: float
+) -> dict[str, float]:
     """Milliseconds and TFLOP/s of both directions, over the pairs that the row's mask has."""
     batch, heads, tokens, head_dim = query.shape
-    reach = tokens if OTHER_WORK in row["implementation"] else min(window, tokens)
-    operations = 4 * batch * heads * head_dim * (tokens * reach - reach * (reach - 1) / 2)
+    if OTHER_WORK in row["implementation"]:
+        window, document_tokens = tokens, 0
+    each = document_tokens or tokens
+    reach = min(window, each)
+    operations = 4 * batch * heads * head_dim * (tokens // each) * (each * reach - reach * (reach - 1) / 2)
     return {
         "forward_ms": forward * 1000, "forward_tflops": operations / forward / 1e12, "backward_ms": backward * 1000,
         "backward_tflops": 2.5 * operations / backward / 1e12,
     }  # fmt: skip
 
 
-def relative_error(output: Any, inputs: list[Any], window: int, last: int = 256) -> float:
+def relative_error(output: Any, inputs: list[Any], window: int, document_tokens: int = 0, last: int = 256) -> float:
     """|output - definition| / |definition| over the last queries, the definition in float32 without tf32."""
     import torch
 
@@ -231,7 +269,8 @@ def relative_error(output: Any, inputs: list[Any], window: int, last: int = 256)
     last = min(last, tokens)
     first = max(0, tokens - last - window)
     places = torch.arange(tokens, device=query.device)
-    mask = AttentionMask(places[-last:], places[first:], window, False, False)
+    starts = (places[-last:] // document_tokens * document_tokens).expand(len(query), last) if document_tokens else None
+    mask = AttentionMask(places[-last:], places[first:], window, False, False, starts=starts)
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     exact = reference_attention(

@@ -1,9 +1,8 @@
 """flash-attn-4 (package `flash-attn-4`, extra `gpu`) as a PyTorch operator that torch.compile does not break its graph at.
 
-Guarantees: causal and windowed attention with grouped heads, forward and backward, by the package's own kernels; `refusal`
-says in words why they cannot run.
-Does not: documents (their borders would have to be known on the host), dropout, a deterministic backward (its dQ is added up by
-atomics; the `triton` back end is deterministic).
+Guarantees: causal and windowed attention with grouped heads and documents (by the package's kernels for rows of unequal lengths
+laid end to end), forward and backward; `refusal` says in words why they cannot run.
+Does not: dropout, a deterministic backward (its dQ is added up by atomics; the `triton` back end is deterministic).
 """
 
 from typing import Any
@@ -33,47 +32,77 @@ def refusal(query: Tensor) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def flash_attention(query: Tensor, key: Tensor, value: Tensor, sliding_window: int | None) -> Tensor:
-    """As `window_attention`, without documents. Raises ValueError where the kernels cannot run."""
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, sliding_window: int | None, runs: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """As `window_attention`; `runs` are the borders of documents (`AttentionMask.document_runs`).
+
+    Raises ValueError where the kernels cannot run.
+    """
     reason = refusal(query)
     if reason is not None:
         raise ValueError(f"the flash back end cannot run: {reason}")
     window = 0 if sliding_window is None or sliding_window >= key.shape[2] else sliding_window
-    return _flash(query, key, value, window)[0]
+    queries, keys = (None, None) if runs is None else runs
+    return _flash(query, key, value, queries, keys, window)[0]
 
 
-def _window(window: int) -> dict[str, int | None]:
-    return {"window_size_left": window - 1 if window else None, "window_size_right": 0 if window else None}
+def _options(queries: Tensor | None, keys: Tensor | None, window: int) -> dict[str, Any]:
+    # No longest document is given: the kernels do not need it on this GPU, and as a number it would compile a block anew.
+    return {
+        "causal": True,
+        "window_size_left": window - 1 if window else None,
+        "window_size_right": 0 if window else None,
+        "cu_seqlens_q": queries,
+        "cu_seqlens_k": keys,
+    }
+
+
+def _rows(tensor: Tensor, runs: Tensor | None) -> Tensor:
+    """[B, H, T, D] as the package reads it: [B, T, H, D], with documents all rows end to end."""
+    tensor = tensor.transpose(1, 2)
+    return tensor if runs is None else tensor.reshape(-1, *tensor.shape[2:])
+
+
+def _heads(tensor: Tensor, batch: int) -> Tensor:
+    """Back to [B, H, T, D]."""
+    return tensor.reshape(batch, -1, *tensor.shape[-2:]).transpose(1, 2)
 
 
 @torch.library.custom_op("moxin_lab::flash", mutates_args=())
-def _flash(query: Tensor, key: Tensor, value: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    # The package reads [B, T, H, D].
-    rows = [tensor.transpose(1, 2) for tensor in (query, key, value)]
-    output, log_sum, *_ = package()._flash_attn_fwd(*rows, causal=True, **_window(window), return_lse=True)
-    return output.transpose(1, 2), log_sum
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, queries: Tensor | None, keys: Tensor | None, window: int
+) -> tuple[Tensor, Tensor]:
+    rows = [_rows(tensor, queries) for tensor in (query, key, value)]
+    output, log_sum, *_ = package()._flash_attn_fwd(*rows, **_options(queries, keys, window), return_lse=True)
+    return _heads(output, len(query)), log_sum
 
 
 @_flash.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, window: int) -> tuple[Tensor, Tensor]:
+def _(
+    query: Tensor, key: Tensor, value: Tensor, queries: Tensor | None, keys: Tensor | None, window: int
+) -> tuple[Tensor, Tensor]:
     batch, heads, length, head_dim = query.shape
     output = query.new_empty(batch, length, heads, head_dim).transpose(1, 2)
-    return output, query.new_empty(batch, heads, length, dtype=torch.float32)
+    shape = (batch, heads, length) if queries is None else (heads, batch * length)
+    return output, query.new_empty(shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("moxin_lab::flash_backward", mutates_args=())
 def _flash_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor, window: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value, output, gradient = (t.transpose(1, 2) for t in (query, key, value, output, gradient))
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor,
+    queries: Tensor | None, keys: Tensor | None, window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    batch = len(query)
+    query, key, value, output, gradient = (_rows(t, queries) for t in (query, key, value, output, gradient))
     gradients = package()._flash_attn_bwd(
-        query, key, value, output, gradient.contiguous(), log_sum, causal=True, **_window(window)
+        query, key, value, output, gradient.contiguous(), log_sum, **_options(queries, keys, window)
     )
-    return gradients[0].transpose(1, 2), gradients[1].transpose(1, 2), gradients[2].transpose(1, 2)
+    return _heads(gradients[0], batch), _heads(gradients[1], batch), _heads(gradients[2], batch)
 
 
 @_flash_backward.register_fake
-def _(gradient, query, key, value, output, log_sum, window):
+def _(gradient, query, key, value, output, log_sum, queries, keys, window):
     def like(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
@@ -81,14 +110,14 @@ def _(gradient, query, key, value, output, log_sum, window):
 
 
 def _remember(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, window = inputs
-    ctx.save_for_backward(query, key, value, *output)
+    query, key, value, queries, keys, window = inputs
+    ctx.save_for_backward(query, key, value, *output, queries, keys)
     ctx.window = window
     ctx.mark_non_differentiable(output[1])
 
 
 def _gradients(ctx: Any, gradient: Tensor, _: Any) -> tuple:
-    return *_flash_backward(gradient, *ctx.saved_tensors, ctx.window), None
+    return *_flash_backward(gradient, *ctx.saved_tensors, ctx.window), None, None, None
 
 
 _flash.register_autograd(_gradients, setup_context=_remember)

@@ -5,9 +5,10 @@
 
     reference   the definition, in plain operations                   any device and dtype; slow, materialises all scores
     sdpa        PyTorch's fused attention                             any device; a dense mask where there is a window in the way
-    flex        torch's FlexAttention, its block mask made once       compiled on a GPU, plain (slow) on the CPU
+    flex        torch's FlexAttention, its block mask made once       compiled on a GPU (on flash-attn-4 where that can run, else
+                                                                      by Triton), plain (slow) on the CPU
     triton      our kernels (moxin_lab/kernels)                       GPU, or Triton's interpreter; deterministic backward
-    flash       flash-attn-4, where installed                         GPU of compute capability 9.0; no documents, no dropout
+    flash       flash-attn-4, where installed                         GPU of compute capability 9.0; no dropout
 
 Guarantees: every back end computes the same function as `reference` forward and backward (tests/model/test_attention.py,
 tests/kernels); keys and values of grouped heads are never copied by us; no row of the mask is empty, so padding makes no NaN.
@@ -52,6 +53,7 @@ class AttentionMask:
         # Made once, by `prepare`, before blocks run: compiled blocks then only read them.
         self._dense: Tensor | None = None
         self._blocks: Any = None
+        self._runs: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def build(
@@ -120,12 +122,43 @@ class AttentionMask:
             )
         return self._blocks
 
+    @property
+    def document_runs(self) -> tuple[Tensor, Tensor] | None:
+        """Borders of documents for kernels that take rows laid end to end: int32 [R + 1] twice, for B * T queries and for
+        B * S keys. Run r is queries [r] to [r + 1] and keys [r] to [r + 1], the last query at the last key. Keys that no
+        query sees (padding before a chunk) are a run without queries. None without documents.
+
+        The number of runs is data, so making it waits for the GPU: once a mask, in `prepare`.
+        """
+        if self._runs is None and self.starts is not None:
+            first_keys = self.key_starts()
+            assert first_keys is not None
+            batch, num_queries = first_keys.shape
+            num_keys = len(self.key_places)
+            begins = torch.ones_like(first_keys, dtype=torch.bool)
+            begins[:, 1:] = first_keys[:, 1:] != first_keys[:, :-1]
+            queries = begins.flatten().nonzero()[:, 0]
+            rows = queries // num_queries
+            keys = rows * num_keys + first_keys.flatten()[queries]
+            if num_keys != num_queries:  # else every key has its query, and runs of keys meet
+                beyond = torch.cat((queries[1:], queries.new_tensor([batch * num_queries])))
+                key_ends = rows * num_keys + (num_keys - num_queries) + (beyond - rows * num_queries)
+                queries = torch.stack((queries, queries), 1).flatten()  # each run behind its run of unseen keys
+                keys = torch.stack((torch.cat((key_ends.new_zeros(1), key_ends[:-1])), keys), 1).flatten()
+            self._runs = (
+                torch.cat((queries, queries.new_tensor([batch * num_queries]))).int(),
+                torch.cat((keys, keys.new_tensor([batch * num_keys]))).int(),
+            )
+        return self._runs
+
     def prepare(self, backend: str) -> "AttentionMask":
         """Make now what `backend` reads of this mask; returns the mask."""
         if backend == "reference" or (backend == "sdpa" and not self.is_causal):
             _ = self.dense
         if backend == "flex":
             _ = self.blocks
+        if backend == "flash":
+            _ = self.document_runs
         return self
 
     def key_starts(self) -> Tensor | None:
@@ -178,7 +211,15 @@ def flex_attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMas
     if reason is not None:
         raise ValueError(f"the flex back end cannot run: {reason}")
     call = _compiled_flex() if query.is_cuda and not torch.compiler.is_compiling() else flex
-    return call(query, key, value, block_mask=mask.blocks, enable_gqa=key.shape[1] != query.shape[1])
+    return call(
+        query, key, value, block_mask=mask.blocks, enable_gqa=key.shape[1] != query.shape[1],
+        kernel_options=_flex_options(query),
+    )  # fmt: skip
+
+
+def _flex_options(query: Tensor) -> Any:
+    """FlexAttention takes flash-attn-4 only where told to, and fails where that cannot run."""
+    return {"BACKEND": "FLASH"} if query.is_cuda and backend_refusal("flash", query) is None else None
 
 
 _compiled: list[Any] = []
@@ -210,9 +251,7 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMa
 
     _no_dropout("flash", dropout_p)
     _in_order("flash", mask)
-    if mask.starts is not None:
-        raise ValueError("the flash back end knows no documents or padding: use triton, flex or sdpa for packed rows")
-    return flash.flash_attention(query, key, value, mask.sliding_window)
+    return flash.flash_attention(query, key, value, mask.sliding_window, mask.document_runs)
 
 
 def _no_dropout(backend: str, dropout_p: float) -> None:

@@ -16,7 +16,7 @@ WINDOW = 8
 LENGTHS = [WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 5 * WINDOW + 3]
 DTYPES = {"reference": torch.float64, "sdpa": torch.float64, "flex": torch.float32, "triton": torch.float32}
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
-EXACT = [name for name in BACKENDS if name != "flash"]  # flash knows 16-bit types only: tests/kernels/test_flash.py
+EXACT = [name for name in BACKENDS if name != "flash"]  # flash knows 16-bit types only: tests/kernels
 WITH_GRADIENT = [
     name for name in EXACT if name != "flex" or DEVICE == "cuda"
 ]  # FlexAttention has no backward on the CPU
@@ -86,6 +86,44 @@ def test_a_document_is_a_run_of_one_number_and_padding_stands_alone() -> None:
     seen = AttentionMask.build(7, sliding_window=None, document_ids=numbers, device=DEVICE).dense[0, 0]
     rows = [[0], [0, 1], [2], [3], [3, 4], [5], [6]]
     assert [row.nonzero()[:, 0].tolist() for row in seen] == rows
+
+
+def attention_by_runs(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> Tensor:
+    """What a kernel for rows laid end to end does with `document_runs`: each run alone, its last query at its last key."""
+    queries, keys = mask.document_runs
+    rows = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]
+    output = torch.full_like(rows[0], torch.nan)
+    for a, b, c, d in zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True):
+        places = torch.arange(d - c, device=query.device)
+        alone = AttentionMask(places[len(places) - (b - a) :], places, mask.sliding_window, False, False, first_key=0)
+        parts = [t[lo:hi].transpose(0, 1)[None] for t, lo, hi in zip(rows, (a, c, c), (b, d, d), strict=True)]
+        if b > a:
+            output[a:b] = attention(*parts, alone, backend="reference")[0].transpose(0, 1)
+    return output.unflatten(0, (len(query), -1)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_runs_of_documents_cut_rows_into_what_each_document_sees(length: int) -> None:
+    """What flash-attn-4 is given; the kernels themselves are compared on a GPU (tests/kernels)."""
+    query, key, value = (tensor.detach() for tensor in heads(length))
+    mask = AttentionMask.build(length, sliding_window=WINDOW, document_ids=documents(length), device=DEVICE)
+    torch.testing.assert_close(
+        attention_by_runs(query, key, value, mask), attention(query, key, value, mask, backend="reference")
+    )
+    assert AttentionMask.build(length, sliding_window=WINDOW, device=DEVICE).document_runs is None
+
+
+@pytest.mark.parametrize("padding", [(45, 0), (40, 61), (60, 58), (66, 69)])
+@pytest.mark.parametrize("window", [5, None])
+def test_runs_of_a_chunk_leave_out_the_padding_before_it(window: int | None, padding: tuple[int, int]) -> None:
+    query, key, value = (tensor.detach() for tensor in heads(29))
+    places = torch.arange(40, 69, device=DEVICE)
+    starts = torch.minimum(torch.tensor(padding, device=DEVICE)[:, None], places[None, 18:]).int()
+    mask = AttentionMask(places[18:], places, window, False, False, starts=starts, first_key=40)
+    torch.testing.assert_close(
+        attention_by_runs(query[:, :, 18:], key, value, mask),
+        attention(query[:, :, 18:], key, value, mask, backend="reference"),
+    )
 
 
 def test_reference_equals_a_loop_over_queries() -> None:
@@ -250,9 +288,6 @@ def test_a_back_end_that_cannot_run_says_why() -> None:
         attention(query, key, value, mask, backend="triton", dropout_p=0.1)
     with pytest.raises(ValueError, match=r"flash back end cannot run: (flash-attn-4|dtype)"):
         attention(query, key, value, mask, backend="flash")
-    packed = AttentionMask.build(5, sliding_window=3, document_ids=documents(5), device=DEVICE)
-    with pytest.raises(ValueError, match="flash back end knows no documents"):
-        attention(query, key, value, packed, backend="flash")
     by_slot = AttentionMask(mask.query_places, mask.key_places, 3, False, False)
     with pytest.raises(ValueError, match="triton back end needs keys in order"):
         attention(query, key, value, by_slot, backend="triton")
