@@ -22,8 +22,10 @@ from torch import Tensor
 
 from moxin_lab.lab.step_training import Progress
 from moxin_lab.model import convert
+from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.vision import scoring, tasks
 from moxin_lab.vision.data import Concept, Pixels
+from moxin_lab.vision.fitting import autocast
 from moxin_lab.vision.images import prepare_images
 from moxin_lab.vision.prompts import encode_prompt, tokens
 from moxin_lab.vision.settings import TowerSettings
@@ -102,7 +104,7 @@ class Seen(NamedTuple):
 
     pictures: dict[str, Pixels]
     features: dict[str, Tensor]
-    """Picture to `[patches, channels]`, on the CPU."""
+    """Picture to `[patches, channels]`, where the towers ran."""
 
     def of(self, items: Sequence[Item]) -> Tensor:
         """`[n, patches, channels]` of the pictures of items."""
@@ -116,7 +118,7 @@ def look(towers: Towers, pictures: Mapping[str, Pixels], *, device: str, batch_i
     with torch.no_grad():
         for start in range(0, len(names), batch_images):
             part = prepare_images([pictures[name] for name in names[start : start + batch_images]], towers.settings)
-            found.append(towers.features({name: pixels.to(device) for name, pixels in part.items()}).cpu())
+            found.append(towers.features({name: pixels.to(device) for name, pixels in part.items()}))
     return Seen(dict(pictures), dict(zip(names, torch.cat(found), strict=True)))
 
 
@@ -139,22 +141,30 @@ class Trained(NamedTuple):
     aligned: Projector | None
 
 
+def load_backbones(folders: Mapping[str, Path], *, device: str) -> dict[str, MoxinForCausalLM]:
+    """The language models that recipes start from, by name, each read once."""
+    # Rows here have about a hundred tokens: starting a kernel of ours would take longer than PyTorch's attention does.
+    return {
+        name: convert.from_pretrained(folder, device=device, attention_backend="sdpa")
+        for name, folder in folders.items()
+    }
+
+
 def run_recipe(
-    name: str, towers: Towers, backbones: Mapping[str, Path], caption_examples: Sequence[Any], items: Sequence[Item], seen: Seen,
-    tokenizer: Any, settings: Any, *, seed: int, folder: Path, device: str, progress: Progress | None = None,
+    name: str, towers: Towers, backbones: Mapping[str, MoxinForCausalLM], caption_examples: Sequence[Any], items: Sequence[Item],
+    seen: Seen, tokenizer: Any, settings: Any, *, seed: int, folder: Path, device: str, progress: Progress | None = None,
 ) -> Trained:  # fmt: skip
     """Train one recipe of `RECIPES` on copies of everything; `folder` is for its resume points.
 
-    backbones: name to the folder of a language model. items: the training questions; caption_examples: alignment's.
-    Raises KeyError for an unknown recipe or backbone.
+    items: the training questions; caption_examples: alignment's. Raises KeyError for an unknown recipe or backbone.
     """
     recipe = RECIPES[name]
     used, features = only(towers, recipe.which, seen)
     used = copy.deepcopy(used) if recipe.tuned_towers else used
-    decoder = convert.from_pretrained(backbones[recipe.backbone], device=device)
-    model = MoxinVLM(decoder, used.to(device), seed=seed).to(device)
+    model = MoxinVLM(copy.deepcopy(backbones[recipe.backbone]), used.to(device), seed=seed).to(device)
     logs, aligned = {}, None
-    common: dict[str, Any] = {"tokenizer": tokenizer, "seed": seed, "features": features.features, "progress": progress}
+    known = None if recipe.tuned_towers else features.features
+    common: dict[str, Any] = {"tokenizer": tokenizer, "seed": seed, "features": known, "progress": progress}
     if recipe.align:
         logs["align"] = train_vlm(
             model,
@@ -184,8 +194,16 @@ def answer(
     """An answer to each item: the likeliest choice, or what is written greedily where there is none.
 
     features: `[n, patches, channels]`, the picture that each item is shown, or None: blind.
-    settings: answer_batch, max_new_tokens.
+    settings: answer_batch, max_new_tokens, finetune.precision (it answers in what it was trained in).
     """
+    with autocast(settings.finetune.precision, model.device):
+        return _answer(model, tokenizer, items, features, settings, progress)
+
+
+def _answer(
+    model: MoxinVLM, tokenizer: Any, items: Sequence[Item], features: Tensor | None, settings: Any,
+    progress: Progress | None,
+) -> list[str]:  # fmt: skip
     answers = [""] * len(items)
     prompts = [encode_prompt(tokenizer, [], item.question) for item in items]
     closed = [place for place, item in enumerate(items) if item.choices]
@@ -268,7 +286,7 @@ class Runs(NamedTuple):
 
 
 def run_all(
-    towers: Towers, backbones: Mapping[str, Path], caption_examples: Sequence[Any], asked: Questions, seen: Seen,
+    towers: Towers, backbones: Mapping[str, MoxinForCausalLM], caption_examples: Sequence[Any], asked: Questions, seen: Seen,
     tokenizer: Any, settings: Any, *, seed: int, folder: Path, device: str, progress: Progress | None = None,
     kept: Sequence[str] = ("align", "no-align"),
 ) -> Runs:  # fmt: skip
@@ -292,11 +310,11 @@ def run_all(
     return Runs(trained, answers, pd.DataFrame(rows))
 
 
-def captioner(run: Trained, towers: Towers, folder: Path, *, device: str) -> MoxinVLM:
+def captioner(run: Trained, towers: Towers, backbone: MoxinForCausalLM, *, device: str) -> MoxinVLM:
     """The untouched language model behind the projector as alignment left it. Raises ValueError where nothing was aligned."""
     if run.aligned is None:
         raise ValueError("this recipe has no alignment, so there is no projector to caption with")
-    return MoxinVLM(convert.from_pretrained(folder, device=device), towers.to(device), run.aligned.to(device)).eval()
+    return MoxinVLM(backbone, towers.to(device), run.aligned.to(device)).eval()
 
 
 def verdicts(compared: pd.DataFrame, base: str = "no-align") -> dict[str, tuple[str, str]]:

@@ -42,12 +42,13 @@ def augment(pictures: Tensor, size: int, generator: torch.Generator, *, strength
     """Random views float32 [B, 3, size, size] in [0, 1] of uint8 [B, H, W, 3 or 4].
 
     Turned by up to 30 degrees, scaled by 0.6 to 1.15, shifted by up to 15 % of the edge (times `strength`), colours scaled a
-    channel; what is transparent or outside shows a background of one light colour, drawn anew.
+    channel; what is transparent or outside shows a background of one light colour, drawn anew. The views are made where the
+    pictures are; what is drawn comes from the CPU, so that a GPU makes the same views.
     """
     count = len(pictures)
 
     def draw(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand((count, *shape), generator=generator)
+        return (low + (high - low) * torch.rand((count, *shape), generator=generator)).to(pictures.device)
 
     values = pictures.permute(0, 3, 1, 2).float() / 255
     alpha = values[:, 3:] if values.shape[1] == 4 else torch.ones_like(values[:, :1])
@@ -69,12 +70,12 @@ def normalised(views: Tensor, name: str) -> Tensor:
 
 
 class Views:
-    """Steps of `views` augmented pictures each: `view0`, `view1`, ... float32, and `numbers` of the pictures."""
+    """Steps of `views` augmented pictures each: `view0`, `view1`, ... float32 on `device`, and `numbers` of the pictures."""
 
     def __init__(
-        self, pictures: NDArray[np.uint8], settings: Any, seed: int, *, size: int, name: str, views: int
-    ) -> None:
-        self.pictures, self._seed = torch.as_tensor(pictures), seed
+        self, pictures: NDArray[np.uint8], settings: Any, seed: int, *, size: int, name: str, views: int, device: str = "cpu"
+    ) -> None:  # fmt: skip
+        self.pictures, self._seed = torch.as_tensor(pictures, device=device), seed
         self._size, self._name, self._views = size, name, views
         self._order = order_of(len(pictures), settings, seed)
         self.num_steps = self._order.num_steps
@@ -154,23 +155,23 @@ class Captioned(Views):
 
 
 def siglip_loss(pair: SiglipPair, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's loss of one step; logs scale and bias."""
+    """open_clip's loss of one step, in float32 under autocast too; logs scale and bias."""
     images, texts = pair(batch["view0"], batch["ids"])
     scale = pair.logit_scale.exp()
-    return {
-        "loss": SigLipLoss()(images, texts, scale, pair.logit_bias), "scale": scale, "bias": pair.logit_bias.clone(),
-    }  # fmt: skip
+    with torch.autocast(images.device.type, enabled=False):
+        loss = SigLipLoss()(images.float(), texts.float(), scale, pair.logit_bias)
+    return {"loss": loss, "scale": scale, "bias": pair.logit_bias.clone()}
 
 
 def train_siglip(
     towers: Towers, images: NDArray[np.uint8], captions: Sequence[Sequence[str]], tokenizer: Any, *, settings: Any, folder: Path,
-    seed: int = 0, progress: Progress | None = None, trainer_options: dict[str, Any] | None = None,
+    seed: int = 0, device: str = "cpu", progress: Progress | None = None, trainer_options: dict[str, Any] | None = None,
 ) -> tuple[SiglipPair, pd.DataFrame]:  # fmt: skip
     """Train `towers.siglip` in place; the pair, for retrieval, and the log (loss, scale, bias a step).
 
     images: uint8 [N, H, W, 3 or 4], transparent ones get a new background each time. captions: of each image all the texts that
-    are true of it, in any language. The step is one batch (`micro_batch_examples` is not read). Raises ValueError for an image
-    without caption.
+    are true of it, in any language. device: where views are made. The step is one batch (`micro_batch_examples` is not read).
+    Raises ValueError for an image without caption.
     """
     if len(images) != len(captions) or not all(captions):
         raise ValueError(
@@ -180,7 +181,7 @@ def train_siglip(
     pair.tower.requires_grad_(True)
     stream = Captioned(
         images, [pair.encode_texts(texts) for texts in captions], settings, seed, size=towers.settings.image_size,
-        name="siglip",
+        name="siglip", device=device,
     )  # fmt: skip
     pair.train()
     log = fit(
@@ -273,14 +274,14 @@ class _Follow(Callback):
 
 
 def train_dino(
-    towers: Towers, images: NDArray[np.uint8], *, settings: Any, folder: Path, seed: int = 0, progress: Progress | None = None,
-    trainer_options: dict[str, Any] | None = None,
+    towers: Towers, images: NDArray[np.uint8], *, settings: Any, folder: Path, seed: int = 0, device: str = "cpu",
+    progress: Progress | None = None, trainer_options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Train `towers.dino` in place and give it the teacher's weights, as DINO does; the log (loss, teacher_entropy a step)."""
     tower = towers.tower("dino")
     tower.requires_grad_(True)
     pair = DinoPair(tower, settings, seed=seed)
-    stream = Views(images, settings, seed, size=towers.settings.image_size, name="dino", views=2)
+    stream = Views(images, settings, seed, size=towers.settings.image_size, name="dino", views=2, device=device)
     pair.train()
     log = fit(
         pair, stream, settings, dino_loss, folder=folder, text="DINO", accumulate=parts_of(settings), progress=progress,

@@ -157,7 +157,10 @@ class MoxinVLM(nn.Module):
         without = torch.nonzero(~chosen.any(dim=1))[:, 0].tolist()
         if without:
             raise ValueError(f"rows {without[:8]} have no token with loss: they would train nothing")
-        logits = self.decoder.lm_head(states[:, :-1][chosen])
+        # Scored under autocast, logits of half precision would tie; a training step may keep them narrow.
+        device = states.device.type
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and torch.is_grad_enabled()):
+            logits = self.decoder.lm_head(states[:, :-1][chosen])
         nats = F.cross_entropy(logits.float(), targets[chosen], reduction="none")
         return Output(nats.mean(), nats, torch.nonzero(chosen)[:, 0], None)
 
@@ -188,10 +191,12 @@ class MoxinVLM(nn.Module):
         made: list[Tensor] = []
         ended = torch.zeros(len(input_ids), dtype=torch.bool, device=embeddings.device)
         cache, step = None, embeddings
+        kind = embeddings.device.type  # under autocast keys are narrower than embeddings
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else embeddings.dtype
         for number in range(max_new_tokens):
             if cache is None or not use_cache:
                 cache = RollingCache(
-                    self.config, len(input_ids), padding=padding, dtype=embeddings.dtype, device=embeddings.device
+                    self.config, len(input_ids), padding=padding, dtype=dtype, device=embeddings.device
                 )
             states = self.decoder.states_of_embeddings(step, cache=cache)
             token = sample(

@@ -5,8 +5,8 @@
     finetune        projector, decoder           answers            665K instructions, towers frozen
     full-finetune   projector, decoder, towers   answers            the arm that Prismatic found to hurt
 
-`no-align`, which Moxin-VLM really used, is finetune on a fresh projector. While the towers are frozen their features are computed
-once an image before the first step.
+`no-align`, which Moxin-VLM really used, is finetune on a fresh projector. While the towers are frozen their features can be
+given, looked at once; else each step looks at its images, as published trainings do, whose features would fill terabytes.
 
 Guarantees: a step's loss is the mean over all its labelled tokens however it is cut, so 1 x 8 equals 8 x 1 (Prismatic's users
 found that it did not there); kill and resume is bitwise on the CPU; an example without a labelled token is refused before work
@@ -31,17 +31,6 @@ from moxin_lab.vision.vlm import MoxinVLM, pad_examples
 
 Images = Mapping[str, Any] | Callable[[str], Any]
 """An example's image name to a file, PIL image or uint8 [H, W, 3]."""
-
-
-@torch.no_grad()
-def compute_features(model: MoxinVLM, sources: Sequence[Any], *, batch_images: int = 64) -> Tensor:
-    """[N, patches, channels] of images of any sort, on the CPU in the towers' dtype."""
-    model.towers.eval()
-    found = []
-    for start in range(0, len(sources), batch_images):
-        pixels = prepare_images(sources[start : start + batch_images], model.towers.settings)
-        found.append(model.image_features({name: values.to(model.device) for name, values in pixels.items()}).cpu())
-    return torch.cat(found)
 
 
 class ExampleStream:
@@ -100,14 +89,15 @@ def train_vlm(
 ) -> pd.DataFrame:  # fmt: skip
     """Train in place; the log, one row a step: loss (nats a token), gradient_norm, learning_rate, targets.
 
-    examples: with `id, image, turns` (data.Example). features: image name to [patches, channels], where they are known already;
-    what is missing is computed from `images`. Raises PromptError for an example that trains nothing, ImageError for an image.
+    examples: with `id, image, turns` (data.Example). features: image name to [patches, channels] of all of them, which frozen
+    towers have seen already; without, every step opens its images. Raises PromptError for an example that trains nothing,
+    ImageError for an image, ValueError for features where the towers learn or for an image without.
     """
     set_trained(model, stage)
     parts = parts_of(settings)
     encoded = [encode_example(tokenizer, example, stage=stage, max_tokens=settings.max_tokens) for example in examples]
     find = images if callable(images) else images.__getitem__
-    if stage == "full-finetune":
+    if features is None:
         tower_settings = model.towers.settings
 
         def look(names: list[str]) -> dict[str, Any]:
@@ -115,16 +105,16 @@ def train_vlm(
             return {f"pixels.{name}": values for name, values in pixels.items()}
 
     else:
-        known = dict(features or {})
-        lacking = sorted({one.image for one in encoded if one.image is not None} - known.keys())
-        for start in range(0, len(lacking), 256):
-            names = lacking[start : start + 256]
-            known |= dict(zip(names, compute_features(model, [find(name) for name in names]), strict=True))
-            if progress is not None:
-                progress(start + len(names), len(lacking), "looking at images")
+        if stage == "full-finetune":
+            raise ValueError(
+                "full-finetune changes the towers, so features computed before it would be stale: give none"
+            )
+        lacking = sorted({one.image for one in encoded if one.image is not None} - features.keys())
+        if lacking:
+            raise ValueError(f"{len(lacking)} images have no features, the first is {lacking[0]}")
 
         def look(names: list[str]) -> dict[str, Any]:
-            return {"features": torch.stack([known[name] for name in names])}
+            return {"features": torch.stack([features[name] for name in names])}
 
     model.train()
     model.towers.train(stage == "full-finetune")

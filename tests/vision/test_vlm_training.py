@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from moxin_lab.scales import VlmTrainingSettings
-from moxin_lab.vision import vlm_training
+from moxin_lab.vision import experiments, vlm_training
 from moxin_lab.vision.data import Example
 from moxin_lab.vision.prompts import PromptError
-from moxin_lab.vision.vlm_training import caption_nats, compute_features, train_vlm
+from moxin_lab.vision.vlm_training import caption_nats, train_vlm
 from tests.vision.conftest import OPTIMISATION
 
 CHANGED = {"epochs": 2, "examples_per_step": 8, "micro_batch_examples": 8, "learning_rate": 1e-3}
@@ -96,17 +96,20 @@ def test_a_killed_run_goes_on_bitwise(tiny_vlm, byte_tokenizer, tmp_path):
         assert torch.equal(wanted, found), name
 
 
-def test_frozen_features_are_those_of_the_pixels_and_are_computed_once(tiny_vlm, byte_tokenizer, tmp_path, monkeypatch):
-    calls = []
-    inner = vlm_training.compute_features
-    monkeypatch.setattr(vlm_training, "compute_features", lambda m, s: calls.append(len(s)) or inner(m, s))
-    _train(tiny_vlm, byte_tokenizer, tmp_path)
-    assert calls == [12]
-    names = [f"{n}.png" for n in range(3)]
-    features = compute_features(tiny_vlm, [IMAGES[name] for name in names], batch_images=2)
-    assert features.shape == (3, 4, 56)
-    one = compute_features(tiny_vlm, [IMAGES["2.png"]])
-    torch.testing.assert_close(features[2:], one, rtol=1e-4, atol=1e-5)
+def test_features_seen_once_train_what_the_pixels_train_and_no_step_opens_an_image(
+    tiny_vlm, byte_tokenizer, tmp_path, monkeypatch
+):
+    features = experiments.look(tiny_vlm.towers, IMAGES, device="cpu", batch_images=5).features
+    assert features["3.png"].shape == (4, 56)
+    looking, given = copy.deepcopy(tiny_vlm), copy.deepcopy(tiny_vlm)
+    log = _train(looking, byte_tokenizer, tmp_path / "looking")
+    monkeypatch.setattr(vlm_training, "prepare_images", lambda *_: pytest.fail("an image was opened"))
+    again = _train(given, byte_tokenizer, tmp_path / "given", features=features)
+    np.testing.assert_allclose(again["loss"], log["loss"], rtol=1e-4)
+    with pytest.raises(ValueError, match="2 images have no features"):
+        _train(given, byte_tokenizer, tmp_path / "less", features=dict(list(features.items())[2:]))
+    with pytest.raises(ValueError, match="stale"):
+        _train(given, byte_tokenizer, tmp_path / "stale", features=features, stage="full-finetune")
 
 
 def test_an_example_that_trains_nothing_stops_before_the_first_step(tiny_vlm, byte_tokenizer, tmp_path):
@@ -118,7 +121,7 @@ def test_an_example_that_trains_nothing_stops_before_the_first_step(tiny_vlm, by
 
 def test_caption_nats_are_the_losses_of_the_model(tiny_vlm, byte_tokenizer):
     encoded = [vlm_training.encode_example(byte_tokenizer, one, stage="align", max_tokens=48) for one in EXAMPLES[:5]]
-    features = compute_features(tiny_vlm, [IMAGES[one.image] for one in EXAMPLES[:5]])
+    features = torch.stack(list(experiments.look(tiny_vlm.towers, IMAGES, device="cpu").features.values())[:5])
     found = caption_nats(tiny_vlm, encoded, features, batch_rows=2)
     ids, labels = torch.tensor(encoded[3].input_ids)[None], torch.tensor(encoded[3].labels)[None]
     assert found[3] == pytest.approx(float(tiny_vlm(None, ids, labels, features=features[3:4]).loss.detach()), abs=1e-4)
