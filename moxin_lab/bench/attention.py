@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows: implementation, tokens, rows, forward_ms, forward_tflops, backward_ms, backward_tflops, relative_error, reason;
+    """Rows: implementation, tokens, rows, document_tokens (0: none), forward_ms, forward_tflops, backward_ms, backward_tflops, relative_error, reason;
     and the ceilings of this machine in the same run."""
     import torch
     import torch._functorch.config as functorch_config
@@ -67,7 +67,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     record = {
         "shape": shape.model_dump(),
-        "document_tokens": options.document_tokens,
         "dtype": str(dtype),
         "ceilings": ceilings(options.device),
         "rows": rows,
@@ -199,6 +198,7 @@ def measure_shape(inputs: list[Any], window: int, options: argparse.Namespace) -
         if not any(word in name for word in options.only.split(",")):
             continue
         row: dict[str, Any] = {"implementation": name, "tokens": tokens, "rows": batch}
+        row |= {"document_tokens": options.document_tokens}
         rows.append(row)
         began = time.perf_counter()
         try:

@@ -18,7 +18,7 @@ import pandas as pd
 
 # Bench -> columns that make rows comparable, columns that are compared, and whether larger is better.
 COMPARED: dict[str, tuple[tuple[str, ...], tuple[str, ...], bool]] = {
-    "attention": (("run", "tokens", "rows"), ("forward_tflops", "backward_tflops"), True),
+    "attention": (("run", "tokens", "rows", "document_tokens"), ("forward_tflops", "backward_tflops"), True),
     "decode": (("rows", "tokens"), ("ms_per_token",), False),
     "prefill": (("tokens",), ("ms",), False),
     "train-step": (("run",), ("median_ms",), False),

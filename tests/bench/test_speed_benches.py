@@ -25,10 +25,12 @@ def test_every_implementation_has_a_row_with_a_time_or_a_reason(name: str, tmp_p
     assert all(row["floor_ms"] > 0 for row, time in zip(result["rows"], times, strict=True) if time is not None)
 
 
-def test_attention_rows_are_right_where_they_ran_and_say_why_where_not(tmp_path) -> None:
+@pytest.mark.parametrize("documents", ["0", "35"])
+def test_attention_rows_are_right_where_they_ran_and_say_why_where_not(documents: str, tmp_path) -> None:
     result = run_bench(
-        tmp_path, "attention", "--width", "tiny", "--shapes", "70x1", "--repeats", "1", "--only", "sdpa,flash,auto"
-    )
+        tmp_path, "attention", "--width", "tiny", "--shapes", "70x1", "--repeats", "1", "--only", "sdpa,flash,auto",
+        "--document-tokens", documents,
+    )  # fmt: skip
     ran = {row["implementation"]: row for row in result["rows"] if "reason" not in row}
     assert {"auto", "sdpa, dense mask"} <= ran.keys()
     assert all(row["relative_error"] < 1e-5 and row["forward_ms"] > 0 < row["backward_ms"] for row in ran.values())
