@@ -267,13 +267,18 @@ class Stage:
         self._progress_at = now
         write_json(self.folder / ".progress.json", {"step": step, "total": total, "text": text})
 
-    def show_figure(self, figure: Any, *, alt: str, caption: str) -> None:
-        """Display a matplotlib figure as SVG with a text alternative and the scale's label; closes it."""
-        show.figure_output(figure, alt=alt, caption=caption, scale=self.scale)
+    def show_figure(self, figure: Any, *, alt: str, caption: str, scale: str | None = None) -> None:
+        """Display a matplotlib figure as SVG with a text alternative and the scale's label; closes it.
 
-    def show_table(self, frame: Any, *, caption: str, decimals: int | dict[str, int] = 3) -> None:
-        """Display a pandas DataFrame as an accessible table with the scale's label."""
-        show.table_output(frame, caption=caption, scale=self.scale, decimals=decimals)
+        scale: of what is shown, where it was not made at the scale of this run (a committed measurement, a published table).
+        """
+        show.figure_output(figure, alt=alt, caption=caption, scale=scale or self.scale)
+
+    def show_table(
+        self, frame: Any, *, caption: str, decimals: int | dict[str, int] = 3, scale: str | None = None
+    ) -> None:
+        """Display a pandas DataFrame as an accessible table with the scale's label; `scale` as in `show_figure`."""
+        show.table_output(frame, caption=caption, scale=scale or self.scale, decimals=decimals)
 
     def say(self, text: str) -> None:
         """Display Markdown: a sentence whose numbers were just computed."""
