@@ -16,6 +16,7 @@ bitwise, because which weights a rollout sees depends on the clock; interrupt a 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,14 @@ from moxin_lab.lab.step_training import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import grpo
 from moxin_lab.posttraining.grpo_training import Correction, GRPOSettings, train_grpo
-from moxin_lab.posttraining.rollout import RingEngine, Rollout, RolloutEngine, SamplingSettings
+from moxin_lab.posttraining.rollout import (
+    Decoding,
+    RingEngine,
+    Rollout,
+    RolloutEngine,
+    SamplingSettings,
+    engine_options,
+)
 from moxin_lab.posttraining.rollout_stream import requests
 
 STALENESS = (0, 1, 2, 4, 8)
@@ -50,13 +58,14 @@ def staleness_grid(
     folder: Path,
     staleness: Sequence[int] = STALENESS,
     objectives: Sequence[Correction] = OBJECTIVES,
+    decoding: Decoding = "graph",
     progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """One training for each staleness, objective and seed, all on as many samples; a row a rollout, columns `COLUMNS`.
 
     make_model: a fresh copy of the start model, on the device of the training. settings: its staleness and correction are
-    replaced. folder: each run has one of its own in it, where a killed run goes on.
+    replaced. folder: each run has one of its own in it, where a killed run goes on. decoding: see `rollout.engine_options`.
     samples: completions read up to and with the step. seconds: since the start, had rollouts overlapped with training as in
     `modelled_seconds`; seconds_synchronous: one after the other, as measured.
     Raises ValueError before the first run for an unknown objective, a negative staleness, or less than one seed.
@@ -77,7 +86,7 @@ def staleness_grid(
         chosen = replace(settings, staleness=steps, correction=objective)
         log = train_grpo(
             make_model(), tokenizer, problems, reward, chosen, seed=seed, trainer_options=trainer_options,
-            resume_folder=folder / f"{steps}-{objective}-{seed}",
+            decoding=decoding, resume_folder=folder / f"{steps}-{objective}-{seed}",
         )  # fmt: skip
         runs.append(grid_rows(log, chosen, objective, seed))
     if progress is not None:
@@ -129,7 +138,8 @@ class OverlappedEngine:
     """A RolloutEngine that samples ahead in a thread; `generate` takes what is ready, or waits.
 
     engine: does the sampling, on its own copy of the weights; only the thread touches it. requests: the (prompts, sampling, seed)
-    of each rollout in the order in which they will be asked for. staleness: rollouts ahead at most.
+    of each rollout in the order in which they will be asked for. staleness: rollouts ahead at most. devices: GPUs that the thread
+    works on, the engine's last; on each it has a stream of its own, so that it does not queue behind the training.
     Errors in the thread are raised by the next `generate`. Use as a context manager: leaving it ends the thread.
     """
 
@@ -138,10 +148,12 @@ class OverlappedEngine:
         engine: RolloutEngine,
         requests: Iterator[tuple[list[Sequence[int]], SamplingSettings, int]],
         staleness: int,
+        devices: Sequence[torch.device] = (),
     ) -> None:
         if staleness < 1:
             raise ValueError(f"staleness is {staleness}: overlapping needs 1 or more, 0 is the synchronous training")
         self._engine, self._requests, self._staleness = engine, requests, staleness
+        self._streams = [torch.cuda.Stream(device) for device in devices]
         self._change = threading.Condition()
         self._ready: list[Rollout] = []
         self._weights: tuple[dict[str, Tensor], int] | None = None
@@ -165,8 +177,8 @@ class OverlappedEngine:
     def update_weights(self, state_dict: Mapping[str, Tensor], version: int) -> None:
         """Leave a copy for the thread, which takes the newest before each rollout; a rollout under way is not disturbed."""
         copied = {name: tensor.detach().clone() for name, tensor in state_dict.items()}
-        if any(tensor.is_cuda for tensor in copied.values()):
-            torch.cuda.current_stream().synchronize()  # the thread's stream does not wait for this one
+        for device in {tensor.device for tensor in copied.values() if tensor.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()  # the thread's stream does not wait for this one
         with self._change:
             self._weights = copied, version
             self._asked += 1
@@ -193,8 +205,9 @@ class OverlappedEngine:
 
     def _work(self) -> None:
         try:
-            stream = torch.cuda.Stream() if torch.cuda.is_available() else None
-            with torch.cuda.stream(stream):
+            with ExitStack() as own:
+                for stream in self._streams:
+                    own.enter_context(torch.cuda.stream(stream))
                 for prompts, sampling, seed in self._requests:
                     with self._change:
                         self._change.wait_for(lambda: self._closed or self._may_begin())
@@ -227,13 +240,15 @@ def train_overlapped(
     folder: Path,
     device: torch.device | str | None = None,
     engine: RolloutEngine | None = None,
+    decoding: Decoding = "graph",
     progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """`train_grpo` with rollouts sampled meanwhile, `settings.staleness` ahead; the log, whose `staleness` is what happened.
 
-    device: of the sampling (default: a GPU where there is one, else the model's). folder: must not hold a run, since what a
-    thread was doing cannot be resumed. `seconds/rollout` is the time that the trainer waited, `seconds/step` the clock.
+    device: of the sampling (default: a second GPU where there is one, else the training's, on a stream of its own). folder: must
+    not hold a run, since what a thread was doing cannot be resumed. `seconds/rollout` is the time that the trainer waited,
+    `seconds/step` the clock.
     Raises ValueError as `train_grpo`, for staleness 0, and for resampled groups, which cannot be asked for ahead.
     """
     if settings.resample_rounds:
@@ -242,14 +257,26 @@ def train_overlapped(
         )
     if (folder / "resume.ckpt").exists():
         raise ValueError(f"{folder} holds a run: an overlapped training cannot be resumed, give it an empty folder")
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    training = _training_device(trainer_options)
+    sampling = torch.device(device) if device is not None else _sampling_device(training)
     if engine is None:
-        device = device or ("cuda" if torch.cuda.is_available() else model.lm_head.weight.device)
-        engine = RingEngine(model, device=device, **ids)
-    ahead = OverlappedEngine(engine, requests(problems, settings, seed), settings.staleness)
+        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        engine = RingEngine(model, device=sampling, **ids, **engine_options(decoding))
+    gpus = [place for place in dict.fromkeys((training, sampling)) if place.type == "cuda"]
+    ahead = OverlappedEngine(engine, requests(problems, settings, seed), settings.staleness, gpus)
     with ahead:
         # For the trainer the rollouts come when they are asked for; the log takes their age from their version.
         return train_grpo(
             model, tokenizer, problems, reward, replace(settings, staleness=0), seed=seed, resume_folder=folder, engine=ahead,
             progress=progress, trainer_options=trainer_options,
         )  # fmt: skip
+
+
+def _training_device(trainer_options: dict[str, Any] | None) -> torch.device:
+    """Where Lightning will train, by the rule of `exact_resume.with_defaults`: the first GPU, unless the options say CPU."""
+    on_cpu = (trainer_options or {}).get("accelerator") == "cpu" or not torch.cuda.is_available()
+    return torch.device("cpu") if on_cpu else torch.device("cuda", 0)
+
+
+def _sampling_device(training: torch.device) -> torch.device:
+    return torch.device("cuda", 1) if training.type == "cuda" and torch.cuda.device_count() > 1 else training

@@ -30,7 +30,14 @@ from moxin_lab.lab.exact_resume import with_defaults, world_size
 from moxin_lab.lab.step_training import LossFunction, Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import fitting, grpo
-from moxin_lab.posttraining.rollout import RingEngine, Rollout, RolloutEngine, SamplingSettings
+from moxin_lab.posttraining.rollout import (
+    Decoding,
+    RingEngine,
+    Rollout,
+    RolloutEngine,
+    SamplingSettings,
+    engine_options,
+)
 from moxin_lab.posttraining.rollout_stream import KeptRollouts, RolloutStream, completion_log_probs
 from moxin_lab.posttraining.verifier import Verdict, Verifier
 
@@ -222,6 +229,7 @@ def train_grpo(
     seed: int,
     resume_folder: Path,
     engine: RolloutEngine | None = None,
+    decoding: Decoding = "graph",
     log_file: Path | None = None,
     progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
@@ -230,7 +238,8 @@ def train_grpo(
     from `resume_folder` must be given the same.
 
     problems: `Problem`s, or what has `prompt_ids` (how an answer is judged is the reward's business). tokenizer: `eos_token_id`,
-    `pad_token_id` and `batch_decode`. engine: default a `RingEngine` of this model on the device of the training.
+    `pad_token_id` and `batch_decode`. engine: default a `RingEngine` of this model on the device of the training, which runs as
+    `decoding` says (`rollout.engine_options`).
     log_file: JSON lines (default: `log.jsonl` in resume_folder).
     Raises ValueError before the first rollout for an empty or too small prompt set, an empty prompt, a group of one, no budget, a
     reward that returns NaN or the wrong number of values, prompts that do not fit the positions, dropout, or several ranks.
@@ -248,7 +257,7 @@ def train_grpo(
     wants_reference = settings.kl_coefficient > 0 or settings.log_kl
     reference = copy.deepcopy(model).eval().requires_grad_(False) if wants_reference else None
     stream = RolloutStream(
-        model, reference, tokenizer, problems, reward, engine or _LazyRing(model, tokenizer), settings, seed
+        model, reference, tokenizer, problems, reward, engine or _LazyRing(model, tokenizer, decoding), settings, seed
     )
     torch.manual_seed(seed)
     return fitting.fit(
@@ -261,14 +270,14 @@ def train_grpo(
 class _LazyRing:
     """A RingEngine made at the first rollout, when Lightning has moved the model to its device."""
 
-    def __init__(self, model: MoxinForCausalLM, tokenizer: Any) -> None:
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(self, model: MoxinForCausalLM, tokenizer: Any, decoding: Decoding) -> None:
+        self._model, self._tokenizer, self._options = model, tokenizer, engine_options(decoding)
         self._engine: RingEngine | None = None
 
     def update_weights(self, state_dict: Any, version: int) -> None:
         if self._engine is None:
             ids = {"eos_token_id": self._tokenizer.eos_token_id, "pad_token_id": self._tokenizer.pad_token_id}
-            self._engine = RingEngine(self._model, **ids)
+            self._engine = RingEngine(self._model, **ids, **self._options)
         self._engine.update_weights(state_dict, version)
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, seed: int) -> Rollout:

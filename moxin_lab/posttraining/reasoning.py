@@ -24,7 +24,7 @@ import pandas as pd
 from moxin_lab.posttraining import asynchronous, chat, reasoning_sets, reasoning_tasks, recipe, tables
 from moxin_lab.posttraining.grpo_training import GRPOSettings, Problem, VerifierReward, train_grpo
 from moxin_lab.posttraining.reasoning_tasks import GROUPS, Task
-from moxin_lab.posttraining.rollout import RingEngine, SamplingSettings
+from moxin_lab.posttraining.rollout import RingEngine, SamplingSettings, engine_options
 from moxin_lab.posttraining.verifier import REASONS, Verdict, Verifier
 
 BACKWARD = 2  # a backward pass costs about two forward passes (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
@@ -136,7 +136,7 @@ def reinforce(
     trained = copy.deepcopy(model)
     log = train_grpo(
         trained, tokenizer, problems, paid, chosen, seed=seed, resume_folder=folder, log_file=folder / "log.jsonl",
-        progress=progress,
+        decoding=settings.decoding, progress=progress,
     )  # fmt: skip
     return trained.eval().to(device), log
 
@@ -152,7 +152,7 @@ def staleness_runs(
     return asynchronous.staleness_grid(
         lambda: copy.deepcopy(model), tokenizer, _problems(tasks, tokenizer),
         VerifierReward(judge=partial(_judge_problems, verifier)), chosen, seeds=range(seed, seed + experiment.seeds),
-        staleness=experiment.levels, folder=folder, progress=progress,
+        staleness=experiment.levels, decoding=settings.decoding, folder=folder, progress=progress,
     )  # fmt: skip
 
 
@@ -201,8 +201,9 @@ def answer(
         samples=settings.samples, max_new_tokens=settings.grpo.max_new_tokens, temperature=settings.grpo.temperature
     )
     engine = RingEngine(
-        model, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_rows=settings.answer_rows
-    )
+        model, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_rows=settings.answer_rows,
+        **engine_options(settings.decoding),
+    )  # fmt: skip
     rollout = engine.generate([chat.encode_prompt(task.prompt(), tokenizer) for task in tasks], sampling, seed)
     ended = [reason == "eos" for reason in rollout.finish_reasons]
     return judged(rollout.texts(tokenizer), tests, verifier, samples=settings.samples).assign(

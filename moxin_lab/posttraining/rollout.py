@@ -15,8 +15,10 @@ are batched (up to rounding of matrix products of other sizes); equal calls give
 beyond the ring. Does not: admit new prompts into a running batch, score a text, or speak to a server.
 """
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -29,6 +31,7 @@ from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining.token_step import Batch, TokenStep
 
 Finish = Literal["eos", "length"]
+Decoding = Literal["graph", "kernels", "plain"]
 MAX_ROWS = 512  # Moxin's 64 prompts x 8
 
 
@@ -107,7 +110,8 @@ class RingEngine:
     dtype: of the copy; default bfloat16 on a GPU, else the model's. max_rows: completions decoded together; others follow
     (default: 512, on a GPU no more than half of its free memory holds).
     check_every: tokens between two looks at which rows have ended. kernels: attention by the ring kernel (default: where it
-    runs on a GPU); graph: a CUDA graph a token (default: with the kernels on a GPU).
+    runs on a GPU); graph: a CUDA graph a token (default: with the kernels on a GPU). Raises ValueError for kernels that cannot
+    run here and a graph without them or without a GPU.
     """
 
     def __init__(
@@ -130,6 +134,12 @@ class RingEngine:
         weight = model.lm_head.weight
         self.device = torch.device(weight.device if device is None else device)
         on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            self.device = torch.device(
+                "cuda", torch.cuda.current_device() if self.device.index is None else self.device.index
+            )
+            gc.collect()  # the ring of a training that has ended may still hang in a cycle of references
+            torch.cuda.empty_cache()
         self.dtype = dtype or (torch.bfloat16 if on_gpu else weight.dtype)
         with torch.device("meta"):
             self.model = MoxinForCausalLM(model.config).to(self.dtype)
@@ -146,18 +156,28 @@ class RingEngine:
         if self.kernels and refused is not None:
             raise ValueError(f"the decoding kernels cannot run: {refused}")
         self.graph = (on_gpu and self.kernels) if graph is None else graph
+        if self.graph and not (on_gpu and self.kernels):
+            raise ValueError(
+                "a CUDA graph needs a GPU and the decoding kernels: plain attention reads lengths on the host"
+            )
         self.check_every = check_every or (16 if on_gpu else 1)
         self.prefill_tokens = prefill_tokens
         self._ring: RollingCache | None = None
         self._batches: dict[tuple[int, float], Batch] = {}
-        self._step = TokenStep(
-            self.model, eos_token_id=eos_token_id, pad_token_id=pad_token_id, kernels=self.kernels, graph=self.graph
-        )
+        with self._own_device():
+            self._step = TokenStep(
+                self.model, eos_token_id=eos_token_id, pad_token_id=pad_token_id, kernels=self.kernels, graph=self.graph
+            )
 
     def update_weights(self, state_dict: Mapping[str, Tensor], version: int) -> None:
         """Copy into the engine's own tensors, whose place captured graphs know. Raises RuntimeError for other names or shapes."""
-        self.model.load_state_dict(state_dict, strict=True)
+        with self._own_device():
+            self.model.load_state_dict(state_dict, strict=True)
         self.version = version
+
+    def _own_device(self) -> AbstractContextManager[Any]:
+        """Triton and graph captures go to the current GPU, which need not be the one where this engine's tensors are."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, seed: int) -> Rollout:
@@ -179,9 +199,10 @@ class RingEngine:
         order = sorted(range(number), key=lambda row: (-len(prompts[row // samples]), row))
         tokens = torch.full((budget, number), self.pad_token_id)
         log_probs = torch.zeros(budget, number)
-        for start in range(0, number, self.max_rows):
-            rows = order[start : start + self.max_rows]
-            self._decode([prompts[row // samples] for row in rows], rows, noise, sampling, tokens, log_probs)
+        with self._own_device():
+            for start in range(0, number, self.max_rows):
+                rows = order[start : start + self.max_rows]
+                self._decode([prompts[row // samples] for row in rows], rows, noise, sampling, tokens, log_probs)
         tokens, log_probs = tokens.T, log_probs.T
         ends = tokens == self.eos_token_id
         mask = ends.cumsum(dim=1) - ends.long() == 0
@@ -307,6 +328,17 @@ class RingEngine:
     def _write(self, batch: Batch, columns: Tensor, first: int, end: int, tokens: Tensor, log_probs: Tensor) -> None:
         tokens[first:end, columns] = batch.tokens[first:end].cpu()
         log_probs[first:end, columns] = batch.log_probs[first:end].cpu()
+
+
+def engine_options(decoding: Decoding) -> dict[str, bool]:
+    """A `RingEngine`'s options by name: `graph`, what a GPU does by default; `kernels`, the same launched one by one; `plain`,
+    PyTorch's attention. On the CPU all are plain. Raises ValueError for another name."""
+    known: dict[str, dict[str, bool]] = {
+        "graph": {}, "kernels": {"graph": False}, "plain": {"graph": False, "kernels": False}
+    }  # fmt: skip
+    if decoding not in known:
+        raise ValueError(f"unknown decoding {decoding!r}: available are {', '.join(known)}")
+    return known[decoding]
 
 
 def rows_that_fit(memory: int, a_row: int) -> int:

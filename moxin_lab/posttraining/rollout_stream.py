@@ -53,7 +53,9 @@ def completion_log_probs(
     together = HEAD_TOKENS if hidden.is_cuda or torch.is_grad_enabled() else CPU_HEAD_TOKENS
     parts = list(zip(hidden.split(together), targets.split(together), strict=True))
     if len(parts) > 1 and torch.is_grad_enabled():
-        found = [checkpoint(head, states, wanted, use_reentrant=False) for states, wanted in parts]
+        # No random state is kept: the head draws none, and reading it would break a graph that another thread is capturing.
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        found = [checkpoint(head, states, wanted, **options) for states, wanted in parts]
     else:
         found = [head(states, wanted) for states, wanted in parts]
     empty = torch.zeros(mask.shape, device=mask.device)

@@ -8,6 +8,7 @@ PyTorch agree (tests/posttraining/test_rollout.py). Does not: know prompts, grou
 """
 
 import copy
+import gc
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +90,10 @@ class TokenStep:
         self._joined = [_join(block) for block in model.model.layers]
         self._eos_token_id, self._pad_token_id = eos_token_id, pad_token_id
         self._kernels, self.graph = kernels, graph
-        self._pool: Any = None
+        dim, theta = model.config.head_dim, model.config.rope_theta
+        exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=self._device) / dim
+        self._frequencies = 1.0 / theta**exponents
+        self._stream: Any = None  # where graphs are captured
 
     def batch(self, ring: RollingCache, rows: int, budget: int, top_p: float) -> Batch:
         """Buffers for the first `rows` of a ring and `budget` tokens each."""
@@ -136,7 +140,8 @@ class TokenStep:
         """Draw a token a row from logits [B, V] and note it."""
         uniform = batch.uniform.index_select(0, batch.place)[0]
         token, log_probs = draw(logits, uniform, batch.temperature, batch.top_p)
-        token = torch.where(batch.ended, self._pad_token_id, token)
+        # Not `torch.where`: a number there becomes a tensor on the CPU, whose copy to the GPU no capture allows.
+        token = token.masked_fill(batch.ended, self._pad_token_id)
         batch.tokens.index_copy_(0, batch.place, token[None])
         batch.log_probs.index_copy_(0, batch.place, log_probs[None])
         batch.ended |= token == self._eos_token_id
@@ -146,18 +151,27 @@ class TokenStep:
     def _capture(self, batch: Batch) -> None:
         """Compile outside the graph first; what that run changed is put back (the ring's slot is written again, the same)."""
         state = {name: getattr(batch, name).clone() for name in ("token", "ended", "place", "length")}
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             self._token(batch)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        current.wait_stream(self._stream)
         for name, value in state.items():
             getattr(batch, name).copy_(value)
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        batch.graph = torch.cuda.CUDAGraph()
-        # Another thread may train meanwhile: its allocations are none of this capture's business.
-        with torch.cuda.graph(batch.graph, pool=self._pool, capture_error_mode="thread_local"):
-            self._token(batch)
+        graph = torch.cuda.CUDAGraph()
+        # Each graph has memory of its own: a pool whose last graph has been freed cannot be captured into again. Another thread
+        # may train meanwhile, whose allocations are none of this capture's business. Nothing may free an older graph within it.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._token(batch)
+        finally:
+            if collects:
+                gc.enable()
+        batch.graph = graph
 
     def _logits(self, batch: Batch) -> Tensor:
         """The decoder for one token a row, [B, V], with joined matrices; the ring takes the token's keys and values."""
@@ -176,10 +190,9 @@ class TokenStep:
     def _kernel_attention(self, batch: Batch) -> Any:
         from moxin_lab.kernels.decode import ring_attention
 
-        config, cache = self._model.config, batch.cache
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=self._device) / config.head_dim
+        cache = batch.cache
         position = (batch.length - batch.padding).clamp(min=0)
-        angles = position.float()[:, None] * (1.0 / config.rope_theta**exponents)
+        angles = position.float()[:, None] * self._frequencies
         cos, sin = angles.cos(), angles.sin()
 
         def attend(layer: int, qkv: Tensor, heads: int, kv_heads: int) -> Tensor:

@@ -244,6 +244,9 @@ class ReasoningSettings(Section):
     samples: int = Field(gt=0, description="completions a test question")
     pass_at: tuple[int, ...] = Field(min_length=1, description="k of pass@k, at most `samples`")
     answer_rows: int = Field(gt=0, description="completions decoded together")
+    decoding: Literal["graph", "kernels", "plain"] = Field(
+        description="of rollouts on a GPU: a CUDA graph a token, the same kernels one by one, or PyTorch's attention"
+    )
     seeds: int = Field(gt=0, description="trainings of the instruct model, judged on the same questions")
     sft: SupervisedSettings
     grpo: ReinforcementSettings

@@ -12,8 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from posttraining_examples import make_model
 
-from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.posttraining.rollout import RingEngine, SamplingSettings, rows_that_fit
+from moxin_lab.posttraining.rollout import RingEngine, SamplingSettings, engine_options, rows_that_fit
 from moxin_lab.posttraining.rollout_stream import completion_log_probs
 from moxin_lab.posttraining.token_step import draw
 
@@ -27,9 +26,10 @@ def make_engine(model=None, **options):
 
 def eager_to_end(model, strength=3.0):
     """The same model with an end token that is drawn often, so that rows end at different places."""
+    width = model.config.hidden_size
     with torch.no_grad():
         model.lm_head.weight[EOS] = strength * model.lm_head.weight[3:].mean(dim=0) + 0.05
-        model.lm_head.weight[EOS] += 0.4 * torch.randn(16, generator=torch.Generator().manual_seed(3))
+        model.lm_head.weight[EOS] += 0.4 * torch.randn(width, generator=torch.Generator().manual_seed(3))
     return model
 
 
@@ -210,15 +210,74 @@ def test_the_ring_kernel_gives_the_same_completions_in_tritons_interpreter():
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: a CUDA graph a token; run on the GPU machines")
+def test_a_graph_without_what_it_needs_is_refused():
+    with pytest.raises(ValueError, match="a CUDA graph needs a GPU and the decoding kernels"):
+        make_engine(graph=True)
+    with pytest.raises(ValueError, match="unknown decoding 'eager': available are graph, kernels, plain"):
+        engine_options("eager")
+
+
+# ----------------------------------------------------------------------------------------------------------------- on a GPU
+
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: a CUDA graph a token; run on the GPU machines"
+)
+SHAPE = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+MANY = SamplingSettings(64, 40)  # 256 rows, which are halved as they end
+
+
+def gpu_engine(model, decoding="graph", **options):
+    chosen = {"dtype": torch.float32, "check_every": 4, **engine_options(decoding), **options}
+    return make_engine(model, device="cuda", **chosen)
+
+
+@needs_gpu
 def test_on_a_gpu_the_graph_gives_what_the_kernels_give_without_it():
-    shape = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
-    model: MoxinForCausalLM = make_model(**shape).cuda()
-    sampling = SamplingSettings(64, 40)
-    graph, eager = (
-        make_engine(model, graph=use, dtype=torch.float32, check_every=4).generate(PROMPTS, sampling, 0)
-        for use in (True, False)
-    )
+    model = eager_to_end(make_model(**SHAPE))
+    engine = gpu_engine(model)
+    graph, eager = (made.generate(PROMPTS, MANY, 0) for made in (engine, gpu_engine(model, "kernels")))
+    assert len(engine._batches) > 1, "no batch was halved: the case tests less than it says"
     assert torch.equal(graph.completion_ids, eager.completion_ids)
-    for row, wanted in enumerate(trainers_log_probs(model.cpu(), graph, 1.0)):
+    torch.testing.assert_close(graph.log_probs, eager.log_probs, atol=1e-4, rtol=0)
+    plain = gpu_engine(model, "plain").generate(PROMPTS, MANY, 0)
+    assert (plain.completion_ids == graph.completion_ids).all(
+        dim=1
+    ).float().mean() > 0.95  # rounding turns a draw now and then
+    for row, wanted in enumerate(trainers_log_probs(model, graph, 1.0)):
         torch.testing.assert_close(graph.log_probs[row, : len(wanted)], wanted, atol=1e-3, rtol=0)
+
+
+@needs_gpu
+def test_on_a_gpu_captured_graphs_see_updated_weights_new_prompts_and_larger_batches():
+    """The second call has other weights, the third more rows than the ring, the fourth a longer budget: graphs made anew."""
+    first, second = (eager_to_end(make_model(seed, **SHAPE)) for seed in (0, 1))
+    engine = gpu_engine(first)
+    engine.generate(PROMPTS[:2], MANY, 0)
+    engine.update_weights(second.cuda().state_dict(), version=3)
+    fresh = gpu_engine(second, "kernels")
+    for prompts, sampling in ((PROMPTS[2:], MANY), (PROMPTS, MANY), (PROMPTS, SamplingSettings(64, 60, 0.7, 0.9))):
+        found, wanted = (made.generate(prompts, sampling, 1) for made in (engine, fresh))
+        assert found.version == 3 and torch.equal(found.completion_ids, wanted.completion_ids)
+        torch.testing.assert_close(found.log_probs, wanted.log_probs, atol=1e-4, rtol=0)
+
+
+@needs_gpu
+def test_on_a_gpu_an_engine_that_is_gone_gives_its_memory_back_and_another_captures():
+    model = make_model(**SHAPE)
+    for _ in range(3):
+        engine = gpu_engine(model, dtype=torch.bfloat16)
+        engine.cycle = engine  # as a trainer that has ended holds its parts
+        engine.generate(PROMPTS, MANY, 0)
+        held = torch.cuda.memory_allocated()
+    gpu_engine(model)
+    assert torch.cuda.memory_allocated() < held
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs; run on the GPU machines")
+def test_an_engine_on_the_second_gpu_samples_what_one_on_the_first_does():
+    model = eager_to_end(make_model(**SHAPE)).cuda()
+    found, wanted = (
+        make_engine(model, device=device, dtype=torch.float32, check_every=4).generate(PROMPTS, MANY, 0)
+        for device in ("cuda:1", "cuda:0")
+    )
+    assert torch.equal(found.completion_ids, wanted.completion_ids)
