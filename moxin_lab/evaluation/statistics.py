@@ -1,9 +1,10 @@
-"""Intervals for measured numbers: bootstrap over items, paired bootstrap for differences, Wilson for proportions.
+"""Intervals for measured numbers: bootstrap over items, paired bootstrap for differences, Wilson for proportions, Student over
+training seeds.
 
 Guarantees: seeded, so the same numbers give the same interval; the item (a document, a question) is the unit of resampling,
 and a ratio such as bits per byte is resampled as a ratio of sums, never as a mean of ratios.
-Does not: know anything about the spread over training seeds. An interval over items says how far the number would move with
-other items of the same kind, for this one trained model.
+Does not: mix the two kinds of spread. An interval over items says how far the number would move with other items of the same
+kind, for this one trained model; one over seeds, how far it would move with another training, for these items.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
 CHUNK_CELLS = 4_000_000  # weights held at once: 32 MB of int64
 
@@ -68,6 +70,22 @@ def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> Esti
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def seed_interval(values: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Mean over trainings that differ in their seed alone, with Student's interval (n - 1 degrees of freedom); for the
+    difference of two arms, give the differences of runs with the same seed. One value has no spread: both ends are NaN.
+
+    Raises ValueError for no value and for values that are not finite.
+    """
+    each = np.asarray(values, dtype=np.float64)
+    if each.ndim != 1 or not len(each) or not np.isfinite(each).all():
+        raise ValueError(f"an interval over seeds needs one finite number a seed; got {each!r}")
+    mean = float(each.mean())
+    if len(each) == 1:
+        return Estimate(mean, math.nan, math.nan)
+    half = float(stdtrit(len(each) - 1, (1 + level) / 2) * each.std(ddof=1) / math.sqrt(len(each)))
+    return Estimate(mean, mean - half, mean + half)
 
 
 def _columns(values: ArrayLike, weights: ArrayLike | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

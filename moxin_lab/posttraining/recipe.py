@@ -9,8 +9,9 @@ folder that it was given. Does not: choose settings, judge models, or write arti
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -116,28 +117,62 @@ def preference_hits(scored: Any, reference: Any, pairs: Sequence[dpo.Pair], kind
 
 def repeat(
     pretrained: Path, encoded: Sequence[Encoded], train: pd.DataFrame, card_pairs: pd.DataFrame, tests: Tests, tokenizer: Any,
-    settings: Any, *, seed: int, folder: Path, progress: Progress | None = None,
+    settings: Any, losses: Mapping[str, tuple[dpo.Kind, float]], *, seed: int, folder: Path, progress: Progress | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Both trainings with another seed, judged on the same test rows and pairs: `SFT` and `DPO` (shares of right answers) and
-    `preference accuracy`."""
-    pad_id, kind = tokenizer.pad_token_id, settings.dpo.loss
+    """All trainings with another seed, judged on the same test rows and pairs: `outcomes`. losses: name to loss and beta."""
+    pad_id = tokenizer.pad_token_id
     tuned, _ = fine_tune(
         pretrained, encoded, settings, seed=seed, pad_id=pad_id, folder=folder / "sft", progress=progress
     )
     found = collect_pairs(tuned, tokenizer, train, card_pairs, settings, seed=seed, progress=progress)
-    preferred, _ = prefer(
-        tuned, found.pairs, settings, kind=kind, beta=settings.dpo.beta, seed=seed, pad_id=pad_id, folder=folder,
-        progress=progress,
-    )  # fmt: skip
-    shares = {}
-    for name, model in (("SFT", tuned), ("DPO", preferred)):
-        judged = tables.judge(
-            model, tokenizer, tests.rows, tests.encoded, max_new_tokens=settings.max_new_tokens,
-            batch_tokens=settings.batch_tokens, batch_size=settings.answer_batch, progress=progress,
-        )  # fmt: skip
-        shares[name] = float(judged["right"].dropna().astype(float).mean())
     scoring = {
         "batch_tokens": settings.batch_tokens, "device": next(tuned.parameters()).device, "precision": settings.dpo.precision,
     }  # fmt: skip
-    before, after = (dpo.pair_log_probs(model, tests.pairs, **scoring) for model in (tuned, preferred))
-    return {**shares, "preference accuracy": float(preference_hits(after, before, tests.pairs, kind).mean())}
+    before = dpo.pair_log_probs(tuned, tests.pairs, **scoring)
+    models, accuracy = {"SFT": tuned}, {}
+    for name, (kind, beta) in losses.items():
+        models[name], _ = prefer(
+            tuned,
+            found.pairs,
+            settings,
+            kind=kind,
+            beta=beta,
+            seed=seed,
+            pad_id=pad_id,
+            folder=folder,
+            progress=progress,
+        )
+        after = dpo.pair_log_probs(models[name], tests.pairs, **scoring)
+        accuracy[name] = float(preference_hits(after, before, tests.pairs, kind).mean())
+    judged = {
+        name: tables.judge(
+            model, tokenizer, tests.rows, tests.encoded, max_new_tokens=settings.max_new_tokens,
+            batch_tokens=settings.batch_tokens, batch_size=settings.answer_batch, progress=progress,
+        )
+        for name, model in models.items()
+    }  # fmt: skip
+    return outcomes(judged, accuracy)
+
+
+def outcomes(judged: Mapping[str, pd.DataFrame], accuracy: Mapping[str, float]) -> dict[str, float]:
+    """What is compared between seeds, by name: exact match and tokens an answer of each model of `judged` ("SFT" and the
+    preference-tuned ones, in the order of `accuracy`), preference accuracy, and the differences that a claim rests on."""
+    right = {name: found["right"].dropna().astype(float) for name, found in judged.items()}
+    tokens = {name: float(found["tokens"].mean()) for name, found in judged.items()}
+    found = {f"exact match, {name}": float(each.mean()) for name, each in right.items()}
+    found |= {f"exact match, {name} minus SFT": float(right[name].mean() - right["SFT"].mean()) for name in accuracy}
+    found |= {f"preference accuracy, {name}": value for name, value in accuracy.items()}
+    found |= {f"tokens an answer, {name}": value for name, value in tokens.items()}
+    for first, second in combinations(accuracy, 2):
+        wins, ties = (right[first] > right[second]).mean(), (right[first] == right[second]).mean()
+        found[f"win rate, {first} against {second}"] = float(wins + ties / 2)
+        found[f"tokens an answer, {first} minus {second}"] = tokens[first] - tokens[second]
+    return found
+
+
+def over_seeds(by_seed: Mapping[int, Mapping[str, float]], interval: Callable[[Any], Any]) -> pd.DataFrame:
+    """`outcomes` of several seeds: a row a name; columns `mean`, `low`, `high` by `interval(values)`, and one a seed."""
+    each = pd.DataFrame(by_seed)
+    summary = pd.DataFrame([interval(values) for values in each.to_numpy()], index=each.index)
+    summary.columns = pd.Index(["mean", "low", "high"])
+    return pd.concat([summary, each.rename(columns=lambda seed: f"seed {seed}")], axis=1).rename_axis("what")

@@ -115,23 +115,18 @@ def train_all(
     return pd.DataFrame(rows)
 
 
-def differences(runs: pd.DataFrame) -> pd.DataFrame:
+def differences(runs: pd.DataFrame, interval: Callable[[Any], Any]) -> pd.DataFrame:
     """Held-out answer loss of each variant and cut minus that of `mean`, clipped, with the largest micro-batch and the same
-    seed: mean over seeds, least and greatest. A range that holds 0 is no difference seen.
+    seed: mean over seeds, and `interval(differences)` of a value and two ends. An interval that holds 0 is no difference seen.
     Rounded to 1e-4 nats, below which float32 sums in another order differ too."""
     largest = runs["micro_batch"].max()
     uncut = runs["clipped"] & (runs["reduction"] == "mean") & (runs["micro_batch"] == largest)
     base = runs[uncut].set_index("seed")["answer_loss"]
     runs = runs.assign(difference=runs["answer_loss"] - runs["seed"].map(base), variant=variant_names(runs))
     groups = runs.groupby(["variant", "micro_batch"], sort=False)
-    found = groups.agg(
-        gradient_norm=("gradient_norm", "median"),
-        answer_loss=("answer_loss", "mean"),
-        difference=("difference", "mean"),
-        least=("difference", "min"),
-        greatest=("difference", "max"),
-    )
-    columns = ["difference", "least", "greatest"]
+    found = groups.agg(gradient_norm=("gradient_norm", "median"), answer_loss=("answer_loss", "mean"))
+    columns = ["difference", "low", "high"]
+    found[columns] = pd.DataFrame([interval(part["difference"]) for _, part in groups], index=found.index)
     found[columns] = found[columns].round(4) + 0.0  # no minus sign before a zero
     return found.reset_index()
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from moxin_lab.evaluation.statistics import bootstrap_interval, paired_bootstrap, wilson_interval
+from moxin_lab.evaluation.statistics import bootstrap_interval, paired_bootstrap, seed_interval, wilson_interval
 
 
 def test_bootstrap_agrees_with_the_normal_interval_of_a_mean():
@@ -59,3 +60,16 @@ def test_impossible_counts_are_refused():
     for successes, trials in ((1, 0), (3, 2), (-1, 5)):
         with pytest.raises(ValueError, match="proportion"):
             wilson_interval(successes, trials)
+
+
+def test_seed_interval_is_scipys_student_interval_and_one_seed_has_none():
+    values = [0.71, 0.78, 0.74]
+    found = seed_interval(values)
+    sem = np.std(values, ddof=1) / np.sqrt(3)
+    assert found[1:] == pytest.approx(scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=sem))
+    assert found.value == pytest.approx(np.mean(values)) and found.low < min(values) < max(values) < found.high
+    alone = seed_interval([0.5])
+    assert alone.value == 0.5 and np.isnan(alone.low) and np.isnan(alone.high)
+    for wrong in ([], [0.1, np.nan], [[0.1, 0.2]]):
+        with pytest.raises(ValueError, match="one finite number a seed"):
+            seed_interval(wrong)

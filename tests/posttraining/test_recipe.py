@@ -16,6 +16,8 @@ OPTIMIZER = {
     "micro_batch_examples": 4, "examples_per_step": 4, "epochs": 1, "max_tokens": 256,
 }  # fmt: skip
 
+LOSSES = {"normalised": ("dpo_norm", 5.0), "plain": ("sigmoid", 0.1)}
+
 
 def make_settings():
     sft = SimpleNamespace(**OPTIMIZER, layout="packed", reduction="mean", dropout=0.1)
@@ -50,7 +52,7 @@ def world(tmp_path_factory):
 
 def run(world, seed, folder):
     return recipe.repeat(
-        world.folder, world.encoded, world.rows, world.pairs, world.tests, world.tokenizer, make_settings(), seed=seed,
+        world.folder, world.encoded, world.rows, world.pairs, world.tests, world.tokenizer, make_settings(), LOSSES, seed=seed,
         folder=folder,
     )  # fmt: skip
 
@@ -63,8 +65,29 @@ def test_a_seed_repeats_both_trainings_and_another_seed_is_another_training(worl
     other, _ = recipe.fine_tune(world.folder, world.encoded, make_settings(), seed=4, pad_id=0, folder=tmp_path / "c")
     assert dpo.weights_hash(once) == dpo.weights_hash(again) != dpo.weights_hash(other)
     first, second = run(world, 3, tmp_path / "d"), run(world, 3, tmp_path / "e")
-    assert first == second and set(first) == {"SFT", "DPO", "preference accuracy"}
-    assert all(0 <= share <= 1 for share in first.values())
+    assert first == second
+    shares = [value for name, value in first.items() if "minus" not in name and "tokens" not in name]
+    assert len(shares) == 3 + 2 + 1 and all(0 <= share <= 1 for share in shares)
+
+
+def test_outcomes_are_compared_row_by_row_and_over_seeds():
+    def judged(right, tokens):
+        return pd.DataFrame({"right": pd.array(right, dtype="Float64"), "tokens": tokens})
+
+    models = {
+        "SFT": judged([1, 0, 0, None], [2, 2, 2, 2]),
+        "a": judged([1, 1, 0, None], [4, 4, 4, 4]),
+        "b": judged([0, 1, 0, None], [1, 1, 1, 5]),
+    }
+    found = recipe.outcomes(models, {"a": 0.9, "b": 0.6})
+    assert found["exact match, a"] == pytest.approx(2 / 3) and found["exact match, a minus SFT"] == pytest.approx(1 / 3)
+    assert found["exact match, b minus SFT"] == 0 and found["preference accuracy, b"] == 0.6
+    assert found["win rate, a against b"] == pytest.approx((1 + 2 / 2) / 3), "rows without a rule do not count"
+    assert found["tokens an answer, a minus b"] == 2
+    other = {**found, "exact match, a": 1.0}
+    table = recipe.over_seeds({0: found, 5: other}, lambda each: (each.mean(), each.min(), each.max()))
+    assert table.loc["exact match, a"].tolist() == pytest.approx([5 / 6, 2 / 3, 1, 2 / 3, 1])
+    assert list(table.columns) == ["mean", "low", "high", "seed 0", "seed 5"]
 
 
 def test_preference_accuracy_uses_the_ratio_that_its_loss_uses():
