@@ -28,6 +28,7 @@ BENCHES = {
     "expansion": "32 blocks expanded to 36 by three recipes against training from scratch, at equal compute",
     "sft": "steps of supervised fine-tuning, with TRL's SFTTrainer as peer",
     "rollout": "completions sampled for GRPO, with transformers' generate as peer",
+    "overlap": "GRPO steps whose rollouts are sampled meanwhile, on the same GPU or another, against one after the other",
     "towers": "images through the frozen vision towers, with plain timm and open_clip calls as peer",
     "verifier": "verdicts on answers, with Math-Verify, TRL's accuracy_reward and plain SymPy as peers",
 }

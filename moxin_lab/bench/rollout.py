@@ -1,18 +1,20 @@
 """`moxin-lab bench rollout`: generated tokens a second of GRPO's rollout, by our ring engine and by transformers' `generate`.
 
-    moxin-lab bench rollout --device cuda --json FILE                  # 64 prompts x 8, 128 tokens of prompt, 256 new ones
+    moxin-lab bench rollout --device cuda --json FILE                  # 64 prompts x 8, 64 tokens of prompt, 128 new ones
     moxin-lab bench rollout --device cpu --width tiny --prompts 8 --new-tokens 24
 
 All rows sample from the same random weights at temperature 1 over the whole vocabulary, with the end token switched off, so that
 each makes the same number of tokens; the prompt's pass, sampling, and the way of the tokens to the host are counted. Rows: the
-ring engine (on a GPU: a CUDA graph a token, and its parts without), transformers with `DynamicCache` and with its static cache,
-which on a GPU it compiles. One call to warm up (compile, capture) is not counted and stands in `first_seconds`; the median of the
-others is. `log_prob_error`: largest difference of a sampled token's recorded log-probability (ours alone record them) to
-transformers' forward pass over the same tokens, in the weights' precision. Does not: stop early, or time another process.
+ring engine (on a GPU: a CUDA graph a token, and its parts without), transformers with `DynamicCache`, its default, and with
+`--static` its static cache, which on a GPU it compiles for minutes. One call to warm up (compile, capture) is not counted and
+stands in `first_seconds`; the median of the others is. `log_prob_error`: largest difference of a sampled token's recorded
+log-probability (ours alone record them) to transformers' forward pass over the same tokens, in the weights' precision.
+Does not: stop early, or time another process.
 """
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", default="small", help="whose shape: tiny, small (default), full")
     parser.add_argument("--prompts", type=int, default=64, help="different prompts (default 64)")
     parser.add_argument("--samples", type=int, default=8, help="completions a prompt (default 8)")
-    parser.add_argument("--prompt-tokens", type=int, default=128, help="tokens of a prompt (default 128)")
-    parser.add_argument("--new-tokens", type=int, default=256, help="generated tokens a row (default 256)")
+    parser.add_argument("--prompt-tokens", type=int, default=64, help="tokens of a prompt (default 64)")
+    parser.add_argument("--new-tokens", type=int, default=128, help="generated tokens a row (default 128)")
     parser.add_argument("--repeats", type=int, default=3, help="timed calls, of which the median counts (default 3)")
     parser.add_argument(
-        "--no-static", action="store_true", help="leave out transformers' static cache, slow to compile"
+        "--static", action="store_true", help="transformers' static cache, too: slow to compile on a GPU"
     )
 
 
@@ -60,6 +62,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         except (RuntimeError, ValueError, ImportError) as error:
             row["reason"] = f"{type(error).__name__}: {error}"[:300]
         rows.append(row)
+        print(
+            ", ".join(f"{key} {value}" for key, value in row.items()), file=sys.stderr
+        )  # in case a later row never ends
         call = None
     peers = [
         row["tokens_per_second"] for row in rows if "transformers" in row["implementation"] and "reason" not in row
@@ -77,7 +82,7 @@ def implementations(options: argparse.Namespace) -> dict[str, Any]:
         found["ours, without the graph"] = partial(ours, graph=False)
         found["ours, without graph and kernels"] = partial(ours, graph=False, kernels=False)
     found["transformers generate, DynamicCache"] = partial(transformers_generate, cache=None)
-    if not options.no_static:
+    if options.static:
         found["transformers generate, static cache"] = partial(transformers_generate, cache="static")
     return found
 

@@ -9,7 +9,19 @@ from moxin_lab import cli
 
 def test_ours_and_transformers_sample_as_many_tokens_and_log_probabilities_agree(tmp_path) -> None:
     file = tmp_path / "result.json"
-    sizes = ["--prompts", "2", "--samples", "3", "--prompt-tokens", "9", "--new-tokens", "5", "--repeats", "1"]
+    sizes = [
+        "--prompts",
+        "2",
+        "--samples",
+        "3",
+        "--prompt-tokens",
+        "9",
+        "--new-tokens",
+        "5",
+        "--repeats",
+        "1",
+        "--static",
+    ]
     assert cli.main(["bench", "rollout", "--device", "cpu", "--width", "tiny", *sizes, "--json", str(file)]) == 0
     rows = {row["implementation"]: row for row in json.loads(file.read_text())["rows"]}
     assert set(rows) == {
