@@ -1,16 +1,23 @@
 """`moxin-lab bench sft`: steps of supervised fine-tuning, ours and TRL's `SFTTrainer`, on the same model, data and machine.
 
-Both train the same checkpoint on the same conversations in the same order, loss on answers alone, with the same optimizer,
+Both train the same checkpoint on the same conversations in the same order, loss on answers alone, with the same update (AdamW),
 precision, batch and micro-batch; ours runs padded, as TRL does, and packed. TRL runs the checkpoint as transformers' Mistral with
-SDPA. Guarantees: one after the other in one process; a step's time is between the ends of two steps, on a GPU after a
+SDPA; a padded row of ours has SDPA too, so that what attention adds can be told apart. Each row names its layout and attention.
+TRL's trainer reads the loss and computes entropy and token accuracy in every step; ours reads loss and gradient norm.
+
+Guarantees: one after the other in one process, on one device; a step's time is between the ends of two steps, on a GPU after a
 synchronisation; tokens counted are those of conversations, never padding, so packing is paid for what it saves; the losses of
-the first step stand in the rows, so that equal work can be seen. Does not: count start-up, encoding or saving.
+the first step stand in the rows, so that equal work can be seen; a row that cannot run holds its reason.
+Does not: count start-up, compilation (each row trains twice and the second training counts), encoding or saving.
 """
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=20, help="timed steps (default 20)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them (default 3)")
+    parser.add_argument(
+        "--passes", type=int, default=2,
+        help="trainings of each row, of which the last counts: the others compile for every shape of the data (default 2)",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=32, help="conversations a step (default 32)")
     parser.add_argument("--micro-batch", type=int, default=32, help="conversations a forward pass (default 32)")
     parser.add_argument("--max-tokens", type=int, default=256, help="longer conversations are left out (default 256)")
@@ -33,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows: ours padded, ours packed, TRL padded; see the module's text."""
+    """Rows: ours padded (two back ends), ours packed, TRL padded; see the module's text."""
     import pandas as pd
+    import torch
     from transformers import AutoTokenizer
 
     from moxin_lab.lab.artifacts import LabError, find_root
@@ -42,45 +54,66 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from moxin_lab.posttraining import chat
 
     folder = Path(options.model)
+    if options.device == "cuda" and torch.cuda.device_count() > 1:
+        raise LabError(
+            "transformers' trainer would spread over all GPUs, ours would not: set CUDA_VISIBLE_DEVICES to one"
+        )
     if not (folder / "config.json").is_file():
         raise LabError(f"{folder} is no checkpoint folder: make one with moxin-lab run --scale tiny, or give --model")
+    if options.passes < 1 or options.warmup < 1 or options.steps < 1:
+        raise LabError("--passes, --warmup and --steps must be at least 1")
     if options.batch % options.micro_batch:
         raise LabError(f"--batch {options.batch} is not a multiple of --micro-batch {options.micro_batch}")
     tokenizer = chat.install_template(AutoTokenizer.from_pretrained(folder))
     card = pd.read_parquet(find_root(".") / "data_cards" / "instructions" / "data" / "train.parquet")
     conversations = [list(messages) for messages in card["messages"][card["difficulty"] <= options.max_difficulty]]
-    encoded, _ = chat.encode_all(conversations, tokenizer, max_tokens=10**6, max_refused_share=0.05)
-    encoded = [one for one in encoded if len(one) <= options.max_tokens]
     needed = (options.steps + options.warmup) * options.batch
-    if len(encoded) < needed:
+    encoded: list[chat.Encoded] = []
+    for index, conversation in enumerate(conversations):
+        one, _ = chat.encode(conversation, tokenizer, max_tokens=10**6, index=index)
+        if one is not None and len(one) <= options.max_tokens:
+            encoded.append(one)
+        if len(encoded) == needed:
+            break
+    else:
         raise LabError(f"{needed} conversations are needed and {len(encoded)} fit: lower --steps or --batch")
-    encoded = encoded[:needed]
     order = Order(needed, examples_per_step=options.batch, epochs=1, seed=0)  # our stream's; the peer reads in sequence
     read = [encoded[number] for step in range(order.num_steps) for number in order.step(step)]
-    rows = [
-        _ours(folder, tokenizer, encoded, read, options, "padded"),
-        _ours(folder, tokenizer, encoded, read, options, "packed"),
-        _trl(folder, tokenizer, [conversations[one.index] for one in read], read, options),
+    texts = [conversations[one.index] for one in read]
+    jobs: list[tuple[str, str, str, Callable[..., dict[str, Any]]]] = [
+        ("moxin-lab", "padded", "auto", partial(_ours, folder, tokenizer, encoded)),
+        ("moxin-lab", "padded", "sdpa", partial(_ours, folder, tokenizer, encoded)),
+        ("moxin-lab", "packed", "auto", partial(_ours, folder, tokenizer, encoded)),
+        ("TRL SFTTrainer", "padded", "sdpa", partial(_trl, folder, tokenizer, texts)),
     ]
+    rows = []
+    for name, layout, attention, train in jobs:
+        free_memory(options.device)
+        row: dict[str, Any] = {"what": name, "layout": layout, "attention": attention}
+        try:
+            for _ in range(options.passes):  # the last one counts
+                row |= train(read, options, layout, attention)
+        except (RuntimeError, ValueError, TypeError, ImportError) as error:
+            row["reason"] = f"{type(error).__name__}: {error}"[:300]
+        print("  ", row, file=sys.stderr, flush=True)
+        rows.append(row)
     return {"rows": rows, "conversations": needed, "tokens": sum(len(one) for one in encoded)}
 
 
-def _row(name: str, ends: list[float], first_loss: float, read: Any, options: argparse.Namespace) -> dict[str, Any]:
+def _measured(ends: list[float], first_loss: float, read: Any, options: argparse.Namespace) -> dict[str, Any]:
     seconds = [later - earlier for earlier, later in pairwise(ends)][options.warmup - 1 :]
     timed = read[options.warmup * options.batch :]
     return {
-        "what": name,
         "tokens_per_second": sum(len(one) for one in timed) / sum(seconds),
         "median_step_seconds": statistics.median(seconds),
         "steps": len(seconds),
         "first_loss": first_loss,
         "peak_bytes": peak_bytes(options.device),
-        "reason": "",
     }
 
 
 def _ours(
-    folder: Path, tokenizer: Any, encoded: Any, read: Any, options: argparse.Namespace, layout: Any
+    folder: Path, tokenizer: Any, encoded: Any, read: Any, options: argparse.Namespace, layout: Any, attention: str
 ) -> dict[str, Any]:
     from types import SimpleNamespace
 
@@ -90,7 +123,6 @@ def _ours(
     from moxin_lab.posttraining import fitting, sft
     from moxin_lab.posttraining.batches import ConversationStream
 
-    free_memory(options.device)
     stream = ConversationStream(
         encoded, examples_per_step=options.batch, epochs=1, row_tokens=options.max_tokens, seed=0,
         pad_id=tokenizer.pad_token_id, layout=layout,
@@ -107,24 +139,49 @@ def _ours(
             torch.cuda.synchronize()
         ends.append(time.perf_counter())
 
+    model = convert.from_pretrained(folder)
+    model.attention_backend = attention
     with tempfile.TemporaryDirectory() as work:
         log = fitting.fit(
-            convert.from_pretrained(folder), stream, settings, sft.sft_loss(), resume_folder=Path(work), text="bench",
+            model, stream, settings, sft.sft_loss(), resume_folder=Path(work), text="bench",
             progress=ended, trainer_options={"accelerator": "gpu" if options.device == "cuda" else "cpu"},
         )  # fmt: skip
-    return _row(f"moxin-lab, {layout}", ends, float(log["loss"][0]), read, options)
+    return {"attention": _taken(model, attention, layout, options)} | _measured(
+        ends, float(log["loss"][0]), read, options
+    )
 
 
-def _trl(folder: Path, tokenizer: Any, conversations: Any, read: Any, options: argparse.Namespace) -> dict[str, Any]:
-    name = "TRL SFTTrainer, padded"
-    try:
-        import datasets
-        import torch
-        from transformers import AutoModelForCausalLM, TrainerCallback
-        from trl import SFTConfig, SFTTrainer
-    except ImportError as error:
-        return {"what": name, "reason": f"not installed: {error}"}
-    free_memory(options.device)
+def _taken(model: Any, attention: str, layout: str, options: argparse.Namespace) -> str:
+    """The back end that "auto" stood for."""
+    import torch
+
+    from moxin_lab.model.attention import AttentionMask, choose_backend
+
+    if attention != "auto":
+        return attention
+    dtype = torch.bfloat16 if options.precision == "bf16-mixed" else torch.float32
+    query = torch.empty(
+        1, model.config.num_attention_heads, 2, model.config.head_dim, dtype=dtype, device=options.device
+    )
+    documents = torch.zeros(1, 2, dtype=torch.int64, device=options.device) if layout == "packed" else None
+    mask = AttentionMask.build(2, sliding_window=None, document_ids=documents, device=options.device)
+    return f"auto ({choose_backend(query, mask)})"
+
+
+def _trl(
+    folder: Path,
+    tokenizer: Any,
+    conversations: Any,
+    read: Any,
+    options: argparse.Namespace,
+    layout: str,
+    attention: str,
+) -> dict[str, Any]:
+    import datasets
+    import torch
+    from transformers import AutoModelForCausalLM, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
     ends: list[float] = []
     losses: list[float] = []
 
@@ -143,14 +200,14 @@ def _trl(folder: Path, tokenizer: Any, conversations: Any, read: Any, options: a
             output_dir=work, per_device_train_batch_size=options.micro_batch, num_train_epochs=1, learning_rate=1e-4,
             gradient_accumulation_steps=options.batch // options.micro_batch, lr_scheduler_type="linear", warmup_steps=0,
             optim="adamw_torch_fused", weight_decay=0.0, max_grad_norm=1.0, max_length=options.max_tokens,
-            assistant_only_loss=True, packing=False, bf16=options.precision == "bf16-mixed", report_to=[],
+            assistant_only_loss=True, packing=layout == "packed", bf16=options.precision == "bf16-mixed", report_to=[],
             gradient_checkpointing=False, use_cpu=options.device != "cuda", save_strategy="no", logging_steps=1,
             disable_tqdm=True, train_sampling_strategy="sequential",
         )  # fmt: skip
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
         trainer = SFTTrainer(
             model, args=arguments, processing_class=tokenizer, callbacks=[Clock()],
             train_dataset=datasets.Dataset.from_dict({"messages": conversations}),
         )  # fmt: skip
         trainer.train()
-    return _row(name, ends, losses[0], read, options)
+    return _measured(ends, losses[0], read, options)
