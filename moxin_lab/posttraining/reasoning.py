@@ -32,8 +32,8 @@ BACKWARD = 2  # a backward pass costs about two forward passes (Kaplan et al. 20
 SHOWN = {
     "sft": ("epochs", "examples_per_step", "max_tokens", "learning_rate", "warmup_ratio", "reduction", "precision"),
     "grpo": (
-        "steps", "prompts_per_step", "samples", "temperature", "max_new_tokens", "learning_rate", "loss", "scale", "clip_low",
-        "clip_high", "kl_coefficient", "kl_estimator", "reward_values", "resample_rounds", "precision",
+        "steps", "prompts_per_step", "samples", "temperature", "max_new_tokens", "learning_rate", "loss", "scale", "baseline",
+        "clip_low", "clip_high", "kl_coefficient", "kl_estimator", "reward_values", "resample_rounds", "precision",
     ),
 }  # fmt: skip
 
@@ -139,6 +139,11 @@ def reinforce(
         decoding=settings.decoding, progress=progress,
     )  # fmt: skip
     return trained.eval().to(device), log
+
+
+def areal(settings: Any) -> Any:
+    """The settings with the values of their `areal` section in GRPO's place: AReaL's variant for `reinforce`."""
+    return settings.model_copy(update={"grpo": settings.grpo.model_copy(update=settings.areal.model_dump())})
 
 
 def staleness_runs(

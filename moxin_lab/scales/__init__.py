@@ -209,6 +209,7 @@ class ReinforcementSettings(Optimisation):
     temperature: float = Field(gt=0)
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo"]
     scale: Literal["group", "batch", "none"] = Field(description="what advantages are divided by")
+    baseline: Literal["group", "batch"] = Field(description="mean that rewards are compared with")
     clip_low: float = Field(ge=0)
     clip_high: float = Field(ge=0)
     kl_coefficient: float = Field(ge=0)
@@ -216,6 +217,17 @@ class ReinforcementSettings(Optimisation):
     reward_values: tuple[float, float] = Field(description="of a wrong and of a right answer")
     resample_rounds: int = Field(ge=0, description="how often groups without variance are replaced; 0 for not")
     mask_truncated: bool = Field(description="completions cut by the budget carry no loss")
+
+
+class ArealVariant(Section):
+    """PPO without a critic, AReaL's way to train on answers: what takes the place of GRPO's values of the same names."""
+
+    steps: int = Field(gt=0)
+    prompts_per_step: int = Field(gt=0)
+    samples: int = Field(gt=1)
+    scale: Literal["group", "batch", "none"]
+    baseline: Literal["group", "batch"]
+    reward_values: tuple[float, float]
 
 
 class StalenessExperiment(Section):
@@ -250,6 +262,7 @@ class ReasoningSettings(Section):
     seeds: int = Field(gt=0, description="trainings of the instruct model, judged on the same questions")
     sft: SupervisedSettings
     grpo: ReinforcementSettings
+    areal: ArealVariant | None = Field(description="a second training from the same start; null: not at this scale")
     staleness_experiment: StalenessExperiment | None = Field(description="null: not at this scale")
 
     @model_validator(mode="after")

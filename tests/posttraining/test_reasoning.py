@@ -110,6 +110,36 @@ def test_the_full_scale_is_moxins_script():
     assert (full.sft.epochs, full.sft.learning_rate, full.sft.examples_per_step) == (2, 5e-6, 128)
 
 
+def test_areals_variant_takes_the_place_of_grpos_values_and_changes_nothing_else():
+    full = scales.load("full").reasoning
+    variant = reasoning.areal(full)
+    changed = {
+        "steps": 1179, "prompts_per_step": 1024, "scale": "batch", "baseline": "batch", "reward_values": (-5.0, 5.0)
+    }  # fmt: skip
+    assert variant.grpo.model_dump() == full.grpo.model_dump() | changed
+    assert GRPOSettings(**variant.grpo.model_dump()).reward_values == (-5.0, 5.0)
+    completions = [settings.grpo.steps * settings.grpo.prompts_per_step for settings in (variant, full)]
+    assert abs(completions[0] - completions[1]) < 1024
+
+
+def test_areals_variant_pays_five_or_takes_five_for_the_same_answers(run, verifier):
+    variant = scales.ArealVariant(
+        steps=2, prompts_per_step=4, samples=4, scale="batch", baseline="batch", reward_values=(-5.0, 5.0)
+    )
+    settings = reasoning.areal(run["settings"].model_copy(update={"areal": variant}))
+    _, log = reasoning.reinforce(
+        run["tuned"],
+        run["tokenizer"],
+        run["asked"].problems,
+        verifier,
+        settings,
+        seed=0,
+        folder=run["folder"] / "areal",
+    )
+    # The first rollout is the one of the run with rewards of 0 and 1.
+    assert (log["reward"].iloc[0] + 5) / 10 == pytest.approx(run["log"]["reward"].iloc[0])
+
+
 def test_a_completion_must_end_in_a_box_to_be_paid():
     import re
 
