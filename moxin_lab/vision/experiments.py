@@ -87,15 +87,19 @@ def questions(
 
 
 def captions(concept: Concept, languages: Sequence[str], *, seed: int, each: int = 6) -> list[str]:
-    """What the towers are told of a concept: its label with none to all of its tags in any order, `each` a language."""
+    """What the towers are told of a concept: none to all of its tags in any order, `each` a language, half behind its label.
+
+    A label is one concept's own, so a tower that always hears it can learn names by heart; tags are shared, and what is shared
+    is all that an unseen concept has. Without tags the label stands alone.
+    """
     rng = np.random.default_rng([seed, *concept.id.encode()])
     texts = []
     for language in languages:
         label, tags = concept.names[language]
         tags = tuple(tag for tag in tags if tag != label)
-        for _ in range(each):
-            kept = rng.permutation(len(tags))[: rng.integers(0, len(tags) + 1)]
-            texts.append(", ".join([label, *(tags[place] for place in kept)]))
+        for number in range(each):
+            kept = [tags[place] for place in rng.permutation(len(tags))[: rng.integers(0, len(tags) + 1)]]
+            texts.append(", ".join(kept if kept and number % 2 else [label, *kept]))
     return texts
 
 

@@ -41,9 +41,9 @@ from moxin_lab.vision.towers import Towers
 def augment(pictures: Tensor, size: int, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
     """Random views float32 [B, 3, size, size] in [0, 1] of uint8 [B, H, W, 3 or 4].
 
-    Turned by up to 30 degrees, scaled by 0.6 to 1.15, shifted by up to 15 % of the edge (times `strength`), colours scaled a
-    channel; what is transparent or outside shows a background of one light colour, drawn anew. The views are made where the
-    pictures are; what is drawn comes from the CPU, so that a GPU makes the same views.
+    Half are mirrored; all are turned by up to 30 degrees, scaled by 0.6 to 1.15, shifted by up to 15 % of the edge (times
+    `strength`), colours scaled a channel; what is transparent or outside shows a background of one light colour, drawn anew. The
+    views are made where the pictures are; what is drawn comes from the CPU, so that a GPU makes the same views.
     """
     count = len(pictures)
 
@@ -55,7 +55,10 @@ def augment(pictures: Tensor, size: int, generator: torch.Generator, *, strength
     angle, scale = draw(-0.52, 0.52) * strength, torch.exp(draw(math.log(0.6), math.log(1.15)) * strength)
     shift = draw(-0.3, 0.3, 2) * strength
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    matrix = torch.stack((torch.stack((cos, -sin, shift[:, 0]), 1), torch.stack((sin, cos, shift[:, 1]), 1)), 1)
+    side = draw(-1, 1).sign() if strength else torch.ones_like(cos)
+    matrix = torch.stack(
+        (torch.stack((side * cos, -side * sin, shift[:, 0]), 1), torch.stack((sin, cos, shift[:, 1]), 1)), 1
+    )
     grid = F.affine_grid(matrix, [count, 4, size, size], align_corners=False)
     moved = F.grid_sample(torch.cat((values[:, :3] * alpha, alpha), 1), grid, align_corners=False)
     gain = 1 + draw(-0.25, 0.25, 3, 1, 1) * strength
