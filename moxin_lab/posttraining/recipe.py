@@ -159,14 +159,14 @@ def outcomes(judged: Mapping[str, pd.DataFrame], accuracy: Mapping[str, float]) 
     preference-tuned ones, in the order of `accuracy`), preference accuracy, and the differences that a claim rests on."""
     right = {name: found["right"].dropna().astype(float) for name, found in judged.items()}
     tokens = {name: float(found["tokens"].mean()) for name, found in judged.items()}
-    found = {f"exact match, {name}": float(each.mean()) for name, each in right.items()}
-    found |= {f"exact match, {name} minus SFT": float(right[name].mean() - right["SFT"].mean()) for name in accuracy}
-    found |= {f"preference accuracy, {name}": value for name, value in accuracy.items()}
-    found |= {f"tokens an answer, {name}": value for name, value in tokens.items()}
+    found = {f"exact match: {name}": float(each.mean()) for name, each in right.items()}
+    found |= {f"exact match: {name} minus SFT": float(right[name].mean() - right["SFT"].mean()) for name in accuracy}
+    found |= {f"preference accuracy: {name}": value for name, value in accuracy.items()}
+    found |= {f"tokens an answer: {name}": value for name, value in tokens.items()}
     for first, second in combinations(accuracy, 2):
         wins, ties = (right[first] > right[second]).mean(), (right[first] == right[second]).mean()
-        found[f"win rate, {first} against {second}"] = float(wins + ties / 2)
-        found[f"tokens an answer, {first} minus {second}"] = tokens[first] - tokens[second]
+        found[f"win rate: {first} against {second}"] = float(wins + ties / 2)
+        found[f"tokens an answer: {first} minus {second}"] = tokens[first] - tokens[second]
     return found
 
 

@@ -80,13 +80,13 @@ def test_outcomes_are_compared_row_by_row_and_over_seeds():
         "b": judged([0, 1, 0, None], [1, 1, 1, 5]),
     }
     found = recipe.outcomes(models, {"a": 0.9, "b": 0.6})
-    assert found["exact match, a"] == pytest.approx(2 / 3) and found["exact match, a minus SFT"] == pytest.approx(1 / 3)
-    assert found["exact match, b minus SFT"] == 0 and found["preference accuracy, b"] == 0.6
-    assert found["win rate, a against b"] == pytest.approx((1 + 2 / 2) / 3), "rows without a rule do not count"
-    assert found["tokens an answer, a minus b"] == 2
-    other = {**found, "exact match, a": 1.0}
+    assert found["exact match: a"] == pytest.approx(2 / 3) and found["exact match: a minus SFT"] == pytest.approx(1 / 3)
+    assert found["exact match: b minus SFT"] == 0 and found["preference accuracy: b"] == 0.6
+    assert found["win rate: a against b"] == pytest.approx((1 + 2 / 2) / 3), "rows without a rule do not count"
+    assert found["tokens an answer: a minus b"] == 2
+    other = {**found, "exact match: a": 1.0}
     table = recipe.over_seeds({0: found, 5: other}, lambda each: (each.mean(), each.min(), each.max()))
-    assert table.loc["exact match, a"].tolist() == pytest.approx([5 / 6, 2 / 3, 1, 2 / 3, 1])
+    assert table.loc["exact match: a"].tolist() == pytest.approx([5 / 6, 2 / 3, 1, 2 / 3, 1])
     assert list(table.columns) == ["mean", "low", "high", "seed 0", "seed 5"]
 
 
