@@ -3,8 +3,8 @@
     prompts x samples -> prefill, once a prompt -> ring -> [step, draw, record] x tokens -> Rollout
                                                     ^ finished rows are dropped, the rest moves together
 
-`RolloutEngine` is what the trainer calls; an engine of another library (vLLM, SGLang) has to offer these two methods and nothing
-else. `RingEngine` decodes on the ring of `model/cache.py`. On a GPU a whole token, from embedding to the drawn id, is one CUDA
+`RolloutEngine` is what the trainer calls; an engine of another library has to offer these two methods and nothing else.
+`RingEngine` decodes on the ring of `model/cache.py`. On a GPU a whole token, from embedding to the drawn id, is one CUDA
 graph, and the host looks at the device once every `check_every` tokens; on the CPU the same step runs eagerly.
 
 Convention of log-probabilities: of the softmax of logits / temperature over the whole vocabulary, before top-p cuts it, which is
@@ -92,13 +92,54 @@ class Rollout:
 
 
 class RolloutEngine(Protocol):
-    """What samples completions. `generate` returns rows in the order of the prompts, `samples` neighbours each."""
+    """What samples completions: two calls, which return when they are done. Token ids, numbers and a state dict cross this line,
+    no module, no tensor of a cache and no text, so an engine in another process or of another library can stand behind it.
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, seed: int) -> Rollout: ...
+    With vLLM, for which no adapter is here: `generate` is `LLM.generate` on prompts of token ids with `SamplingParams(n=samples,
+    max_tokens=.., temperature=.., top_p=.., seed=.., logprobs=0)`, in an engine started with
+    `logprobs_mode="processed_logprobs"`, and `rollout_of` makes a rollout of its lists; `update_weights` sends the tensors to the
+    workers' `load_weights`, which takes these names, and resets the prefix cache. At top_p below 1 its log-probabilities
+    are those of the cut distribution, not of the whole one as here: train with top_p 1, or expect the logged difference. It
+    owes the trainer no particular tokens for a seed, only rows of the weights that `update_weights` gave last.
+    """
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, seed: int) -> Rollout:
+        """Rows in the order of the prompts, `samples` neighbours each; up to and with the end token, or the whole budget."""
+        ...
 
     def update_weights(self, state_dict: Mapping[str, Tensor], version: int) -> None:
-        """Take over the trainer's weights, under transformers' names; `version` goes into the rollouts made with them."""
+        """Take over the trainer's weights, under transformers' names; `version` goes into the rollouts made with them. The
+        tensors are the trainer's own: copy or send them before returning, it will change them."""
         ...
+
+
+def rollout_of(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], log_probs: Sequence[Sequence[float]], *, samples: int,
+    eos_token_id: int, pad_token_id: int, version: int, seconds: float = 0.0,
+) -> Rollout:  # fmt: skip
+    """A rollout from the lists of another engine: `samples` completions a prompt, end tokens included, a log-probability a token.
+
+    Raises ValueError for another number of completions, an empty one, one that goes on behind its end, or lengths that differ.
+    """
+    number = len(prompts) * samples
+    if not len(completions) == len(log_probs) == number or not number:
+        raise ValueError(
+            f"{len(prompts)} prompts x {samples} samples are {number} rows, not {len(completions)} completions with "
+            f"{len(log_probs)} lists of log-probabilities"
+        )
+    for row, (ids, values) in enumerate(zip(completions, log_probs, strict=True)):
+        if not len(ids) or len(ids) != len(values):
+            raise ValueError(f"row {row} has {len(ids)} tokens and {len(values)} log-probabilities")
+        if eos_token_id in ids[:-1]:
+            raise ValueError(f"row {row} goes on behind its end token: cut it there")
+    lengths = torch.tensor([len(ids) for ids in completions])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    tokens, values = torch.full(mask.shape, pad_token_id), torch.zeros(mask.shape)
+    tokens[mask] = torch.tensor([token for ids in completions for token in ids])
+    values[mask] = torch.tensor([value for row in log_probs for value in row], dtype=torch.float32)
+    finish: list[Finish] = ["eos" if ids[-1] == eos_token_id else "length" for ids in completions]
+    repeated = [list(prompt) for prompt in prompts for _ in range(samples)]
+    return Rollout(repeated, tokens, mask, values, finish, samples, version, seconds)
 
 
 # ------------------------------------------------------------------------------------------------------------------ engine
