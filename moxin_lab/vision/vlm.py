@@ -160,7 +160,7 @@ class MoxinVLM(nn.Module):
         # Scored under autocast, logits of half precision would tie; a training step may keep them narrow.
         device = states.device.type
         with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and torch.is_grad_enabled()):
-            logits = self.decoder.lm_head(states[:, :-1][chosen])
+            logits = self.decoder.lm_head(states[:, :-1][chosen].to(self.decoder.lm_head.weight.dtype))
         nats = F.cross_entropy(logits.float(), targets[chosen], reduction="none")
         return Output(nats.mean(), nats, torch.nonzero(chosen)[:, 0], None)
 

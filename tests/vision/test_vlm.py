@@ -79,6 +79,18 @@ def test_cached_generation_equals_uncached_and_each_row_alone(tiny_vlm, pixels, 
     assert not torch.equal(blind[0], cached[0])  # or the image would not matter to this test
 
 
+def test_under_autocast_the_cache_is_as_narrow_as_its_keys_and_likelihoods_are_not(tiny_vlm, pixels):
+    features, ids = tiny_vlm.image_features(pixels)[:2], torch.tensor([[1, 70, 71], [1, 60, 61]])
+    exact = tiny_vlm.answer_log_likelihoods(ids.tolist(), [[[n] for n in range(4, 260)]] * 2, features=features)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = tiny_vlm.generate(None, ids, features=features, max_new_tokens=12)
+        assert torch.equal(made, tiny_vlm.generate(None, ids, features=features, max_new_tokens=12, use_cache=False))
+        found = tiny_vlm.answer_log_likelihoods(ids.tolist(), [[[n] for n in range(4, 260)]] * 2, features=features)
+    for narrow, wide in zip(found, exact, strict=True):
+        assert len(set(narrow)) == len(narrow)  # 256 logits of eight bits would tie
+        assert narrow == pytest.approx(wide, abs=0.5) and narrow != wide
+
+
 def test_generation_ends_at_eos_and_refuses_what_does_not_fit(tiny_vlm, pixels):
     features = tiny_vlm.image_features(pixels)[:1]
     free = tiny_vlm.generate(None, torch.tensor([[1, 5]]), features=features, max_new_tokens=8)[0].tolist()
