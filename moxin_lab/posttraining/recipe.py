@@ -85,7 +85,7 @@ def prefer(
     folder: Path, progress: Progress | None = None,
 ) -> tuple[Any, pd.DataFrame]:  # fmt: skip
     """A copy of the SFT model tuned on the pairs with one DPO loss, and its log. The reference's log-probabilities are kept in
-    `folder` under the hash of its weights."""
+    `folder` under the hash of its weights; while the copy trains, the SFT model waits in the CPU's memory."""
     chosen = settings.dpo
     device = next(sft_model.parameters()).device
     reference = dpo.reference_log_probs(
@@ -102,9 +102,11 @@ def prefer(
         row_tokens=chosen.max_tokens, pad_id=pad_id, layout=settings.sft.layout,
     )  # fmt: skip
     model = copy.deepcopy(sft_model)
+    sft_model.cpu()  # as the reference it has given all that is needed of it
     loss = dpo.dpo_loss(kind, beta, chosen.label_smoothing)
     name = f"{kind}, beta {beta:g}"
     log = fitting.fit(model, stream, chosen, loss, resume_folder=folder / name, text=name, progress=progress)
+    sft_model.to(device)
     return model.eval().to(device), log
 
 

@@ -103,7 +103,8 @@ def on_policy_pairs(
     progress: chat.Progress | None = None,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Pairs from the model's own answers to `rows` (columns messages, verifier): for each row with both a right and a wrong
-    answer among `samples`, the first of each. Columns `chosen` and `rejected` (whole conversations), `row` (the row's label).
+    answer among `samples`, the first of each. Columns `chosen` and `rejected` (whole conversations), `row` (the row's label) and
+    `construction`, as in data_cards/preferences: `on-policy`.
 
     Also counts rows by what was sampled: `all right`, `all wrong`, `mixed`.
     """
@@ -120,5 +121,5 @@ def on_policy_pairs(
         counts["mixed" if right and len(right) < samples else "all right" if right else "all wrong"] += 1
         if right and wrong:
             sides = [[*prompt, {"role": "assistant", "content": side[0]}] for side in (right, wrong)]
-            pairs.append({"chosen": sides[0], "rejected": sides[1], "row": label})
-    return pd.DataFrame(pairs, columns=["chosen", "rejected", "row"]), counts
+            pairs.append({"chosen": sides[0], "rejected": sides[1], "row": label, "construction": "on-policy"})
+    return pd.DataFrame(pairs, columns=["chosen", "rejected", "row", "construction"]), counts

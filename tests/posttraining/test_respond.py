@@ -99,6 +99,6 @@ def test_on_policy_pairs_hold_a_right_and_a_wrong_answer_of_the_model_to_the_sam
     pairs, counts = respond.on_policy_pairs(None, None, rows, samples=3, temperature=1.0, max_new_tokens=4, seed=0)
     assert counts == {"all right": 1, "all wrong": 1, "mixed": 2}
     (pair,) = pairs.to_dict("records")  # the wrong answer of row 13 is empty, which no conversation may be
-    assert pair["row"] == 10
+    assert pair["row"] == 10 and pair["construction"] == "on-policy"
     assert (pair["chosen"][-1]["content"], pair["rejected"][-1]["content"]) == ("7", "8")
     assert pair["chosen"][:-1] == pair["rejected"][:-1] == prompt

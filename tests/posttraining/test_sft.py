@@ -10,11 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from posttraining_examples import gradient_norm, make_conversations, make_model, make_settings, make_tokenizer
+from posttraining_examples import (
+    gradient_norm,
+    make_conversations,
+    make_model,
+    make_settings,
+    make_sides,
+    make_tokenizer,
+)
 
 from moxin_lab.lab.step_training import Order
 from moxin_lab.model.convert import save_pretrained
-from moxin_lab.posttraining import chat, fitting, sft
+from moxin_lab.posttraining import chat, dpo, fitting, sft
 from moxin_lab.posttraining.batches import IGNORE, REDUCTIONS, ConversationStream, lay_out, rows_used
 
 TOKENIZER = make_tokenizer()
@@ -152,11 +159,35 @@ def test_training_follows_a_plain_torch_loop_in_micro_batches(tmp_path):
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-2, atol=1e-4)
 
 
-def test_two_processes_give_the_losses_gradients_and_weights_of_one(tmp_path):
+def test_two_processes_give_the_losses_gradients_and_weights_of_one_in_sft_and_dpo(tmp_path):
     """As under torchrun: two ranks with gloo, each its part of every micro-batch, answers of unequal length."""
-    alone, log = train(tmp_path / "alone", settings=make_settings(micro_batch_examples=8))
+    pairs, _ = dpo.encode_pairs(*make_sides(), TOKENIZER, max_tokens=256, max_refused_share=0.0)
+    reference = dpo.pair_log_probs(make_model(5), pairs, batch_tokens=1024)
+    stream = dpo.PairStream(pairs, reference, examples_per_step=8, epochs=1, row_tokens=255, seed=0, pad_id=0)
+    preferring = make_model()
+    alone = {"SFT": train(tmp_path / "SFT", settings=make_settings(micro_batch_examples=8))}
+    alone["DPO"] = preferring, fitting.fit(
+        preferring, stream, make_settings(), dpo.dpo_loss("dpo_norm", 5.0), resume_folder=tmp_path / "DPO", text="DPO",
+        trainer_options={"accelerator": "cpu"},
+    )  # fmt: skip
+    plain = [[(side.input_ids, side.answer, side.index) for side in (pair.chosen, pair.rejected)] for pair in pairs]
+    encoded = [(one.input_ids, one.answer, one.index) for one in encode()]
     (tmp_path / "two").mkdir()
-    torch.save([(one.input_ids, one.answer, one.index) for one in encode()], tmp_path / "two" / "encoded.pt")
+    torch.save({"encoded": encoded, "pairs": plain, "reference": reference}, tmp_path / "two" / "examples.pt")
+    _run_two_ranks(tmp_path / "two")
+    for name, (model, log) in alone.items():
+        found = json.loads((tmp_path / "two" / f"{name}.json").read_text())
+        np.testing.assert_allclose(found["loss"], log["loss"], rtol=1e-4)
+        for column in ("loss", "gradient_norm"):
+            np.testing.assert_allclose(found[column][0], log[column][0], rtol=1e-5, err_msg=f"{name}, {column}")
+        counted = "targets" if name == "SFT" else "pairs"
+        assert found[counted] == log[counted].tolist()
+        weights = torch.load(tmp_path / "two" / f"{name}.pt", weights_only=True)
+        for parameter, tensor in model.state_dict().items():
+            torch.testing.assert_close(weights[parameter], tensor, rtol=1e-2, atol=1e-4)
+
+
+def _run_two_ranks(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -167,19 +198,11 @@ def test_two_processes_give_the_losses_gradients_and_weights_of_one(tmp_path):
             "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
         }  # fmt: skip
-        command = [sys.executable, str(HERE / "two_ranks.py"), str(tmp_path / "two")]
+        command = [sys.executable, str(HERE / "two_ranks.py"), str(folder)]
         ranks.append(subprocess.Popen(command, env={**os.environ, **variables}, stderr=subprocess.PIPE, text=True))
     for rank in ranks:
         _, errors = rank.communicate(timeout=240)
         assert rank.returncode == 0, errors[-2000:]
-    found = json.loads((tmp_path / "two" / "log.json").read_text())
-    np.testing.assert_allclose(found["loss"], log["loss"], rtol=1e-4)
-    np.testing.assert_allclose(found["loss"][0], log["loss"][0], rtol=1e-5)
-    np.testing.assert_allclose(found["gradient_norm"][0], log["gradient_norm"][0], rtol=1e-5)
-    assert found["targets"] == log["targets"].tolist()
-    weights = torch.load(tmp_path / "two" / "weights.pt", weights_only=True)
-    for name, tensor in alone.state_dict().items():
-        torch.testing.assert_close(weights[name], tensor, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize(("stop_at", "dropout"), [(3, 0.1), (4, 0.0)])
