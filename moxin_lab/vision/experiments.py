@@ -132,8 +132,12 @@ def only(towers: Towers, which: tuple[str, ...], seen: Seen) -> tuple[Towers, Se
         return towers, seen
     settings = TowerSettings(**{**settings_dict(towers.settings), "which": which})
     widths = [towers.tower(name).embed_dim for name in towers.names]
-    kept = torch.cat([torch.full((width,), name in which) for name, width in zip(towers.names, widths, strict=True)])
-    features = {name: values[:, kept] for name, values in seen.features.items()}
+    places = [place for place, name in enumerate(towers.names) if name in which]
+    parted = {key: values.split(widths, dim=1) for key, values in seen.features.items()}
+    features = {
+        key: parts[places[0]] if len(places) == 1 else torch.cat([parts[place] for place in places], dim=1)
+        for key, parts in parted.items()
+    }
     return Towers(settings, {name: towers.tower(name) for name in which}), Seen(seen.pictures, features)
 
 
@@ -298,12 +302,13 @@ def run_all(
     trained, answers, rows = {}, {}, []
     for arm in settings.arms:
         for one_seed in range(seed, seed + settings.seeds):
+            named = None if progress is None else _named(progress, f"{arm}, seed {one_seed}")
             run = run_recipe(
                 arm, towers, backbones, caption_examples, asked.train, seen, tokenizer, settings, seed=one_seed,
-                folder=folder / arm / str(one_seed), device=device, progress=progress,
+                folder=folder / arm / str(one_seed), device=device, progress=named,
             )  # fmt: skip
             features = shown(arm, run, towers, seen, asked.test, device=device)
-            said = answer(run.model, tokenizer, asked.test, features, settings, progress=progress)
+            said = answer(run.model, tokenizer, asked.test, features, settings, progress=named)
             accuracy = float(scoring.judge(asked.test, said).mean())
             loss = float(run.logs["finetune"]["loss"].tail(10).mean())
             rows.append({"arm": arm, "seed": one_seed, "accuracy": accuracy, "loss": loss})
@@ -312,6 +317,11 @@ def run_all(
                 if arm in kept:
                     trained[arm] = run
     return Runs(trained, answers, pd.DataFrame(rows))
+
+
+def _named(progress: Progress, name: str) -> Progress:
+    """Progress that says of which training it is."""
+    return lambda done, total, text: progress(done, total, f"{name}: {text}")
 
 
 def captioner(run: Trained, towers: Towers, backbone: MoxinForCausalLM, *, device: str) -> MoxinVLM:

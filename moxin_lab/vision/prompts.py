@@ -9,6 +9,7 @@ Each turn is tokenised by itself, as at inference, so no token lies over a borde
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,14 @@ def question(text: str) -> str:
 
 def tokens(tokenizer: Any, text: str) -> list[int]:
     """Ids without special tokens, whatever the text spells."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return list(_tokens(tokenizer, len(tokenizer), text))
+
+
+@lru_cache(
+    maxsize=100_000
+)  # the same questions and answers come back in every training; the size tells of an added token
+def _tokens(tokenizer: Any, size: int, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def encode_prompt(tokenizer: Any, turns: Sequence[tuple[str, str]], text: str) -> list[int]:
