@@ -172,6 +172,22 @@ def staleness_ends(grid: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def staleness_table(ends: pd.DataFrame, interval: Callable[[Any], Any]) -> pd.DataFrame:
+    """`staleness_ends` over seeds: a row an objective and staleness, and one a staleness for `decoupled - naive` of equal seeds;
+    columns `reward`, `low`, `high` by `interval(values)`, `times_faster` (mean; none for the difference)."""
+    by_seed = ends.pivot(index=["objective", "staleness"], columns="seed", values="reward")
+    if {"naive", "decoupled"} <= set(by_seed.index.unique("objective")):
+        gap = by_seed.loc["decoupled"] - by_seed.loc["naive"]
+        by_seed = pd.concat([by_seed, pd.concat({"decoupled - naive": gap}, names=["objective"])])
+    found = [interval(values) for values in by_seed.to_numpy()]
+    columns = {"reward": "value", "low": "low", "high": "high"}
+    table = pd.DataFrame(
+        {name: [getattr(estimate, part) for estimate in found] for name, part in columns.items()}, index=by_seed.index
+    )
+    faster = ends.groupby(["objective", "staleness"])["times_faster"].mean()
+    return table.assign(times_faster=faster.reindex(table.index))
+
+
 def _problems(tasks: Sequence[Task], tokenizer: Any) -> list[Problem]:
     return [
         Problem(chat.encode_prompt(task.prompt(), tokenizer), task.answer, task.family, task=task) for task in tasks

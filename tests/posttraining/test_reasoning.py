@@ -279,6 +279,28 @@ def test_the_staleness_grid_has_a_run_each_and_the_pictures_draw(run, verifier):
     matplotlib.pyplot.close("all")
 
 
+def test_the_staleness_table_compares_objectives_at_equal_seeds():
+    rewards = {"naive": (0.2, 0.4, 0.6), "decoupled": (0.3, 0.5, 0.7)}
+    rows = [
+        {
+            "staleness": level,
+            "objective": objective,
+            "seed": seed,
+            "reward": reward - level / 10,
+            "times_faster": 1.0 + level,
+        }
+        for level in (0, 2)
+        for objective, values in rewards.items()
+        for seed, reward in enumerate(values)
+    ]
+    table = reasoning.staleness_table(pd.DataFrame(rows), statistics.seed_interval)
+    assert table.loc[("naive", 2), "reward"] == pytest.approx(0.2) and table.loc[("naive", 2), "times_faster"] == 3
+    gap = table.loc[("decoupled - naive", 2)]
+    assert gap[["reward", "low", "high"]].tolist() == pytest.approx([0.1] * 3) and np.isnan(gap["times_faster"])
+    spread = 0.2 * 4.302653 / 3**0.5  # Student's quantile of 2 degrees of freedom
+    assert table.loc[("decoupled", 0), "low"] == pytest.approx(0.5 - spread, abs=1e-6)
+
+
 def test_a_task_without_a_trace_is_not_taken_for_a_chain():
     with pytest.raises(ValueError, match="has no trace"):
         Task("deepscaler", "P?", "1").conversation()
