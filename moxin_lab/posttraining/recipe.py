@@ -127,9 +127,7 @@ def repeat(
         pretrained, encoded, settings, seed=seed, pad_id=pad_id, folder=folder / "sft", progress=progress
     )
     found = collect_pairs(tuned, tokenizer, train, card_pairs, settings, seed=seed, progress=progress)
-    scoring = {
-        "batch_tokens": settings.batch_tokens, "device": next(tuned.parameters()).device, "precision": settings.dpo.precision,
-    }  # fmt: skip
+    scoring = {"batch_tokens": settings.batch_tokens, "device": next(tuned.parameters()).device}
     before = dpo.pair_log_probs(tuned, tests.pairs, **scoring)
     models, accuracy = {"SFT": tuned}, {}
     for name, (kind, beta) in losses.items():
