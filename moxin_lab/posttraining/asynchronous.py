@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from moxin_lab.lab.exact_resume import with_defaults, world_size
 from moxin_lab.lab.step_training import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import grpo
@@ -255,6 +256,8 @@ def train_overlapped(
         raise ValueError(
             "resample_rounds must be 0: which groups are replaced is known only when they have been judged"
         )
+    if world_size(with_defaults(trainer_options)) > 1:
+        raise ValueError("rollouts overlap with a training on one rank only: set devices to 1")
     if (folder / "resume.ckpt").exists():
         raise ValueError(f"{folder} holds a run: an overlapped training cannot be resumed, give it an empty folder")
     training = _training_device(trainer_options)

@@ -10,8 +10,9 @@ use, as a table and as JSON lines.
 
 Guarantees: a step does not depend on how it is cut into micro-batches; equal seeds give equal bytes on the CPU (all columns but
 `seconds/*` and `tokens_per_second`); a killed run goes on as if it had not been, rollouts that wait to be read included; what
-cannot work is refused before the first rollout (tests/posttraining/test_grpo_training.py).
-Does not: judge answers (a reward does), evaluate (the notebook does), or run on several ranks.
+cannot work is refused before the first rollout (tests/posttraining/test_grpo_training.py); several ranks share prompts and
+gradients and learn what one would from the same completions (test_grpo_ranks.py).
+Does not: judge answers (a reward does), evaluate (the notebook does), or shard a model.
 """
 
 import copy
@@ -242,7 +243,8 @@ def train_grpo(
     `decoding` says (`rollout.engine_options`).
     log_file: JSON lines (default: `log.jsonl` in resume_folder).
     Raises ValueError before the first rollout for an empty or too small prompt set, an empty prompt, a group of one, no budget, a
-    reward that returns NaN or the wrong number of values, prompts that do not fit the positions, dropout, or several ranks.
+    reward that returns NaN or the wrong number of values, prompts that do not fit the positions, dropout, or fewer prompts than
+    ranks.
     """
     budgets = [settings.budget(step) for step in (0, *(step for step, _ in settings.length_stages))]
     _check_problems(model, problems, max(budgets))
@@ -250,9 +252,10 @@ def train_grpo(
         problems, reward, group_size=settings.samples, max_completion_length=min(budgets),
         prompts_per_step=settings.prompts_per_step,
     )  # fmt: skip
-    if world_size(with_defaults(trainer_options)) > 1:
+    ranks = world_size(with_defaults(trainer_options))
+    if settings.prompts_per_step < ranks:
         raise ValueError(
-            "GRPO runs on one device here: set devices to 1 (rollouts of several ranks are not joined yet)"
+            f"{settings.prompts_per_step} prompts a step are fewer than {ranks} ranks: give each one or more"
         )
     wants_reference = settings.kl_coefficient > 0 or settings.log_kl
     reference = copy.deepcopy(model).eval().requires_grad_(False) if wants_reference else None

@@ -4,7 +4,8 @@
                                                      |  waits `staleness` rollouts, in checkpoints too
 
 Guarantees: what rollout n asks is a function of (seed, n); parts of a step hold each completion once, and its whole group's
-advantage was computed before it was cut; rollouts that wait survive a kill. Does not: compute a loss or step (grpo_training.py).
+advantage was computed before it was cut; rollouts that wait survive a kill; several ranks share the sampling and hold the same
+rollouts. Does not: compute a loss or step (grpo_training.py), or sample the same on another number of ranks.
 """
 
 import re
@@ -74,9 +75,10 @@ def drawn_problems(count: int, together: int, seed: int, number: int) -> list[in
     return [int(orders[place // count][place % count]) for place in places]
 
 
-def sampling_seed(seed: int, number: int, attempt: int = 0) -> int:
-    """The engine's seed for rollout `number`; attempt: of replacing groups without variance."""
-    return int(np.random.SeedSequence([seed, number, attempt]).generate_state(1)[0])
+def sampling_seed(seed: int, number: int, attempt: int = 0, rank: int = 0) -> int:
+    """The engine's seed for rollout `number`; attempt: of replacing groups without variance; rank: of whose engine."""
+    names = [seed, number, attempt, *([rank] if rank else [])]
+    return int(np.random.SeedSequence(names).generate_state(1)[0])
 
 
 def requests(
@@ -219,10 +221,23 @@ class RolloutStream:
     def _judged(
         self, chosen: Sequence[int], number: int, attempt: int, seconds: dict[str, float]
     ) -> tuple[Rollout, np.ndarray, Counter[str], float]:
-        """Completions of the chosen problems, their rewards, the verifier's reasons, and the share in the right format."""
+        """Completions of the chosen problems, their rewards, the verifier's reasons, and the share in the right format. Each rank
+        samples and judges a stretch of the problems and gets the others' from them, so all ranks go on with the same."""
+        rank, ranks = _rank()
+        mine = np.array_split(np.asarray(chosen, dtype=np.int64), ranks)[rank].tolist()
+        own = (
+            self._judged_here(mine, sampling_seed(self._seed, number, attempt, rank), number, seconds) if mine else None
+        )
+        parts = [part for part in _gathered(own) if part is not None]
+        rollouts, rewards, reasons, passed = zip(*parts, strict=True)
+        whole = np.concatenate(passed)
+        return joined(rollouts), np.concatenate(rewards), sum(reasons, Counter()), float(whole.mean())
+
+    def _judged_here(
+        self, chosen: Sequence[int], seed: int, number: int, seconds: dict[str, float]
+    ) -> tuple[Rollout, np.ndarray, Counter[str], np.ndarray]:
         settings = self._settings
         problems = [self._problems[index] for index in chosen]
-        seed = sampling_seed(self._seed, number, attempt)
         begin = time.perf_counter()
         rollout = self._engine.generate([problem.prompt_ids for problem in problems], settings.sampling(number), seed)
         texts = rollout.texts(self._tokenizer)
@@ -236,7 +251,7 @@ class RolloutStream:
         rewards = low + (high - low) * np.where(passed, rewards, 0.0)
         seconds["seconds/rollout"] += middle - begin
         seconds["seconds/reward"] += time.perf_counter() - middle
-        return rollout, rewards, Counter(getattr(self._reward, "reasons", {})), float(passed.mean())
+        return rollout, rewards, Counter(getattr(self._reward, "reasons", {})), passed
 
     def _advantages(self, rewards: np.ndarray, count: int) -> grpo.Groups:
         keys = np.repeat(np.arange(count), self._settings.samples).tolist()
@@ -268,15 +283,20 @@ class RolloutStream:
     def _log_probs(self, model: nn.Module, experience: Experience) -> Tensor:
         """Log-probabilities under `model`, [N, L - 1], in micro-batches."""
         tensors, device = experience.tensors, self._model.lm_head.weight.device
-        found = torch.zeros(tensors["mask"].shape)
+        found = torch.zeros(tensors["mask"].shape, device=device)
         order = np.argsort(-tensors["lengths"].numpy(), kind="stable")
-        for start in range(0, len(order), self._settings.micro_batch_examples):
-            rows = order[start : start + self._settings.micro_batch_examples]
+        rank, ranks = _rank()
+        size = self._settings.micro_batch_examples
+        for start in range(rank * size, len(order), ranks * size):
+            rows = order[start : start + size]
             part = {name: value.to(device) for name, value in self._part(tensors, rows).items()}
             if bool(part["mask"].any()):
                 with autocast(self._settings.precision, device):
                     values, _ = completion_log_probs(model, part["input_ids"], part["mask"], self._settings.temperature)
-                found[rows, : values.shape[1]] = values.cpu()
+                found[torch.from_numpy(rows).to(device), : values.shape[1]] = values
+        if ranks > 1:
+            torch.distributed.all_reduce(found)  # each row is one rank's, and 0 on the others
+        found = found.cpu()
         return found
 
     # What a checkpoint keeps.
@@ -320,6 +340,40 @@ def _lay_out(rollout: Rollout, ends: Sequence[int], mask_truncated: bool, pad_id
     truncated = grpo.completion_mask(rollout.completion_ids, counts, eos_ids=ends).truncated
     mask = generated & ~truncated[:, None] if mask_truncated else generated
     return {"input_ids": input_ids, "mask": mask[:, 1:], "sampling_log_probs": sampling[:, 1:], "lengths": lengths}
+
+
+def joined(rollouts: Sequence[Rollout]) -> Rollout:
+    """One rollout of the rows of several with the same number of samples, in their order; as wide as the widest."""
+    first, width = rollouts[0], max(rollout.completion_ids.shape[1] for rollout in rollouts)
+    tensors = {
+        name: torch.cat(
+            [nn.functional.pad(getattr(each, name), (0, width - getattr(each, name).shape[1])) for each in rollouts]
+        )
+        for name in ("completion_ids", "completion_mask", "log_probs")
+    }
+    prompts = [prompt for each in rollouts for prompt in each.prompt_ids]
+    finish = [reason for each in rollouts for reason in each.finish_reasons]
+    seconds = max(each.seconds for each in rollouts)
+    return Rollout(
+        prompts, **tensors, finish_reasons=finish, samples=first.samples, version=first.version, seconds=seconds
+    )
+
+
+def _rank() -> tuple[int, int]:
+    """This process's rank and how many there are."""
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _gathered(own: Any) -> list[Any]:
+    """What each rank has, in the order of ranks."""
+    ranks = _rank()[1]
+    if ranks == 1:
+        return [own]
+    found: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(found, own)
+    return found
 
 
 def _replace(
