@@ -11,7 +11,7 @@ Does not: train or run a model itself (`vlm_training.py`, `vlm.py`), or decide a
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,24 +247,23 @@ def _answer(
     return answers
 
 
-def compare(runs: pd.DataFrame, base: str = "no-align") -> pd.DataFrame:
-    """Each recipe's accuracy minus that of `base` with the same seed: mean, least and greatest over seeds.
+def compare(runs: pd.DataFrame, interval: Callable[[Any], Any], base: str = "no-align") -> pd.DataFrame:
+    """Each recipe's accuracy minus that of `base` with the same seed, over seeds, with its interval.
 
-    runs: columns arm, seed, accuracy. `seen` says: above or below in all seeds, or no difference; one seed decides nothing.
+    runs: columns arm, seed, accuracy. interval: differences to (value, low, high), `statistics.seed_interval`. `seen` says:
+    above, below, or no difference seen; fewer than three seeds decide nothing.
     """
     wide = runs.pivot(index="seed", columns="arm", values="accuracy")
     rows = {}
     for arm in [name for name in dict.fromkeys(runs["arm"]) if name != base]:
-        gap = wide[arm] - wide[base]
-        said = (
-            "above in all seeds" if gap.min() > 0 else "below in all seeds" if gap.max() < 0 else "no difference seen"
-        )
+        gap, low, high = interval(wide[arm] - wide[base])
+        said = "above" if low > 0 else "below" if high < 0 else "no difference seen"
         rows[arm] = {
             "accuracy": wide[arm].mean(),
-            f"minus {base}": gap.mean(),
-            "least": gap.min(),
-            "greatest": gap.max(),
-            "seen": said if len(gap) > 2 else f"{len(gap)} seed(s): not decided",
+            f"minus {base}": gap,
+            "low": low,
+            "high": high,
+            "seen": said if len(wide) > 2 else f"{len(wide)} seed(s): not decided",
         }
     return pd.DataFrame(rows).T.rename_axis("recipe")
 
@@ -334,7 +333,8 @@ def captioner(run: Trained, towers: Towers, backbone: MoxinForCausalLM, *, devic
 def verdicts(compared: pd.DataFrame, base: str = "no-align") -> dict[str, tuple[str, str]]:
     """Claim to verdict and evidence, from `compare`'s table; only claims all of whose recipes were run.
 
-    A claim that something is better stands if it is so in all seeds; one that nothing is lost falls if the rival is so in all.
+    That nothing is lost falls if the rival is above. That something is better stands if every rival is below and falls if one is
+    above; between the two it is undecided, which is no verdict.
     """
     arms: dict[str, list[str]] = {}
     for name, recipe in RECIPES.items():
@@ -345,15 +345,25 @@ def verdicts(compared: pd.DataFrame, base: str = "no-align") -> dict[str, tuple[
         if not set(names) <= set(compared.index):
             continue
         seen = compared.loc[names, "seen"]
-        if claim in ("vlm.fused-towers", "vlm.frozen-towers"):
-            stands = bool((seen == "below in all seeds").all())
-        elif claim == "vlm.two-epochs":
-            stands = seen["one-epoch"] == "below in all seeds" and seen["three-epochs"] != "above in all seeds"
+        worse = [
+            name for name in names if name != "three-epochs"
+        ]  # a third epoch may add nothing, and must not be better
+        if (seen == "above").any():
+            verdict = "contradicted"
+        elif claim in ("vlm.single-stage", "vlm.base-backbone") or bool((seen[worse] == "below").all()):
+            verdict = "reproduced"
         else:
-            stands = bool((seen != "above in all seeds").all())
+            verdict = "not attempted"
         evidence = "; ".join(
-            f"{name} minus {base} {row[f'minus {base}']:+.3f} ({row['least']:+.3f} to {row['greatest']:+.3f})"
+            f"{name} minus {base} {row[f'minus {base}']:+.3f}"
+            + (f" ({row['low']:+.3f} to {row['high']:+.3f})" if row["low"] <= row["high"] else "")
             for name, row in compared.loc[names].iterrows()
         )
-        found[claim] = ("reproduced" if stands else "contradicted", f"Accuracy over all tasks: {evidence}.")
+        undecided = (
+            "Run, but undecided: these seeds do not tell the recipes apart. " if verdict == "not attempted" else ""
+        )
+        found[claim] = (
+            verdict,
+            f"{undecided}Accuracy over all tasks (Student's 95 % interval over seeds): {evidence}.",
+        )
     return found
