@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -279,17 +280,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--all-hostile", action="store_true", help="peers get our own hostile answers too (many minutes)"
     )
     parser.add_argument(
+        "--no-texts", action="store_true", help="count accepted wrong pairs only: their texts are the benchmarks' own"
+    )
+    parser.add_argument(
         "--mixed-budget", type=float, default=60.0, help="seconds a peer gets for the mixed 512 (default 60)"
     )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows of all suites and graders; `accepted_wrong`: shuffled pairs that a grader accepted; `verifier`: its settings."""
+    """Rows of all suites and graders; `accepted_wrong`: shuffled pairs that a grader accepted (with `--no-texts` the number, by
+    grader); `verifier`: its settings; `load`: processes that wanted a core, before and after."""
     folder = os.environ.get("MOXIN_BENCHMARKS")
     if not folder:
         raise LabError(
             "set MOXIN_BENCHMARKS to the folder that holds math/math500.json, math/gsm8k_test.json and math/amc.json"
         )
+    load = os.getloadavg()[0]
     sets = golds(Path(folder))
     corpus = json.loads(
         ((find_root(options.root) if options.root else find_root()) / CORPUS).read_text(encoding="utf-8")
@@ -349,7 +355,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         rows.append(row | ({"reason": f"stopped after {options.mixed_budget:.0f} s"} if len(outcomes) < MIXED else {}))
         _progress(rows[-1])
         peer.close()
-    return {"rows": rows, "accepted_wrong": accepted_wrong, "verifier": settings}
+    told: Any = Counter(pair["grader"] for pair in accepted_wrong) if options.no_texts else accepted_wrong
+    return {"rows": rows, "accepted_wrong": told, "verifier": settings, "load": [load, os.getloadavg()[0]]}
 
 
 def _ours(
