@@ -1,7 +1,7 @@
 """What asynchronous rollouts cost in reward and give in time: AReaL's claim (arXiv 2505.24298), repeated small.
 
     staleness k, simulated:  rollout n is sampled with the weights that are read k rollouts before it; nothing runs at once
-    overlapped, for real:    a thread samples rollouts 1 .. k ahead, on a stream of its own, while this one trains
+    overlapped, for real:    a thread samples rollouts 1 .. k ahead, on another GPU or a stream of its own, while this one trains
 
 Two objectives read stale rollouts: `naive` PPO, whose ratio starts from the weights that sampled, and `decoupled`, whose ratio
 starts from the weights that read and whose tokens are weighted by the one over the other. `staleness_grid` trains every pair of
@@ -10,7 +10,8 @@ would have taken; `train_overlapped` takes it.
 
 Guarantees: the simulated grid is deterministic (bitwise on the CPU) and its runs resume; overlapped rollouts are at most
 `staleness` rollouts old, whatever the threads do (tests/posttraining/test_asynchronous.py). Does not: repeat an overlapped run
-bitwise, because which weights a rollout sees depends on the clock; interrupt a rollout to load weights, as AReaL does.
+bitwise, because which weights a rollout sees depends on the clock; interrupt a rollout to load weights, as AReaL does; overlap on
+several ranks.
 """
 
 import threading
