@@ -149,6 +149,23 @@ def test_an_overlapped_run_learns_from_the_rollouts_asked_for_none_older_than_al
     assert not [thread for thread in threading.enumerate() if thread.name == "rollout"]
 
 
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: streams and captured graphs; run on the GPU machines"
+)
+@pytest.mark.parametrize("sampler", ["cuda:0", "cuda:1"])
+def test_on_gpus_the_thread_captures_and_samples_while_the_trainer_trains(tmp_path, sampler):
+    """Weights hardly move, so sampler and trainer agree but for bfloat16, whichever of the two took them when."""
+    if torch.device(sampler).index >= torch.cuda.device_count():
+        pytest.skip("needs two GPUs; run on the GPU machines")
+    shape = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    settings = make_settings(steps=12, staleness=2, samples=16, learning_rate=1e-6, correction="decoupled")
+    log = train_overlapped(
+        make_model(**shape), TOKENIZER, PROBLEMS, letters, settings, seed=0, folder=tmp_path, device=sampler
+    )
+    assert len(log) == 12 and log["staleness"].between(0, 2).all() and log["gradient_norm"].gt(0).all()
+    assert log["sampling/sampling_logp_difference/mean"].max() < 0.05
+
+
 def test_rollouts_of_the_first_weights_are_those_of_the_simulated_run(tmp_path):
     """Up to the staleness, rollouts know the first weights only, so both ways sample the very same completions."""
     settings = make_settings(steps=3, staleness=2)
