@@ -330,7 +330,7 @@ class VisionSettings(Section):
     )
     checkpoints: dict[str, str] | None = Field(description="files of published towers; null: trained here")
     llava: dict[str, str] | None = Field(
-        description="LLaVA's two JSON files and the folder of its images; null with cards"
+        description="LLaVA's two JSON files and the folder of its images, below the root; null with cards"
     )
     backbone: Literal["pretrained", "instruct"] = Field(
         description="the report says base, the released code loads instruct"
@@ -348,6 +348,19 @@ class VisionSettings(Section):
     finetune: VlmTrainingSettings
     arms: tuple[str, ...] = Field(min_length=1, description="recipes that are trained and compared; see notebook 07")
     seeds: int = Field(gt=0, description="trainings of each arm")
+    projector_start: Literal["torch", "standardised"] = Field(
+        description="fresh weights as torch draws them, or rescaled to the towers' features (Projector.standardise)"
+    )
+
+    @model_validator(mode="after")
+    def source_has_its_files(self) -> "VisionSettings":
+        if (self.source == "llava-v1.5") != (self.llava is not None):
+            raise ValueError("source llava-v1.5 needs the paths of `llava`, and cards need none")
+        if self.source == "llava-v1.5" and self.projector_start == "standardised":
+            raise ValueError(
+                "projector_start standardised needs features of all images beforehand, which llava-v1.5 has not"
+            )
+        return self
 
 
 class EvaluationSettings(Section):

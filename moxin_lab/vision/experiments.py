@@ -27,16 +27,18 @@ from moxin_lab.vision import scoring, tasks
 from moxin_lab.vision.data import Concept, Pixels
 from moxin_lab.vision.fitting import autocast
 from moxin_lab.vision.images import prepare_images
+from moxin_lab.vision.material import Material
 from moxin_lab.vision.prompts import encode_prompt, tokens
 from moxin_lab.vision.settings import TowerSettings
 from moxin_lab.vision.tasks import Item
+from moxin_lab.vision.tower_training import SiglipPair, train_dino, train_siglip
 from moxin_lab.vision.towers import Towers, settings_dict
 from moxin_lab.vision.vlm import MoxinVLM, Projector, pad_examples
 from moxin_lab.vision.vlm_training import train_vlm
 
 
 class Recipe(NamedTuple):
-    """How a training differs from Moxin's: both towers, frozen, one stage, the scale's epochs, the base model."""
+    """How a training differs from Moxin's: both towers, frozen, one stage, the scale's epochs and language model."""
 
     claim: str | None
     """The claim that the comparison with `no-align` decides."""
@@ -44,7 +46,8 @@ class Recipe(NamedTuple):
     which: tuple[str, ...] = ("dino", "siglip")
     tuned_towers: bool = False
     epochs: int | None = None
-    backbone: str = "pretrained"
+    backbone: str | None = None
+    """A language model of its own; None: the scale's."""
 
 
 RECIPES: dict[str, Recipe] = {
@@ -103,10 +106,28 @@ def captions(concept: Concept, languages: Sequence[str], *, seed: int, each: int
     return texts
 
 
-class Seen(NamedTuple):
-    """Pictures by name, and what frozen towers make of them."""
+def train_towers(
+    towers: Towers, concepts: Sequence[Concept], tokenizer: Any, settings: Any, *, seed: int, folder: Path, device: str,
+    progress: Progress | None = None,
+) -> tuple[SiglipPair, dict[str, pd.DataFrame]]:  # fmt: skip
+    """Both towers, in place, on one style of drawing; SigLIP's with the text encoder beside it, and the logs by name."""
+    drawings = np.stack(
+        [concept.drawings["google"] for concept in concepts]
+    )  # transparent: each view has its own background
+    texts = [captions(one, settings.caption_languages, seed=seed) for one in concepts]
+    common: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
+    pair, log = train_siglip(
+        towers, drawings, texts, tokenizer, settings=settings.siglip, folder=folder / "siglip", **common
+    )
+    return pair, {
+        "SigLIP": log,
+        "DINO": train_dino(towers, drawings, settings=settings.dino, folder=folder / "dino", **common),
+    }
 
-    pictures: dict[str, Pixels]
+
+class Seen(NamedTuple):
+    """What frozen towers make of pictures, by name."""
+
     features: dict[str, Tensor]
     """Picture to `[patches, channels]`, where the towers ran."""
 
@@ -123,7 +144,7 @@ def look(towers: Towers, pictures: Mapping[str, Pixels], *, device: str, batch_i
         for start in range(0, len(names), batch_images):
             part = prepare_images([pictures[name] for name in names[start : start + batch_images]], towers.settings)
             found.append(towers.features({name: pixels.to(device) for name, pixels in part.items()}))
-    return Seen(dict(pictures), dict(zip(names, torch.cat(found), strict=True)))
+    return Seen(dict(zip(names, torch.cat(found), strict=True)))
 
 
 def only(towers: Towers, which: tuple[str, ...], seen: Seen) -> tuple[Towers, Seen]:
@@ -138,7 +159,7 @@ def only(towers: Towers, which: tuple[str, ...], seen: Seen) -> tuple[Towers, Se
         key: parts[places[0]] if len(places) == 1 else torch.cat([parts[place] for place in places], dim=1)
         for key, parts in parted.items()
     }
-    return Towers(settings, {name: towers.tower(name) for name in which}), Seen(seen.pictures, features)
+    return Towers(settings, {name: towers.tower(name) for name in which}), Seen(features)
 
 
 class Trained(NamedTuple):
@@ -159,25 +180,34 @@ def load_backbones(folders: Mapping[str, Path], *, device: str) -> dict[str, Mox
 
 
 def run_recipe(
-    name: str, towers: Towers, backbones: Mapping[str, MoxinForCausalLM], caption_examples: Sequence[Any], items: Sequence[Item],
-    seen: Seen, tokenizer: Any, settings: Any, *, seed: int, folder: Path, device: str, progress: Progress | None = None,
+    name: str, towers: Towers, backbones: Mapping[str, MoxinForCausalLM], made: Material, seen: Seen, tokenizer: Any,
+    settings: Any, *, seed: int, folder: Path, device: str, progress: Progress | None = None,
 ) -> Trained:  # fmt: skip
     """Train one recipe of `RECIPES` on copies of everything; `folder` is for its resume points.
 
-    items: the training questions; caption_examples: alignment's. Raises KeyError for an unknown recipe or backbone.
+    made: what is learned from; seen: what its towers see, where it was looked at. Raises KeyError for an unknown recipe or
+    backbone.
     """
     recipe = RECIPES[name]
     used, features = only(towers, recipe.which, seen)
     used = copy.deepcopy(used) if recipe.tuned_towers else used
-    model = MoxinVLM(copy.deepcopy(backbones[recipe.backbone]), used.to(device), seed=seed).to(device)
+    backbone = backbones[recipe.backbone or settings.backbone]
+    model = MoxinVLM(copy.deepcopy(backbone), used.to(device), seed=seed).to(device)
     logs, aligned = {}, None
-    known = None if recipe.tuned_towers else features.features
+    if settings.projector_start == "standardised":
+        sample = [
+            features.features[one.image or ""] for one in made.instructions[:: max(1, len(made.instructions) // 512)]
+        ]
+        model.projector.standardise(
+            torch.stack(sample), float(backbone.model.embed_tokens.weight.square().mean().sqrt())
+        )
+    known = features.features if made.looked and not recipe.tuned_towers else None
     common: dict[str, Any] = {"tokenizer": tokenizer, "seed": seed, "features": known, "progress": progress}
     if recipe.align:
         logs["align"] = train_vlm(
             model,
-            caption_examples,
-            seen.pictures,
+            made.captions,
+            made.images,
             stage="align",
             settings=settings.align,
             folder=folder / "align",
@@ -188,9 +218,8 @@ def run_recipe(
     if recipe.epochs is not None:
         tuning = tuning.model_copy(update={"epochs": recipe.epochs})
     stage = "full-finetune" if recipe.tuned_towers else "finetune"
-    examples = [item.example() for item in items]
     logs["finetune"] = train_vlm(
-        model, examples, seen.pictures, stage=stage, settings=tuning, folder=folder / "finetune", **common
+        model, made.instructions, made.images, stage=stage, settings=tuning, folder=folder / "finetune", **common
     )
     return Trained(model.to(device).eval(), logs, aligned)
 
@@ -277,11 +306,6 @@ def shown(name: str, run: Trained, towers: Towers, seen: Seen, items: Sequence[I
     return only(towers, recipe.which, seen)[1].of(items)
 
 
-def drawings(concepts: Sequence[Concept], style: str = "google") -> Pixels:
-    """RGBA drawings `[n, 64, 64, 4]`, which the towers' training lays on backgrounds of its own."""
-    return np.stack([concept.drawings[style] for concept in concepts])
-
-
 class Runs(NamedTuple):
     """All trainings of a stage; models and answers are those of the first seed."""
 
@@ -293,22 +317,22 @@ class Runs(NamedTuple):
 
 
 def run_all(
-    towers: Towers, backbones: Mapping[str, MoxinForCausalLM], caption_examples: Sequence[Any], asked: Questions, seen: Seen,
+    towers: Towers, backbones: Mapping[str, MoxinForCausalLM], made: Material, test: Sequence[Item], seen: Seen,
     tokenizer: Any, settings: Any, *, seed: int, folder: Path, device: str, progress: Progress | None = None,
     kept: Sequence[str] = ("align", "no-align"),
 ) -> Runs:  # fmt: skip
-    """Every recipe of `settings.arms` with `settings.seeds` seeds from `seed` on, trained and scored on the same questions."""
+    """Every recipe of `settings.arms` with `settings.seeds` seeds from `seed` on, trained on the same, scored on `test`."""
     trained, answers, rows = {}, {}, []
     for arm in settings.arms:
         for one_seed in range(seed, seed + settings.seeds):
             named = None if progress is None else _named(progress, f"{arm}, seed {one_seed}")
             run = run_recipe(
-                arm, towers, backbones, caption_examples, asked.train, seen, tokenizer, settings, seed=one_seed,
+                arm, towers, backbones, made, seen, tokenizer, settings, seed=one_seed,
                 folder=folder / arm / str(one_seed), device=device, progress=named,
             )  # fmt: skip
-            features = shown(arm, run, towers, seen, asked.test, device=device)
-            said = answer(run.model, tokenizer, asked.test, features, settings, progress=named)
-            accuracy = float(scoring.judge(asked.test, said).mean())
+            features = shown(arm, run, towers, seen, test, device=device)
+            said = answer(run.model, tokenizer, test, features, settings, progress=named)
+            accuracy = float(scoring.judge(test, said).mean())
             loss = float(run.logs["finetune"]["loss"].tail(10).mean())
             rows.append({"arm": arm, "seed": one_seed, "accuracy": accuracy, "loss": loss})
             if one_seed == seed:

@@ -1,7 +1,7 @@
 """Table 8 with what it leaves out: how each row was trained, and the closest published controls beside it.
 
 Guarantees: digits as printed, each average recomputed by a test; a configuration that no source states says so.
-Does not: run a benchmark, or name a command of this lab: notebook 07 does not train on LLaVA's files yet.
+Does not: run a benchmark. Moxin's row names this lab's own command, which trains; the other rows' models are Prismatic's.
 """
 
 from pathlib import Path
@@ -12,7 +12,8 @@ import yaml
 COLUMNS = ("encoder", "pixels", "resize", "epochs", "data")
 HERE = "not attempted at this scale"
 COMMANDS = {
-    "Ours": "torchrun scripts/pretrain.py --model.type prism-moxin-dinosiglip-224px+7b (Prismatic with Moxin-VLM's settings)",
+    "Ours": "moxin-lab run --scale full --only 07, "
+    "then lmms_eval --model moxin_vl --model_args pretrained=runs/full/07_vision_language/vlm",
     "Prism-DINOSigLIP 7B (Controlled)": "torchrun scripts/pretrain.py --model.type prism-dinosiglip-controlled+7b (Prismatic)",
     "Prism-DINOSigLIP 7B": "torchrun scripts/pretrain.py --model.type prism-dinosiglip+7b (Prismatic)",
 }

@@ -126,12 +126,6 @@ class SiglipPair(nn.Module):
         return F.normalize(self.tower(pixels), dim=-1), F.normalize(self.text(ids), dim=-1)
 
     @torch.no_grad()
-    def embed_images(self, pixels: Tensor, *, batch_images: int = 256) -> NDArray[np.float32]:
-        """[N, width] of normalised pixels [N, 3, S, S] (`prepare_images(...)["siglip"]`)."""
-        device = self.logit_scale.device
-        return torch.cat([self.tower(part.to(device)).cpu() for part in pixels.split(batch_images)]).numpy()
-
-    @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], *, batch_texts: int = 256) -> NDArray[np.float32]:
         """[N, width] of texts."""
         device = self.logit_scale.device

@@ -18,9 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import timm
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -69,6 +71,13 @@ def patches(tower: Any, pixels: Tensor) -> Tensor:
     return tower.forward_intermediates(
         pixels, indices=[len(tower.blocks) - 2], norm=False, stop_early=True, output_fmt="NLC", intermediates_only=True
     )[0]  # fmt: skip
+
+
+@torch.no_grad()
+def pooled(tower: Any, pixels: Tensor, *, batch_images: int = 256) -> NDArray[np.float32]:
+    """What a tower says of whole pictures, [N, C], of its normalised pixels [N, 3, S, S]; where the tower is."""
+    device = next(tower.parameters()).device
+    return torch.cat([tower(part.to(device)).float().cpu() for part in pixels.split(batch_images)]).numpy()
 
 
 def build_towers(settings: Any, *, seed: int = 0, checkpoints: Mapping[str, Path] | None = None) -> Towers:

@@ -151,3 +151,18 @@ def caption_nats(
         counts.index_add_(0, output.rows, torch.ones_like(output.nats, dtype=torch.float64))
         found[start : start + len(rows)] = (sums / counts).cpu().numpy()
     return found
+
+
+def others_nats(
+    model: MoxinVLM, encoded: Sequence[EncodedExample], features: Tensor, *, others: int, batch_rows: int = 64
+) -> np.ndarray:
+    """`caption_nats` of each example with another's image, the mean over `others` rotations at even distances, float64 [N].
+
+    Raises ValueError for fewer examples than would give each so many different images.
+    """
+    count = len(encoded)
+    if count <= others:
+        raise ValueError(f"{count} examples do not have {others} other images each")
+    distances = [count * (number + 1) // (others + 1) for number in range(others)]
+    found = [caption_nats(model, encoded, features.roll(by, dims=0), batch_rows=batch_rows) for by in distances]
+    return np.mean(found, axis=0)

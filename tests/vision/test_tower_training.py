@@ -19,7 +19,7 @@ from moxin_lab.vision.tower_training import (
     train_dino,
     train_siglip,
 )
-from moxin_lab.vision.towers import build_towers
+from moxin_lab.vision.towers import build_towers, pooled
 from tests.vision.conftest import OPTIMISATION, TINY_TOWERS
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 220), "black": (10, 10, 10)}
@@ -80,7 +80,7 @@ def test_siglip_learns_colours_and_resumes_bitwise(byte_tokenizer, tmp_path):
     )
     assert log["loss"].tail(5).mean() < 0.8 * log["loss"].head(5).mean()
     assert pair.tower is towers.siglip and {"scale", "bias"} <= set(log)
-    assert pair.embed_texts(["red"]).shape == pair.embed_images(torch.zeros(1, 3, 32, 32)).shape == (1, 32)
+    assert pair.embed_texts(["red"]).shape == pooled(pair.tower, torch.zeros(1, 3, 32, 32)).shape == (1, 32)
 
     def stop(step, total, text):
         if step == 15:

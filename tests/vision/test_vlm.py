@@ -24,6 +24,17 @@ def test_patches_stand_right_behind_bos_and_carry_no_loss(tiny_vlm, pixels):
     torch.testing.assert_close(output.loss, wanted.mean())
 
 
+def test_a_standardised_projector_speaks_as_loud_as_tokens_and_not_of_what_all_images_share(tiny_vlm):
+    towards = torch.randn(56, generator=torch.Generator().manual_seed(0))
+    features = 5 * towards + torch.randn(40, 4, 56, generator=torch.Generator().manual_seed(1)) * (towards.abs() + 0.1)
+    plain = tiny_vlm.projector(features).flatten(0, 1)
+    assert plain.mean(dim=0).square().mean() > 5 * plain.var(dim=0).mean()
+    tiny_vlm.projector.standardise(features, rms=0.3)
+    found = tiny_vlm.projector(features).flatten(0, 1)
+    torch.testing.assert_close(found.mean(dim=0), torch.zeros(32), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.std(dim=0), torch.full((32,), 0.3), rtol=1e-3, atol=0)
+
+
 def test_text_alone_is_the_decoder_itself(tiny_vlm):
     ids = torch.randint(4, 260, (2, 40), generator=torch.Generator().manual_seed(0))  # longer than the window
     torch.testing.assert_close(tiny_vlm(None, ids).logits, tiny_vlm.decoder(ids))

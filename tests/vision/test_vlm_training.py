@@ -10,7 +10,7 @@ from moxin_lab.scales import VlmTrainingSettings
 from moxin_lab.vision import experiments, vlm_training
 from moxin_lab.vision.data import Example
 from moxin_lab.vision.prompts import PromptError
-from moxin_lab.vision.vlm_training import caption_nats, train_vlm
+from moxin_lab.vision.vlm_training import caption_nats, others_nats, train_vlm
 from tests.vision.conftest import OPTIMISATION
 
 CHANGED = {"epochs": 2, "examples_per_step": 8, "micro_batch_examples": 8, "learning_rate": 1e-3}
@@ -126,3 +126,8 @@ def test_caption_nats_are_the_losses_of_the_model(tiny_vlm, byte_tokenizer):
     ids, labels = torch.tensor(encoded[3].input_ids)[None], torch.tensor(encoded[3].labels)[None]
     assert found[3] == pytest.approx(float(tiny_vlm(None, ids, labels, features=features[3:4]).loss.detach()), abs=1e-4)
     assert not np.allclose(found, caption_nats(tiny_vlm, encoded, None))
+    others = others_nats(tiny_vlm, encoded, features, others=4, batch_rows=2)  # of five, all that are not one's own
+    each = [caption_nats(tiny_vlm, encoded, features[[(n - by) % 5 for n in range(5)]]) for by in (1, 2, 3, 4)]
+    np.testing.assert_allclose(others, np.mean(each, axis=0), rtol=1e-5)
+    with pytest.raises(ValueError, match="do not have 5 other images"):
+        others_nats(tiny_vlm, encoded, features, others=5)
