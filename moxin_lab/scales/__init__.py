@@ -335,7 +335,9 @@ class VisionSettings(Section):
     backbone: Literal["pretrained", "instruct"] = Field(
         description="the report says base, the released code loads instruct"
     )
-    caption_languages: tuple[str, ...] = Field(min_length=1, description="of the towers' captions")
+    caption_languages: tuple[str, ...] = Field(
+        min_length=1, description="of the towers' captions, in equal shares; one named twice has two"
+    )
     align_languages: tuple[str, ...] = Field(min_length=1, description="of the captions that the language model learns")
     train_items: int = Field(gt=0, description="training questions of each task")
     test_items: int = Field(gt=1, description="test questions of each task, at most as many as there are")
