@@ -22,12 +22,20 @@ COMPARED: dict[str, tuple[tuple[str, ...], tuple[str, ...], bool]] = {
     "decode": (("rows", "tokens"), ("ms_per_token",), False),
     "prefill": (("tokens",), ("ms",), False),
     "train-step": (("run",), ("median_ms",), False),
+    "sft": ((), ("tokens_per_second",), True),
+    "rollout": (("rows", "new_tokens"), ("tokens_per_second",), True),
+    "overlap": ((), ("seconds_per_step",), False),
+    "towers": ((), ("images_per_second",), True),
 }
 BESIDE = {
+    "overlap": ("staleness", "modelled_times_synchronous"),
+    "sft": ("median_step_seconds", "first_loss", "peak_bytes"),
     "decode": ("floor_ms",),
     "prefill": ("chunk", "floor_ms"),
     "train-step": ("model_flops_utilisation", "tokens_per_second"),
 }
+NAMED_BY = {"sft": ("what", "layout", "attention"), "overlap": ("arrangement", "sampler")}
+"""Columns that name a row together, where a bench has no column `implementation`."""
 OUR_BACKENDS = ("auto", "triton")
 OTHER_WORK = "full triangle"  # more pairs than the window has: a rate to see, not a peer
 
@@ -62,7 +70,8 @@ def origin(record: dict[str, Any]) -> str:
 
 
 def is_ours(implementation: str) -> bool:
-    return implementation.startswith("ours") or implementation in OUR_BACKENDS
+    """Ours, or, of `bench overlap`, what is compared with one after the other."""
+    return implementation.startswith(("ours", "moxin-lab", "overlapped")) or implementation in OUR_BACKENDS
 
 
 def comparison(record: dict[str, Any]) -> pd.DataFrame:
@@ -76,6 +85,8 @@ def comparison(record: dict[str, Any]) -> pd.DataFrame:
         raise ValueError(f"no comparison is defined for bench {bench!r}: known are {', '.join(COMPARED)}")
     keys, compared, larger_is_better = COMPARED[bench]
     frame = pd.DataFrame(record["rows"])
+    if bench in NAMED_BY:
+        frame["implementation"] = frame[list(NAMED_BY[bench])].agg(", ".join, axis=1)
     keys = tuple(key for key in keys if key in frame)
     for column in (*compared, "reason"):
         if column not in frame:

@@ -306,6 +306,8 @@ def test_auto_takes_sdpa_on_the_cpu_and_kernels_only_where_they_can_run() -> Non
         assert choose_backend(query, plain) == choose_backend(query, packed) == best
         with torch.no_grad():
             assert choose_backend(query, packed) == "triton"
+        short = AttentionMask.build(5, sliding_window=None, device=DEVICE)
+        assert choose_backend(query, short) == "sdpa"
         assert choose_backend(query, plain, dropout_p=0.1) == "sdpa"
         assert choose_backend(query.double(), plain) == "sdpa"
         assert choose_backend(query[:, :, :1], plain) == "sdpa"

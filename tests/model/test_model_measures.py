@@ -143,11 +143,13 @@ def test_the_origin_names_chip_date_versions_and_command():
     assert released.origin(record("decode", [])) == "Measured on Chip on 2026-01-02 with torch 2: `moxin-lab bench`."
 
 
-def test_every_committed_figure_of_the_h100_can_be_read_and_is_shown():
-    for path in sorted((find_root(Path(__file__).parent) / "reports/released/h100").glob("*.json")):
+@pytest.mark.parametrize("gpu", ["h100", "h200"])
+def test_every_committed_figure_of_a_gpu_can_be_read_and_stands_on_its_page(gpu: str) -> None:
+    folder = find_root(Path(__file__).parent) / "reports/released" / gpu
+    for path in sorted(folder.glob("*.json")):
         name = path.stem.replace("_", "-")
-        if name in released.COMPARED:
-            assert len(released.comparison(released.read(path.parent, name))) > 0
+        assert len(released.comparison(released.read(folder, name))) > 0
+    assert (folder / "README.md").read_text(encoding="utf-8") == released.page(folder)
 
 
 def test_the_committed_expansion_run_is_the_one_that_its_table_is_made_of():
