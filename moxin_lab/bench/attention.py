@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows: implementation, tokens, rows, document_tokens (0: none), forward_ms, forward_tflops, backward_ms, backward_tflops, relative_error, reason;
-    and the ceilings of this machine in the same run."""
+    """Rows: implementation, tokens, rows, document_tokens (0: none), forward_ms, forward_tflops, backward_ms, backward_tflops,
+    relative_error, reason; and the ceilings of this machine in the same run."""
     import torch
     import torch._functorch.config as functorch_config
 

@@ -86,7 +86,8 @@ def answer_nats(
     done = 0
     while done < len(order):
         width = len(encoded[order[done]]) - 1
-        rows_at_once = 1 << max(0, (batch_tokens // width).bit_length() - 1)  # a power of two: few shapes to compile for
+        # A power of two: few shapes to compile for.
+        rows_at_once = 1 << max(0, (batch_tokens // width).bit_length() - 1)
         numbers = order[done : done + rows_at_once]
         rows = [encoded[number] for number in numbers]
         batch = {
