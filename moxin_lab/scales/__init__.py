@@ -303,6 +303,9 @@ class SiglipTrainingSettings(VisionOptimisation):
     text_layers: int = Field(ge=0)
     text_heads: int = Field(gt=0)
     text_tokens: int = Field(gt=1)
+    nameless_captions: bool = Field(
+        description="whether half of the captions leave the label out; pays in long trainings"
+    )
 
 
 class DinoTrainingSettings(VisionOptimisation):

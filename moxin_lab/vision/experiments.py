@@ -89,11 +89,13 @@ def questions(
     return Questions(train_items, test_items)
 
 
-def captions(concept: Concept, languages: Sequence[str], *, seed: int, each: int = 6) -> list[str]:
-    """What the towers are told of a concept: none to all of its tags in any order, `each` a language, half behind its label.
+def captions(
+    concept: Concept, languages: Sequence[str], *, seed: int, nameless: bool = False, each: int = 6
+) -> list[str]:
+    """What the towers are told of a concept: its label with none to all of its tags in any order, `each` a language.
 
-    A label is one concept's own, so a tower that always hears it can learn names by heart; tags are shared, and what is shared
-    is all that an unseen concept has. Without tags the label stands alone.
+    nameless: every second one leaves the label out. It is one concept's own, so a tower that always hears it can learn names by
+    heart; tags are shared, and what is shared is all that an unseen concept has. Without tags the label stands alone.
     """
     rng = np.random.default_rng([seed, *concept.id.encode()])
     texts = []
@@ -102,7 +104,7 @@ def captions(concept: Concept, languages: Sequence[str], *, seed: int, each: int
         tags = tuple(tag for tag in tags if tag != label)
         for number in range(each):
             kept = [tags[place] for place in rng.permutation(len(tags))[: rng.integers(0, len(tags) + 1)]]
-            texts.append(", ".join(kept if kept and number % 2 else [label, *kept]))
+            texts.append(", ".join(kept if nameless and kept and number % 2 else [label, *kept]))
     return texts
 
 
@@ -114,7 +116,8 @@ def train_towers(
     drawings = np.stack(
         [concept.drawings["google"] for concept in concepts]
     )  # transparent: each view has its own background
-    texts = [captions(one, settings.caption_languages, seed=seed) for one in concepts]
+    nameless = settings.siglip.nameless_captions
+    texts = [captions(one, settings.caption_languages, seed=seed, nameless=nameless) for one in concepts]
     common: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
     pair, log = train_siglip(
         towers, drawings, texts, tokenizer, settings=settings.siglip, folder=folder / "siglip", **common
@@ -199,7 +202,7 @@ def run_recipe(
             features.features[one.image or ""] for one in made.instructions[:: max(1, len(made.instructions) // 512)]
         ]
         model.projector.standardise(
-            torch.stack(sample), float(backbone.model.embed_tokens.weight.square().mean().sqrt())
+            torch.stack(sample), float(backbone.model.embed_tokens.weight.detach().square().mean().sqrt())
         )
     known = features.features if made.looked and not recipe.tuned_towers else None
     common: dict[str, Any] = {"tokenizer": tokenizer, "seed": seed, "features": known, "progress": progress}

@@ -29,17 +29,22 @@ def small_towers():
 
 def test_captions_for_the_towers_have_only_true_tags_and_half_of_them_the_label(concepts):
     for one in concepts[:20]:
-        made = experiments.captions(one, ("en", "ko"), seed=0)
-        assert len(made) == 12 and made == experiments.captions(one, ("en", "ko"), seed=0)
+        made = experiments.captions(one, ("en", "ko"), seed=0, nameless=True)
+        assert len(made) == 12 and made == experiments.captions(one, ("en", "ko"), seed=0, nameless=True)
         assert all(text.startswith(one.label()) for text in made[:6:2])
         for text in made[:6]:
             rest = text.removeprefix(one.label()).removeprefix(", ")
             assert not rest or rest in ", ".join(one.names["en"][1]) or set(rest.split(", ")) <= set(one.names["en"][1])
-    told = [text for one in concepts for text in experiments.captions(one, ("en",), seed=0)[1::2]]
+    told = [text for one in concepts for text in experiments.captions(one, ("en",), seed=0, nameless=True)[1::2]]
     nameless = sum(
-        not text.startswith(one.label()) for one in concepts for text in experiments.captions(one, ("en",), seed=0)
+        not text.startswith(one.label())
+        for one in concepts
+        for text in experiments.captions(one, ("en",), seed=0, nameless=True)
     )
     assert len(told) * 0.5 < nameless <= len(told)
+    plain = [text for one in concepts for text in experiments.captions(one, ("en", "en"), seed=0)]
+    assert len(plain) == 12 * len(concepts)
+    assert all(text.startswith(one.label()) for one in concepts for text in experiments.captions(one, ("en",), seed=0))
 
 
 def test_one_tower_alone_sees_its_own_channels(small_towers, concepts):

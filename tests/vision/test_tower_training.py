@@ -23,8 +23,8 @@ from moxin_lab.vision.towers import build_towers, pooled
 from tests.vision.conftest import OPTIMISATION, TINY_TOWERS
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 220), "black": (10, 10, 10)}
-WIDE = {"text_width": 96, "text_layers": 2, "text_heads": 4, "text_tokens": 24}
-NARROW = {"text_width": 16, "text_layers": 1, "text_heads": 2, "text_tokens": 6}
+WIDE = {"text_width": 96, "text_layers": 2, "text_heads": 4, "text_tokens": 24, "nameless_captions": False}
+NARROW = {"text_width": 16, "text_layers": 1, "text_heads": 2, "text_tokens": 6, "nameless_captions": False}
 STEPS = {
     "epochs": 30,
     "examples_per_step": 4,
