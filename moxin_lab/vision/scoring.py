@@ -186,7 +186,7 @@ def gains(
                 row[name] = right[name][part].mean()
         value, low, high = difference(right[model][part].astype(float), right["blind"][part].astype(float), seed=seed)
         row |= {"minus blind": value, "low": low, "high": high}
-        row["verdict"] = "above blind" if low > 0 else "below blind" if high < 0 else "not told apart from blind"
+        row["verdict"] = "above blind" if low > 0 else "below blind" if high < 0 else "not told apart"
         rows[task] = row
     return pd.DataFrame(rows).T.rename_axis("task")
 
@@ -208,4 +208,4 @@ def presence_table(items: Sequence[Item], answers: Sequence[str]) -> pd.DataFram
             "said yes": said_yes / len(pairs),
             "are yes": are_yes / len(pairs),
         }
-    return pd.DataFrame(rows).T.rename_axis("negatives")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("negatives")
