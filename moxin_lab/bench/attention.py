@@ -65,12 +65,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     # The peers' backward is called many times on one output, which torch.compile's donated buffers would refuse.
     functorch_config.donated_buffer = False
     rows: list[dict[str, Any]] = []
-    record = {
-        "shape": shape.model_dump(),
-        "dtype": str(dtype),
-        "ceilings": ceilings(options.device),
-        "rows": rows,
-    }
+    record = {"shape": shape.model_dump(), "dtype": str(dtype), "ceilings": ceilings(options.device), "rows": rows}
     try:
         for text in options.shapes.split(","):
             tokens, batch = (int(number) for number in text.split("x"))
@@ -197,8 +192,8 @@ def measure_shape(inputs: list[Any], window: int, options: argparse.Namespace) -
     for name, make in implementations(window, options.document_tokens, options.device).items():
         if not any(word in name for word in options.only.split(",")):
             continue
-        row: dict[str, Any] = {"implementation": name, "tokens": tokens, "rows": batch}
-        row |= {"document_tokens": options.document_tokens}
+        sizes = {"tokens": tokens, "rows": batch, "document_tokens": options.document_tokens}
+        row: dict[str, Any] = {"implementation": name, **sizes}
         rows.append(row)
         began = time.perf_counter()
         try:

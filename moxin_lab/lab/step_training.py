@@ -13,6 +13,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ class Order:
         if self._size % parts:
             raise ValueError(f"a step of {self._size} examples does not divide into {parts} parts; change one of them")
         return self.step(step).reshape(parts, -1)[part]
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """What Lightning runs a training step of `precision` in, for forward passes beside it: autocast for the mixed ones."""
+    dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    return torch.autocast(device.type, dtypes[precision]) if precision in dtypes else nullcontext()
 
 
 class StepTraining(ExactResume):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moxin_lab.lab.step_training import LossFunction, Order, Progress
+from moxin_lab.lab.step_training import LossFunction, Order, Progress, autocast
 from moxin_lab.posttraining import chat
 from moxin_lab.posttraining.batches import Layout, lay_out
 from moxin_lab.posttraining.sft import answer_nats, token_losses
@@ -203,11 +203,10 @@ def pair_log_probs(
 
     precision: as in training (`bf16-mixed`, `16-mixed`: under autocast), so that a policy equal to its reference has ratio 0.
     """
-    narrow = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     was_training = model.training
     model.eval()
     sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
-    with torch.autocast(torch.device(device).type, dtype=narrow, enabled=narrow is not None):
+    with autocast(precision, torch.device(device)):
         nats, _ = answer_nats(model, sides, batch_tokens=batch_tokens, device=device)
     model.train(was_training)
     return -nats.reshape(-1, 2)

@@ -12,7 +12,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from moxin_lab.lab.step_training import autocast
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import grpo
 from moxin_lab.posttraining.rollout import Rollout, RolloutEngine, SamplingSettings
@@ -296,8 +296,7 @@ class RolloutStream:
                 found[torch.from_numpy(rows).to(device), : values.shape[1]] = values
         if ranks > 1:
             torch.distributed.all_reduce(found)  # each row is one rank's, and 0 on the others
-        found = found.cpu()
-        return found
+        return found.cpu()
 
     # What a checkpoint keeps.
 
@@ -399,9 +398,3 @@ def _replace(
     return Rollout(
         prompts, **mine, finish_reasons=finish, samples=samples, version=rollout.version, seconds=seconds
     ), rewards
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """What Lightning does to a training step, for forward passes beside it."""
-    dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    return torch.autocast(device.type, dtypes[precision]) if precision in dtypes else nullcontext()

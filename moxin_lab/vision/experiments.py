@@ -20,12 +20,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moxin_lab.lab.step_training import Progress
+from moxin_lab.lab.step_training import Progress, autocast
 from moxin_lab.model import convert
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.vision import scoring, tasks
 from moxin_lab.vision.data import Concept, Pixels
-from moxin_lab.vision.fitting import autocast
 from moxin_lab.vision.images import prepare_images
 from moxin_lab.vision.material import Material
 from moxin_lab.vision.prompts import encode_prompt, tokens

@@ -5,12 +5,10 @@ Guarantees: those of lab/step_training.py. Does not: know what is being learned 
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
@@ -57,12 +55,6 @@ def fit(
         VisionTraining(model, stream, settings, loss, cosine_rate), StepLog(stream, progress, text),
         accumulate=accumulate // world_size(options), resume_folder=Path(folder), options=options, callbacks=callbacks,
     )  # fmt: skip
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """What a model is run in after it was trained with `precision`: autocast for the mixed ones, else nothing."""
-    dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    return torch.autocast(device.type, dtypes[precision]) if precision in dtypes else nullcontext()
 
 
 def parts_of(settings: Any) -> int:
