@@ -299,12 +299,19 @@ class VisionOptimisation(Optimisation):
 class SiglipTrainingSettings(VisionOptimisation):
     """Contrastive pretraining of the SigLIP tower; unused where towers are published ones."""
 
-    text_width: int = Field(gt=0)
-    text_layers: int = Field(ge=0)
-    text_heads: int = Field(gt=0)
+    text_encoder: Literal["transformer", "lsa"] = Field(
+        description="trained beside the tower, or computed of the captions and locked (latent_semantics.py)",
+    )
+    text_width: int = Field(gt=0, description="of the transformer; the components of lsa")
+    text_layers: int = Field(ge=0, description="not read by lsa")
+    text_heads: int = Field(gt=0, description="not read by lsa")
     text_tokens: int = Field(gt=1)
     nameless_captions: bool = Field(
         description="whether half of the captions leave the label out; pays in long trainings"
+    )
+    token_dropout: float = Field(ge=0, lt=1, description="share of a caption's tokens left out, anew a step")
+    view_strength: float = Field(
+        ge=0, description="of the turns, scales, shifts and colours of the tower's views; 0: none of them"
     )
 
 
