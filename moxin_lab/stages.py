@@ -75,7 +75,7 @@ STAGES: tuple[StageInfo, ...] = (
     StageInfo(
         "07_vision_language",
         "Vision and language",
-        takes=("tokenizer", "pretrained", "instruct"),
+        takes=("tokenizer", "pretrained", "instruct", "reasoning"),
         leaves=("vision_towers", "vlm", "vision_log"),
         data_cards=("emoji", "charts"),
         sections=("vision",),

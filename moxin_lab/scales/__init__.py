@@ -342,8 +342,8 @@ class VisionSettings(Section):
     llava: dict[str, str] | None = Field(
         description="LLaVA's two JSON files and the folder of its images, below the root; null with cards"
     )
-    backbone: Literal["pretrained", "instruct"] = Field(
-        description="the report says base, the released code loads instruct"
+    backbone: Literal["pretrained", "instruct", "reasoning"] = Field(
+        description="language model of stage 04, 05 or 06; the report says base, the released code loads instruct"
     )
     caption_languages: tuple[str, ...] = Field(
         min_length=1, description="of the towers' captions, in equal shares; one named twice has two"
@@ -371,6 +371,14 @@ class VisionSettings(Section):
         if self.source == "llava-v1.5" and self.projector_start == "standardised":
             raise ValueError(
                 "projector_start standardised needs features of all images beforehand, which llava-v1.5 has not"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def arms_differ(self) -> "VisionSettings":
+        if "instruct" in self.arms and self.backbone != "pretrained":
+            raise ValueError(
+                f"the arm instruct is compared with the base, so it needs backbone pretrained, not {self.backbone}"
             )
         return self
 
