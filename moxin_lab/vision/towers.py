@@ -28,10 +28,6 @@ from torch import Tensor, nn
 
 from moxin_lab.vision.settings import TowerSettings
 
-# cuDNN's attention gives gradients that are not numbers where a tower's scores grow: SigLIP's training on an H100 (torch 2.11)
-# ended at step 368, each time the same, in the backward pass of one block's attention, and not with PyTorch's other kernels.
-torch.backends.cuda.enable_cudnn_sdp(False)
-
 
 class Towers(nn.Module):
     """The towers that `settings.which` names, as attributes `dino` and `siglip`."""
