@@ -347,7 +347,7 @@ SOURCES: dict[str, Source] = {
             rows_sha256="d9d5950e283e83001451bc65053e6da94753e82b686e0c94e7d9f6d69b198f19",
             license_sha256="7d60a9ff9f9452e94d9a9881a69354f97c6c753a40cd5c493024981ef272b671",
             splits=("test", "train"),
-            sampled={"on_policy.parquet": ""},
+            sampled={"on_policy.parquet": "1c67597283f7df658d19ab5771f3e907e9851f98885eb0758daef8180cae4c46"},
         ),
     )
 }
