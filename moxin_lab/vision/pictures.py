@@ -24,7 +24,6 @@ def gallery(pictures: Sequence[Pixels], titles: Sequence[str], *, columns: int =
         if place < len(pictures):
             box.imshow(pictures[place], interpolation="nearest")
             box.set_title(titles[place], fontsize=7, pad=2)
-    figure.tight_layout(pad=0.4)
     return figure
 
 
@@ -38,7 +37,6 @@ def losses(logs: Mapping[str, pd.DataFrame], *, step: str = "step", value: str =
         box.set_title(name, fontsize=9)
         box.set(xlabel="step")
     axes[0, 0].set_ylabel(value)
-    figure.tight_layout()
     return figure
 
 
@@ -111,5 +109,4 @@ def similarity_maps(
         box.set_yticks([])
     for row, name in enumerate(("picture", *maps)):
         axes[row, 0].set_ylabel(name, fontsize=8)
-    figure.tight_layout(pad=0.4)
     return figure

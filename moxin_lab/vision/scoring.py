@@ -171,10 +171,12 @@ def gains(
     *,
     model: str,
     seed: int,
+    against: str = "blind",
 ) -> pd.DataFrame:
-    """The model's score minus each baseline's on the same items, with its paired interval, one row a task.
+    """The model's score and each baseline's, and the difference to one of them on the same items with its paired interval, one
+    row a task.
 
-    `verdict` says against the blind model: above, below, or not told apart from it.
+    `verdict` says against that one: above, below, or not told apart.
     """
     tasks = np.array([item.task for item in items])
     rows: dict[str, dict[str, Any]] = {}
@@ -184,9 +186,9 @@ def gains(
         for name in BASELINES:
             if name in right:
                 row[name] = right[name][part].mean()
-        value, low, high = difference(right[model][part].astype(float), right["blind"][part].astype(float), seed=seed)
-        row |= {"minus blind": value, "low": low, "high": high}
-        row["verdict"] = "above blind" if low > 0 else "below blind" if high < 0 else "not told apart"
+        value, low, high = difference(right[model][part].astype(float), right[against][part].astype(float), seed=seed)
+        row |= {f"minus {against}": value, "low": low, "high": high}
+        row["verdict"] = f"above {against}" if low > 0 else f"below {against}" if high < 0 else "not told apart"
         rows[task] = row
     return pd.DataFrame(rows).T.rename_axis("task")
 

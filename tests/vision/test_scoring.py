@@ -103,14 +103,17 @@ def test_pixel_features_do_not_see_brightness_or_contrast():
     assert np.allclose(first, brighter, atol=1e-6) and np.linalg.norm(first) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("against", ["blind", "shuffled"])
 @pytest.mark.parametrize(("share", "verdict"), [(1.0, "above"), (0.5, "not told apart"), (0.0, "below")])
-def test_a_task_is_said_to_beat_the_blind_model_only_if_the_interval_does(share, verdict):
+def test_a_task_is_said_to_beat_a_baseline_only_if_the_interval_does(share, verdict, against):
     items = [item(i, "1") for i in range(100)]
     blind = np.arange(100) % 2 == 0
     model = np.roll(blind, 1) if share == 0.5 else np.full(100, share == 1.0)
-    right = {"model": model, "blind": blind}
-    table = scoring.gains(items, right, paired_bootstrap, model="model", seed=0)
-    assert table.loc["count", "verdict"].startswith(verdict)
+    right = {"model": model, "blind": blind, "shuffled": blind}
+    right |= {"shuffled" if against == "blind" else "blind": model}  # the other one tells nothing apart
+    row = scoring.gains(items, right, paired_bootstrap, model="model", seed=0, against=against).loc["count"]
+    assert row["verdict"].startswith(verdict) and row[f"minus {against}"] == model.mean() - 0.5
+    right["blind"] = blind
     rows = scoring.scores(items, right, wilson_interval)
     assert rows.loc[rows["answerer"] == "blind", "value"].item() == 0.5 and set(rows["items"]) == {100}
 
