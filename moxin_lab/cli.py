@@ -72,9 +72,18 @@ def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
     with_scale(
         command("verify", _verify, "recompute every hash of a report's manifest; exit 1 with the list of what differs")
     )
-    cards = command("cards", _cards, "check the data cards, or rebuild one from the package archives it came from")
-    cards.add_argument("action", choices=("check", "build"))
-    cards.add_argument("name", nargs="?", help="the data card to build")
+    cards = command(
+        "cards",
+        _cards,
+        "check the data cards, rebuild one from the package archives it came from, or put pairs that a run sampled from its "
+        "model into the card `preferences`",
+    )
+    cards.add_argument("action", choices=("check", "build", "on-policy"))
+    cards.add_argument(
+        "name",
+        nargs="?",
+        help="the data card to build; for on-policy, the file sampled_pairs.parquet that notebook 05 left",
+    )
     cards.add_argument(
         "--archives",
         metavar="FOLDER",
@@ -209,12 +218,18 @@ def _cards(options: argparse.Namespace) -> int:
     from moxin_lab.lab.artifacts import LabError
 
     root = _root(options)
-    if options.action == "build":
+    if options.action != "check":
         if options.name is None:
-            raise LabError("name the data card to build: moxin-lab cards build NAME")
+            wanted = "data card to build: moxin-lab cards build NAME"
+            raise LabError(
+                f"name the {wanted if options.action == 'build' else 'file: moxin-lab cards on-policy FILE'}"
+            )
         archives = Path(options.archives) if options.archives else None
         try:
-            cards.rebuild(root, options.name, archives)
+            if options.action == "on-policy":
+                cards.add_on_policy(root, Path(options.name))
+            else:
+                cards.rebuild(root, options.name, archives)
         except (ArchiveError, cards.CardError, ValueError) as error:
             raise LabError(str(error)) from error
         return 0

@@ -15,6 +15,8 @@ class StageInfo:
     title: str
     takes: tuple[str, ...] = ()
     """Artifacts of earlier stages."""
+    may_take: tuple[str, ...] = ()
+    """Artifacts of earlier stages that its settings can ask for: they need not be there until they are asked for."""
     leaves: tuple[str, ...] = ()
     """Artifacts that this stage writes; a name belongs to one stage only."""
     data_cards: tuple[str, ...] = ()
@@ -75,7 +77,8 @@ STAGES: tuple[StageInfo, ...] = (
     StageInfo(
         "07_vision_language",
         "Vision and language",
-        takes=("tokenizer", "pretrained", "instruct"),
+        takes=("tokenizer",),
+        may_take=("pretrained", "instruct", "reasoning"),
         leaves=("vision_towers", "vlm", "vision_log"),
         data_cards=("emoji", "charts"),
         sections=("vision",),

@@ -2,10 +2,12 @@
 
 Does: `read_card` gives stage 01 the rows of a data set, or says which file is bad and how to get it back; `render`
 writes the measured part of a card's README.md between its two markers; `rebuild` makes a data set from its archives and
-renders its card; `check` holds every card to `sources.py` and to its own data.
+renders its card; `add_on_policy` puts a model's pairs into the card `preferences`; `check` holds every card to `sources.py`
+and to its own data.
 Guarantees: no number in a card is typed by hand; `check` goes on after a problem (a file that cannot be read ends the
-look at its own card only) and returns all it found.
-Does not: write prose (that is in README.md, outside the markers), decode or clean text, or use the network in `check`.
+look at its own card only) and returns all it found; files sampled from a model are held to the rows they answer.
+Does not: make a model's answers again (`Source.sampled`), write prose (that is in README.md, outside the markers), decode or
+clean text, or use the network in `check`.
 """
 
 import hashlib
@@ -24,7 +26,7 @@ import yaml
 
 from moxin_lab.data.archives import sha256_of
 from moxin_lab.data.packaged import MESSAGES
-from moxin_lab.data.sources import SOURCES, Source, build, fetch, rows_sha256, source, write
+from moxin_lab.data.sources import SOURCES, Source, build, fetch, rows_sha256, source, write, write_table
 
 MARKERS = ("<!-- numbers: begin, written by `moxin-lab cards build` -->", "<!-- numbers: end -->")
 MAX_FILE_BYTES = 9 * 2**20
@@ -54,7 +56,8 @@ class CardError(RuntimeError):
 def read_card(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     """The rows of a data card folder, or of one of its parquet files, in file-name order.
 
-    path: `data_cards/<name>` (its `data/*.parquet` are read) or a parquet file.
+    path: `data_cards/<name>` (its `data/*.parquet` are read, but for those sampled from a model, which are a configuration
+    of their own) or a parquet file.
     schema: the columns to insist on; by default those that `sources.py` gives for the data set of that name.
     Raises `CardError` naming the file, what is wrong, and what to do, for a file that is missing, has no bytes, is no
     parquet file or a damaged one, has other columns, or has no rows.
@@ -65,7 +68,9 @@ def read_card(path: Path, schema: pa.Schema | None = None) -> pa.Table:
         schema = source(folder.name).schema
     if folder != path:
         return _read_parquet(path, schema)
-    files = {file.name for file in (path / "data").glob("*.parquet")} | set(known.rows if known else ())
+    files = {file.name for file in (path / "data").glob("*.parquet")}
+    if known:
+        files = (files - known.sampled.keys()) | known.rows.keys()
     if not files:
         raise CardError(f"{path} holds no data/*.parquet. {_remedy(path)}")
     return pa.concat_tables(_read_parquet(path / "data" / name, schema) for name in sorted(files))
@@ -103,6 +108,24 @@ def _tables_from_cards(name: str, card_root: Path) -> dict[str, pa.Table]:
 
     builders = {"instructions": instructions.tables, "preferences": preferences.tables}
     return builders[name](card_root)
+
+
+def add_on_policy(root: Path, file: Path, progress: Callable[[str], object] = print) -> Path:
+    """Make `root`/data_cards/preferences/data/on_policy.parquet of the pairs in `file`, then the numbers in the card.
+
+    file: `sampled_pairs.parquet`, which notebook 05 leaves in its artifact `tuning_log`.
+    progress: told what was written, and what `sources.py` has to record of it.
+    Returns the parquet path. Raises `CardError`, before anything is written, if a pair may not be in the card.
+    """
+    from moxin_lab.data import preferences  # it reads cards with this module
+
+    folder = root / "data_cards" / "preferences"
+    table = preferences.on_policy_table(file, root / "data_cards")
+    written = write_table(table, folder / "data" / preferences.ON_POLICY_FILE)
+    (folder / "README.md").write_text(render(folder), encoding="utf-8")
+    progress(f"written: {written}, {table.num_rows:,} pairs, and their numbers in {folder / 'README.md'}")
+    progress(f'to record in moxin_lab/data/sources.py: sampled={{"{written.name}": "{rows_sha256([table])}"}}')
+    return written
 
 
 def render(folder: Path) -> str:
@@ -145,7 +168,7 @@ def _card_problems(folder: Path, wanted: Source) -> Iterator[str]:
         yield f"{licence} is missing. {_remedy(folder)}"
     elif sha256_of(licence) != wanted.license_sha256:
         yield f"{licence} is not upstream's licence text as recorded. {_remedy(folder)}"
-    surplus = {file.name for file in (folder / "data").glob("*")} - set(wanted.rows)
+    surplus = {file.name for file in (folder / "data").glob("*")} - wanted.rows.keys() - wanted.sampled.keys()
     for name in sorted(surplus):
         yield f"{folder / 'data' / name} belongs to no data set"
     tables = {name: read_card(folder / "data" / name) for name in sorted(wanted.rows)}
@@ -154,9 +177,28 @@ def _card_problems(folder: Path, wanted: Source) -> Iterator[str]:
             yield f"{folder / 'data' / name} has {table.num_rows:,} rows, expected {wanted.rows[name]:,}"
     if (digest := rows_sha256(tables.values())) != wanted.rows_sha256:
         yield f"the rows of {folder} have SHA-256 {digest}, expected {wanted.rows_sha256}. {_remedy(folder)}"
-    yield from _front_matter_problems(folder, wanted, sum(table.num_rows for table in tables.values()))
+    sampled = _sampled_tables(folder, wanted)
+    for name, table in sampled.items():
+        yield from _sampled_problems(folder / "data" / name, table, wanted)
+    rows = sum(table.num_rows for table in (*tables.values(), *sampled.values()))
+    yield from _front_matter_problems(folder, wanted, rows)
     if render(folder) != readme.read_text(encoding="utf-8"):
         yield f"{readme}: its numbers are not those of its data. {_remedy(folder)}"
+
+
+def _sampled_tables(folder: Path, wanted: Source) -> dict[str, pa.Table]:
+    """The files sampled from a model: those that must be there, and those that are there and not yet recorded."""
+    paths = {name: folder / "data" / name for name in sorted(wanted.sampled)}
+    return {name: read_card(path) for name, path in paths.items() if wanted.sampled[name] or path.is_file()}
+
+
+def _sampled_problems(path: Path, table: pa.Table, wanted: Source) -> Iterator[str]:
+    from moxin_lab.data import preferences  # it reads cards with this module
+
+    if (digest := rows_sha256([table])) != wanted.sampled[path.name]:
+        yield f"the rows of {path} have SHA-256 {digest}, expected {wanted.sampled[path.name] or 'none: not recorded yet'}"
+    for problem in preferences.on_policy_problems(table, path.parents[2]):
+        yield f"{path}: {problem}"
 
 
 def _front_matter_problems(folder: Path, wanted: Source, rows: int) -> list[str]:
@@ -181,6 +223,12 @@ def _front_matter_problems(folder: Path, wanted: Source, rows: int) -> list[str]
     covered = {f"data/{file.name}" for pattern in listed for file in folder.glob(pattern)}
     if covered != {f"data/{name}" for name in wanted.rows}:
         problems.append(f"{readme}: its first configuration loads {sorted(covered)}, not all parquet files")
+    loaded = {config["config_name"]: [entry["path"] for entry in config["data_files"]] for config in configs[1:]}
+    problems += [
+        f"{readme}: no configuration {Path(name).stem} loads data/{name} alone"
+        for name in wanted.sampled
+        if loaded.get(Path(name).stem) != [f"data/{name}"]
+    ]
     splits = {entry["split"] for config in configs for entry in config["data_files"]}
     if splits != set(wanted.splits):
         problems.append(f"{readme}: its splits are {sorted(splits)}, expected {', '.join(wanted.splits)}")
@@ -207,18 +255,34 @@ def numbers(folder: Path) -> str:
     """The measured part of a card, as Markdown: files, groups of rows, what is in the rows, archives."""
     wanted = source(folder.name)
     tables = {name: read_card(folder / "data" / name) for name in sorted(wanted.rows)}
+    sampled = _sampled_tables(folder, wanted)
     content = "images" if wanted.name in _IMAGES else "raw text"
     lines = [f"| File | Rows | Bytes of {content} | Bytes of file | SHA-256 of file |", "|---|---:|---:|---:|---|"]
-    for name, table in tables.items():
+    for name, table in (*tables.items(), *sampled.items()):
         path = folder / "data" / name
         raw = sum(map(len, _raw(table, wanted)))
         lines.append(
             f"| `data/{name}` | {table.num_rows:,} | {raw:,} | {path.stat().st_size:,} | `{sha256_of(path)}` |"
         )
-    table = pa.concat_tables(tables.values())
+    rebuilt = " that a build makes" if sampled else ""
+    lines += _measured(pa.concat_tables(tables.values()), wanted, _GROUPS[wanted.name], content, f"all rows{rebuilt}")
+    lines += [
+        "",
+        f"SHA-256 of all rows{rebuilt}, whatever file holds them (`moxin_lab.data.sources.rows_sha256`): "
+        f"`{rows_sha256(tables.values())}`.",
+    ]
+    for name, table in sampled.items():
+        lines += ["", f"`data/{name}`, which was sampled from a model and is made by no build:"]
+        lines += _measured(table, wanted, "task", content, f"the rows of `data/{name}`")
+        lines += ["", f"SHA-256 of these rows: `{rows_sha256([table])}`."]
+    lines += ["", *(_cards_built_from(wanted) if wanted.cards else _archives_built_from(wanted))]
+    return "\n".join(lines) + "\n"
+
+
+def _measured(table: pa.Table, wanted: Source, group: str, content: str, of_what: str) -> list[str]:
+    """Two tables of a card: rows by the values of column `group`, and what is in the rows."""
     raws = _raw(table, wanted)
-    group = _GROUPS[wanted.name]
-    lines += ["", f"| `{group}` | Rows | Bytes of {content} |", "|---|---:|---:|"]
+    lines = ["", f"| `{group}` | Rows | Bytes of {content} |", "|---|---:|---:|"]
     values = table[group].to_pylist()
     rows, sizes = Counter(values), Counter[str]()
     for value, raw_text in zip(values, raws, strict=True):
@@ -226,16 +290,8 @@ def numbers(folder: Path) -> str:
     lines += [
         f"| {f'`{value}`' if value else '(none)'} | {rows[value]:,} | {sizes[value]:,} |" for value in sorted(rows)
     ]
-    lines += ["", "| Measured over all rows | Count |", "|---|---:|"]
-    lines += [f"| {label} | {count:,} |" for label, count in _facts(table, raws, wanted)]
-    lines += [
-        "",
-        "SHA-256 of all rows, whatever file holds them (`moxin_lab.data.sources.rows_sha256`): "
-        f"`{rows_sha256(tables.values())}`.",
-        "",
-        *(_cards_built_from(wanted) if wanted.cards else _archives_built_from(wanted)),
-    ]
-    return "\n".join(lines) + "\n"
+    lines += ["", f"| Measured over {of_what} | Count |", "|---|---:|"]
+    return lines + [f"| {label} | {count:,} |" for label, count in _facts(table, raws, wanted)]
 
 
 def _archives_built_from(wanted: Source) -> list[str]:
@@ -251,7 +307,7 @@ def _archives_built_from(wanted: Source) -> list[str]:
 
 def _cards_built_from(wanted: Source) -> list[str]:
     return ["| Built from data card | SHA-256 of its rows |", "|---|---|"] + [
-        f"| `{name}` | `{SOURCES[name].rows_sha256}` |" for name in wanted.cards
+        f"| `{name}` | `{source(name).rows_sha256}` |" for name in wanted.cards
     ]
 
 
@@ -388,4 +444,6 @@ def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
 
 def _remedy(path: Path) -> str:
     name = next((part for part in path.parts if part in SOURCES), "NAME")
+    if name in SOURCES and path.name in SOURCES[name].sampled:
+        return f"Restore it with `git checkout -- data_cards/{name}`: no build makes a model's answers again."
     return f"Restore it with `git checkout -- data_cards/{name}`, or rebuild it with `moxin-lab cards build {name}`."

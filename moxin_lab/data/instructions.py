@@ -16,9 +16,10 @@
     verifier     string or null. A JSON object: {"kind": "exact", "answer": "42"}; null where no rule can decide
     license      string   SPDX identifier: that of the card that the text is from, CDLA-Permissive-2.0 if generated
 
-`data_cards/preferences` (train.parquet, test.parquet), one row a pair of answers to one prompt:
+`data_cards/preferences` (train.parquet, test.parquet, and on_policy.parquet, which `preferences.on_policy` takes from a run of
+notebook 05), one row a pair of answers to one prompt:
 
-    id           string   unique over both files
+    id           string   unique over all files
     prompt       list<struct<role: string, content: string>>, the last message is the user's
     chosen       the same type: one assistant message
     rejected     the same type: one assistant message, another one

@@ -1,8 +1,9 @@
-"""Preference pairs made of the instruction set: its answer is chosen, a stated corruption of it is rejected.
+"""Preference pairs about the instruction set: constructed of its answers, or a model's own answers that its verifier ranked.
 
     instruction row -> kinds of corruption that fit it -> one of them by a hash -> as many longer as shorter -> pairs
+    notebook 05's sampled pairs -> the training row that each answers -> checked against that row -> on-policy pairs
 
-Kinds, each named in `construction`:
+Kinds of corruption, each named in `construction`:
 
     other choice         the prompt's own other item, digit or heading, where it offers some
     wrong number         the right number with 1, 2 or 10 added or taken away
@@ -15,28 +16,33 @@ Kinds, each named in `construction`:
     rambling             longer: the answer, and another prompt's answer after it
 
 Guarantees: each pair is of one row of `instructions` and on its side of the split; where a verifier exists it accepts chosen
-and refuses rejected; rejected answers are longer as often as shorter, on each side of the split, so that no rule of length
-alone beats chance; the same rows give the same pairs.
+and refuses rejected. Of constructed pairs: rejected answers are longer as often as shorter, on each side of the split, so that
+no rule of length alone beats chance; the same rows give the same pairs. On-policy pairs are of training rows with a verifier.
 Does not: say that a rejected answer of a row without a verifier is worse in every reader's eyes; the construction says how it
-was made. On-policy pairs are no part of the set: post-training samples them from its own model.
+was made. Sample on-policy pairs: a run of notebook 05 did, once for this card; at run time post-training samples anew from its
+own model and does not read them.
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from moxin_lab.data import tasks
-from moxin_lab.data.cards import read_card
+from moxin_lab.data.cards import CardError, read_card
 from moxin_lab.data.packaged import PREFERENCES_SCHEMA
 
 _PAIRS = (24, 8)
 """At most so many pairs of a task, a difficulty and a language: train, test."""
 _EASY_PAIRS = (60, 20)
 """The same for difficulty 1, which small models can tell apart."""
+ON_POLICY, ON_POLICY_FILE = "on-policy", "on_policy.parquet"
+_OF_ROW = ("origin", "source_item", "task", "language", "difficulty", "verifier", "license")
+"""Columns that a pair has from its row."""
 
 
 def corruptions(row: dict[str, Any], neighbours: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -139,22 +145,139 @@ def _some(made: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 
 def _pair(row: dict[str, Any], kind: str, text: str) -> dict[str, Any]:
-    kept = ("origin", "source_item", "task", "language", "difficulty", "verifier", "license")
     return {
         "id": f"pair-{row['id']}",
         "prompt": row["messages"][:-1],
         "chosen": row["messages"][-1:],
         "rejected": [{"role": "assistant", "content": text}],
         "construction": f"constructed corruption: {kind}",
-        **{name: row[name] for name in kept},
+        **{name: row[name] for name in _OF_ROW},
     }
+
+
+# ---- pairs sampled from a model
+
+
+def on_policy(
+    sampled: Iterable[dict[str, Any]], train: list[dict[str, Any]], test: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Pairs in the card's form, in the order of `train`.
+
+    sampled: rows of notebook 05's `sampled_pairs.parquet`, whose `chosen` and `rejected` are whole conversations.
+    train, test: the rows of `instructions`. The prompt tells which training row a pair answers; no two with a verifier have the
+    same. Column `row` of `sampled` is not read: it counts the rows that a run sampled from, which may be a part of these.
+    Raises `CardError` for a pair that answers no training row, or two prompts, or has one of the faults of `on_policy_faults`.
+    """
+    rows = {_key(row["messages"][:-1]): row for row in train if row["verifier"]}
+    made = [_on_policy_pair(pair, rows) for pair in sampled]
+    if faults := list(on_policy_faults(made, train, test)):
+        raise CardError(faults[0] + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""))
+    places = {f"{ON_POLICY}-{row['id']}": place for place, row in enumerate(train)}
+    return sorted(made, key=lambda pair: places[pair["id"]])
+
+
+def _key(messages: list[dict[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((message["role"], message["content"]) for message in messages)
+
+
+def _on_policy_pair(pair: dict[str, Any], rows: dict[tuple[tuple[str, str], ...], dict[str, Any]]) -> dict[str, Any]:
+    prompt = _key(pair["chosen"][:-1])
+    asked = prompt[-1][1] if prompt else ""
+    if prompt != _key(pair["rejected"][:-1]):
+        raise CardError(f"the pair about {asked!r} rejects an answer to another prompt")
+    if prompt not in rows:
+        raise CardError(f"the pair about {asked!r} answers no training row of instructions that has a verifier")
+    row = rows[prompt]
+    return {
+        "id": f"{ON_POLICY}-{row['id']}",
+        "prompt": row["messages"][:-1],
+        "chosen": pair["chosen"][-1:],
+        "rejected": pair["rejected"][-1:],
+        "construction": pair["construction"],
+        **{name: row[name] for name in _OF_ROW},
+    }
+
+
+def on_policy_faults(
+    pairs: list[dict[str, Any]], train: list[dict[str, Any]], test: list[dict[str, Any]]
+) -> Iterator[str]:
+    """Why on-policy pairs may not be in the card, one line a fault. train, test: the rows of `instructions`."""
+    rows = {f"{ON_POLICY}-{row['id']}": row for row in train}
+    held_out = {row["source_item"] for row in test}
+    for name, count in Counter(pair["id"] for pair in pairs).items():
+        if count > 1:
+            yield f"{name} is there {count} times"
+    for pair in pairs:
+        row = rows.get(pair["id"])
+        found = _faults(pair, row) if row else ["no training row of instructions has this id"]
+        yield from (f"{pair['id']}: {fault}" for fault in found)
+        if pair["source_item"] in held_out:
+            yield f"{pair['id']}: its source item {pair['source_item']} is of the test side"
+
+
+def _faults(pair: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
+    if pair["construction"] != ON_POLICY:
+        yield f"its construction is {pair['construction']!r}, not {ON_POLICY!r}"
+    if pair["prompt"] != row["messages"][:-1]:
+        yield "its prompt is not that of its row"
+    yield from (f"its {name} is not that of its row" for name in _OF_ROW if pair[name] != row[name])
+    for side in ("chosen", "rejected"):
+        if [message["role"] for message in pair[side]] != ["assistant"] or not pair[side][0]["content"].strip():
+            yield f"{side} is not one message of the assistant with text"
+            return
+    chosen, rejected = pair["chosen"][0]["content"], pair["rejected"][0]["content"]
+    if row["verifier"] is None:
+        yield "its row has no verifier, so that nothing ranked the answers"
+    elif not tasks.is_right(row["verifier"], chosen):
+        yield f"the verifier does not accept the chosen answer {chosen!r}"
+    elif tasks.is_right(row["verifier"], rejected):
+        yield f"the verifier accepts the rejected answer {rejected!r}"
+
+
+def on_policy_problems(table: pa.Table, card_root: Path) -> list[str]:
+    """Faults of the card's on-policy pairs against `instructions` under `card_root`. Raises `CardError` if that is damaged."""
+    return list(on_policy_faults(table.to_pylist(), *_instructions(card_root)))
+
+
+def on_policy_table(file: Path, card_root: Path) -> pa.Table:
+    """The pairs of notebook 05's `sampled_pairs.parquet` in the card's form, each checked against its row of `instructions`
+    under `card_root`. Raises `CardError` naming `file` and what is wrong with it."""
+    sampled, sides = _read_sampled(file), _instructions(card_root)
+    try:
+        pairs = on_policy(sampled, *sides)
+    except CardError as error:
+        raise CardError(f"{file}: {error}") from error
+    return pa.Table.from_pylist(pairs, schema=PREFERENCES_SCHEMA)
+
+
+def _read_sampled(file: Path) -> list[dict[str, Any]]:
+    try:
+        table = pq.read_table(file, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise CardError(f"{file} is not a readable parquet file: {error}") from error
+    wanted = {"chosen", "rejected", "construction"}
+    if missing := wanted - set(table.schema.names):
+        raise CardError(
+            f"{file} has no column {', '.join(sorted(missing))}: it is not the sampled pairs of notebook 05"
+        )
+    if table.num_rows == 0:
+        raise CardError(f"{file} has no pairs")
+    return table.select(sorted(wanted)).to_pylist()
+
+
+def _instructions(card_root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    data = card_root / "instructions" / "data"
+    train, test = (read_card(data / f"{side}.parquet").to_pylist() for side in ("train", "test"))
+    return train, test
+
+
+# ---- the card's constructed files
 
 
 def tables(card_root: Path) -> dict[str, pa.Table]:
-    """The parquet files of `data_cards/preferences`, from the card `instructions` under `card_root`. Raises `CardError`."""
-    data = card_root / "instructions" / "data"
-    made = {
-        name: pairs(read_card(data / name).to_pylist(), name == "test.parquet")
-        for name in ("test.parquet", "train.parquet")
-    }
+    """The parquet files of `data_cards/preferences` that can be built, from the card `instructions` under `card_root`.
+
+    Raises `CardError`."""
+    train, test = _instructions(card_root)
+    made = {"test.parquet": pairs(test, 1), "train.parquet": pairs(train, 0)}
     return {name: pa.Table.from_pylist(rows, schema=PREFERENCES_SCHEMA) for name, rows in made.items()}

@@ -16,7 +16,7 @@ step of stage 01 for these rows and for any rows a user puts in their place.
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,6 +49,9 @@ class Source:
     """More than one: each is a file of its name."""
     cards: tuple[str, ...] = ()
     """The data sets that this one is made of, where it is not made of archives."""
+    sampled: dict[str, str] = field(default_factory=dict)
+    """Parquet files beside `rows` that hold a model's answers, and the `rows_sha256` of each, empty until the file is there.
+    No build makes them again, so they are outside the first configuration and `rows`; `cards.check` looks at every row."""
 
 
 def source(name: str) -> Source:
@@ -344,6 +347,7 @@ SOURCES: dict[str, Source] = {
             rows_sha256="d9d5950e283e83001451bc65053e6da94753e82b686e0c94e7d9f6d69b198f19",
             license_sha256="7d60a9ff9f9452e94d9a9881a69354f97c6c753a40cd5c493024981ef272b671",
             splits=("test", "train"),
+            sampled={"on_policy.parquet": ""},
         ),
     )
 }

@@ -9,6 +9,7 @@ states are in the checkpoint; a run found in `resume_folder` is continued. Does 
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -137,4 +138,17 @@ def run_to_end(
             **options,
         )
         found = resume_folder / "resume.ckpt"
-        trainer.fit(module, ckpt_path=found if found.exists() else None, weights_only=True)
+        with without_cudnn_attention():
+            trainer.fit(module, ckpt_path=found if found.exists() else None, weights_only=True)
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """PyTorch's attention takes another kernel than cuDNN's, whose backward pass gives gradients that are not numbers where
+    scores grow: SigLIP's training on an H100 (torch 2.11, bf16) ended at step 368, every time, and not without it."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

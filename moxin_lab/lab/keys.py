@@ -81,7 +81,8 @@ def source_closure(root: Path, sources: list[str]) -> dict[str, str]:
 
 
 def key_parts(root: Path, info: StageInfo, scale: Any, parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a stage's key as JSON values; an input that does not exist yet has the hash None.
+    """The parts of a stage's key as JSON values; an input that does not exist yet has the hash None. What it may take counts,
+    asked for or not: which it will ask for is known only when it runs.
 
     `scale` is a `moxin_lab.scales.Scale`; `parameters` are the notebook's, without `root`.
     """
@@ -91,7 +92,7 @@ def key_parts(root: Path, info: StageInfo, scale: Any, parameters: dict[str, Any
         "code cells": sha256_json(cells),
         "parameters": parameters,
         "settings": {name: getattr(scale, name).model_dump(mode="json") for name in info.sections},
-        "inputs": {name: _artifact_hash(root, scale.name, name) for name in info.takes},
+        "inputs": {name: _artifact_hash(root, scale.name, name) for name in (*info.takes, *info.may_take)},
         "data cards": {name: _folder_hash(root / "data_cards" / name / "data") for name in info.data_cards},
         "files": {name: _folder_hash(root / name) for name in info.reads},
         "source": source_closure(root, cells),

@@ -144,11 +144,13 @@ class Stage:
         return getattr(self._scale, section)
 
     def input(self, artifact: str) -> Path:
-        """Path of an earlier stage's artifact, whose hash was checked when this stage was opened."""
-        if artifact not in self._info.takes:
+        """Path of an earlier stage's artifact, whose hash was checked when this stage was opened, or now if it may take it."""
+        if artifact not in (*self._info.takes, *self._info.may_take):
             raise LabError(
                 f"{self.name} asks for artifact {artifact!r}, which its row in moxin_lab/stages.py does not list"
             )
+        if artifact not in self._inputs:
+            self._check_input(artifact)
         return stage_folder(self.root, self.scale, producer(artifact).name) / artifact
 
     def _check_input(self, artifact: str) -> None:

@@ -67,8 +67,9 @@ def collect_pairs(
     sft_model: Any, tokenizer: Any, train: pd.DataFrame, card_pairs: pd.DataFrame, settings: Any, *, seed: int,
     progress: Progress | None = None,
 ) -> PreferencePairs:  # fmt: skip
-    """On-policy pairs on verifiable training rows, beside pairs of the card."""
-    verifiable = tables.spread(train[train["verifier"].notna()], settings.dpo.sampled_prompts)
+    """On-policy pairs on verifiable training rows, beside pairs of the card. Column `row` of `sampled` has `train`'s labels."""
+    labelled = train[train["verifier"].notna()].rename_axis("row").reset_index()  # `spread` counts rows anew
+    verifiable = tables.spread(labelled, settings.dpo.sampled_prompts).set_index("row")
     sampled, drawn = respond.on_policy_pairs(
         sft_model, tokenizer, verifiable, samples=settings.dpo.samples, temperature=settings.dpo.temperature,
         max_new_tokens=settings.max_new_tokens, seed=seed, batch_size=settings.answer_batch, progress=progress,

@@ -299,12 +299,19 @@ class VisionOptimisation(Optimisation):
 class SiglipTrainingSettings(VisionOptimisation):
     """Contrastive pretraining of the SigLIP tower; unused where towers are published ones."""
 
-    text_width: int = Field(gt=0)
-    text_layers: int = Field(ge=0)
-    text_heads: int = Field(gt=0)
+    text_encoder: Literal["transformer", "lsa"] = Field(
+        description="trained beside the tower, or computed of the captions and locked (latent_semantics.py)",
+    )
+    text_width: int = Field(gt=0, description="of the transformer; the components of lsa")
+    text_layers: int = Field(ge=0, description="not read by lsa")
+    text_heads: int = Field(gt=0, description="not read by lsa")
     text_tokens: int = Field(gt=1)
     nameless_captions: bool = Field(
         description="whether half of the captions leave the label out; pays in long trainings"
+    )
+    token_dropout: float = Field(ge=0, lt=1, description="share of a caption's tokens left out, anew a step")
+    view_strength: float = Field(
+        ge=0, description="of the turns, scales, shifts and colours of the tower's views; 0: none of them"
     )
 
 
@@ -335,8 +342,8 @@ class VisionSettings(Section):
     llava: dict[str, str] | None = Field(
         description="LLaVA's two JSON files and the folder of its images, below the root; null with cards"
     )
-    backbone: Literal["pretrained", "instruct"] = Field(
-        description="the report says base, the released code loads instruct"
+    backbone: Literal["pretrained", "instruct", "reasoning"] = Field(
+        description="language model of stage 04, 05 or 06; the report says base, the released code loads instruct"
     )
     caption_languages: tuple[str, ...] = Field(
         min_length=1, description="of the towers' captions, in equal shares; one named twice has two"
@@ -364,6 +371,14 @@ class VisionSettings(Section):
         if self.source == "llava-v1.5" and self.projector_start == "standardised":
             raise ValueError(
                 "projector_start standardised needs features of all images beforehand, which llava-v1.5 has not"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def arms_differ(self) -> "VisionSettings":
+        if "instruct" in self.arms and self.backbone != "pretrained":
+            raise ValueError(
+                f"the arm instruct is compared with the base, so it needs backbone pretrained, not {self.backbone}"
             )
         return self
 

@@ -172,6 +172,11 @@ class Trained(NamedTuple):
     aligned: Projector | None
 
 
+def backbones_needed(settings: Any) -> list[str]:
+    """Names of the language models that recipes of `settings.arms` start from, each once. KeyError for an unknown recipe."""
+    return list(dict.fromkeys(RECIPES[arm].backbone or settings.backbone for arm in settings.arms))
+
+
 def load_backbones(folders: Mapping[str, Path], *, device: str) -> dict[str, MoxinForCausalLM]:
     """The language models that recipes start from, by name, each read once."""
     # Rows here have about a hundred tokens: starting a kernel of ours would take longer than PyTorch's attention does.

@@ -13,7 +13,8 @@ COLUMNS = ("encoder", "pixels", "resize", "epochs", "data")
 HERE = "not attempted at this scale"
 COMMANDS = {
     "Ours": "moxin-lab run --scale full --only 07, "
-    "then lmms_eval --model moxin_vl --model_args pretrained=runs/full/07_vision_language/vlm",
+    "then python -m lmms_eval --model moxin_vl --model_args pretrained=runs/full/07_vision_language/vlm "
+    "--tasks gqa,vizwiz_vqa_val,refcoco+_bbox_rec_val,pope",  # OCID-Ref, VSR and TallyQA are not among its tasks
     "Prism-DINOSigLIP 7B (Controlled)": "torchrun scripts/pretrain.py --model.type prism-dinosiglip-controlled+7b (Prismatic)",
     "Prism-DINOSigLIP 7B": "torchrun scripts/pretrain.py --model.type prism-dinosiglip+7b (Prismatic)",
 }

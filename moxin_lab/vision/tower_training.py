@@ -1,9 +1,10 @@
 """Stage (a): the two towers from nothing, at tiny and small scale, by the losses that made the real ones.
 
 SigLIP (Zhai et al. 2023, arXiv 2303.15343): open_clip's own `SigLipLoss` between the tower's pooled image and a small open_clip
-text transformer, every pair of the step a yes/no question; the bias starts at -log(batch - 1), where the loss of that many
-negatives is balanced (the published -10 suits batches of 22,000). DINO (Caron et al. 2021, arXiv 2104.14294): a student matches
-the centred and sharpened output of its own moving average, on two views of a picture.
+text transformer, or a computed text encoder that is locked (as LiT locks its pretrained one, Zhai et al. 2022), every pair of
+the step a yes/no question; the bias starts at -log(batch - 1), where the loss of that many negatives is balanced (the published
+-10 suits batches of 22,000). DINO (Caron et al. 2021, arXiv 2104.14294): a student matches the centred and sharpened output of
+its own moving average, on two views of a picture.
 
 Views are turned, scaled, shifted, recoloured and laid on another background, so that pixels at the same place mean nothing:
 emoji of two vendors share their layout, and raw pixels already match 47 % of them.
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from moxin_lab.lab.step_training import Progress
 from moxin_lab.vision.fitting import fit, order_of, parts_of
 from moxin_lab.vision.images import NORMALISATION
+from moxin_lab.vision.latent_semantics import LatentSemantics
 from moxin_lab.vision.prompts import tokens
 from moxin_lab.vision.towers import Towers
 
@@ -76,10 +78,11 @@ class Views:
     """Steps of `views` augmented pictures each: `view0`, `view1`, ... float32 on `device`, and `numbers` of the pictures."""
 
     def __init__(
-        self, pictures: NDArray[np.uint8], settings: Any, seed: int, *, size: int, name: str, views: int, device: str = "cpu"
+        self, pictures: NDArray[np.uint8], settings: Any, seed: int, *, size: int, name: str, views: int,
+        device: str = "cpu", strength: float = 1.0,
     ) -> None:  # fmt: skip
         self.pictures, self._seed = torch.as_tensor(pictures, device=device), seed
-        self._size, self._name, self._views = size, name, views
+        self._size, self._name, self._views, self._strength = size, name, views, strength
         self._order = order_of(len(pictures), settings, seed)
         self.num_steps = self._order.num_steps
 
@@ -90,7 +93,8 @@ class Views:
         batch: dict[str, Any] = {"numbers": numbers[cut]}
         for number in range(self._views):
             # The whole step is drawn and then cut, so that a part does not depend on how many there are.
-            batch[f"view{number}"] = normalised(augment(self.pictures[numbers], self._size, generator), self._name)[cut]
+            drawn = augment(self.pictures[numbers], self._size, generator, strength=self._strength)
+            batch[f"view{number}"] = normalised(drawn, self._name)[cut]
         return batch
 
 
@@ -98,27 +102,43 @@ class Views:
 
 
 class SiglipPair(nn.Module):
-    """The SigLIP tower with its pooling head, a text encoder of the same width, scale and bias."""
+    """The SigLIP tower with its pooling head, a text encoder of the same width, scale and bias.
 
-    def __init__(self, tower: Any, tokenizer: Any, settings: Any, *, seed: int = 0) -> None:
+    captions: of each picture, read by the encoder `lsa` alone, which is computed of them.
+    """
+
+    def __init__(
+        self, tower: Any, tokenizer: Any, settings: Any, *, captions: Sequence[Sequence[str]] = (), seed: int = 0
+    ) -> None:
         super().__init__()
         self.tower, self._tokenizer, self._length = tower, tokenizer, settings.text_tokens
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.text = TextTransformer(
-                context_length=settings.text_tokens, vocab_size=len(tokenizer), width=settings.text_width,
-                heads=settings.text_heads, layers=settings.text_layers, output_dim=tower.embed_dim, no_causal_mask=True,
-                pool_type="last", proj_bias=True,
-            )  # fmt: skip
+        self.pad = tokenizer.pad_token_id or 0
+        # Words of a bag are the same wherever they stand; byte-level tokenizers mark the space before all but the first.
+        self._before = " " if settings.text_encoder == "lsa" else ""
+        self.text = (self._lsa if settings.text_encoder == "lsa" else self._transformer)(settings, captions, seed)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.logit_bias = nn.Parameter(torch.tensor(-math.log(max(1, settings.examples_per_step - 1))))
 
+    def _transformer(self, settings: Any, captions: Sequence[Sequence[str]], seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return TextTransformer(
+                context_length=settings.text_tokens, vocab_size=len(self._tokenizer), width=settings.text_width,
+                heads=settings.text_heads, layers=settings.text_layers, output_dim=self.tower.embed_dim,
+                no_causal_mask=True, pool_type="last", proj_bias=True,
+            )  # fmt: skip
+
+    def _lsa(self, settings: Any, captions: Sequence[Sequence[str]], seed: int) -> nn.Module:
+        return LatentSemantics(
+            [self.encode_texts(texts).flatten().tolist() for texts in captions], vocabulary=len(self._tokenizer),
+            components=settings.text_width, output=self.tower.embed_dim, pad=self.pad, seed=seed,
+        )  # fmt: skip
+
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Token ids int64 [B, text_tokens]; padded, and longer texts cut, so that the last place, which is pooled, is there."""
-        pad = self._tokenizer.pad_token_id or 0
-        rows = torch.full((len(texts), self._length), pad)
+        rows = torch.full((len(texts), self._length), self.pad)
         for row, text in enumerate(texts):
-            ids = tokens(self._tokenizer, text)[: self._length]
+            ids = tokens(self._tokenizer, self._before + text)[: self._length]
             rows[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return rows
 
@@ -134,13 +154,13 @@ class SiglipPair(nn.Module):
 
 
 class Captioned(Views):
-    """Views and one caption each, drawn anew each step from the picture's own."""
+    """Views and one caption each, drawn anew each step from the picture's own; a share of its tokens is padding instead."""
 
     def __init__(
-        self, pictures: NDArray[np.uint8], ids: list[Tensor], settings: Any, seed: int, **options: Any
+        self, pictures: NDArray[np.uint8], ids: list[Tensor], settings: Any, seed: int, *, pad: int = 0, **options: Any
     ) -> None:
-        super().__init__(pictures, settings, seed, views=1, **options)
-        self._ids = ids
+        super().__init__(pictures, settings, seed, views=1, strength=settings.view_strength, **options)
+        self._ids, self._pad, self._dropout = ids, pad, settings.token_dropout
 
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
         batch = super().batch(step, part=part, parts=parts)
@@ -148,6 +168,9 @@ class Captioned(Views):
         batch["ids"] = torch.stack(
             [self._ids[n][int(rng.integers(len(self._ids[n])))] for n in batch["numbers"].tolist()]
         )
+        if self._dropout:
+            dropped = torch.as_tensor(rng.random(batch["ids"].shape) < self._dropout)
+            batch["ids"] = batch["ids"].masked_fill(dropped, self._pad)
         return batch
 
 
@@ -174,11 +197,11 @@ def train_siglip(
         raise ValueError(
             f"{len(images)} images and {len(captions)} lists of captions, each of which needs at least one text"
         )
-    pair = SiglipPair(towers.tower("siglip"), tokenizer, settings, seed=seed)
+    pair = SiglipPair(towers.tower("siglip"), tokenizer, settings, captions=captions, seed=seed)
     pair.tower.requires_grad_(True)
     stream = Captioned(
         images, [pair.encode_texts(texts) for texts in captions], settings, seed, size=towers.settings.image_size,
-        name="siglip", device=device,
+        name="siglip", device=device, pad=pair.pad,
     )  # fmt: skip
     pair.train()
     log = fit(

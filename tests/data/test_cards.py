@@ -64,6 +64,7 @@ def test_there_is_a_folder_for_each_source_and_no_other_file_in_it(repository: P
     for name, wanted in sources.SOURCES.items():
         files = {str(file.relative_to(folders[name])) for file in folders[name].rglob("*") if file.is_file()}
         expected = {"README.md", "LICENSE", *(f"data/{file}" for file in wanted.rows)}
+        expected |= {f"data/{file}" for file, digest in wanted.sampled.items() if digest}
         assert expected <= files <= expected | {"croissant.json"}
 
 

@@ -52,6 +52,8 @@ def test_rebuilding_from_the_cards_in_the_tree_gives_the_committed_bytes(
     released, out = repository / "data_cards" / name, tmp_path / "data_cards" / name
     out.mkdir(parents=True)
     wanted = sources.SOURCES[name]
+    for file in wanted.sampled.keys() & {path.name for path in (released / "data").iterdir()}:
+        sources.write_table(pq.read_table(released / "data" / file), out / "data" / file)  # which no build makes
     for card in wanted.cards:
         out.with_name(card).symlink_to(released.with_name(card))
     text = (released / "README.md").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from moxin_lab import cli
 from moxin_lab.lab import runner
 from moxin_lab.lab.artifacts import LabError, describe, find_root, read_record
 from moxin_lab.lab.stage import RUNNER_VARIABLE, acquire_lock, release_lock
-from moxin_lab.stages import STAGES
+from moxin_lab.stages import STAGES, stage_info
 
 FIRST, SECOND = STAGES[0], STAGES[1]
 OPEN = "from moxin_lab import lab\nstage = lab.stage({name!r}, scale=scale, seed=seed, root=root)"
@@ -161,6 +161,18 @@ def test_an_artifact_changed_by_hand_is_refused_by_the_next_stage_and_remade_by_
         FIRST.name,
         SECOND.name,
     ]  # the failed attempt above is resumed, with the input it recorded
+
+
+def test_what_a_stage_may_take_is_missed_only_when_it_is_asked_for(lab_root):
+    run(lab_root)
+    info = stage_info("07_vision_language")
+    leave = [f'stage.output("{name}").write_text("made")' for name in info.leaves]
+    write_notebook(lab_root, info.name, *leave)
+    assert run(lab_root, stages=(info,))[0] == [info.name]
+    assert set(read_record(lab_root, "tiny", info.name)["inputs"]) == {"tokenizer"}
+    write_notebook(lab_root, info.name, 'stage.input("pretrained")', *leave)
+    with pytest.raises(LabError, match=r"needs 'pretrained' of stage 04_pretraining, which has not run.*--only 04"):
+        run(lab_root, stages=(info,))
 
 
 def test_from_only_force_and_dry_run_choose_stages(lab_root, capsys, monkeypatch):

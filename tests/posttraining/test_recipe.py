@@ -70,6 +70,20 @@ def test_a_seed_repeats_both_trainings_and_another_seed_is_another_training(worl
     assert len(shares) == 3 + 2 + 1 and all(0 <= share <= 1 for share in shares)
 
 
+def test_a_sampled_pair_names_the_training_row_that_it_answers(world, monkeypatch):
+    asked = []
+
+    def on_policy_pairs(model, tokenizer, rows, **options):
+        asked.append(rows)
+        return pd.DataFrame(columns=["chosen", "rejected", "row", "construction"]), {}
+
+    monkeypatch.setattr(recipe.respond, "on_policy_pairs", on_policy_pairs)
+    rows = as_rows(make_conversations(12), verifier=[None, '{"kind": "exact", "answer": "one"}'] * 6)
+    found = recipe.collect_pairs(None, world.tokenizer, rows, world.pairs, make_settings(), seed=0)
+    assert list(asked[0].index) == [1, 3, 7, 9] and found.prompts == 4  # at even distances among rows 1, 3, 5, 7, 9, 11
+    assert asked[0]["messages"].tolist() == rows.loc[[1, 3, 7, 9], "messages"].tolist()
+
+
 def test_outcomes_are_compared_row_by_row_and_over_seeds():
     def judged(right, tokens):
         return pd.DataFrame({"right": pd.array(right, dtype="Float64"), "tokens": tokens})

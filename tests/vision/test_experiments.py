@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
+from moxin_lab import scales
 from moxin_lab.evaluation.statistics import seed_interval
+from moxin_lab.stages import stage_info
 from moxin_lab.vision import data, experiments, towers
 from moxin_lab.vision.settings import TowerSettings
 
@@ -103,6 +105,38 @@ def test_every_recipe_that_differs_names_a_claim_of_the_list(repository):
     for name, recipe in experiments.RECIPES.items():
         assert (recipe.claim is None) == (name == "no-align")
         assert recipe.claim is None or f"- id: {recipe.claim}\n" in known
+
+
+@pytest.mark.parametrize("backbone", ["pretrained", "instruct", "reasoning"])
+def test_only_language_models_that_an_arm_starts_from_are_needed(backbone):
+    def needed(*arms):
+        return experiments.backbones_needed(SimpleNamespace(backbone=backbone, arms=arms))
+
+    assert needed("align", "no-align", "one-epoch") == [backbone]
+    assert needed("no-align", "instruct") == list(dict.fromkeys((backbone, "instruct")))
+    with pytest.raises(KeyError, match="mystery"):
+        needed("mystery")
+
+
+def changed(**values):
+    return scales.VisionSettings.model_validate({**scales.load("small").vision.model_dump(), **values})
+
+
+def test_every_backbone_of_a_scale_file_is_an_artifact_that_the_stage_may_take():
+    for backbone in ("pretrained", "instruct", "reasoning"):
+        assert changed(backbone=backbone, arms=("align", "no-align")).backbone == backbone
+        assert backbone in stage_info("07_vision_language").may_take
+    with pytest.raises(ValueError, match="Input should be 'pretrained', 'instruct' or 'reasoning'"):
+        changed(backbone="sft")
+
+
+def test_the_instruct_arm_is_refused_where_it_would_not_be_compared_with_the_base():
+    with pytest.raises(ValueError, match="needs backbone pretrained, not reasoning"):
+        changed(backbone="reasoning")
+
+
+def test_the_small_scale_runs_every_recipe():
+    assert set(scales.load("small").vision.arms) == set(experiments.RECIPES)
 
 
 def test_questions_of_test_come_from_other_concepts_except_presence(repository, concepts):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from open_clip.loss import SigLipLoss
 
-from moxin_lab.scales import DinoTrainingSettings, SiglipTrainingSettings
+from moxin_lab.scales import DinoTrainingSettings, SiglipTrainingSettings, load
 from moxin_lab.vision.tower_training import (
+    Captioned,
     DinoPair,
     SiglipPair,
     Views,
@@ -23,8 +24,9 @@ from moxin_lab.vision.towers import build_towers, pooled
 from tests.vision.conftest import OPTIMISATION, TINY_TOWERS
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 220), "black": (10, 10, 10)}
-WIDE = {"text_width": 96, "text_layers": 2, "text_heads": 4, "text_tokens": 24, "nameless_captions": False}
-NARROW = {"text_width": 16, "text_layers": 1, "text_heads": 2, "text_tokens": 6, "nameless_captions": False}
+PLAIN = {"text_encoder": "transformer", "nameless_captions": False, "token_dropout": 0.0, "view_strength": 1.0}
+WIDE = {"text_width": 96, "text_layers": 2, "text_heads": 4, "text_tokens": 24, **PLAIN}
+NARROW = {"text_width": 16, "text_layers": 1, "text_heads": 2, "text_tokens": 6, **PLAIN}
 STEPS = {
     "epochs": 30,
     "examples_per_step": 4,
@@ -33,6 +35,8 @@ STEPS = {
     "weight_decay": 1e-4,
 }
 SIGLIP = SiglipTrainingSettings(**{**OPTIMISATION, **STEPS}, **NARROW)
+DROPPED = SIGLIP.model_copy(update={"token_dropout": 0.25})
+LSA = SIGLIP.model_copy(update={"text_encoder": "lsa", "text_width": 3, "text_tokens": 12})
 DINO_STEPS = {"epochs": 3, "examples_per_step": 8, "micro_batch_examples": 8, "checkpoint_every_steps": 2}
 DINO = DinoTrainingSettings(
     **{**OPTIMISATION, **DINO_STEPS, "learning_rate": 1e-3, "weight_decay": 0.04}, prototypes=16, teacher_momentum=0.99,
@@ -98,6 +102,64 @@ def test_siglip_learns_colours_and_resumes_bitwise(byte_tokenizer, tmp_path):
     assert second.equals(log)
     for wanted, found in zip(pair.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(wanted, found)
+
+
+def test_a_share_of_the_tokens_is_left_out_anew_each_step_and_none_by_default():
+    ids = [torch.full((1, 50), 7)] * 16
+    common = {"size": 32, "name": "siglip", "pad": 3}
+    settings = DROPPED.model_copy(update={"examples_per_step": 16})
+    first, second = (Captioned(_pictures(16), ids, settings, 0, **common).batch(step)["ids"] for step in (0, 1))
+    assert set(first.unique().tolist()) == {3, 7} and not torch.equal(first, second)
+    assert float((first == 3).float().mean()) == pytest.approx(0.25, abs=0.06)
+    again = Captioned(_pictures(16), ids, settings, 0, **common).batch(0)["ids"]
+    assert torch.equal(first, again)
+    plain = Captioned(_pictures(16), ids, settings.model_copy(update={"token_dropout": 0.0}), 0, **common)
+    assert (plain.batch(0)["ids"] == 7).all()
+
+
+def test_views_are_as_strong_as_the_settings_say():
+    def view(strength):
+        settings = SIGLIP.model_copy(update={"view_strength": strength})
+        return Captioned(_pictures(4), [torch.zeros(1, 6)] * 4, settings, 0, size=32, name="siglip").batch(0)["view0"]
+
+    default, whole, none = Views(_pictures(4), SIGLIP, 0, size=32, name="siglip", views=1), view(1.0), view(0.0)
+    assert torch.equal(default.batch(0)["view0"], whole)
+    assert torch.equal(none, none.flip(-1)) and not torch.equal(
+        whole, whole.flip(-1)
+    )  # the squares stay where they are
+
+
+def test_siglip_learns_against_locked_lsa_texts_and_resumes_bitwise(byte_tokenizer, tmp_path):
+    captions = [[name, f"{name} box"] for name in COLOURS]
+
+    def run(folder, **options):
+        return train_siglip(
+            build_towers(TINY_TOWERS), _pictures(), captions, byte_tokenizer, settings=LSA, folder=folder,
+            trainer_options=CPU, **options,
+        )  # fmt: skip
+
+    def stop(step, total, text):
+        if step == 15:
+            raise KeyboardInterrupt
+
+    pair, log = run(tmp_path / "a")
+    assert not list(pair.text.parameters())
+    assert log["loss"].tail(5).mean() < 0.8 * log["loss"].head(5).mean()
+    fresh = SiglipPair(build_towers(TINY_TOWERS).siglip, byte_tokenizer, LSA, captions=captions)
+    assert (fresh.embed_texts(["red box"]) == pair.embed_texts(["red box"])).all()
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(tmp_path / "b", progress=stop)
+    resumed, second = run(tmp_path / "b")
+    assert second.equals(log)
+    for wanted, found in zip(pair.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(wanted, found)
+
+
+def test_the_scales_say_which_text_encoder_they_train():
+    encoders = {name: load(name).vision.siglip.text_encoder for name in ("tiny", "small", "full")}
+    assert encoders == {"tiny": "transformer", "small": "lsa", "full": "transformer"}
+    with pytest.raises(ValueError, match="token_dropout"):
+        SiglipTrainingSettings(**{**SIGLIP.model_dump(), "token_dropout": 1.0})
 
 
 def test_an_image_without_caption_is_refused(byte_tokenizer, tmp_path):
