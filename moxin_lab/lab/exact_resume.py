@@ -1,7 +1,7 @@
 """What every Lightning training of the lab shares so that a killed run goes on bitwise: loader, random states, trainer.
 
     class Pretraining(ExactResume): ...            # training_step and configure_optimizers are the stage's own
-    run_to_end(Pretraining(model, stream), [log], accumulate=2, precision=..., ...)
+    run_to_end(Pretraining(model, stream), [log], settings, num_steps=stream.num_steps, accumulate=2, ...)
 
 Guarantees: a batch is a function of (step, part of the step), so a resumed run reads what the killed one would have read; random
 states are in the checkpoint; a run found in `resume_folder` is continued. Does not: know a model, a loss or a schedule.

@@ -1,12 +1,11 @@
-"""A training whose parts of a step each return their share of the step's loss: Lightning module, step log and loop.
+"""A training whose parts of a step each return their share of the step's loss: order, Lightning module, step log and loop.
 
     stream.batch(step, part) -> loss(model, batch) = {"loss": share with gradient, further sums}   shares add up to the step's
-    class PostTraining(StepTraining): ...          # which optimizer
-    run_steps(PostTraining(model, stream, settings, loss, rate), StepLog(...), ...) -> one row a step
+    fit(model, stream, settings, loss, optimizer=decay_all, rate=linear, ...) -> one row a step
 
 Guarantees: a step's loss and gradient do not depend on micro-batches or ranks beyond what the shares say; a killed run started
 again continues from its last resume point with bitwise the same weights and log on the CPU, dropout included.
-Does not: know what is being learned, evaluate, or shard a model.
+Does not: know what is being learned, put the model in training or evaluation mode, evaluate, or shard a model.
 """
 
 import json
@@ -15,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
@@ -24,7 +23,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from moxin_lab.lab.exact_resume import ExactResume, Stream, run_to_end
+from moxin_lab.lab import exact_resume
+from moxin_lab.lab.exact_resume import ExactResume, run_to_end, with_defaults, world_size
 
 Progress = Callable[[int, int, str], None]
 
@@ -32,10 +32,19 @@ LossFunction = Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]
 """(model, part of a step) to `loss`, the part's share with gradient, and further sums without (they end in the log)."""
 
 Rate = Callable[[int, int, float], float]
-"""(optimizer step, steps in all, warm-up's share) to the share of the peak learning rate."""
+"""(optimizer step, steps in all, warm-up's share) to the share of the peak learning rate (rates.py)."""
+
+MakeOptimizer = Callable[[nn.Module, Any], torch.optim.Optimizer]
+"""(model on its device, settings) to the optimizer of what is trained (`decay_all`, `decay_matrices` of model/optimizer.py)."""
 
 Finish = Callable[[int, dict[str, float]], dict[str, float]]
 """(optimizer step, the loss function's sums over it) to what the log says of them."""
+
+
+class Stream(exact_resume.Stream, Protocol):
+    """Optimizer steps of `examples_per_step` examples."""
+
+    examples_per_step: int
 
 
 class Order:
@@ -69,15 +78,14 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 class StepTraining(ExactResume):
-    """`model` under a loss of shares and a schedule; a subclass says which optimizer (`make_optimizer`)."""
+    """`model` under a loss of shares, an optimizer and a schedule."""
 
-    def __init__(self, model: nn.Module, stream: Stream, settings: Any, loss: LossFunction, rate: Rate) -> None:
+    def __init__(
+        self, model: nn.Module, stream: Stream, settings: Any, loss: LossFunction, optimizer: MakeOptimizer, rate: Rate
+    ) -> None:
         super().__init__(stream)
-        self.model, self.settings = model, settings
-        self._loss, self._rate = loss, rate
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        raise NotImplementedError
+        self.model, self._settings = model, settings
+        self._loss, self._optimizer, self._rate = loss, optimizer, rate
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
         sums = self._loss(self.model, batch)
@@ -87,9 +95,9 @@ class StepTraining(ExactResume):
         return {"loss": sums["loss"] * scale, "share": sums["loss"].detach(), **logged}
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer()
+        optimizer = self._optimizer(self.model, self._settings)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self._rate(step, self._stream.num_steps, self.settings.warmup_ratio)
+            optimizer, lambda step: self._rate(step, self._stream.num_steps, self._settings.warmup_ratio)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -160,24 +168,53 @@ def _write_lines(file: Path, rows: Sequence[dict[str, float]], mode: str) -> Non
         lines.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def run_steps(
-    module: StepTraining, log: StepLog, *, accumulate: int, resume_folder: Path, options: dict[str, Any],
+def accumulation(stream: Stream, settings: Any, ranks: int) -> int:
+    """Micro-batches of a step on each rank. Raises ValueError if the step does not divide evenly."""
+    together = settings.micro_batch_examples * ranks
+    if stream.examples_per_step % together:
+        raise ValueError(
+            f"a step of {stream.examples_per_step} examples is not a multiple of micro_batch_examples x ranks = {together}; "
+            "change one of them"
+        )
+    return stream.examples_per_step // together
+
+
+def fit(
+    model: nn.Module,
+    stream: Stream,
+    settings: Any,
+    loss: LossFunction,
+    *,
+    optimizer: MakeOptimizer,
+    rate: Rate,
+    resume_folder: Path,
+    text: str,
+    progress: Progress | None = None,
+    trainer_options: dict[str, Any] | None = None,
+    finish: Finish | None = None,
     callbacks: Sequence[Callback] = (),
-) -> pd.DataFrame:  # fmt: skip
-    """Train over the module's whole stream, in place; the log as a table. resume_folder: of this training alone; a run found
-    there goes on. options: `exact_resume.with_defaults`."""
-    num_steps = module._stream.num_steps
+    log_file: Path | None = None,
+) -> pd.DataFrame:
+    """Train `model` in place over the whole stream; the log, one row a step, also as JSON lines in `log_file`.
+
+    settings: learning_rate, warmup_ratio, weight_decay, adam_beta1, adam_beta2, adam_eps, gradient_clip_norm (None: no clipping),
+    precision, micro_batch_examples, checkpoint_every_steps. resume_folder: of this training alone; a run found there goes on.
+    Raises ValueError before the first step for a step that does not divide into micro-batches and ranks.
+    """
+    options = with_defaults(trainer_options)
+    accumulate = accumulation(stream, settings, world_size(options))
+    log = StepLog(stream, progress, text, finish, log_file)
     # Four lines a training on what this machine has and how it ended would hide, in a notebook of many, what matters.
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
         run_to_end(
-            module, [log, *callbacks], module.settings, num_steps=num_steps, accumulate=accumulate,
-            resume_folder=resume_folder, options=options,
+            StepTraining(model, stream, settings, loss, optimizer, rate), [log, *callbacks], settings,
+            num_steps=stream.num_steps, accumulate=accumulate, resume_folder=resume_folder, options=options,
         )  # fmt: skip
     finally:
         logger.setLevel(level)
-    if len(log.rows) != num_steps:
-        raise RuntimeError(f"{log.text} ended after {len(log.rows)} of {num_steps} steps")
+    if len(log.rows) != stream.num_steps:
+        raise RuntimeError(f"{text} ended after {len(log.rows)} of {stream.num_steps} steps")
     return pd.DataFrame(log.rows)

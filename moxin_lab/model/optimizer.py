@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def build_adamw(groups: list[dict[str, Any]], **constants: Any) -> torch.optim.AdamW:
@@ -31,3 +32,18 @@ def adamw_of(groups: list[dict[str, Any]], settings: Any) -> torch.optim.AdamW:
     return build_adamw(
         groups, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), eps=settings.adam_eps
     )
+
+
+def decay_all(model: nn.Module, settings: Any) -> torch.optim.AdamW:
+    """Every parameter, all of them under settings.weight_decay, as in Moxin's post-training scripts, where it is 0."""
+    return adamw_of([{"params": list(model.parameters()), "weight_decay": settings.weight_decay}], settings)
+
+
+def decay_matrices(model: nn.Module, settings: Any) -> torch.optim.AdamW:
+    """Every parameter that requires gradients; settings.weight_decay acts on matrices, not on norms, biases and scalars."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return adamw_of([group for group in groups if group["params"]], settings)

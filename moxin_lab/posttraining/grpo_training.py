@@ -27,6 +27,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from moxin_lab.lab import rates
 from moxin_lab.lab.exact_resume import with_defaults, world_size
 from moxin_lab.lab.step_training import LossFunction, Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
@@ -265,7 +266,7 @@ def train_grpo(
     torch.manual_seed(seed)
     return fitting.fit(
         model, stream, settings, grpo_loss(settings), resume_folder=resume_folder, text="GRPO", progress=progress,
-        trainer_options=trainer_options, rate=fitting.constant_rate, finish=stream.finish, callbacks=[KeptRollouts(stream)],
+        trainer_options=trainer_options, rate=rates.constant, finish=stream.finish, callbacks=[KeptRollouts(stream)],
         log_file=log_file or resume_folder / "log.jsonl",
     )  # fmt: skip
 

@@ -297,7 +297,8 @@ class VisionOptimisation(Optimisation):
 
 
 class SiglipTrainingSettings(VisionOptimisation):
-    """Contrastive pretraining of the SigLIP tower; unused where towers are published ones."""
+    """Contrastive pretraining of the SigLIP tower, whose steps are never cut: `micro_batch_examples` is `examples_per_step`.
+    Unused where towers are published ones."""
 
     text_encoder: Literal["transformer", "lsa"] = Field(
         description="trained beside the tower, or computed of the captions and locked (latent_semantics.py)",

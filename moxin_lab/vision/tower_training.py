@@ -30,8 +30,9 @@ from open_clip.loss import SigLipLoss
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from moxin_lab.lab.step_training import Progress
-from moxin_lab.vision.fitting import fit, order_of, parts_of
+from moxin_lab.lab import rates
+from moxin_lab.lab.step_training import Order, Progress, fit
+from moxin_lab.model.optimizer import decay_matrices
 from moxin_lab.vision.images import NORMALISATION
 from moxin_lab.vision.latent_semantics import LatentSemantics
 from moxin_lab.vision.prompts import tokens
@@ -83,7 +84,8 @@ class Views:
     ) -> None:  # fmt: skip
         self.pictures, self._seed = torch.as_tensor(pictures, device=device), seed
         self._size, self._name, self._views, self._strength = size, name, views, strength
-        self._order = order_of(len(pictures), settings, seed)
+        self.examples_per_step = settings.examples_per_step
+        self._order = Order(len(pictures), examples_per_step=self.examples_per_step, epochs=settings.epochs, seed=seed)
         self.num_steps = self._order.num_steps
 
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
@@ -190,9 +192,14 @@ def train_siglip(
     """Train `towers.siglip` in place; the pair, for retrieval, and the log (loss, scale, bias a step).
 
     images: uint8 [N, H, W, 3 or 4], transparent ones get a new background each time. captions: of each image all the texts that
-    are true of it, in any language. device: where views are made. The step is one batch (`micro_batch_examples` is not read).
-    Raises ValueError for an image without caption.
+    are true of it, in any language. device: where views are made. The loss is of every pair of the step, which therefore is one
+    batch on one device: raises ValueError for settings that cut it, and for an image without caption.
     """
+    if settings.micro_batch_examples != settings.examples_per_step:
+        raise ValueError(
+            f"micro_batch_examples is {settings.micro_batch_examples} and examples_per_step {settings.examples_per_step}: "
+            "SigLIP's loss is of every pair of a step, which is never cut, so set both to the same number"
+        )
     if len(images) != len(captions) or not all(captions):
         raise ValueError(
             f"{len(images)} images and {len(captions)} lists of captions, each of which needs at least one text"
@@ -205,15 +212,9 @@ def train_siglip(
     )  # fmt: skip
     pair.train()
     log = fit(
-        pair,
-        stream,
-        settings,
-        siglip_loss,
-        folder=folder,
-        text="SigLIP",
-        progress=progress,
-        trainer_options=trainer_options,
-    )
+        pair, stream, settings, siglip_loss, optimizer=decay_matrices, rate=rates.cosine, resume_folder=folder, text="SigLIP",
+        progress=progress, trainer_options=trainer_options,
+    )  # fmt: skip
     return pair.eval(), log
 
 
@@ -304,8 +305,8 @@ def train_dino(
     stream = Views(images, settings, seed, size=towers.settings.image_size, name="dino", views=2, device=device)
     pair.train()
     log = fit(
-        pair, stream, settings, dino_loss, folder=folder, text="DINO", accumulate=parts_of(settings), progress=progress,
-        trainer_options=trainer_options, callbacks=[_Follow()],
+        pair, stream, settings, dino_loss, optimizer=decay_matrices, rate=rates.cosine, resume_folder=folder, text="DINO",
+        progress=progress, trainer_options=trainer_options, callbacks=[_Follow()],
     )  # fmt: skip
     tower.load_state_dict(pair.teacher["tower"].state_dict())
     towers.eval()

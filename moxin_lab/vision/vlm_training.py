@@ -22,8 +22,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moxin_lab.lab.step_training import Progress
-from moxin_lab.vision.fitting import fit, order_of, parts_of
+from moxin_lab.lab import rates
+from moxin_lab.lab.step_training import Order, Progress, fit
+from moxin_lab.model.optimizer import decay_matrices
 from moxin_lab.vision.images import prepare_images
 from moxin_lab.vision.prompts import EncodedExample, encode_example
 from moxin_lab.vision.settings import STAGES
@@ -40,7 +41,8 @@ class ExampleStream:
         self, encoded: Sequence[EncodedExample], settings: Any, seed: int, look: Callable[[list[str]], Any]
     ) -> None:
         self._encoded, self._look = encoded, look
-        self._order = order_of(len(encoded), settings, seed)
+        self.examples_per_step = settings.examples_per_step
+        self._order = Order(len(encoded), examples_per_step=self.examples_per_step, epochs=settings.epochs, seed=seed)
         self.num_steps = self._order.num_steps
 
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
@@ -94,7 +96,6 @@ def train_vlm(
     ImageError for an image, ValueError for features where the towers learn or for an image without.
     """
     set_trained(model, stage)
-    parts = parts_of(settings)
     encoded = [encode_example(tokenizer, example, stage=stage, max_tokens=settings.max_tokens) for example in examples]
     find = images if callable(images) else images.__getitem__
     if features is None:
@@ -121,8 +122,8 @@ def train_vlm(
     model.decoder.activation_checkpointing = getattr(settings, "activation_checkpointing", "none")
     try:
         return fit(
-            model, ExampleStream(encoded, settings, seed, look), settings, vlm_loss, folder=folder, text=stage,
-            accumulate=parts, progress=progress, trainer_options=trainer_options,
+            model, ExampleStream(encoded, settings, seed, look), settings, vlm_loss, optimizer=decay_matrices,
+            rate=rates.cosine, resume_folder=folder, text=stage, progress=progress, trainer_options=trainer_options,
         )  # fmt: skip
     finally:
         model.decoder.activation_checkpointing = "none"

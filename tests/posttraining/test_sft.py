@@ -19,6 +19,7 @@ from posttraining_examples import (
     make_tokenizer,
 )
 
+from moxin_lab.lab import rates, step_training
 from moxin_lab.lab.step_training import Order
 from moxin_lab.model.convert import save_pretrained
 from moxin_lab.posttraining import chat, dpo, fitting, sft
@@ -150,7 +151,7 @@ def test_training_follows_a_plain_torch_loop_in_micro_batches(tmp_path):
         share.backward()
         loss, norm = share.item(), gradient_norm(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = 1e-2 * fitting.linear_rate(step, stream.num_steps, 0.1)
+        optimizer.param_groups[0]["lr"] = 1e-2 * rates.linear(step, stream.num_steps, 0.1)
         optimizer.step()
         assert log["loss"][step] == pytest.approx(loss, rel=1e-4)
         assert log["gradient_norm"][step] == pytest.approx(norm, rel=1e-3)
@@ -271,7 +272,7 @@ def test_the_schedule_is_transformers_linear_one():
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         schedule = get_linear_schedule_with_warmup(optimizer, int(total * ratio), total)
         for step in range(total):
-            assert fitting.linear_rate(step, total, ratio) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+            assert rates.linear(step, total, ratio) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
             optimizer.step()
             schedule.step()
 
@@ -304,7 +305,7 @@ def test_sizes_that_do_not_fit_are_refused_before_training():
     with pytest.raises(ValueError, match=r"3 examples in 1 epoch.* do not fill one step of 8"):
         make_stream(encoded[:3], epochs=1)
     with pytest.raises(ValueError, match="a step of 8 examples is not a multiple of micro_batch_examples x ranks = 6"):
-        fitting.accumulation(make_stream(encoded), make_settings(micro_batch_examples=3), 2)
+        step_training.accumulation(make_stream(encoded), make_settings(micro_batch_examples=3), 2)
     with pytest.raises(ValueError, match="does not divide into 3 parts"):
         make_stream(encoded).batch(0, 0, 3)
     with pytest.raises(ValueError, match="unknown reduction 'average': available are mean, sum"):

@@ -30,6 +30,7 @@ NARROW = {"text_width": 16, "text_layers": 1, "text_heads": 2, "text_tokens": 6,
 STEPS = {
     "epochs": 30,
     "examples_per_step": 4,
+    "micro_batch_examples": 4,
     "checkpoint_every_steps": 10,
     "learning_rate": 3e-3,
     "weight_decay": 1e-4,
@@ -166,6 +167,19 @@ def test_an_image_without_caption_is_refused(byte_tokenizer, tmp_path):
     towers = build_towers(TINY_TOWERS)
     with pytest.raises(ValueError, match="at least one text"):
         train_siglip(towers, _pictures(), [["a"], [], ["b"], ["c"]], byte_tokenizer, settings=SIGLIP, folder=tmp_path)
+
+
+def test_settings_that_would_cut_the_step_of_every_pair_are_refused(byte_tokenizer, tmp_path):
+    captions = [[name] for name in COLOURS]
+    for size in (2, 8):
+        settings = SIGLIP.model_copy(update={"micro_batch_examples": size})
+        with pytest.raises(ValueError, match=f"micro_batch_examples is {size} and examples_per_step 4: .* never cut"):
+            train_siglip(
+                build_towers(TINY_TOWERS), _pictures(), captions, byte_tokenizer, settings=settings, folder=tmp_path
+            )
+    for name in ("tiny", "small", "full"):
+        scale = load(name).vision.siglip
+        assert scale.micro_batch_examples == scale.examples_per_step
 
 
 def test_dino_gives_the_tower_its_teacher_and_resumes_bitwise(tmp_path):

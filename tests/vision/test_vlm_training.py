@@ -76,7 +76,7 @@ def test_one_by_eight_equals_eight_by_one(tiny_vlm, byte_tokenizer, tmp_path):
     )
     assert worst < 2e-4  # Adam turns rounding of tiny gradients into steps of up to the learning rate
     # A mean of micro-batches' means, which many trainers take, would be another number: answers differ in length.
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(ValueError, match="a step of 8 examples is not a multiple of micro_batch_examples"):
         _train(tiny_vlm, byte_tokenizer, tmp_path / "odd", SETTINGS.model_copy(update={"micro_batch_examples": 3}))
 
 
