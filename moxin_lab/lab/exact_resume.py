@@ -7,6 +7,7 @@ Guarantees: a batch is a function of (step, part of the step), so a resumed run 
 states are in the checkpoint; a run found in `resume_folder` is continued. Does not: know a model, a loss or a schedule.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,7 +120,7 @@ def run_to_end(
         save_top_k=1,
         enable_version_counter=False,
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet_lightning():
         # The loader is cheap and its order is the step's own: advice on workers and on resuming mid-epoch does not apply.
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
@@ -140,6 +141,19 @@ def run_to_end(
         found = resume_folder / "resume.ckpt"
         with without_cudnn_attention():
             trainer.fit(module, ckpt_path=found if found.exists() else None, weights_only=True)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Lightning says warnings and errors only: its lines on what the machine has, how a training ended and what one could install
+    would hide, in a notebook of many trainings, what matters."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ Does not: know what is being learned, put the model in training or evaluation mo
 """
 
 import json
-import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -204,17 +203,10 @@ def fit(
     options = with_defaults(trainer_options)
     accumulate = accumulation(stream, settings, world_size(options))
     log = StepLog(stream, progress, text, finish, log_file)
-    # Four lines a training on what this machine has and how it ended would hide, in a notebook of many, what matters.
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        run_to_end(
-            StepTraining(model, stream, settings, loss, optimizer, rate), [log, *callbacks], settings,
-            num_steps=stream.num_steps, accumulate=accumulate, resume_folder=resume_folder, options=options,
-        )  # fmt: skip
-    finally:
-        logger.setLevel(level)
+    run_to_end(
+        StepTraining(model, stream, settings, loss, optimizer, rate), [log, *callbacks], settings,
+        num_steps=stream.num_steps, accumulate=accumulate, resume_folder=resume_folder, options=options,
+    )  # fmt: skip
     if len(log.rows) != stream.num_steps:
         raise RuntimeError(f"{text} ended after {len(log.rows)} of {stream.num_steps} steps")
     return pd.DataFrame(log.rows)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from moxin_lab.lab import rates
-from moxin_lab.lab.step_training import Order, Progress, fit
+from moxin_lab.lab.step_training import Order, Progress, accumulation, fit
 from moxin_lab.model.optimizer import decay_matrices
 from moxin_lab.vision.images import prepare_images
 from moxin_lab.vision.prompts import EncodedExample, encode_example
@@ -96,6 +96,7 @@ def train_vlm(
     ImageError for an image, ValueError for features where the towers learn or for an image without.
     """
     set_trained(model, stage)
+    accumulation(settings, settings, 1)  # a step that does not divide is refused before anything is encoded
     encoded = [encode_example(tokenizer, example, stage=stage, max_tokens=settings.max_tokens) for example in examples]
     find = images if callable(images) else images.__getitem__
     if features is None:
