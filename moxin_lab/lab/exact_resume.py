@@ -158,8 +158,9 @@ def quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def without_cudnn_attention() -> Iterator[None]:
-    """PyTorch's attention takes another kernel than cuDNN's, whose backward pass gives gradients that are not numbers where
-    scores grow: SigLIP's training on an H100 (torch 2.11, bf16) ended at step 368, every time, and not without it."""
+    """PyTorch's attention takes another kernel than cuDNN's, whose backward pass gives gradients that are not numbers for some
+    lengths where scores are strongly negative (pytorch/pytorch issue 196678, NVIDIA/cudnn-frontend issue 1072). SigLIP's training
+    on an H100 (torch 2.11, bf16, 64 patches) ended at step 368 by it, every time, and not without it."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
