@@ -324,6 +324,7 @@ class DinoTrainingSettings(VisionOptimisation):
     center_momentum: float = Field(gt=0, lt=1)
     student_temperature: float = Field(gt=0)
     teacher_temperature: float = Field(gt=0)
+    view_strength: float = Field(ge=0, description="as SigLIP's; the two views of a picture differ by it")
 
 
 class VlmTrainingSettings(VisionOptimisation):

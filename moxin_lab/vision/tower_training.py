@@ -222,7 +222,7 @@ def train_siglip(
 
 
 def _head(width: int, prototypes: int) -> nn.Module:
-    """Three layers to a normalised bottleneck, then prototypes of length 1."""
+    """Three layers to a normalised bottleneck, then prototypes whose lengths are trained (Caron et al. fix them at 1)."""
     return nn.Sequential(
         nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width),
         _Normalised(), nn.utils.parametrizations.weight_norm(nn.Linear(width, prototypes, bias=False)),
@@ -276,6 +276,15 @@ def dino_loss(pair: DinoPair, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"loss": share * (losses[0] + losses[1]) / 2, "teacher_entropy": share * entropy}
 
 
+def says_uniform(log: pd.DataFrame, prototypes: int, *, last: int = 10, within: float = 0.01) -> bool:
+    """Whether a training ended where the student says the uniform distribution, whatever it sees: a loss of log(prototypes).
+
+    log: of `train_dino`. The mean loss of the last steps counts as that within a share of log(prototypes).
+    """
+    even = math.log(prototypes)
+    return abs(float(log["loss"].tail(last).mean()) - even) <= within * even
+
+
 class _Follow(Callback):
     """The teacher's step after the student's; a callback, so that it comes before Lightning's checkpoint is written."""
 
@@ -302,7 +311,10 @@ def train_dino(
     tower = towers.tower("dino")
     tower.requires_grad_(True)
     pair = DinoPair(tower, settings, seed=seed)
-    stream = Views(images, settings, seed, size=towers.settings.image_size, name="dino", views=2, device=device)
+    stream = Views(
+        images, settings, seed, size=towers.settings.image_size, name="dino", views=2, device=device,
+        strength=settings.view_strength,
+    )  # fmt: skip
     pair.train()
     log = fit(
         pair, stream, settings, dino_loss, optimizer=decay_matrices, rate=rates.cosine, resume_folder=folder, text="DINO",

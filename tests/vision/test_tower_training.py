@@ -4,6 +4,7 @@ import copy
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from open_clip.loss import SigLipLoss
@@ -16,6 +17,7 @@ from moxin_lab.vision.tower_training import (
     Views,
     augment,
     dino_loss,
+    says_uniform,
     siglip_loss,
     train_dino,
     train_siglip,
@@ -41,7 +43,7 @@ LSA = SIGLIP.model_copy(update={"text_encoder": "lsa", "text_width": 3, "text_to
 DINO_STEPS = {"epochs": 3, "examples_per_step": 8, "micro_batch_examples": 8, "checkpoint_every_steps": 2}
 DINO = DinoTrainingSettings(
     **{**OPTIMISATION, **DINO_STEPS, "learning_rate": 1e-3, "weight_decay": 0.04}, prototypes=16, teacher_momentum=0.99,
-    center_momentum=0.9, student_temperature=0.1, teacher_temperature=0.04,
+    center_momentum=0.9, student_temperature=0.1, teacher_temperature=0.04, view_strength=1.0,
 )  # fmt: skip
 CPU = {"accelerator": "cpu"}
 
@@ -203,6 +205,55 @@ def test_dino_gives_the_tower_its_teacher_and_resumes_bitwise(tmp_path):
     fresh = build_towers(TINY_TOWERS)
     assert not torch.equal(fresh.dino.blocks[0].mlp.fc1.weight, towers.dino.blocks[0].mlp.fc1.weight)
     assert torch.equal(fresh.siglip.blocks[0].mlp.fc1.weight, towers.siglip.blocks[0].mlp.fc1.weight)
+
+
+def test_a_dino_that_ends_uniform_is_told_from_one_that_learns():
+    even = math.log(64)
+
+    def log(*ends):
+        return pd.DataFrame({"loss": [0.5 * even] * 5 + list(ends)})
+
+    assert says_uniform(log(*[0.995 * even] * 10), 64) and says_uniform(log(*[1.005 * even] * 10), 64)
+    assert not says_uniform(log(*[0.98 * even] * 10), 64) and not says_uniform(log(*[1.02 * even] * 10), 64)
+    assert says_uniform(log(0.9 * even, *[even] * 10), 64)  # the last ten steps alone
+    assert not says_uniform(log(*[even] * 10), 1024)
+
+
+def test_a_student_that_says_the_same_of_everything_ends_uniform():
+    # What a collapsed training is: no picture moves the outputs, and the centre has taken up all that they share.
+    pair = DinoPair(build_towers(TINY_TOWERS).dino, DINO)
+    with torch.no_grad():
+        for half in (pair.student, pair.teacher):
+            half["head"][-1].parametrizations.weight.original0.zero_()
+    loss = dino_loss(pair, Views(_pictures(8), DINO, 0, size=32, name="dino", views=2).batch(0))["loss"].item()
+    assert says_uniform(pd.DataFrame({"loss": [loss]}), DINO.prototypes)
+
+
+def test_at_small_scale_the_class_tokens_of_pictures_differ_by_more_than_a_step_moves_them():
+    small = load("small").vision
+    views = Views(
+        _pictures(8), small.dino.model_copy(update={"examples_per_step": 8}), 0, size=64, name="dino", views=1
+    )
+
+    def between_pictures(shape):
+        seen = []
+        tower = build_towers(small.towers.model_copy(update={"dino_shape": shape, "which": ("dino",)})).dino
+        tower.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 0].detach()))
+        tower(views.batch(0)["view0"])
+        return float(seen[0].std(dim=0).mean())
+
+    timms_own = {name: value for name, value in small.towers.dino_shape.items() if name != "init_values"}
+    assert between_pictures(timms_own) < 1e-5 < small.dino.learning_rate < between_pictures(small.towers.dino_shape)
+
+
+def test_dinos_views_are_as_strong_as_the_settings_say(tmp_path):
+    def first_loss(strength):
+        settings = DINO.model_copy(update={"view_strength": strength, "epochs": 1})
+        towers = build_towers(TINY_TOWERS)
+        folder = tmp_path / str(strength)
+        return train_dino(towers, _pictures(16), settings=settings, folder=folder, trainer_options=CPU)["loss"].iloc[0]
+
+    assert first_loss(0.0) != first_loss(1.0)
 
 
 def test_the_teacher_has_no_gradient_and_follows_slowly():
