@@ -220,10 +220,11 @@ def _cards(options: argparse.Namespace) -> int:
     root = _root(options)
     if options.action != "check":
         if options.name is None:
-            wanted = "data card to build: moxin-lab cards build NAME"
-            raise LabError(
-                f"name the {wanted if options.action == 'build' else 'file: moxin-lab cards on-policy FILE'}"
-            )
+            wanted = {
+                "build": "data card to build: moxin-lab cards build NAME",
+                "on-policy": "file: moxin-lab cards on-policy FILE",
+            }
+            raise LabError(f"name the {wanted[options.action]}")
         archives = Path(options.archives) if options.archives else None
         try:
             if options.action == "on-policy":

@@ -28,6 +28,11 @@ class StageInfo:
     reads_records: bool = False
     """True where it reads every earlier stage's `stage.json`."""
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Every artifact of earlier stages that it can ask for."""
+        return (*self.takes, *self.may_take)
+
 
 STAGES: tuple[StageInfo, ...] = (
     StageInfo(

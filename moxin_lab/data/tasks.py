@@ -41,7 +41,7 @@ def is_right(verifier: str, answer: str) -> bool:
     """Whether `answer` satisfies the verifier of its row. Raises ValueError for a verifier of another kind."""
     rule = json.loads(verifier)
     if rule.get("kind") != "exact":
-        raise ValueError(f"no verifier of kind {rule.get('kind')!r}; there is 'exact'")
+        raise ValueError(f"no verifier of kind {rule.get('kind')!r} here; there is 'exact'")
     return plain(answer) == plain(rule["answer"])
 
 

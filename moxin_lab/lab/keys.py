@@ -92,7 +92,7 @@ def key_parts(root: Path, info: StageInfo, scale: Any, parameters: dict[str, Any
         "code cells": sha256_json(cells),
         "parameters": parameters,
         "settings": {name: getattr(scale, name).model_dump(mode="json") for name in info.sections},
-        "inputs": {name: _artifact_hash(root, scale.name, name) for name in (*info.takes, *info.may_take)},
+        "inputs": {name: _artifact_hash(root, scale.name, name) for name in info.inputs},
         "data cards": {name: _folder_hash(root / "data_cards" / name / "data") for name in info.data_cards},
         "files": {name: _folder_hash(root / name) for name in info.reads},
         "source": source_closure(root, cells),

@@ -66,7 +66,7 @@ def status(root: Path, scale_name: str, seed: int = 0) -> list[tuple[str, list[s
     would_run: set[str] = set()
     for info in STAGES:
         reasons = plan(root, scale, info, seed).reasons
-        upstream = [producer(name).name for name in (*info.takes, *info.may_take)]
+        upstream = [producer(name).name for name in info.inputs]
         if info.reads_records:
             upstream = [other.name for other in STAGES[: STAGES.index(info)]]
         remade = [name for name in dict.fromkeys(upstream) if name in would_run]

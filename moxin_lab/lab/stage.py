@@ -145,7 +145,7 @@ class Stage:
 
     def input(self, artifact: str) -> Path:
         """Path of an earlier stage's artifact, whose hash was checked when this stage was opened, or now if it may take it."""
-        if artifact not in (*self._info.takes, *self._info.may_take):
+        if artifact not in self._info.inputs:
             raise LabError(
                 f"{self.name} asks for artifact {artifact!r}, which its row in moxin_lab/stages.py does not list"
             )

@@ -5,14 +5,13 @@ is right and its rejected one wrong, both the model's own. Does not: judge open 
 mathematics), or score log-probabilities.
 """
 
-import json
-import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 
+from moxin_lab.data.tasks import is_right
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.model.generate import generate
 from moxin_lab.posttraining import chat
@@ -65,20 +64,6 @@ def respond(
         if progress is not None:
             progress(start + len(numbers), len(order), "answering")
     return answers
-
-
-def is_right(verifier: str, answer: str) -> bool:
-    """Whether an answer satisfies its row's `verifier` (JSON, kind `exact`): equal after NFKC, without white space at the ends
-    and without one final full stop, as `data_cards/instructions` states. Raises ValueError for another kind."""
-    rule = json.loads(verifier)
-    if rule.get("kind") != "exact":
-        raise ValueError(f"no verifier of kind {rule.get('kind')!r} here; there is 'exact'")
-    return _plain(answer) == _plain(rule["answer"])
-
-
-def _plain(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).strip()
-    return text[:-1].rstrip() if text[-1:] in (".", "。") else text
 
 
 def majority_answers(train: pd.DataFrame) -> dict[tuple[str, str], str]:
