@@ -48,7 +48,7 @@ def test_published_files_train_by_the_calls_that_train_on_the_cards(
     made = material.from_llava(FILES, published)
     assert len(made.captions) == 6 and len(made.instructions) == 8 and not made.looked
     shape = {**OPTIMISATION, "examples_per_step": 4, "micro_batch_examples": 2, "learning_rate": 1e-3, "epochs": 2}
-    training = VlmTrainingSettings(**shape, max_tokens=96, activation_checkpointing="full")
+    training = VlmTrainingSettings(**shape, max_tokens=96, activation_checkpointing="full", compile_blocks=False)
     settings = SimpleNamespace(
         align=training,
         finetune=training,
