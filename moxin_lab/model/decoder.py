@@ -6,8 +6,7 @@ the same seed. Holds no buffers, so a model built on the meta device has nothing
 Does not: compute a loss (training does, from `forward` or `hidden_states`), load or save (convert.py), sample (generate.py).
 """
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -134,13 +133,6 @@ class Block(nn.Module):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
-@cache
-def _compiled_block() -> Callable[..., Tensor]:
-    """`Block.__call__` compiled once a process for all blocks of all models: their weights are inputs of the graph, and lengths
-    are symbols in it, so it is made anew only where other parts have gradients, or for another dtype or attention back end."""
-    return torch.compile(Block.__call__, dynamic=True, fullgraph=True)
-
-
 class Decoder(nn.Module):
     """Everything below the head; a module of its own for the sake of the parameter names (`model.`)."""
 
@@ -177,9 +169,6 @@ class MoxinForCausalLM(nn.Module):
     do not. Losses and gradients are the same, dropout included, and to the bit where the operations are deterministic, as on the
     CPU. It acts in training mode with gradients and without a cache, may be assigned between steps, and is no part of the
     configuration. Raises ValueError for an unknown name.
-
-    `compile_blocks`: training steps run blocks that torch.compile has fused, for widths at which a step waits for kernels to
-    start (it acts where checkpointing does, and may be assigned between steps too). Rounding differs from that of plain blocks.
     """
 
     def __init__(
@@ -194,7 +183,6 @@ class MoxinForCausalLM(nn.Module):
         self.config = config
         self.attention_backend = resolve_backend(attention_backend)
         self.activation_checkpointing = activation_checkpointing
-        self.compile_blocks = False
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.init_weights(generator)
@@ -281,16 +269,9 @@ class MoxinForCausalLM(nn.Module):
             position_ids = places if cache is None else cache.positions(places)
         rotary = rotary_angles(position_ids, self.config)
         hidden_states = embeddings
-        run, forward = ACTIVATION_CHECKPOINTING[self.activation_checkpointing], Block.__call__
+        run = ACTIVATION_CHECKPOINTING[self.activation_checkpointing]
         if not (self.training and cache is None and torch.is_grad_enabled()):
             run = None  # nothing is kept for a backward pass, or the cache would be written twice
-        elif self.compile_blocks:
-            if self.activation_checkpointing == "selective":
-                raise ValueError(
-                    "selective checkpointing chooses among operations, which compiled blocks have fused: use full or none, or "
-                    "set compile_blocks to False"
-                )
-            forward = _compiled_block()
         backend = self.attention_backend
         if backend == "auto":  # chosen once for all blocks, from what their queries will be
             dropout_p = self.config.attention_dropout if self.training else 0.0
@@ -298,7 +279,7 @@ class MoxinForCausalLM(nn.Module):
         mask.prepare(backend)
         for block in self.model.layers:
             arguments = (hidden_states, rotary, mask, cache, backend)
-            hidden_states = forward(block, *arguments) if run is None else run(forward, block, *arguments)
+            hidden_states = block(*arguments) if run is None else run(block, *arguments)
         if cache is not None:
             cache.commit(length)
         return self.model.norm(hidden_states)

@@ -1,4 +1,4 @@
-"""The GRPO doctor: from a training log, one paragraph that says whether reward rises, and if not, why and what to change.
+"""The GRPO doctor: from a training log, one paragraph that says whether reward rises, and if not, why and what to change first.
 
     log (a row a step, the field's names) -> trend of the reward -> checks, from cause to consequence -> Diagnosis.paragraph
 
@@ -37,6 +37,8 @@ LOGP_DIFFERENCE = 0.1  # nats a token: the sampler's and the trainer's weights o
 CLIPPED_RATIOS = 0.2  # of ratios held back by the bounds: steps move further than the rollout can tell about
 COLLAPSED_ENTROPY = 0.05  # nats a token: the likeliest token has about 99%
 ENTROPY_LEFT = 0.2  # of the first steps' entropy
+FAR = 4.0  # times the KL of taking the best of a group, which is what a step could do at once by choosing among its samples
+SMALL_GAIN = 0.1  # of the reward's range
 STILL_KL = 1e-6  # nats a token from the reference: nothing has been learned that could show
 
 
@@ -100,8 +102,8 @@ def diagnose(
     """Why reward does not rise, from a log with a row a step (a DataFrame, or mappings of name to number; None and NaN: not
     logged in that step).
 
-    reward_range: the lowest and highest reward of one completion, such as (-5, 5). group_size, groups_per_step: needed to tell
-    mixed groups from the others, with a reward of two values.
+    reward_range: the lowest and highest reward of one completion, such as (-5, 5). group_size: needed to say how far from the
+    reference is far, and with groups_per_step to tell mixed groups from the others, with a reward of two values.
     Raises ValueError for an empty log, one without `reward` or with a reward that is missing or not finite, or an empty range.
     """
     table = pd.DataFrame(log if isinstance(log, pd.DataFrame) else list(log))
@@ -125,7 +127,8 @@ def diagnose(
         raise ValueError(f"reward_range is {reward_range}: give the lowest, then the highest reward of a completion")
     run = _Run(table, low, high, group_size, groups_per_step)
     trend, sentence = _trend(table["reward"].to_numpy(dtype=np.float64), high - low)
-    found = [] if trend == "rising" else [cause for check in CHECKS.values() if (cause := check(run)) is not None]
+    checks = [_drift] if trend == "rising" else CHECKS.values()
+    found = [cause for check in checks if (cause := check(run)) is not None]
     missing = tuple(name for name in NAMES if name not in table)
     missing += () if run.verdicts() else ("verifier/<reason>",)
     return Diagnosis(trend, tuple(found), missing, _paragraph(sentence, trend, found, missing, run))
@@ -151,10 +154,11 @@ def _trend(reward: np.ndarray, width: float) -> tuple[Trend, str]:
 
 def _paragraph(sentence: str, trend: Trend, causes: list[Cause], missing: tuple[str, ...], run: _Run) -> str:
     parts = [sentence + "."]
-    if trend == "rising":
+    if trend == "rising" and not causes:
         parts.append("There is nothing to explain.")
+    first = "Yet" if trend == "rising" else "Look first at this:"
     for number, cause in enumerate(causes):
-        lead = "Look first at this:" if number == 0 else "Also, perhaps as a consequence:"
+        lead = first if number == 0 else "Also, perhaps as a consequence:"
         parts.append(f"{lead} {cause.seen}. {cause.advice}.")
     if trend != "rising" and not causes:
         parts.append(
@@ -310,6 +314,27 @@ def _entropy_collapse(run: _Run) -> Cause | None:
     )
 
 
+def _drift(run: _Run) -> Cause | None:
+    """Weights that go far for little. The best of G samples is at most log G - (G - 1)/G nats from the policy (Beirami et al.
+    2024, arXiv 2401.01879) and has the reward of pass@G."""
+    if run.group_size is None:
+        return None
+    best = math.log(run.group_size) - (run.group_size - 1) / run.group_size
+    gone = run.late("kl") * run.late("completions/mean_length")
+    reward = run.log["reward"].to_numpy(dtype=np.float64)
+    third = max(1, len(reward) // 3)
+    gained = reward[-third:].mean() - reward[:third].mean()
+    if not (gone > FAR * best and gained < SMALL_GAIN * (run.high - run.low)):
+        return None
+    return Cause(
+        "drift",
+        f"the policy is {gone:.1f} nats a completion from the reference, where taking the best of {run.group_size} samples would "
+        f"be {best:.1f}, and reward moved by {gained:+.3f}: noise moves the weights more than reward does",
+        "Lower the learning rate or take more groups a step, and compare pass@k, which falls when a model becomes surer and no "
+        "better",
+    )
+
+
 def _still_policy(run: _Run) -> Cause | None:
     if not run.late("kl") < STILL_KL:
         return None
@@ -329,6 +354,7 @@ CHECKS: dict[str, Callable[[_Run], Cause | None]] = {
     "all_zero_groups": _all_zero_groups,
     "solved": _solved,
     "uniform_groups": _two_kinds,
+    "drift": _drift,
     "wrong_grouping": _wrong_grouping,
     "still_policy": _still_policy,
 }

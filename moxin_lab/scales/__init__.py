@@ -332,9 +332,6 @@ class VlmTrainingSettings(VisionOptimisation):
 
     max_tokens: int = Field(gt=1, description="text tokens of an example; patches come on top")
     activation_checkpointing: str
-    compile_blocks: bool = Field(
-        description="torch.compile for the decoder's blocks; pays where a step waits for kernels to start"
-    )
 
 
 class VisionSettings(Section):

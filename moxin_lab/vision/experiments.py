@@ -283,6 +283,26 @@ def _answer(
     return answers
 
 
+def baselines(
+    models: Sequence[MoxinVLM], answers: Sequence[list[str]], train: Sequence[Item], test: Sequence[Item], features: Tensor,
+    tokenizer: Any, settings: Any, *, seed: int, progress: Progress | None = None,
+) -> list[dict[str, list[str]]]:  # fmt: skip
+    """For each model of one recipe (a seed each) the answers by answerer: `model`, its own of `answers`; `blind`, its own without
+    a picture; `shuffled`, with another question's; `majority` and `nearest`, of the training questions, which are alike for all.
+
+    features: `[n, patches, channels]` of the test questions' pictures. seed: which other picture a question is shown.
+    """
+    others = features[scoring.shuffled_places(test, seed)]
+    common = {"majority": scoring.majority(train, test), "nearest": scoring.nearest(train, test)}
+    found = []
+    for model, said in zip(models, answers, strict=True):
+        blind, shuffled = (
+            answer(model, tokenizer, test, shown, settings, progress=progress) for shown in (None, others)
+        )
+        found.append({"model": said, "blind": blind, "shuffled": shuffled, **common})
+    return found
+
+
 def compare(runs: pd.DataFrame, interval: Callable[[Any], Any], base: str = "no-align") -> pd.DataFrame:
     """Each recipe's accuracy minus that of `base` with the same seed, over seeds, with its interval.
 
@@ -314,11 +334,11 @@ def shown(name: str, run: Trained, towers: Towers, seen: Seen, items: Sequence[I
 
 
 class Runs(NamedTuple):
-    """All trainings of a stage; models and answers are those of the first seed."""
+    """All trainings of a stage, each recipe's by seed."""
 
-    trained: dict[str, Trained]
+    trained: dict[str, list[Trained]]
     """Of `kept` recipes."""
-    answers: dict[str, list[str]]
+    answers: dict[str, list[list[str]]]
     table: pd.DataFrame
     """One row a training: arm, seed, accuracy over all questions, final training loss."""
 
@@ -329,7 +349,9 @@ def run_all(
     kept: Sequence[str] = ("align", "no-align"),
 ) -> Runs:  # fmt: skip
     """Every recipe of `settings.arms` with `settings.seeds` seeds from `seed` on, trained on the same, scored on `test`."""
-    trained, answers, rows = {}, {}, []
+    trained: dict[str, list[Trained]] = {arm: [] for arm in settings.arms if arm in kept}
+    answers: dict[str, list[list[str]]] = {arm: [] for arm in settings.arms}
+    rows = []
     for arm in settings.arms:
         for one_seed in range(seed, seed + settings.seeds):
             named = None if progress is None else _named(progress, f"{arm}, seed {one_seed}")
@@ -342,10 +364,9 @@ def run_all(
             accuracy = float(scoring.judge(test, said).mean())
             loss = float(run.logs["finetune"]["loss"].tail(10).mean())
             rows.append({"arm": arm, "seed": one_seed, "accuracy": accuracy, "loss": loss})
-            if one_seed == seed:
-                answers[arm] = said
-                if arm in kept:
-                    trained[arm] = run
+            answers[arm].append(said)
+            if arm in kept:
+                trained[arm].append(run)
     return Runs(trained, answers, pd.DataFrame(rows))
 
 

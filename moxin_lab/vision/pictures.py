@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from moxin_lab.vision.data import Pixels
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
 MODEL_AND_BASELINES = {"model": "o", "majority": "|", "blind": "s", "shuffled": "^", "nearest": "D"}
 
 
@@ -81,13 +80,14 @@ def task_scores(scores: pd.DataFrame) -> Figure:
 
 
 def arms(runs: pd.DataFrame, *, value: str, label: str) -> Figure:
-    """One column an arm of an experiment, one point a seed; `runs` has columns arm, seed and `value`."""
+    """One column an arm of an experiment, one point a seed and a bar at their mean; `runs` has columns arm, seed and `value`."""
     names = list(dict.fromkeys(runs["arm"]))
     figure, axes = plt.subplots(figsize=(7.0, 3.2))
     for place, name in enumerate(names):
         part = runs[runs["arm"] == name]
         shifts = np.linspace(-0.1, 0.1, len(part)) if len(part) > 1 else np.zeros(1)
-        axes.plot(place + shifts, part[value], MARKERS[place % len(MARKERS)], color=COLOURS[place % len(COLOURS)])
+        axes.plot(place + shifts, part[value], "o", color=COLOURS[0], alpha=0.7)
+        axes.hlines(part[value].mean(), place - 0.25, place + 0.25, color=COLOURS[1])
     axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], fontsize=8)
     axes.set(ylabel=label, xlim=(-0.6, len(names) - 0.4))
     return figure

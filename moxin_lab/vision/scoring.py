@@ -30,7 +30,7 @@ BASELINES = ("majority", "blind", "shuffled", "nearest")
 IOU_RIGHT = 0.5
 _BOX = re.compile(r"\[\s*(\d*\.?\d+)\s*,\s*(\d*\.?\d+)\s*,\s*(\d*\.?\d+)\s*,\s*(\d*\.?\d+)\s*\]")
 
-Interval = Callable[[int, int], Any]
+Interval = Callable[[Any], Any]
 """Successes and trials to (value, low, high)."""
 
 
@@ -150,14 +150,22 @@ def shuffled_places(items: Sequence[Item], seed: int) -> list[int]:
 # ---- tables
 
 
-def scores(items: Sequence[Item], right: Mapping[str, NDArray[np.bool_]], interval: Interval) -> pd.DataFrame:
-    """One row a task and answerer: `task, answerer, items, value, low, high`."""
+def right_over_seeds(
+    items: Sequence[Item], found: Sequence[Mapping[str, Sequence[str]]]
+) -> dict[str, NDArray[np.float64]]:
+    """Of each answerer and question the share of seeds whose answer is right. found: answers by answerer, one mapping a seed."""
+    return {name: np.mean([judge(items, answers[name]) for answers in found], axis=0) for name in found[0]}
+
+
+def scores(items: Sequence[Item], right: Mapping[str, NDArray[np.float64]], interval: Interval) -> pd.DataFrame:
+    """One row a task and answerer: `task, answerer, items, value, low, high`. right: of each question, whether it was answered
+    rightly, or the share of seeds that did. interval: these values to (value, low, high)."""
     tasks = np.array([item.task for item in items])
     rows = []
     for task in dict.fromkeys(tasks.tolist()):
         for answerer, found in right.items():
             part = found[tasks == task]
-            value, low, high = interval(int(part.sum()), len(part))
+            value, low, high = interval(part)
             rows.append(
                 {"task": task, "answerer": answerer, "items": len(part), "value": value, "low": low, "high": high}
             )
@@ -166,7 +174,7 @@ def scores(items: Sequence[Item], right: Mapping[str, NDArray[np.bool_]], interv
 
 def gains(
     items: Sequence[Item],
-    right: Mapping[str, NDArray[np.bool_]],
+    right: Mapping[str, NDArray[np.float64]],
     difference: Callable[..., Any],
     *,
     model: str,
@@ -174,7 +182,7 @@ def gains(
     against: str = "blind",
 ) -> pd.DataFrame:
     """The model's score and each baseline's, and the difference to one of them on the same items with its paired interval, one
-    row a task.
+    row a task. right: as for `scores`.
 
     `verdict` says against that one: above, below, or not told apart.
     """
@@ -186,7 +194,7 @@ def gains(
         for name in BASELINES:
             if name in right:
                 row[name] = right[name][part].mean()
-        value, low, high = difference(right[model][part].astype(float), right[against][part].astype(float), seed=seed)
+        value, low, high = difference(right[model][part], right[against][part], seed=seed)
         row |= {f"minus {against}": value, "low": low, "high": high}
         row["verdict"] = f"above {against}" if low > 0 else f"below {against}" if high < 0 else "not told apart"
         rows[task] = row

@@ -121,14 +121,13 @@ def train_vlm(
     model.train()
     model.towers.train(stage == "full-finetune")
     model.decoder.activation_checkpointing = settings.activation_checkpointing
-    model.decoder.compile_blocks = settings.compile_blocks
     try:
         return fit(
             model, ExampleStream(encoded, settings, seed, look), settings, vlm_loss, optimizer=decay_matrices,
             rate=rates.cosine, resume_folder=folder, text=stage, progress=progress, trainer_options=trainer_options,
         )  # fmt: skip
     finally:
-        model.decoder.activation_checkpointing, model.decoder.compile_blocks = "none", False
+        model.decoder.activation_checkpointing = "none"
         model.eval()
 
 

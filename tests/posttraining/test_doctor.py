@@ -118,6 +118,23 @@ def test_each_cause_provoked_is_found_first(verifier, cause, also, changes, seen
     assert names(diagnose(pd.DataFrame(log))) == names(found)
 
 
+@pytest.mark.parametrize(("rise", "trend"), [(0.0, "flat"), (0.004, "rising"), (0.05, "rising")])
+def test_weights_that_go_far_for_little_are_named_even_where_reward_rises(verifier, rise, trend):
+    log = simulate(verifier)
+    for step, row in enumerate(log):
+        row.update(reward=0.15 + rise * step, kl=0.5)  # of 6 tokens: 3 nats a completion, best of 8: 1.2
+    assert names(diagnose(log)) == []
+    for row in log:
+        row["completions/mean_length"] = 36.0
+    found = diagnose(log)
+    assert found.trend == trend and names(found) == (["drift"] if rise < 0.01 else [])
+    if rise < 0.01:
+        lead = "Yet" if trend == "rising" else "Look first at this:"
+        assert f"{lead} the policy is 18.0 nats a completion from the reference" in found.paragraph
+        assert "best of 8 samples would be 1.2" in found.paragraph and "nothing to explain" not in found.paragraph
+    assert names(doctor.diagnose(log)) == []  # without the group's size nothing says what is far
+
+
 def test_solved_and_hopeless_prompts_together_are_named(verifier):
     log = simulate(verifier)
     for row in log:

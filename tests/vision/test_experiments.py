@@ -135,9 +135,8 @@ def test_the_instruct_arm_is_refused_where_it_would_not_be_compared_with_the_bas
         changed(backbone="reasoning", arms=("no-align", "instruct"))
 
 
-def test_the_small_scale_runs_every_recipe_that_starts_from_its_language_model():
-    others = {name for name, recipe in experiments.RECIPES.items() if recipe.backbone}
-    assert set(scales.load("small").vision.arms) == set(experiments.RECIPES) - others
+def test_the_small_scale_runs_every_recipe():
+    assert set(scales.load("small").vision.arms) == set(experiments.RECIPES)
 
 
 def test_questions_of_test_come_from_other_concepts_except_presence(repository, concepts):

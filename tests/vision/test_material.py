@@ -48,7 +48,7 @@ def test_published_files_train_by_the_calls_that_train_on_the_cards(
     made = material.from_llava(FILES, published)
     assert len(made.captions) == 6 and len(made.instructions) == 8 and not made.looked
     shape = {**OPTIMISATION, "examples_per_step": 4, "micro_batch_examples": 2, "learning_rate": 1e-3, "epochs": 2}
-    training = VlmTrainingSettings(**shape, max_tokens=96, activation_checkpointing="full", compile_blocks=False)
+    training = VlmTrainingSettings(**shape, max_tokens=96, activation_checkpointing="full")
     settings = SimpleNamespace(
         align=training,
         finetune=training,
@@ -67,12 +67,18 @@ def test_published_files_train_by_the_calls_that_train_on_the_cards(
         tiny_vlm.towers, {"pretrained": tiny_vlm.decoder}, made, items, seen, byte_tokenizer, settings, seed=0,
         folder=published / "scratch", device="cpu",
     )  # fmt: skip
-    logs = done.trained[arm].logs
+    logs = done.trained[arm][0].logs
     assert list(logs) == (["align", "finetune"] if arm == "align" else ["finetune"])
     assert [len(log) for log in logs.values()] == ([3, 4] if arm == "align" else [4])
     for log in logs.values():
         assert log["loss"].iloc[-1] < log["loss"].iloc[0]
-    assert len(done.answers[arm]) == 6 and set(done.answers[arm]) <= set(experiments.tasks.SIDES)
+    said = done.answers[arm][0]
+    assert len(said) == 6 and set(said) <= set(experiments.tasks.SIDES)
+    features = experiments.shown(arm, done.trained[arm][0], tiny_vlm.towers, seen, items, device="cpu")
+    models = [run.model for run in done.trained[arm]]
+    of_base = experiments.baselines(models, done.answers[arm], items, items, features, byte_tokenizer, settings, seed=0)
+    assert [list(found) for found in of_base] == [["model", "blind", "shuffled", "majority", "nearest"]]
+    assert of_base[0]["model"] == said and {len(found) for found in of_base[0].values()} == {6}
     assert all((value == before[name]).all() for name, value in tiny_vlm.decoder.state_dict().items())
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moxin_lab.evaluation.statistics import paired_bootstrap, wilson_interval
+from moxin_lab.evaluation.statistics import bootstrap_interval, paired_bootstrap
 from moxin_lab.vision import scoring
 from moxin_lab.vision.tasks import Item
 
@@ -114,8 +114,16 @@ def test_a_task_is_said_to_beat_a_baseline_only_if_the_interval_does(share, verd
     row = scoring.gains(items, right, paired_bootstrap, model="model", seed=0, against=against).loc["count"]
     assert row["verdict"].startswith(verdict) and row[f"minus {against}"] == model.mean() - 0.5
     right["blind"] = blind
-    rows = scoring.scores(items, right, wilson_interval)
+    rows = scoring.scores(items, right, bootstrap_interval)
     assert rows.loc[rows["answerer"] == "blind", "value"].item() == 0.5 and set(rows["items"]) == {100}
+
+
+def test_a_question_counts_by_the_share_of_seeds_that_answer_it_rightly():
+    items = [item(i, "1") for i in range(4)]
+    found = [{"model": ["1", "1", "2", "2"], "blind": ["2"] * 4}, {"model": ["1", "2", "2", "2"], "blind": ["1"] * 4}]
+    right = scoring.right_over_seeds(items, found)
+    assert right["model"].tolist() == [1.0, 0.5, 0.0, 0.0] and right["blind"].tolist() == [0.5] * 4
+    assert scoring.gains(items, right, paired_bootstrap, model="model", seed=0).loc["count", "minus blind"] == -0.125
 
 
 def test_pope_numbers_tell_a_constant_yes_from_an_answer():
