@@ -31,7 +31,7 @@ IOU_RIGHT = 0.5
 _BOX = re.compile(r"\[\s*(\d*\.?\d+)\s*,\s*(\d*\.?\d+)\s*,\s*(\d*\.?\d+)\s*,\s*(\d*\.?\d+)\s*\]")
 
 Interval = Callable[[Any], Any]
-"""Successes and trials to (value, low, high)."""
+"""Values of questions to (value, low, high)."""
 
 
 def chosen(items: Sequence[Item], log_likelihoods: Sequence[Sequence[float]]) -> list[str]:
