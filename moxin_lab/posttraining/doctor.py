@@ -137,7 +137,7 @@ def diagnose(
 def _trend(reward: np.ndarray, width: float) -> tuple[Trend, str]:
     """Rising or falling: the straight line through the rewards leaves 0 by two standard errors and a hundredth of the range."""
     steps = np.arange(len(reward), dtype=np.float64)
-    first, last = reward[: max(1, len(reward) // 3)].mean(), reward[-max(1, len(reward) // 3) :].mean()
+    first, last = _ends(reward)
     text = f"from {first:.3g} (first third of {len(reward)} steps) to {last:.3g} (last third)"
     if len(reward) < 4:
         return (
@@ -150,6 +150,12 @@ def _trend(reward: np.ndarray, width: float) -> tuple[Trend, str]:
     if abs(slope) > 2 * error and abs(slope) * len(reward) > 0.01 * width:
         return ("rising", f"Reward rises {text}") if slope > 0 else ("falling", f"Reward falls {text}")
     return "flat", f"Reward is flat, {text}"
+
+
+def _ends(reward: np.ndarray) -> tuple[float, float]:
+    """Mean reward of the first and of the last third of the steps."""
+    third = max(1, len(reward) // 3)
+    return float(reward[:third].mean()), float(reward[-third:].mean())
 
 
 def _paragraph(sentence: str, trend: Trend, causes: list[Cause], missing: tuple[str, ...], run: _Run) -> str:
@@ -321,9 +327,8 @@ def _drift(run: _Run) -> Cause | None:
         return None
     best = math.log(run.group_size) - (run.group_size - 1) / run.group_size
     gone = run.late("kl") * run.late("completions/mean_length")
-    reward = run.log["reward"].to_numpy(dtype=np.float64)
-    third = max(1, len(reward) // 3)
-    gained = reward[-third:].mean() - reward[:third].mean()
+    first, last = _ends(run.log["reward"].to_numpy(dtype=np.float64))
+    gained = last - first
     if not (gone > FAR * best and gained < SMALL_GAIN * (run.high - run.low)):
         return None
     return Cause(

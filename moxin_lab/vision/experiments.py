@@ -297,7 +297,7 @@ def baselines(
     found = []
     for model, said in zip(models, answers, strict=True):
         blind, shuffled = (
-            answer(model, tokenizer, test, shown, settings, progress=progress) for shown in (None, others)
+            answer(model, tokenizer, test, given, settings, progress=progress) for given in (None, others)
         )
         found.append({"model": said, "blind": blind, "shuffled": shuffled, **common})
     return found
