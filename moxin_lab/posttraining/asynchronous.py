@@ -43,7 +43,7 @@ from moxin_lab.posttraining.rollout_stream import requests
 
 STALENESS = (0, 1, 2, 4, 8)
 OBJECTIVES: tuple[Correction, ...] = ("naive", "decoupled")
-COLUMNS = ("staleness", "objective", "seed", "step", "samples", "reward", "seconds", "seconds_synchronous")
+COLUMNS = ("staleness", "objective", "seed", "step", "samples", "reward", "judged", "seconds", "seconds_synchronous")
 
 
 # --------------------------------------------------------------------------------------------------------------- simulated
@@ -56,6 +56,7 @@ def staleness_grid(
     reward: grpo.Reward,
     settings: GRPOSettings,
     *,
+    judge: Callable[[MoxinForCausalLM], float],
     seeds: Sequence[int],
     folder: Path,
     staleness: Sequence[int] = STALENESS,
@@ -68,7 +69,9 @@ def staleness_grid(
 
     make_model: a fresh copy of the start model, on the device of the training. settings: its staleness and correction are
     replaced. folder: each run has one of its own in it, where a killed run goes on. decoding: see `rollout.engine_options`.
-    samples: completions read up to and with the step. seconds: since the start, had rollouts overlapped with training as in
+    samples: completions read up to and with the step. reward: of the rollout that the step reads, so of weights that are
+    `staleness` rollouts older than those that learn; what a run has learned is `judged`, which is `judge` of its last weights, in
+    evaluation mode, and the same in all of its rows. seconds: since the start, had rollouts overlapped with training as in
     `modelled_seconds`; seconds_synchronous: one after the other, as measured.
     Raises ValueError before the first run for an unknown objective, a negative staleness, or less than one seed.
     """
@@ -86,18 +89,21 @@ def staleness_grid(
         if progress is not None:
             progress(number, len(plans), name)
         chosen = replace(settings, staleness=steps, correction=objective)
+        model = make_model()
+        device = next(model.parameters()).device
         log = train_grpo(
-            make_model(), tokenizer, problems, reward, chosen, seed=seed, trainer_options=trainer_options,
+            model, tokenizer, problems, reward, chosen, seed=seed, trainer_options=trainer_options,
             decoding=decoding, resume_folder=folder / f"{steps}-{objective}-{seed}",
         )  # fmt: skip
-        runs.append(grid_rows(log, chosen, objective, seed))
+        rows = grid_rows(log, chosen, objective, seed)
+        runs.append(rows.assign(judged=float(judge(model.eval().to(device))))[list(COLUMNS)])
     if progress is not None:
         progress(len(plans), len(plans), "done")
     return pd.concat(runs, ignore_index=True)
 
 
 def grid_rows(log: pd.DataFrame, settings: GRPOSettings, objective: str, seed: int) -> pd.DataFrame:
-    """A run's log as rows of the grid: one a rollout."""
+    """A run's log as rows of the grid, one a rollout, without `judged`."""
     updates = settings.updates_per_rollout
     rollouts = log.iloc[::updates].reset_index(drop=True)
     seconds = stage_seconds(log, updates)
@@ -105,7 +111,7 @@ def grid_rows(log: pd.DataFrame, settings: GRPOSettings, objective: str, seed: i
     table["samples"] = (table["step"] + 1) * settings.prompts_per_step * settings.samples
     table["seconds"] = modelled_seconds(seconds["made"], seconds["read"], settings.staleness)
     table["seconds_synchronous"] = (seconds["made"] + seconds["read"]).cumsum()
-    return table.assign(staleness=settings.staleness, objective=objective, seed=seed)[list(COLUMNS)]
+    return table.assign(staleness=settings.staleness, objective=objective, seed=seed)
 
 
 def stage_seconds(log: pd.DataFrame, updates_per_rollout: int = 1) -> pd.DataFrame:

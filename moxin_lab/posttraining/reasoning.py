@@ -147,40 +147,45 @@ def areal(settings: Any) -> Any:
 
 
 def staleness_runs(
-    model: Any, tokenizer: Any, tasks: Sequence[Task], verifier: Verifier, settings: Any, *, seed: int, folder: Path,
+    model: Any, tokenizer: Any, asked: Questions, verifier: Verifier, settings: Any, *, seed: int, folder: Path,
     progress: chat.Progress | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """The grid of the scale's `staleness_experiment`, each run from a copy of the model: columns as `asynchronous.COLUMNS`."""
+    """The grid of the scale's `staleness_experiment`, each run from a copy of the model: columns as `asynchronous.COLUMNS`.
+    `judged` is pass@1 on the test questions of the trained families, the same completions' seed for all runs."""
     experiment = settings.staleness_experiment
     own = {name: getattr(experiment, name) for name in ("steps", "prompts_per_step", "learning_rate")}
     chosen = GRPOSettings(format_pattern=BOXED, **(settings.grpo.model_dump() | own))
+    tests = {"in-family": asked.tests["in-family"]}
     return asynchronous.staleness_grid(
-        lambda: copy.deepcopy(model), tokenizer, _problems(tasks, tokenizer),
+        lambda: copy.deepcopy(model), tokenizer, _problems(asked.problems, tokenizer),
         VerifierReward(judge=partial(_judge_problems, verifier)), chosen, seeds=range(seed, seed + experiment.seeds),
+        judge=lambda trained: answer(trained, tokenizer, tests, verifier, settings=settings, seed=seed)["right"].mean(),
         staleness=experiment.levels, decoding=settings.decoding, folder=folder, progress=progress,
     )  # fmt: skip
 
 
 def staleness_ends(grid: pd.DataFrame) -> pd.DataFrame:
-    """A row a run of the grid: mean reward of its last quarter, and how many times faster than synchronous it would have been."""
-    rows = []
-    for (staleness, objective, seed), run in grid.groupby(["staleness", "objective", "seed"], sort=False):
-        last, end = run.tail(max(1, len(run) // 4)), run.iloc[-1]
-        faster = end["seconds_synchronous"] / end["seconds"]
-        about = {"staleness": staleness, "objective": objective, "seed": seed}
-        rows.append({**about, "reward": last["reward"].mean(), "times_faster": faster})
-    return pd.DataFrame(rows)
+    """A row a run of the grid: `pass_at_1` of its last weights, and how many times faster than synchronous it would have been."""
+    ends = grid.groupby(["staleness", "objective", "seed"], sort=False).last().reset_index()
+    ends["times_faster"] = ends["seconds_synchronous"] / ends["seconds"]
+    return ends.rename(columns={"judged": "pass_at_1"})[["staleness", "objective", "seed", "pass_at_1", "times_faster"]]
 
 
 def staleness_table(ends: pd.DataFrame, interval: Callable[[Any], Any]) -> pd.DataFrame:
-    """`staleness_ends` over seeds: a row an objective and staleness, and one a staleness for `decoupled - naive` of equal seeds;
-    columns `reward`, `low`, `high` by `interval(values)`, `times_faster` (mean; none for the difference)."""
-    by_seed = ends.pivot(index=["objective", "staleness"], columns="seed", values="reward")
-    if {"naive", "decoupled"} <= set(by_seed.index.unique("objective")):
-        gap = by_seed.loc["decoupled"] - by_seed.loc["naive"]
-        by_seed = pd.concat([by_seed, pd.concat({"decoupled - naive": gap}, names=["objective"])])
+    """`staleness_ends` over seeds, a row an objective and staleness: columns `pass_at_1`, `low`, `high` by `interval(values)`, and
+    `times_faster` (mean). Then differences of equal seeds: `decoupled - naive` at each staleness, and each objective against its own
+    staleness 0; these have no `times_faster`."""
+    by_seed = ends.pivot(index=["objective", "staleness"], columns="seed", values="pass_at_1")
+    names = list(by_seed.index.unique("objective"))
+    gaps = {}
+    if {"naive", "decoupled"} <= set(names):
+        gaps["decoupled - naive"] = by_seed.loc["decoupled"] - by_seed.loc["naive"]
+    for name in names:
+        if 0 in by_seed.loc[name].index:
+            gaps[f"{name} - {name} at 0"] = by_seed.loc[name].drop(0) - by_seed.loc[(name, 0)]
+    by_seed = pd.concat([by_seed, pd.concat(gaps, names=["objective"])]) if gaps else by_seed
     found = [interval(values) for values in by_seed.to_numpy()]
-    columns = {"reward": "value", "low": "low", "high": "high"}
+    columns = {"pass_at_1": "value", "low": "low", "high": "high"}
     table = pd.DataFrame(
         {name: [getattr(estimate, part) for estimate in found] for name, part in columns.items()}, index=by_seed.index
     )

@@ -66,9 +66,9 @@ def pass_at(table: pd.DataFrame) -> Figure:
 
 
 def staleness(ends: pd.DataFrame) -> Figure:
-    """Reward at equal samples by staleness, a line an objective and a point a seed; and the modelled gain in time.
+    """pass@1 after equal samples by staleness, a line an objective and a point a seed; and the modelled gain in time.
 
-    ends: columns `staleness`, `objective`, `seed`, `reward`, `times_faster`.
+    ends: columns `staleness`, `objective`, `seed`, `pass_at_1`, `times_faster`.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 3.4), width_ratios=(3, 2))
     levels = sorted(ends["staleness"].unique())
@@ -76,10 +76,10 @@ def staleness(ends: pd.DataFrame) -> Figure:
     for place, (objective, runs) in enumerate(ends.groupby("objective", sort=False)):
         shift = 0.08 * (2 * place - 1)
         color, marker = COLORS[place], MARKERS[place]
-        left.plot([where[level] + shift for level in runs["staleness"]], runs["reward"], marker, color=color, alpha=0.5)
-        mean = runs.groupby("staleness")["reward"].mean()
+        left.plot([where[level] + shift for level in runs["staleness"]], runs["pass_at_1"], marker, color=color, alpha=0.5)
+        mean = runs.groupby("staleness")["pass_at_1"].mean()
         left.plot([where[level] + shift for level in mean.index], mean, color=color, marker=marker, label=objective)
-    left.set(ylabel="reward, last quarter of the steps", ylim=(0, None))
+    left.set(ylabel="pass@1 of the last weights", ylim=(0, None))
     left.legend()
     faster = ends.groupby("staleness")["times_faster"].mean()
     right.plot([where[level] for level in faster.index], faster, "o-", color=COLORS[2])

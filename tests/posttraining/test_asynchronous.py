@@ -27,8 +27,14 @@ from moxin_lab.posttraining.rollout_stream import completion_log_probs, requests
 CPU = {"accelerator": "cpu"}
 
 
+def weight(model):
+    """Something that tells weights apart."""
+    assert not model.training
+    return float(model.lm_head.weight.detach().double().abs().sum())
+
+
 def grid(folder, **changes):
-    options = {"seeds": [0], "staleness": (0, 1), "folder": folder, "trainer_options": CPU, **changes}
+    options = {"seeds": [0], "staleness": (0, 1), "folder": folder, "trainer_options": CPU, "judge": weight, **changes}
     settings = make_settings(steps=3, updates_per_rollout=2, kl_coefficient=0.0, log_kl=False)
     return staleness_grid(make_model, TOKENIZER, PROBLEMS, letters, settings, **options)
 
@@ -97,6 +103,9 @@ def test_the_grid_is_tidy_deterministic_and_at_equal_samples(tmp_path):
     assert table.groupby(["staleness", "objective"])["samples"].agg(list).map(tuple).nunique() == 1
     assert table["samples"].unique().tolist() == [16, 32, 48]
     assert (table["seconds"] <= table["seconds_synchronous"] + 1e-9).all()
+    judged = table.groupby(["staleness", "objective"])["judged"]
+    assert judged.nunique().eq(1).all()  # one value a run, of its last weights
+    assert judged.first().nunique() > 1 and weight(make_model().eval()) not in judged.first().tolist()
     fresh = table[table["staleness"] == 0]
     assert (fresh["seconds"] - fresh["seconds_synchronous"]).abs().max() < 1e-9
 

@@ -264,10 +264,10 @@ def test_the_staleness_grid_has_a_run_each_and_the_pictures_draw(run, verifier):
     experiment = scales.StalenessExperiment(levels=(0, 1), steps=2, prompts_per_step=2, learning_rate=1e-3, seeds=3)
     settings = run["settings"].model_copy(update={"staleness_experiment": experiment})
     grid = reasoning.staleness_runs(
-        run["tuned"], run["tokenizer"], run["asked"].problems, verifier, settings, seed=0, folder=run["folder"] / "grid"
+        run["tuned"], run["tokenizer"], run["asked"], verifier, settings, seed=0, folder=run["folder"] / "grid"
     )
     ends = reasoning.staleness_ends(grid)
-    assert len(ends) == 2 * 2 * 3 and ends["times_faster"].ge(0.99).all()
+    assert len(ends) == 2 * 2 * 3 and ends["times_faster"].ge(0.99).all() and ends["pass_at_1"].between(0, 1).all()
     passed = reasoning.pass_table({"GRPO": run["found"]}, (1, 4), statistics.bootstrap_interval)
     for figure in (
         reasoning_pictures.staleness(ends), reasoning_pictures.pass_at(passed), reasoning_pictures.reward_curve(run["log"]),
@@ -279,24 +279,27 @@ def test_the_staleness_grid_has_a_run_each_and_the_pictures_draw(run, verifier):
     matplotlib.pyplot.close("all")
 
 
-def test_the_staleness_table_compares_objectives_at_equal_seeds():
-    rewards = {"naive": (0.2, 0.4, 0.6), "decoupled": (0.3, 0.5, 0.7)}
+def test_the_staleness_table_compares_objectives_and_levels_at_equal_seeds():
+    shares = {"naive": (0.2, 0.4, 0.6), "decoupled": (0.3, 0.5, 0.7)}
     rows = [
         {
             "staleness": level,
             "objective": objective,
             "seed": seed,
-            "reward": reward - level / 10,
+            "pass_at_1": right - level / 10,
             "times_faster": 1.0 + level,
         }
         for level in (0, 2)
-        for objective, values in rewards.items()
-        for seed, reward in enumerate(values)
+        for objective, values in shares.items()
+        for seed, right in enumerate(values)
     ]
     table = reasoning.staleness_table(pd.DataFrame(rows), statistics.seed_interval)
-    assert table.loc[("naive", 2), "reward"] == pytest.approx(0.2) and table.loc[("naive", 2), "times_faster"] == 3
-    gap = table.loc[("decoupled - naive", 2)]
-    assert gap[["reward", "low", "high"]].tolist() == pytest.approx([0.1] * 3) and np.isnan(gap["times_faster"])
+    assert table.loc[("naive", 2), "pass_at_1"] == pytest.approx(0.2) and table.loc[("naive", 2), "times_faster"] == 3
+    for row, difference in (("decoupled - naive", 0.1), ("naive - naive at 0", -0.2)):
+        gap = table.loc[(row, 2)]
+        assert gap[["pass_at_1", "low", "high"]].tolist() == pytest.approx([difference] * 3)
+        assert np.isnan(gap["times_faster"])
+    assert ("naive - naive at 0", 0) not in table.index
     spread = 0.2 * 4.302653 / 3**0.5  # Student's quantile of 2 degrees of freedom
     assert table.loc[("decoupled", 0), "low"] == pytest.approx(0.5 - spread, abs=1e-6)
 
