@@ -172,9 +172,9 @@ def staleness_ends(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def staleness_table(ends: pd.DataFrame, interval: Callable[[Any], Any]) -> pd.DataFrame:
-    """`staleness_ends` over seeds, a row an objective and staleness: columns `pass_at_1`, `low`, `high` by `interval(values)`, and
-    `times_faster` (mean). Then differences of equal seeds: `decoupled - naive` at each staleness, and each objective against its own
-    staleness 0; these have no `times_faster`."""
+    """`staleness_ends` over seeds, a row an objective and staleness: columns `pass_at_1`, `low`, `high` by `interval(values)`,
+    `times_faster` (mean). Then differences of equal seeds, which have no `times_faster`: `decoupled - naive` at each staleness,
+    and each objective against its own staleness 0."""
     by_seed = ends.pivot(index=["objective", "staleness"], columns="seed", values="pass_at_1")
     names = list(by_seed.index.unique("objective"))
     gaps = {}

@@ -76,7 +76,9 @@ def staleness(ends: pd.DataFrame) -> Figure:
     for place, (objective, runs) in enumerate(ends.groupby("objective", sort=False)):
         shift = 0.08 * (2 * place - 1)
         color, marker = COLORS[place], MARKERS[place]
-        left.plot([where[level] + shift for level in runs["staleness"]], runs["pass_at_1"], marker, color=color, alpha=0.5)
+        left.plot(
+            [where[level] + shift for level in runs["staleness"]], runs["pass_at_1"], marker, color=color, alpha=0.5
+        )
         mean = runs.groupby("staleness")["pass_at_1"].mean()
         left.plot([where[level] + shift for level in mean.index], mean, color=color, marker=marker, label=objective)
     left.set(ylabel="pass@1 of the last weights", ylim=(0, None))

@@ -37,11 +37,13 @@ class Material(NamedTuple):
 
 
 def pictured(items: Sequence[Item], concepts: Sequence[Concept], edge: int) -> dict[str, Pixels]:
-    """Pictures of questions and of concepts by the names that their examples have."""
-    found = {item.example().image or "": item.picture for item in items}
-    return found | {
-        f"{one.id}.png": shown for one, shown in zip(concepts, pictures(concepts, "google", edge), strict=True)
-    }
+    """Pictures of questions and of concepts (in Google's style) by the names that their examples have."""
+    return {item.example().image or "": item.picture for item in items} | drawn(concepts, "google", edge)
+
+
+def drawn(concepts: Sequence[Concept], style: str, edge: int) -> dict[str, Pixels]:
+    """Pictures of concepts in one style by the names that their captions have."""
+    return {f"{one.id}.png": shown for one, shown in zip(concepts, pictures(concepts, style, edge), strict=True)}
 
 
 def from_cards(
