@@ -149,7 +149,11 @@ def _trend(reward: np.ndarray, width: float) -> tuple[Trend, str]:
     error = math.sqrt(float(rest @ rest) / (len(reward) - 2) / float(((steps - steps.mean()) ** 2).sum()))
     if abs(slope) > 2 * error and abs(slope) * len(reward) > 0.01 * width:
         return ("rising", f"Reward rises {text}") if slope > 0 else ("falling", f"Reward falls {text}")
-    return "flat", f"Reward is flat, {text}"
+    unseen = max(2 * error * len(reward), 0.01 * width)
+    return (
+        "flat",
+        f"Reward is flat, {text}; a change of less than {unseen:.2g} over them would not show above their own spread",
+    )
 
 
 def _ends(reward: np.ndarray) -> tuple[float, float]:
@@ -168,8 +172,8 @@ def _paragraph(sentence: str, trend: Trend, causes: list[Cause], missing: tuple[
         parts.append(f"{lead} {cause.seen}. {cause.advice}.")
     if trend != "rising" and not causes:
         parts.append(
-            "None of the known causes shows in the log: raise the learning rate or the number of steps, and compare with more "
-            "supervised fine-tuning for the same compute."
+            "None of the known causes shows in the log: compare start and end on the same questions, which sees smaller changes; "
+            "then raise the learning rate or the number of steps."
         )
     if trend != "rising" and missing:
         parts.append(f"Not checked, because the log lacks it: {', '.join(missing)}.")

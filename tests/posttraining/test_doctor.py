@@ -81,6 +81,18 @@ def test_a_flat_run_without_a_known_cause_is_given_none(verifier):
     found = diagnose(simulate(verifier))
     assert (found.trend, names(found), found.missing) == ("flat", [], ())
     assert "Reward is flat" in found.paragraph and "None of the known causes" in found.paragraph
+    assert re.search(r"a change of less than 0\.\d+ over them would not show", found.paragraph)
+
+
+def test_a_flat_run_says_what_change_its_log_would_have_shown():
+    """Rewards of equal spread about a line: at the change that is named the run turns from flat to rising."""
+    noise = np.random.default_rng(0).normal(0, 0.05, 24)
+    noise -= np.polyval(np.polyfit(np.arange(24), noise, 1), np.arange(24))
+    flat = doctor.diagnose([{"reward": 0.5 + value} for value in noise])
+    named = float(re.search(r"less than (0\.\d+)", flat.paragraph).group(1))
+    for share, trend in ((0.9, "flat"), (1.1, "rising")):
+        rising = 0.5 + noise + share * named * np.arange(24) / 24
+        assert doctor.diagnose([{"reward": value} for value in rising]).trend == trend
 
 
 def test_a_rising_run_needs_no_explanation(verifier):
