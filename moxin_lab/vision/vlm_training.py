@@ -168,3 +168,17 @@ def others_nats(
     distances = [count * (number + 1) // (others + 1) for number in range(others)]
     found = [caption_nats(model, encoded, features.roll(by, dims=0), batch_rows=batch_rows) for by in distances]
     return np.mean(found, axis=0)
+
+
+def caption_losses(
+    model: MoxinVLM, encoded: Sequence[EncodedExample], styles: Sequence[Tensor], *, others: int
+) -> dict[str, np.ndarray]:
+    """`caption_nats` by what is shown: the example's own image, others' (`others_nats`), each the mean over `styles`, and none.
+    styles: for each way to draw the images their features [N, patches, channels]."""
+    own = [caption_nats(model, encoded, features) for features in styles]
+    wrong = [others_nats(model, encoded, features, others=others) for features in styles]
+    return {
+        "its own picture": np.mean(own, axis=0),
+        f"another's picture, mean of {others}": np.mean(wrong, axis=0),
+        "no picture": caption_nats(model, encoded, None),
+    }

@@ -10,7 +10,7 @@ from moxin_lab.scales import VlmTrainingSettings
 from moxin_lab.vision import experiments, vlm_training
 from moxin_lab.vision.data import Example
 from moxin_lab.vision.prompts import PromptError
-from moxin_lab.vision.vlm_training import caption_nats, others_nats, train_vlm
+from moxin_lab.vision.vlm_training import caption_losses, caption_nats, others_nats, train_vlm
 from tests.vision.conftest import OPTIMISATION
 
 CHANGED = {"epochs": 2, "examples_per_step": 8, "micro_batch_examples": 8, "learning_rate": 1e-3}
@@ -131,3 +131,8 @@ def test_caption_nats_are_the_losses_of_the_model(tiny_vlm, byte_tokenizer):
     np.testing.assert_allclose(others, np.mean(each, axis=0), rtol=1e-5)
     with pytest.raises(ValueError, match="do not have 5 other images"):
         others_nats(tiny_vlm, encoded, features, others=5)
+    styles = [features, features.flip(1)]
+    own, wrong, _ = caption_losses(tiny_vlm, encoded, styles, others=4).values()
+    np.testing.assert_allclose(own, np.mean([caption_nats(tiny_vlm, encoded, style) for style in styles], axis=0))
+    again = [others_nats(tiny_vlm, encoded, style, others=4) for style in styles]
+    np.testing.assert_allclose(wrong, np.mean(again, axis=0))
