@@ -1,6 +1,8 @@
-"""`moxin-lab`: run, status, verify, cards, mof, chat, bench. Each command imports inside itself, so `--help` answers at once.
+"""`moxin-lab`: run, status, verify, cards, mof, chat, bench. Each command imports inside itself, so
+`--help` answers at once.
 
-Exit codes: 0 done, 1 the command found or met something wrong and says what, 2 the command line is wrong.
+Exit codes: 0 done, 1 the command found or met something wrong and says what, 2 the command line is
+wrong.
 """
 
 import argparse
@@ -18,7 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 2
-    # Nothing below the full scale may reach for a hub; libraries read these when they are first imported.
+    # Nothing below the full scale may reach for a hub; libraries read these when they are first
+    # imported.
     if getattr(options, "scale", "tiny") != "full":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -31,14 +34,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"moxin-lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("moxin-lab: stopped; the next run resumes at the stage that was running", file=sys.stderr)
+        print(
+            "moxin-lab: stopped; the next run resumes at the stage that was running",
+            file=sys.stderr,
+        )
         return 130
 
 
 def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
     from moxin_lab.bench import BENCHES, add_common_arguments, load
 
-    parser = argparse.ArgumentParser(prog="moxin-lab", description="The reproducibility lab for Moxin-7B.")
+    parser = argparse.ArgumentParser(
+        prog="moxin-lab", description="The reproducibility lab for Moxin-7B."
+    )
     parser.add_argument("--version", action="version", version=f"moxin-lab {__version__}")
     parser.add_argument(
         "--root",
@@ -58,19 +66,36 @@ def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
         return sub
 
     run = with_scale(
-        command("run", _run, "run the notebooks that are not up to date, then build the report and its manifest")
+        command(
+            "run",
+            _run,
+            "run the notebooks that are not up to date, then build the report and its manifest",
+        )
     )
     run.add_argument("--seed", type=int, default=0, help="seed of every stage (default 0)")
-    run.add_argument("--from", dest="first", metavar="STAGE", help="begin at this stage (a number or a name)")
     run.add_argument(
-        "--only", action="append", metavar="STAGE", help="run this stage alone; may be given several times"
+        "--from", dest="first", metavar="STAGE", help="begin at this stage (a number or a name)"
+    )
+    run.add_argument(
+        "--only",
+        action="append",
+        metavar="STAGE",
+        help="run this stage alone; may be given several times",
     )
     run.add_argument("--force", action="store_true", help="run even what is up to date")
-    run.add_argument("--dry-run", action="store_true", help="say what would run and why, and run nothing")
-    status = with_scale(command("status", _status, "say of each stage whether it would run, and why"))
+    run.add_argument(
+        "--dry-run", action="store_true", help="say what would run and why, and run nothing"
+    )
+    status = with_scale(
+        command("status", _status, "say of each stage whether it would run, and why")
+    )
     status.add_argument("--seed", type=int, default=0)
     with_scale(
-        command("verify", _verify, "recompute every hash of a report's manifest; exit 1 with the list of what differs")
+        command(
+            "verify",
+            _verify,
+            "recompute every hash of a report's manifest; exit 1 with the list of what differs",
+        )
     )
     cards = command(
         "cards",
@@ -91,13 +116,21 @@ def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
     )
     mof = command("mof", _mof, "evaluate a MOF.yml by the rules of the Model Openness Framework")
     mof.add_argument("file", nargs="?", help="default: MOF.yml of the repository")
-    chat = command("chat", _chat, "talk with a vision-language model about an image, in the terminal")
-    chat.add_argument("--image", metavar="FILE", required=True, help="the image that the conversation is about")
-    chat.add_argument(
-        "--model", metavar="FOLDER", help="a folder that vision.hf.save wrote (default: stage 07's, of --scale)"
+    chat = command(
+        "chat", _chat, "talk with a vision-language model about an image, in the terminal"
     )
     chat.add_argument(
-        "--ask", metavar="TEXT", help="one question; its answer is printed, and nothing is read from the keyboard"
+        "--image", metavar="FILE", required=True, help="the image that the conversation is about"
+    )
+    chat.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="a folder that vision.hf.save wrote (default: stage 07's, of --scale)",
+    )
+    chat.add_argument(
+        "--ask",
+        metavar="TEXT",
+        help="one question; its answer is printed, and nothing is read from the keyboard",
     )
     chat.add_argument("--max-new-tokens", type=int, default=64)
     with_scale(chat)
@@ -155,7 +188,9 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     try:
         runner.run(root, options.scale, seed=options.seed, stages=stages, force=options.force)
-    except runner.StageFailed:  # not for a run that was refused: the report then belongs to the one at work
+    except (
+        runner.StageFailed
+    ):  # not for a run that was refused: the report then belongs to the one at work
         try:
             _publish(root, options.scale)
         except LabError as problem:  # told apart, so that it does not hide why the stage failed
@@ -184,7 +219,9 @@ def _print_summary(root: Path, scale: str) -> None:
     records = [record for info in STAGES if (record := read_record(root, scale, info.name))]
     print(f"{'stage':24} {'seconds':>9} {'peak memory':>12}")
     for record in records:
-        print(f"{record['stage']:24} {record['seconds']:9.1f} {record['peak_memory_bytes'] / 2**30:8.2f} GiB")
+        print(
+            f"{record['stage']:24} {record['seconds']:9.1f} {record['peak_memory_bytes'] / 2**30:8.2f} GiB"
+        )
     print(f"{'together':24} {sum(record['seconds'] for record in records):9.1f}")
 
 
@@ -208,13 +245,18 @@ def _verify(options: argparse.Namespace) -> int:
     problems = verify.verify(_root(options), options.scale)
     for problem in problems:
         print(problem)
-    print(f"verify: {len(problems)} problem(s)" if problems else "verify: every file is as the manifest says")
+    print(
+        f"verify: {len(problems)} problem(s)"
+        if problems
+        else "verify: every file is as the manifest says"
+    )
     return 1 if problems else 0
 
 
 def _cards(options: argparse.Namespace) -> int:
     from moxin_lab.data import cards
     from moxin_lab.data.archives import ArchiveError
+    from moxin_lab.data.card_files import CardError
     from moxin_lab.lab.artifacts import LabError
 
     root = _root(options)
@@ -231,7 +273,7 @@ def _cards(options: argparse.Namespace) -> int:
                 cards.add_on_policy(root, Path(options.name))
             else:
                 cards.rebuild(root, options.name, archives)
-        except (ArchiveError, cards.CardError, ValueError) as error:
+        except (ArchiveError, CardError, ValueError) as error:
             raise LabError(str(error)) from error
         return 0
     problems = cards.check(root)
@@ -255,8 +297,14 @@ def _chat(options: argparse.Namespace) -> int:
     from moxin_lab.vision.images import ImageError
 
     try:
-        folder = Path(options.model) if options.model else terminal.find_model(_root(options), options.scale)
-        return terminal.chat(folder, options.image, question=options.ask, max_new_tokens=options.max_new_tokens)
+        folder = (
+            Path(options.model)
+            if options.model
+            else terminal.find_model(_root(options), options.scale)
+        )
+        return terminal.chat(
+            folder, options.image, question=options.ask, max_new_tokens=options.max_new_tokens
+        )
     except (ImageError, OSError, ValueError) as error:
         raise LabError(str(error)) from error
 
@@ -271,7 +319,9 @@ def _bench(options: argparse.Namespace) -> int:
 
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise LabError("--device cuda: PyTorch sees no GPU here; use --device cpu or another machine")
+        raise LabError(
+            "--device cuda: PyTorch sees no GPU here; use --device cpu or another machine"
+        )
     result = bench.record(options.bench, options.device, bench.load(options.bench).run(options))
     if options.json == "-":
         print(json.dumps(result, indent=1))

@@ -1,7 +1,8 @@
 """The table of stages: what each notebook takes and leaves. Nothing here imports anything heavy.
 
-The runner, `moxin-lab status`, the stage object and the report site read this one table; a notebook that asks for an
-artifact, a data card or a scale section that its row does not name is refused, so the table cannot drift from the notebooks.
+The runner, `moxin-lab status`, the stage object and the report site read this one table; a notebook
+that asks for an artifact, a data card or a scale section that its row does not name is refused, so
+the table cannot drift from the notebooks.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ class StageInfo:
     takes: tuple[str, ...] = ()
     """Artifacts of earlier stages."""
     may_take: tuple[str, ...] = ()
-    """Artifacts of earlier stages that its settings can ask for: they need not be there until they are asked for."""
+    """Artifacts of earlier stages that its settings can ask for: they need not be there until they
+    are asked for.
+    """
     leaves: tuple[str, ...] = ()
     """Artifacts that this stage writes; a name belongs to one stage only."""
     data_cards: tuple[str, ...] = ()
@@ -55,7 +58,11 @@ STAGES: tuple[StageInfo, ...] = (
         takes=("tokenizer",),
         leaves=("architecture",),
         sections=("model",),
-        reads=("reports/released/h100", "reports/released/expansion-tiny-cpu", "reports/released/train-step-tiny-cpu"),
+        reads=(
+            "reports/released/h100",
+            "reports/released/expansion-tiny-cpu",
+            "reports/released/train-step-tiny-cpu",
+        ),
     ),
     StageInfo(
         "04_pretraining",
@@ -101,7 +108,15 @@ STAGES: tuple[StageInfo, ...] = (
         "10_openness_report",
         "Openness report",
         leaves=("openness",),
-        reads=("papers", "MOF.yml", "MOF.evidence.yml", "data_cards", "notebooks", "moxin_lab", "requirements.lock"),
+        reads=(
+            "papers",
+            "MOF.yml",
+            "MOF.evidence.yml",
+            "data_cards",
+            "notebooks",
+            "moxin_lab",
+            "requirements.lock",
+        ),
         reads_records=True,
     ),
 )
@@ -112,16 +127,22 @@ def stage_info(name: str) -> StageInfo:
     for info in STAGES:
         if info.name == name:
             return info
-    raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(info.name for info in STAGES)}")
+    raise ValueError(
+        f"unknown stage {name!r}; the stages are {', '.join(info.name for info in STAGES)}"
+    )
 
 
 def find_stage(prefix: str) -> StageInfo:
-    """The stage meant by a full name, a number (`04`, `4`) or an unambiguous beginning, as typed on a command line."""
+    """The stage meant by a full name, a number (`04`, `4`) or an unambiguous beginning, as typed on
+    a command line.
+    """
     wanted = prefix.zfill(2) if prefix.isdigit() else prefix
     matches = [info for info in STAGES if info.name == wanted or info.name.startswith(wanted)]
     if len(matches) != 1:
         known = ", ".join(info.name for info in STAGES)
-        raise ValueError(f"{prefix!r} names {len(matches) or 'no'} stage(s); the stages are {known}")
+        raise ValueError(
+            f"{prefix!r} names {len(matches) or 'no'} stage(s); the stages are {known}"
+        )
     return matches[0]
 
 

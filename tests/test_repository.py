@@ -1,4 +1,6 @@
-"""Guarantees of the tree: lock, conda environment, notebooks, scales, no address of a registry or a machine."""
+"""Guarantees of the tree: lock, conda environment, notebooks, scales, no address of a registry or a
+machine.
+"""
 
 import json
 import re
@@ -12,19 +14,35 @@ import yaml
 from moxin_lab import scales
 from moxin_lab.stages import STAGES
 
-SIZE_LIMIT, FILE_LIMIT = 36 * 2**20, 9 * 2**20  # bytes; the image sets of stage 07 are a third of the first
+SIZE_LIMIT, FILE_LIMIT = (
+    36 * 2**20,
+    9 * 2**20,
+)  # bytes; the image sets of stage 07 are a third of the first
 
 
 @pytest.fixture(scope="session")
 def tracked(repository):
     """Files that git tracks, or all files that it does not ignore in a tree not yet committed."""
     listed = subprocess.run(
-        ["git", "-C", str(repository), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        [
+            "git",
+            "-C",
+            str(repository),
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ],
         capture_output=True,
         text=True,
         check=True,
     )
-    return [repository / name for name in listed.stdout.split("\0") if name and (repository / name).is_file()]
+    return [
+        repository / name
+        for name in listed.stdout.split("\0")
+        if name and (repository / name).is_file()
+    ]
 
 
 def requirement_name(requirement):
@@ -34,7 +52,9 @@ def requirement_name(requirement):
 def test_lock_pins_every_dependency_by_hash_and_names_no_index(repository):
     lock = (repository / "requirements.lock").read_text()
     assert not re.search(r"https?://|--index-url|--extra-index-url|--find-links", lock)
-    pinned = re.findall(r"^([a-z0-9-]+)==\S+(.*\\\n(?:    --hash=sha256:[0-9a-f]{64}.*\n)+)?", lock, flags=re.M)
+    pinned = re.findall(
+        r"^([a-z0-9-]+)==\S+(.*\\\n(?:    --hash=sha256:[0-9a-f]{64}.*\n)+)?", lock, flags=re.M
+    )
     assert pinned and all(hashes for _, hashes in pinned)
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
@@ -73,7 +93,9 @@ def test_tree_and_files_stay_small(tracked):
 
 
 def test_no_file_names_a_package_registrys_host_or_a_path_of_one_machine(tracked, repository):
-    hosts = "|".join(("py" + r"pi\.org", "pythonhosted" + r"\.org", r"registry\.npm" + "js", r"deb\.deb" + "ian"))
+    hosts = "|".join(
+        ("py" + r"pi\.org", "pythonhosted" + r"\.org", r"registry\.npm" + "js", r"deb\.deb" + "ian")
+    )
     machine = "|".join(("/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/[a-z]"))
     for path in tracked:
         if path.suffix in {
@@ -110,7 +132,11 @@ def test_every_notebook_has_one_h1_a_parameters_cell_short_cells_and_no_outputs(
     assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
     assert cells[1]["metadata"]["tags"] == ["parameters"]
     assert sources[1].splitlines() == ['scale = "tiny"', "seed = 0", 'root = "."']
-    code = [(cell, source) for cell, source in zip(cells, sources, strict=True) if cell["cell_type"] == "code"]
+    code = [
+        (cell, source)
+        for cell, source in zip(cells, sources, strict=True)
+        if cell["cell_type"] == "code"
+    ]
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell, _ in code)
     assert max(len(source.splitlines()) for _, source in code) <= 25
     assert code[-1][1].strip().endswith("stage.finish()")
@@ -136,29 +162,45 @@ def test_scales_load_and_keep_the_recipe(name):
     scale, full = scales.load(name), scales.load("full")
     assert scale.model.num_hidden_layers == 36
     assert len(scale.pretraining.phases) == 3
-    assert scale.pretraining.phases[1].sequence_length == 2 * scale.pretraining.phases[0].sequence_length
+    assert (
+        scale.pretraining.phases[1].sequence_length
+        == 2 * scale.pretraining.phases[0].sequence_length
+    )
     assert scale.model.num_attention_heads == 4 * scale.model.num_key_value_heads
     assert (
-        scale.model.intermediate_size / scale.model.hidden_size == full.model.intermediate_size / full.model.hidden_size
+        scale.model.intermediate_size / scale.model.hidden_size
+        == full.model.intermediate_size / full.model.hidden_size
     )
     assert scale.model.max_position_embeddings == 8 * scale.model.sliding_window
-    for field in ("adam_beta1", "adam_beta2", "adam_eps", "weight_decay", "final_learning_rate_ratio"):
+    for field in (
+        "adam_beta1",
+        "adam_beta2",
+        "adam_eps",
+        "weight_decay",
+        "final_learning_rate_ratio",
+    ):
         assert getattr(scale.pretraining, field) == getattr(full.pretraining, field)
 
 
 def test_every_value_of_the_full_scale_carries_its_source_or_the_words_our_choice(repository):
     bare = []
-    for number, line in enumerate((repository / "moxin_lab/scales/full.yaml").read_text().splitlines(), start=1):
+    for number, line in enumerate(
+        (repository / "moxin_lab/scales/full.yaml").read_text().splitlines(), start=1
+    ):
         if re.match(r"^\s*(- )?[\w-]+: *[^\s#]", line) and not re.search(r"#\s*\S", line):
             bare.append(f"{number}: {line.strip()}")
     assert not bare
 
 
 def test_an_unknown_scale_and_a_wrong_value_are_refused_with_the_field(tmp_path, monkeypatch):
-    with pytest.raises(scales.ScaleError, match="unknown scale 'huge': choose one of tiny, small, full"):
+    with pytest.raises(
+        scales.ScaleError, match="unknown scale 'huge': choose one of tiny, small, full"
+    ):
         scales.load("huge")
     good = (scales.Path(scales.__file__).parent / "tiny.yaml").read_text()
-    (tmp_path / "tiny.yaml").write_text(good.replace("num_hidden_layers: 36", "num_hidden_layers: -1"))
+    (tmp_path / "tiny.yaml").write_text(
+        good.replace("num_hidden_layers: 36", "num_hidden_layers: -1")
+    )
     monkeypatch.setattr(scales, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(scales.ScaleError, match=r"tiny.yaml.*[\s\S]*model.num_hidden_layers"):
         scales.load("tiny")

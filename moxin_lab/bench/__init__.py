@@ -1,10 +1,12 @@
 """`moxin-lab bench NAME`: measurements of speed and memory, ours and peers in one run, as JSON.
 
-A bench is a module of this folder with `add_arguments(parser)` and `run(options) -> dict`; `BENCHES` lists them. The dictionary
-holds `rows` (one measurement each) and whatever else the reader of the file needs; `record` adds the machine, the versions, the
-date and the command. Guarantees: times are medians over repeated calls after warm-up, on a GPU between device events; a peer
-that cannot run is a row with its reason, never a missing row.
-Does not: judge (the notebook and the reader do), test equality (tests do), or compare across machines.
+A bench is a module of this folder with `add_arguments(parser)` and `run(options) -> dict`;
+`BENCHES` lists them. The dictionary holds `rows` (one measurement each) and whatever else the
+reader of the file needs; `record` adds the machine, the versions, the date and the command.
+Guarantees: times are medians over repeated calls after warm-up, on a GPU between device events; a
+peer that cannot run is a row with its reason, never a missing row.
+Does not: judge (the notebook and the reader do), test equality (tests do), or compare across
+machines.
 """
 
 import argparse
@@ -32,7 +34,16 @@ BENCHES = {
     "towers": "images through the frozen vision towers, with plain timm and open_clip calls as peer",
     "verifier": "verdicts on answers, with Math-Verify, TRL's accuracy_reward and plain SymPy as peers",
 }
-PACKAGES = ("torch", "triton", "transformers", "flash-attn-4", "nvidia-cutlass-dsl", "lightning", "trl", "math-verify")
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "flash-attn-4",
+    "nvidia-cutlass-dsl",
+    "lightning",
+    "trl",
+    "math-verify",
+)
 
 
 def load(name: str) -> Any:
@@ -54,26 +65,46 @@ def machine(device: str) -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    described: dict[str, Any] = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    described: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
     if device == "cuda":
         free = torch.cuda.get_device_properties(0)
         described |= {
-            "gpu": free.name, "gpu_memory_bytes": free.total_memory, "multiprocessors": free.multi_processor_count,
+            "gpu": free.name,
+            "gpu_memory_bytes": free.total_memory,
+            "multiprocessors": free.multi_processor_count,
             "driver_cuda": torch.version.cuda,
-        }  # fmt: skip
-    return described | {"versions": versions, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+        }
+    return described | {
+        "versions": versions,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
 
 
 def record(name: str, device: str, result: dict[str, Any]) -> dict[str, Any]:
     """`result` of a bench with what makes it readable later."""
     by_command_line = Path(sys.argv[0]).name in ("moxin-lab", "cli.py")
     # The file's name is enough for a reader who repeats the command; its folder was this machine's.
-    words = [Path(word).name if before == "--json" else word for before, word in itertools.pairwise(sys.argv[1:])]
+    words = [
+        Path(word).name if before == "--json" else word
+        for before, word in itertools.pairwise(sys.argv[1:])
+    ]
     command = shlex.join(["moxin-lab", "bench", *words]) if by_command_line else name
-    return {"bench": name, "device": device, "command": command, "machine": machine(device), **result}
+    return {
+        "bench": name,
+        "device": device,
+        "command": command,
+        "machine": machine(device),
+        **result,
+    }
 
 
-def median_seconds(call: Callable[[], Any], *, device: str, warmup: int = 3, repeats: int = 10) -> float:
+def median_seconds(
+    call: Callable[[], Any], *, device: str, warmup: int = 3, repeats: int = 10
+) -> float:
     """Median seconds of `call`, which must leave nothing behind that the next call trips over."""
     import torch
 
@@ -81,7 +112,10 @@ def median_seconds(call: Callable[[], Any], *, device: str, warmup: int = 3, rep
         call()
     seconds = []
     if device == "cuda":
-        events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+        events = [
+            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            for _ in range(repeats)
+        ]
         torch.cuda.synchronize()
         for start, end in events:
             start.record()
@@ -122,7 +156,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         for i, column in enumerate(columns)
     ]
     for line in [columns, *cells]:
-        print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        print(
+            "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        )
 
 
 def _cell(value: Any) -> str:
@@ -132,5 +168,13 @@ def _cell(value: Any) -> str:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="default: cuda where there is one")
-    parser.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write JSON there; without FILE, print it")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default=None, help="default: cuda where there is one"
+    )
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="write JSON there; without FILE, print it",
+    )

@@ -1,15 +1,19 @@
-"""`moxin-lab bench expansion`: 32 blocks trained, then expanded to 36 or not, against 36 from scratch, at equal compute.
+"""`moxin-lab bench expansion`: 32 blocks trained, then expanded to 36 or not, against 36 from
+scratch, at equal compute.
 
-A 32-block model (the stem) reads the first half of the budget. From it four arms go on with the second half: 32 blocks
-continued, and 36 blocks by each recipe of `moxin_lab.model.expansion`. A fifth arm is 36 blocks from random weights with the
-whole budget. The budget is counted in floating-point operations (`training_flops_per_token`), so deeper arms take fewer steps
-and 32 continued reads the most text. All arms of a seed read the same rows in the same order, warm up alike, keep the peak rate
-in the first half of their budget and follow a cosine to a tenth in the second; old weights keep AdamW's moments, new blocks have
-none.
+A 32-block model (the stem) reads the first half of the budget. From it four arms go on with the
+second half: 32 blocks continued, and 36 blocks by each recipe of `moxin_lab.model.expansion`. A
+fifth arm is 36 blocks from random weights with the whole budget. The budget is counted in
+floating-point operations (`training_flops_per_token`), so deeper arms take fewer steps and 32
+continued reads the most text. All arms of a seed read the same rows in the same order, warm up
+alike, keep the peak rate in the first half of their budget and follow a cosine to a tenth in the
+second; old weights keep AdamW's moments, new blocks have none.
 
-Guarantees: held-out text is the same for all arms and seeds; the second half of every arm costs at most the budget and less than
-one step below it; an arm that is done is read from the work folder and never run again, one made with other settings is refused.
-Does not: freeze the old blocks (LLaMA Pro does), tune the rate by arm, or decide anything about 8 billion parameters.
+Guarantees: held-out text is the same for all arms and seeds; the second half of every arm costs at
+most the budget and less than one step below it; an arm that is done is read from the work folder
+and never run again, one made with other settings is refused.
+Does not: freeze the old blocks (LLaMA Pro does), tune the rate by arm, or decide anything about 8
+billion parameters.
 """
 
 import argparse
@@ -29,19 +33,35 @@ STUDENT_T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by number
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--scale", default="tiny", help="tiny (default) or small: shape, data and optimizer of that scale"
+        "--scale",
+        default="tiny",
+        help="tiny (default) or small: shape, data and optimizer of that scale",
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default 3)")
     parser.add_argument(
-        "--steps", type=int, default=60, help="steps of the 32-block stem, half of the budget (default 60)"
+        "--steps",
+        type=int,
+        default=60,
+        help="steps of the 32-block stem, half of the budget (default 60)",
     )
     parser.add_argument("--tokens-per-step", type=int, default=None, help="default: the scale's")
-    parser.add_argument("--heldout-bytes", type=int, default=20_000, help="held-out text by language (default 20,000)")
     parser.add_argument(
-        "--work", default=None, metavar="FOLDER", help="results by arm (default: runs/<scale>/expansion)"
+        "--heldout-bytes",
+        type=int,
+        default=20_000,
+        help="held-out text by language (default 20,000)",
     )
     parser.add_argument(
-        "--runs", default=None, metavar="FOLDER", help="where `documents` and `tokenizer` lie (default: runs/<scale>)"
+        "--work",
+        default=None,
+        metavar="FOLDER",
+        help="results by arm (default: runs/<scale>/expansion)",
+    )
+    parser.add_argument(
+        "--runs",
+        default=None,
+        metavar="FOLDER",
+        help="where `documents` and `tokenizer` lie (default: runs/<scale>)",
     )
 
 
@@ -57,29 +77,47 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for arm in ARMS:
             rows.append(run_arm(plan, data, seed, arm, work, options.device))
             done += 1
-            print(f"[{done}/{total}] seed {seed}, {arm}: {rows[-1]['bits_per_byte']:.4f} bits a byte", file=sys.stderr)
+            print(
+                f"[{done}/{total}] seed {seed}, {arm}: {rows[-1]['bits_per_byte']:.4f} bits a byte",
+                file=sys.stderr,
+            )
         stem_path(work, seed).unlink(missing_ok=True)  # every arm of the seed is done
-    return {"settings": plan.settings, "compute": compute(plan), "rows": rows, "differences": paired_differences(rows)}
+    return {
+        "settings": plan.settings,
+        "compute": compute(plan),
+        "rows": rows,
+        "differences": paired_differences(rows),
+    }
 
 
 # ---- what is run
 
 
 def make_plan(options: argparse.Namespace) -> SimpleNamespace:
-    """Settings of the whole run; steps of each arm from equal compute. Raises ValueError, LabError before any work."""
+    """Settings of the whole run; steps of each arm from equal compute. Raises ValueError, LabError
+    before any work.
+    """
     from moxin_lab import scales
     from moxin_lab.lab.artifacts import LabError, find_root
     from moxin_lab.model.config import training_flops_per_token
 
     if options.seeds < 1 or options.steps < 2:
-        raise LabError(f"--seeds {options.seeds} must be at least 1 and --steps {options.steps} at least 2")
+        raise LabError(
+            f"--seeds {options.seeds} must be at least 1 and --steps {options.steps} at least 2"
+        )
     scale = scales.load(options.scale)
-    runs = Path(options.runs) if options.runs else find_root(options.root or ".") / "runs" / options.scale
+    runs = (
+        Path(options.runs)
+        if options.runs
+        else find_root(options.root or ".") / "runs" / options.scale
+    )
     phase = scale.pretraining.phases[0]
     tokens_per_step = options.tokens_per_step or scale.pretraining.tokens_per_step
     config = model_config(scale, 32, vocab_size=scale.tokenizer.vocab_size)
     flops = {
-        depth: training_flops_per_token(model_config(scale, depth, vocab_size=config.vocab_size), phase.sequence_length)
+        depth: training_flops_per_token(
+            model_config(scale, depth, vocab_size=config.vocab_size), phase.sequence_length
+        )
         for depth in (32, 36)
     }
     half = options.steps * flops[32]
@@ -90,30 +128,49 @@ def make_plan(options: argparse.Namespace) -> SimpleNamespace:
         "36 from scratch": int(2 * half // flops[36]),
     }
     settings = {
-        "scale": options.scale, "steps": steps, "tokens_per_step": tokens_per_step,
-        "sequence_length": phase.sequence_length, "mixture": phase.mixture,
-        "learning_rate": scale.pretraining.learning_rate, "warmup_steps": min(scale.pretraining.warmup_steps, options.steps // 3),
+        "scale": options.scale,
+        "steps": steps,
+        "tokens_per_step": tokens_per_step,
+        "sequence_length": phase.sequence_length,
+        "mixture": phase.mixture,
+        "learning_rate": scale.pretraining.learning_rate,
+        "warmup_steps": min(scale.pretraining.warmup_steps, options.steps // 3),
         "heldout_bytes_per_language": options.heldout_bytes,
         "precision": "bf16 autocast" if options.device == "cuda" else "float32",
-    }  # fmt: skip
-    return SimpleNamespace(scale=scale, runs=runs, phase=phase, flops=flops, steps=steps, settings=settings)
+    }
+    return SimpleNamespace(
+        scale=scale, runs=runs, phase=phase, flops=flops, steps=steps, settings=settings
+    )
 
 
 def model_config(scale: Any, depth: int, *, vocab_size: int) -> Any:
     from moxin_lab.model.config import MoxinConfig
 
-    return MoxinConfig(vocab_size=vocab_size, **{**scale.model.model_dump(), "num_hidden_layers": depth})
+    return MoxinConfig(
+        vocab_size=vocab_size, **{**scale.model.model_dump(), "num_hidden_layers": depth}
+    )
 
 
 def compute(plan: SimpleNamespace) -> list[dict[str, Any]]:
-    """Floating-point operations of each arm from the first step on, the stem's included where it has one."""
+    """Floating-point operations of each arm from the first step on, the stem's included where it
+    has one.
+    """
     rows = []
     stem = plan.steps["stem"] * plan.flops[32]
     for arm in ARMS:
-        flops = plan.steps[arm] * plan.flops[int(arm[:2])] + (0 if arm.endswith("scratch") else stem)
+        flops = plan.steps[arm] * plan.flops[int(arm[:2])] + (
+            0 if arm.endswith("scratch") else stem
+        )
         steps = plan.steps[arm] + (0 if arm.endswith("scratch") else plan.steps["stem"])
         tokens_per_step = plan.settings["tokens_per_step"]
-        rows.append({"arm": arm, "steps": steps, "tokens": steps * tokens_per_step, "flops": flops * tokens_per_step})
+        rows.append(
+            {
+                "arm": arm,
+                "steps": steps,
+                "tokens": steps * tokens_per_step,
+                "flops": flops * tokens_per_step,
+            }
+        )
     return rows
 
 
@@ -122,24 +179,29 @@ def load_data(plan: SimpleNamespace) -> SimpleNamespace:
     import pandas as pd
     from transformers import AutoTokenizer
 
-    from moxin_lab.data import packing
     from moxin_lab.evaluation import heldout
     from moxin_lab.evaluation.bits_per_byte import encode_documents
     from moxin_lab.lab.artifacts import LabError
+    from moxin_lab.pretraining import packing
 
     documents = plan.runs / "01_data_curation" / "documents"
     tokenizer_folder = plan.runs / "02_tokenizer" / "tokenizer"
     for folder, stage in ((documents, "01"), (tokenizer_folder, "02")):
         if not folder.is_dir():
-            raise LabError(f"{folder} is missing: moxin-lab run --scale {plan.settings['scale']} --only {stage}")
+            raise LabError(
+                f"{folder} is missing: moxin-lab run --scale {plan.settings['scale']} --only {stage}"
+            )
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     if len(tokenizer) != plan.scale.tokenizer.vocab_size:
-        raise LabError(f"{tokenizer_folder} has {len(tokenizer)} tokens, the scale {plan.scale.tokenizer.vocab_size}")
+        raise LabError(
+            f"{tokenizer_folder} has {len(tokenizer)} tokens, the scale {plan.scale.tokenizer.vocab_size}"
+        )
     train = pd.read_parquet(documents / "train.parquet")
     texts = heldout.choose(
         pd.read_parquet(documents / "heldout.parquet"),
-        bytes_per_language=plan.settings["heldout_bytes_per_language"], seed=0,
-    )  # fmt: skip
+        bytes_per_language=plan.settings["heldout_bytes_per_language"],
+        seed=0,
+    )
     return SimpleNamespace(
         pools=packing.tokenize_pools(train, tokenizer),
         heldout=encode_documents(tokenizer, texts["text"].tolist()),
@@ -169,7 +231,9 @@ def run_arm(
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["settings"] != plan.settings:
-            raise LabError(f"{path} was made with other settings: give another --work folder, or delete this one")
+            raise LabError(
+                f"{path} was made with other settings: give another --work folder, or delete this one"
+            )
         return kept["row"]
     first, steps = 0, plan.steps[arm]
     if arm == "36 from scratch":
@@ -185,14 +249,28 @@ def run_arm(
             state = carry_moments(deeper, state, recipe)
             model = deeper
     at_start = measure(model, data, plan, device)["bits_per_byte"]
-    log, _ = train(model, plan, data, seed, first=first, steps=steps, moments=state, device=device, words=arm)
-    row = {"seed": seed, "arm": arm, **measure(model, data, plan, device), "bits_per_byte_at_start": at_start, **log}
-    path.write_text(json.dumps({"settings": plan.settings, "row": row}, indent=1) + "\n", encoding="utf-8")
+    log, _ = train(
+        model, plan, data, seed, first=first, steps=steps, moments=state, device=device, words=arm
+    )
+    row = {
+        "seed": seed,
+        "arm": arm,
+        **measure(model, data, plan, device),
+        "bits_per_byte_at_start": at_start,
+        **log,
+    }
+    path.write_text(
+        json.dumps({"settings": plan.settings, "row": row}, indent=1) + "\n", encoding="utf-8"
+    )
     return row
 
 
-def load_stem(plan: SimpleNamespace, data: SimpleNamespace, seed: int, work: Path, device: str) -> tuple[Any, dict]:
-    """The 32-block model after the first half of the budget, and AdamW's state by parameter name; trained if need be."""
+def load_stem(
+    plan: SimpleNamespace, data: SimpleNamespace, seed: int, work: Path, device: str
+) -> tuple[Any, dict]:
+    """The 32-block model after the first half of the budget, and AdamW's state by parameter name;
+    trained if need be.
+    """
     import torch
 
     from moxin_lab.model.decoder import MoxinForCausalLM
@@ -203,20 +281,34 @@ def load_stem(plan: SimpleNamespace, data: SimpleNamespace, seed: int, work: Pat
     kept = torch.load(path, map_location=device, weights_only=True) if path.exists() else None
     if kept is None or kept["settings"] != plan.settings:
         _, moments = train(
-            model, plan, data, seed, first=0, steps=plan.steps["stem"], moments={}, device=device, words="stem"
+            model,
+            plan,
+            data,
+            seed,
+            first=0,
+            steps=plan.steps["stem"],
+            moments={},
+            device=device,
+            words="stem",
         )
         kept = {"settings": plan.settings, "weights": model.state_dict(), "moments": moments}
         torch.save(kept, path.with_suffix(".new"))
         path.with_suffix(".new").rename(path)
     model.load_state_dict(kept["weights"])
-    return model, {name: {k: v.clone() for k, v in state.items()} for name, state in kept["moments"].items()}
+    return model, {
+        name: {k: v.clone() for k, v in state.items()} for name, state in kept["moments"].items()
+    }
 
 
 def carry_moments(deeper: Any, moments: dict[str, Any], recipe: str) -> dict[str, Any]:
-    """AdamW's state of the old parameters under their names in the deeper model; new blocks have none."""
+    """AdamW's state of the old parameters under their names in the deeper model; new blocks have
+    none.
+    """
     from moxin_lab.model.expansion import layer_plan
 
-    carried = {name: state for name, state in moments.items() if not name.startswith("model.layers.")}
+    carried = {
+        name: state for name, state in moments.items() if not name.startswith("model.layers.")
+    }
     for layer, (source, is_new) in enumerate(layer_plan(32, 36, recipe)):
         if not is_new:
             prefix = f"model.layers.{source}."
@@ -227,7 +319,9 @@ def carry_moments(deeper: Any, moments: dict[str, Any], recipe: str) -> dict[str
 
 
 def rate(step: int, plan: SimpleNamespace, arm_steps: int, half: int) -> float:
-    """Share of the peak at `step` of an arm of `arm_steps` in all: warm-up, level to `half`, then cosine to a tenth."""
+    """Share of the peak at `step` of an arm of `arm_steps` in all: warm-up, level to `half`, then
+    cosine to a tenth.
+    """
     warmup = plan.settings["warmup_steps"]
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -238,21 +332,36 @@ def rate(step: int, plan: SimpleNamespace, arm_steps: int, half: int) -> float:
 
 
 def train(
-    model: Any, plan: SimpleNamespace, data: SimpleNamespace, seed: int, *, first: int, steps: int,
-    moments: dict[str, Any], device: str, words: str,
-) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """Train in place from step `first` of the seed's stream; returns loss by step and seconds, and AdamW's state by name."""
+    model: Any,
+    plan: SimpleNamespace,
+    data: SimpleNamespace,
+    seed: int,
+    *,
+    first: int,
+    steps: int,
+    moments: dict[str, Any],
+    device: str,
+    words: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train in place from step `first` of the seed's stream; returns loss by step and seconds, and
+    AdamW's state by name.
+    """
     import torch
 
-    from moxin_lab.data.packing import TrainingStream
-    from moxin_lab.training.pretraining import adamw, token_loss
+    from moxin_lab.pretraining.packing import TrainingStream
+    from moxin_lab.pretraining.trainer import adamw, token_loss
 
     settings = plan.scale.pretraining
     longest = plan.steps["stem"] + plan.steps["32 continued"]
     phase = SimpleNamespace(
-        name="expansion", steps=longest, sequence_length=plan.phase.sequence_length, mixture=plan.phase.mixture
+        name="expansion",
+        steps=longest,
+        sequence_length=plan.phase.sequence_length,
+        mixture=plan.phase.mixture,
     )
-    stream = TrainingStream(data.pools, [phase], tokens_per_step=plan.settings["tokens_per_step"], seed=seed)
+    stream = TrainingStream(
+        data.pools, [phase], tokens_per_step=plan.settings["tokens_per_step"], seed=seed
+    )
     parts = max(1, plan.settings["tokens_per_step"] // settings.micro_batch_tokens)
     optimizer = adamw(model, settings)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -265,7 +374,11 @@ def train(
     model.train()
     losses, began = [], time.monotonic()
     for step in range(first, first + steps):
-        share = 1.0 if words == "stem" and step >= plan.settings["warmup_steps"] else rate(step, plan, arm_steps, half)
+        share = (
+            1.0
+            if words == "stem" and step >= plan.settings["warmup_steps"]
+            else rate(step, plan, arm_steps, half)
+        )
         for group in optimizer.param_groups:
             group["lr"] = share * settings.learning_rate
         total = 0.0
@@ -285,9 +398,15 @@ def train(
             raise ArithmeticError(f"{words}, seed {seed}: the loss of step {step} is {total}")
         losses.append(total)
         if step == first or (step + 1) % 10 == 0:
-            print(f"  seed {seed}, {words}: step {step + 1}/{first + steps}, loss {total:.3f}", file=sys.stderr)
+            print(
+                f"  seed {seed}, {words}: step {step + 1}/{first + steps}, loss {total:.3f}",
+                file=sys.stderr,
+            )
     state = {names[id(parameter)]: dict(values) for parameter, values in optimizer.state.items()}
-    means = [round(statistics.fmean(losses[start : start + 10]), 4) for start in range(0, len(losses), 10)]
+    means = [
+        round(statistics.fmean(losses[start : start + 10]), 4)
+        for start in range(0, len(losses), 10)
+    ]
     log = {
         "first_step": first,
         "steps": steps,
@@ -297,14 +416,18 @@ def train(
     return log, state
 
 
-def measure(model: Any, data: SimpleNamespace, plan: SimpleNamespace, device: str) -> dict[str, Any]:
+def measure(
+    model: Any, data: SimpleNamespace, plan: SimpleNamespace, device: str
+) -> dict[str, Any]:
     """Held-out bits per byte over all documents, and by language."""
     import numpy as np
 
     from moxin_lab.evaluation.bits_per_byte import bits_per_byte, document_losses
 
     model.eval()
-    nats = document_losses(model, data.heldout, context=plan.settings["sequence_length"], device=device)
+    nats = document_losses(
+        model, data.heldout, context=plan.settings["sequence_length"], device=device
+    )
     languages = np.array(data.languages)
     return {
         "bits_per_byte": bits_per_byte(nats, data.num_bytes),
@@ -319,12 +442,17 @@ def measure(model: Any, data: SimpleNamespace, plan: SimpleNamespace, device: st
 
 
 def paired_differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Bits per byte of each 36-block arm minus `32 continued` of the same seed: mean, 95 % interval (Student's t), each seed.
+    """Bits per byte of each 36-block arm minus `32 continued` of the same seed: mean, 95 % interval
+    (Student's t), each seed.
 
-    With three seeds the interval is 4.3 standard errors wide on either side: it can show a difference that is large beside the
-    spread between seeds, and never that there is none. The interval is None where one seed gives no spread.
+    With three seeds the interval is 4.3 standard errors wide on either side: it can show a
+    difference that is large beside the spread between seeds, and never that there is none. The
+    interval is None where one seed gives no spread.
     """
-    by_arm = {arm: {row["seed"]: row["bits_per_byte"] for row in rows if row["arm"] == arm} for arm in ARMS}
+    by_arm = {
+        arm: {row["seed"]: row["bits_per_byte"] for row in rows if row["arm"] == arm}
+        for arm in ARMS
+    }
     found = []
     for arm in ARMS[1:]:
         differences = [by_arm[arm][seed] - by_arm[ARMS[0]][seed] for seed in sorted(by_arm[arm])]
@@ -333,5 +461,13 @@ def paired_differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             spread = statistics.stdev(differences) / len(differences) ** 0.5
             spread *= STUDENT_T_95.get(len(differences), 2.571)
             interval = [mean - spread, mean + spread]
-        found.append({"arm": arm, "against": ARMS[0], "mean": mean, "interval": interval, "by_seed": differences})
+        found.append(
+            {
+                "arm": arm,
+                "against": ARMS[0],
+                "mean": mean,
+                "interval": interval,
+                "by_seed": differences,
+            }
+        )
     return found

@@ -1,4 +1,6 @@
-"""What the benches of decoding and prefill share: models of random weights, ours and transformers', and a long text read in."""
+"""What the benches of decoding and prefill share: models of random weights, ours and transformers',
+and a long text read in.
+"""
 
 from typing import Any
 
@@ -26,7 +28,9 @@ def make_peer(model: Any, attention: str = "sdpa") -> Any:
     from transformers import MistralConfig, MistralForCausalLM
 
     with torch.device("meta"):
-        peer = MistralForCausalLM(MistralConfig(**model.config.to_hf_dict(), attn_implementation=attention))
+        peer = MistralForCausalLM(
+            MistralConfig(**model.config.to_hf_dict(), attn_implementation=attention)
+        )
     peer.load_state_dict(model.state_dict(), strict=True, assign=True)
     with model.lm_head.weight.device:  # its buffer is no weight, so it is made anew
         peer.model.rotary_emb = type(peer.model.rotary_emb)(peer.config)
@@ -38,7 +42,9 @@ def random_text(model: Any, batch: int, length: int) -> Any:
 
     device = model.lm_head.weight.device
     generator = torch.Generator(device).manual_seed(length)
-    return torch.randint(model.config.vocab_size, (batch, length), device=device, generator=generator)
+    return torch.randint(
+        model.config.vocab_size, (batch, length), device=device, generator=generator
+    )
 
 
 def read(model: Any, ids: Any, cache: Any, chunk: int) -> Any:

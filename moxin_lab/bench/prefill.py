@@ -1,9 +1,11 @@
-"""`moxin-lab bench prefill`: seconds to read a long text into the cache, by our model in several chunk sizes and by transformers.
+"""`moxin-lab bench prefill`: seconds to read a long text into the cache, by our model in several
+chunk sizes and by transformers.
 
     moxin-lab bench prefill --device cuda --json FILE
 
-Guarantees: the same random weights and text; `floor_ms` is the text's operations (weights twice, attention's pairs in the window)
-at the rate of a large matrix product measured in the same run; `same_token`: the greedy next token agrees with the first row's.
+Guarantees: the same random weights and text; `floor_ms` is the text's operations (weights twice,
+attention's pairs in the window) at the rate of a large matrix product measured in the same run;
+`same_token`: the greedy next token agrees with the first row's.
 Does not: include loading, tokenising or the first decoding step.
 """
 
@@ -14,13 +16,17 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", default="full", help="whose shape: tiny, small, full (default)")
     parser.add_argument("--tokens", type=int, default=32_000)
-    parser.add_argument("--chunks", default="32000,8192,4096", help="tokens read at once, several with commas")
+    parser.add_argument(
+        "--chunks", default="32000,8192,4096", help="tokens read at once, several with commas"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows: implementation, tokens, chunk, ms, tokens_per_second, floor_ms, same_token, peak_bytes, reason."""
+    """Rows: implementation, tokens, chunk, ms, tokens_per_second, floor_ms, same_token, peak_bytes,
+    reason.
+    """
     import torch
 
     from moxin_lab.bench import free_memory, median_seconds, peak_bytes
@@ -34,7 +40,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     model = make_model(options, dtype)
     ids = random_text(model, 1, options.tokens)
     head = 6 * model.lm_head.weight.numel()  # applied to one token only
-    operations = (training_flops_per_token(model.config, options.tokens) - head) * options.tokens / 3
+    operations = (
+        (training_flops_per_token(model.config, options.tokens) - head) * options.tokens / 3
+    )
     rows: list[dict[str, Any]] = []
 
     def ours(chunk: int) -> Any:
@@ -48,7 +56,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         return peer(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
 
     jobs: list[tuple[str, int, Any]] = [
-        ("ours", int(chunk), lambda chunk=int(chunk): ours(chunk)) for chunk in options.chunks.split(",")
+        ("ours", int(chunk), lambda chunk=int(chunk): ours(chunk))
+        for chunk in options.chunks.split(",")
     ]
     if not options.no_peer:
         peer = make_peer(model)
@@ -61,12 +70,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             with torch.inference_mode():
                 token = call()[:, -1].argmax(dim=-1)
                 first = token if first is None else first
-                seconds = median_seconds(call, device=options.device, warmup=1, repeats=options.repeats)
+                seconds = median_seconds(
+                    call, device=options.device, warmup=1, repeats=options.repeats
+                )
             row |= {
-                "ms": seconds * 1000, "tokens_per_second": options.tokens / seconds,
-                "floor_ms": operations / limits["matrix_product_tflops"] / 1e9, "same_token": bool((token == first).all()),
+                "ms": seconds * 1000,
+                "tokens_per_second": options.tokens / seconds,
+                "floor_ms": operations / limits["matrix_product_tflops"] / 1e9,
+                "same_token": bool((token == first).all()),
                 "peak_bytes": peak_bytes(options.device),
-            }  # fmt: skip
+            }
         except (RuntimeError, ValueError, ImportError) as error:
             row["reason"] = f"{type(error).__name__}: {error}"[:300]
         rows.append(row)

@@ -1,14 +1,19 @@
-"""`moxin-lab bench sft`: steps of supervised fine-tuning, ours and TRL's `SFTTrainer`, on the same model, data and machine.
+"""`moxin-lab bench sft`: steps of supervised fine-tuning, ours and TRL's `SFTTrainer`, on the same
+model, data and machine.
 
-Both train the same checkpoint on the same conversations in the same order, loss on answers alone, with the same update (AdamW),
-precision, batch and micro-batch; ours runs padded, as TRL does, and packed. TRL runs the checkpoint as transformers' Mistral with
-SDPA; a padded row of ours has SDPA too, so that what attention adds can be told apart. Each row names its layout and attention.
-TRL's trainer reads the loss and computes entropy and token accuracy in every step; ours reads loss and gradient norm.
+Both train the same checkpoint on the same conversations in the same order, loss on answers alone,
+with the same update (AdamW), precision, batch and micro-batch; ours runs padded, as TRL does, and
+packed. TRL runs the checkpoint as transformers' Mistral with SDPA; a padded row of ours has SDPA
+too, so that what attention adds can be told apart. Each row names its layout and attention. TRL's
+trainer reads the loss and computes entropy and token accuracy in every step; ours reads loss and
+gradient norm.
 
-Guarantees: one after the other in one process, on one device; a step's time is between the ends of two steps, on a GPU after a
-synchronisation; tokens counted are those of conversations, never padding, so packing is paid for what it saves; the losses of
-the first step stand in the rows, so that equal work can be seen; a row that cannot run holds its reason.
-Does not: count start-up, compilation (each row trains twice and the second training counts), encoding or saving.
+Guarantees: one after the other in one process, on one device; a step's time is between the ends of
+two steps, on a GPU after a synchronisation; tokens counted are those of conversations, never
+padding, so packing is paid for what it saves; the losses of the first step stand in the rows, so
+that equal work can be seen; a row that cannot run holds its reason.
+Does not: count start-up, compilation (each row trains twice and the second training counts),
+encoding or saving.
 """
 
 import argparse
@@ -27,19 +32,32 @@ from moxin_lab.bench import free_memory, peak_bytes
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default="runs/tiny/04_pretraining/pretrained", metavar="FOLDER",
+        "--model",
+        default="runs/tiny/04_pretraining/pretrained",
+        metavar="FOLDER",
         help="checkpoint with tokenizer (default: runs/tiny/04_pretraining/pretrained)",
-    )  # fmt: skip
+    )
     parser.add_argument("--steps", type=int, default=20, help="timed steps (default 20)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them (default 3)")
     parser.add_argument(
-        "--passes", type=int, default=2,
+        "--passes",
+        type=int,
+        default=2,
         help="trainings of each row, of which the last counts: the others compile for every shape of the data (default 2)",
-    )  # fmt: skip
+    )
     parser.add_argument("--batch", type=int, default=32, help="conversations a step (default 32)")
-    parser.add_argument("--micro-batch", type=int, default=32, help="conversations a forward pass (default 32)")
-    parser.add_argument("--max-tokens", type=int, default=256, help="longer conversations are left out (default 256)")
-    parser.add_argument("--max-difficulty", type=int, default=3, help="rows of data_cards/instructions up to this")
+    parser.add_argument(
+        "--micro-batch", type=int, default=32, help="conversations a forward pass (default 32)"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=256,
+        help="longer conversations are left out (default 256)",
+    )
+    parser.add_argument(
+        "--max-difficulty", type=int, default=3, help="rows of data_cards/instructions up to this"
+    )
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
 
 
@@ -50,8 +68,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from moxin_lab.lab.artifacts import LabError, find_root
-    from moxin_lab.lab.step_training import Order
     from moxin_lab.posttraining import chat
+    from moxin_lab.training.fit import Order
 
     folder = Path(options.model)
     if options.device == "cuda" and torch.cuda.device_count() > 1:
@@ -59,14 +77,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "transformers' trainer would spread over all GPUs, ours would not: set CUDA_VISIBLE_DEVICES to one"
         )
     if not (folder / "config.json").is_file():
-        raise LabError(f"{folder} is no checkpoint folder: make one with moxin-lab run --scale tiny, or give --model")
+        raise LabError(
+            f"{folder} is no checkpoint folder: make one with moxin-lab run --scale tiny, or give --model"
+        )
     if options.passes < 1 or options.warmup < 1 or options.steps < 1:
         raise LabError("--passes, --warmup and --steps must be at least 1")
     if options.batch % options.micro_batch:
-        raise LabError(f"--batch {options.batch} is not a multiple of --micro-batch {options.micro_batch}")
+        raise LabError(
+            f"--batch {options.batch} is not a multiple of --micro-batch {options.micro_batch}"
+        )
     tokenizer = chat.install_template(AutoTokenizer.from_pretrained(folder))
-    card = pd.read_parquet(find_root(".") / "data_cards" / "instructions" / "data" / "train.parquet")
-    conversations = [list(messages) for messages in card["messages"][card["difficulty"] <= options.max_difficulty]]
+    card = pd.read_parquet(
+        find_root(".") / "data_cards" / "instructions" / "data" / "train.parquet"
+    )
+    conversations = [
+        list(messages)
+        for messages in card["messages"][card["difficulty"] <= options.max_difficulty]
+    ]
     needed = (options.steps + options.warmup) * options.batch
     encoded: list[chat.Encoded] = []
     for index, conversation in enumerate(conversations):
@@ -76,8 +103,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if len(encoded) == needed:
             break
     else:
-        raise LabError(f"{needed} conversations are needed and {len(encoded)} fit: lower --steps or --batch")
-    order = Order(needed, examples_per_step=options.batch, epochs=1, seed=0)  # our stream's; the peer reads in sequence
+        raise LabError(
+            f"{needed} conversations are needed and {len(encoded)} fit: lower --steps or --batch"
+        )
+    order = Order(
+        needed, examples_per_step=options.batch, epochs=1, seed=0
+    )  # our stream's; the peer reads in sequence
     read = [encoded[number] for step in range(order.num_steps) for number in order.step(step)]
     texts = [conversations[one.index] for one in read]
     jobs: list[tuple[str, str, str, Callable[..., dict[str, Any]]]] = [
@@ -100,7 +131,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows, "conversations": needed, "tokens": sum(len(one) for one in encoded)}
 
 
-def _measured(ends: list[float], first_loss: float, read: Any, options: argparse.Namespace) -> dict[str, Any]:
+def _measured(
+    ends: list[float], first_loss: float, read: Any, options: argparse.Namespace
+) -> dict[str, Any]:
     seconds = [later - earlier for earlier, later in pairwise(ends)][options.warmup - 1 :]
     timed = read[options.warmup * options.batch :]
     return {
@@ -113,25 +146,44 @@ def _measured(ends: list[float], first_loss: float, read: Any, options: argparse
 
 
 def _ours(
-    folder: Path, tokenizer: Any, encoded: Any, read: Any, options: argparse.Namespace, layout: Any, attention: str
+    folder: Path,
+    tokenizer: Any,
+    encoded: Any,
+    read: Any,
+    options: argparse.Namespace,
+    layout: Any,
+    attention: str,
 ) -> dict[str, Any]:
     from types import SimpleNamespace
 
     import torch
 
     from moxin_lab.model import convert
-    from moxin_lab.posttraining import fitting, sft
+    from moxin_lab.posttraining import sft
     from moxin_lab.posttraining.batches import ConversationStream
+    from moxin_lab.training.fit import fit_language_model
 
     stream = ConversationStream(
-        encoded, examples_per_step=options.batch, epochs=1, row_tokens=options.max_tokens, seed=0,
-        pad_id=tokenizer.pad_token_id, layout=layout,
-    )  # fmt: skip
+        encoded,
+        examples_per_step=options.batch,
+        epochs=1,
+        row_tokens=options.max_tokens,
+        seed=0,
+        pad_id=tokenizer.pad_token_id,
+        layout=layout,
+    )
     settings = SimpleNamespace(
-        learning_rate=1e-4, warmup_ratio=0.0, weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.999, adam_eps=1e-8,
-        gradient_clip_norm=1.0, precision=options.precision, micro_batch_examples=options.micro_batch,
+        learning_rate=1e-4,
+        warmup_ratio=0.0,
+        weight_decay=0.0,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_eps=1e-8,
+        gradient_clip_norm=1.0,
+        precision=options.precision,
+        micro_batch_examples=options.micro_batch,
         checkpoint_every_steps=10**9,
-    )  # fmt: skip
+    )
     ends: list[float] = []
 
     def ended(step: int, total: int, text: str) -> None:
@@ -142,10 +194,16 @@ def _ours(
     model = convert.from_pretrained(folder)
     model.attention_backend = attention
     with tempfile.TemporaryDirectory() as work:
-        log = fitting.fit(
-            model, stream, settings, sft.sft_loss(), resume_folder=Path(work), text="bench",
-            progress=ended, trainer_options={"accelerator": "gpu" if options.device == "cuda" else "cpu"},
-        )  # fmt: skip
+        log = fit_language_model(
+            model,
+            stream,
+            settings,
+            sft.sft_loss(),
+            resume_folder=Path(work),
+            text="bench",
+            progress=ended,
+            trainer_options={"accelerator": "gpu" if options.device == "cuda" else "cpu"},
+        )
     return {"attention": _taken(model, attention, layout, options)} | _measured(
         ends, float(log["loss"][0]), read, options
     )
@@ -161,10 +219,19 @@ def _taken(model: Any, attention: str, layout: str, options: argparse.Namespace)
         return attention
     dtype = torch.bfloat16 if options.precision == "bf16-mixed" else torch.float32
     query = torch.empty(
-        1, model.config.num_attention_heads, 2, model.config.head_dim, dtype=dtype, device=options.device
+        1,
+        model.config.num_attention_heads,
+        2,
+        model.config.head_dim,
+        dtype=dtype,
+        device=options.device,
     )
-    documents = torch.zeros(1, 2, dtype=torch.int64, device=options.device) if layout == "packed" else None
-    mask = AttentionMask.build(2, sliding_window=None, document_ids=documents, device=options.device)
+    documents = (
+        torch.zeros(1, 2, dtype=torch.int64, device=options.device) if layout == "packed" else None
+    )
+    mask = AttentionMask.build(
+        2, sliding_window=None, document_ids=documents, device=options.device
+    )
     return f"auto ({choose_backend(query, mask)})"
 
 
@@ -191,23 +258,45 @@ def _trl(
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())
 
-        def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        def on_log(
+            self, arguments: Any, state: Any, control: Any, logs: Any = None, **more: Any
+        ) -> None:
             if logs and "loss" in logs:
                 losses.append(float(logs["loss"]))
 
     with tempfile.TemporaryDirectory() as work:
         arguments = SFTConfig(
-            output_dir=work, per_device_train_batch_size=options.micro_batch, num_train_epochs=1, learning_rate=1e-4,
-            gradient_accumulation_steps=options.batch // options.micro_batch, lr_scheduler_type="linear", warmup_steps=0,
-            optim="adamw_torch_fused", weight_decay=0.0, max_grad_norm=1.0, max_length=options.max_tokens,
-            assistant_only_loss=True, packing=layout == "packed", bf16=options.precision == "bf16-mixed", report_to=[],
-            gradient_checkpointing=False, use_cpu=options.device != "cuda", save_strategy="no", logging_steps=1,
-            disable_tqdm=True, train_sampling_strategy="sequential",
-        )  # fmt: skip
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
+            output_dir=work,
+            per_device_train_batch_size=options.micro_batch,
+            num_train_epochs=1,
+            learning_rate=1e-4,
+            gradient_accumulation_steps=options.batch // options.micro_batch,
+            lr_scheduler_type="linear",
+            warmup_steps=0,
+            optim="adamw_torch_fused",
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            max_length=options.max_tokens,
+            assistant_only_loss=True,
+            packing=layout == "packed",
+            bf16=options.precision == "bf16-mixed",
+            report_to=[],
+            gradient_checkpointing=False,
+            use_cpu=options.device != "cuda",
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+            train_sampling_strategy="sequential",
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation=attention, dtype=torch.float32
+        )
         trainer = SFTTrainer(
-            model, args=arguments, processing_class=tokenizer, callbacks=[Clock()],
+            model,
+            args=arguments,
+            processing_class=tokenizer,
+            callbacks=[Clock()],
             train_dataset=datasets.Dataset.from_dict({"messages": conversations}),
-        )  # fmt: skip
+        )
         trainer.train()
     return _measured(ends, losses[0], read, options)

@@ -1,11 +1,15 @@
-"""`moxin-lab bench towers`: images a second through our frozen towers, beside plain timm and open_clip calls in the same run.
+"""`moxin-lab bench towers`: images a second through our frozen towers, beside plain timm and
+open_clip calls in the same run.
 
     moxin-lab bench towers --device cuda --json FILE
 
-Ours is `Towers.features`: both towers up to their second-to-last block, joined. The peer is what one writes first with the
-libraries: `get_intermediate_layers` of timm's DINOv2 and of the trunk inside an open_clip SigLIP (timm's where open_clip has no
-such width), which run every block, and a concatenation. `same_features`: the largest difference of the two on the batch.
-Guarantees: same weights, batch and dtype; the rows take turns, so that another process's load falls on both.
+Ours is `Towers.features`: both towers up to their second-to-last block, joined. The peer is what
+one writes first with the
+libraries: `get_intermediate_layers` of timm's DINOv2 and of the trunk inside an open_clip SigLIP
+(timm's where open_clip has no such width), which run every block, and a concatenation.
+`same_features`: the largest difference of the two on the batch.
+Guarantees: same weights, batch and dtype; the rows take turns, so that another process's load falls
+on both.
 Does not: decode or normalise images.
 """
 
@@ -14,7 +18,9 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--width", default="full", choices=("tiny", "full"), help="whose towers (default full)")
+    parser.add_argument(
+        "--width", default="full", choices=("tiny", "full"), help="whose towers (default full)"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
 
@@ -43,7 +49,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         whole.visual.trunk.load_state_dict(siglip.state_dict())
         siglip, peer = whole.visual.trunk, "timm and open_clip get_intermediate_layers"
     shape = (options.batch, 3, settings.image_size, settings.image_size)
-    pixels = {name: torch.randn(shape, device=options.device, dtype=dtype) for name in settings.which}
+    pixels = {
+        name: torch.randn(shape, device=options.device, dtype=dtype) for name in settings.which
+    }
 
     def plain() -> Any:
         parts = [
@@ -58,13 +66,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         difference = float((calls["ours"]() - plain()).abs().max())
         for _ in range(options.repeats):
             for name, call in calls.items():
-                seconds[name].append(median_seconds(call, device=options.device, warmup=1, repeats=3))
+                seconds[name].append(
+                    median_seconds(call, device=options.device, warmup=1, repeats=3)
+                )
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     rows = [
         {
-            "implementation": name, "images_per_second": options.batch / value, "ms": value * 1000,
-            "ratio": medians[peer] / value, "largest_difference": difference,
+            "implementation": name,
+            "images_per_second": options.batch / value,
+            "ms": value * 1000,
+            "ratio": medians[peer] / value,
+            "largest_difference": difference,
         }
         for name, value in medians.items()
-    ]  # fmt: skip
+    ]
     return {"width": options.width, "batch": options.batch, "dtype": str(dtype), "rows": rows}

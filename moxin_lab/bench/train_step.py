@@ -1,17 +1,21 @@
-"""`moxin-lab bench train-step`: a training step, ours and transformers' `MistralForCausalLM`, same weights, tokens, optimizer.
+"""`moxin-lab bench train-step`: a training step, ours and transformers' `MistralForCausalLM`, same
+weights, tokens, optimizer.
 
-A step is forward, mean cross-entropy over the next tokens, backward, AdamW: PyTorch's fused one for the peers, for ours the one
-that our trainings take (on a GPU a kernel of our own), and once PyTorch's, to see what ours saves. `first_losses` are those of
-the first three steps from the same weights, so that a reader sees that every row does the same work.
+A step is forward, mean cross-entropy over the next tokens, backward, AdamW: PyTorch's fused one for
+the peers, for ours the one that our trainings take (on a GPU a kernel of our own), and once
+PyTorch's, to see what ours saves. `first_losses` are those of the first three steps from the same
+weights, so that a reader sees that every row does the same work.
 
     moxin-lab bench train-step --scale tiny --device cpu --json FILE                      # the tiny model's own step
     moxin-lab bench train-step --width full --blocks 8 --batch 2 --sequence 4096 --device cuda --json FILE
 
-Guarantees: useful operations are `training_flops_per_token` (6 for each weight of a matrix product plus attention's pairs inside
-the window, backward twice forward, nothing for recomputation); the share of peak is printed only for a GPU whose peak is known
-here. On the CPU rows take turns, one step each a round, so that a busy moment does not fall on one row alone; on a GPU one row is
-in memory at a time.
-Does not: packed documents (transformers has no mask for them here), activation checkpointing, or several devices.
+Guarantees: useful operations are `training_flops_per_token` (6 for each weight of a matrix product
+plus attention's pairs inside the window, backward twice forward, nothing for recomputation); the
+share of peak is printed only for a GPU whose peak is known here. On the CPU rows take turns, one
+step each a round, so that a busy moment does not fall on one row alone; on a GPU one row is in
+memory at a time.
+Does not: packed documents (transformers has no mask for them here), activation checkpointing, or
+several devices.
 """
 
 import argparse
@@ -27,27 +31,46 @@ FUSED = "fused loss"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scale", "--width", default="tiny", help="whose shape: tiny (default), small or full")
-    parser.add_argument("--blocks", type=int, default=None, help="number of blocks (default: the scale's)")
-    parser.add_argument("--batch", type=int, default=None, help="rows (default: the first phase's step; full: 2)")
     parser.add_argument(
-        "--sequence", type=int, default=None, help="tokens a row (default: the first phase's; full: 4096)"
+        "--scale", "--width", default="tiny", help="whose shape: tiny (default), small or full"
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="default: bfloat16 on a GPU")
-    parser.add_argument("--loss-chunk", type=int, default=None, help="tokens of a chunk of the fused loss")
+    parser.add_argument(
+        "--blocks", type=int, default=None, help="number of blocks (default: the scale's)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=None, help="rows (default: the first phase's step; full: 2)"
+    )
+    parser.add_argument(
+        "--sequence",
+        type=int,
+        default=None,
+        help="tokens a row (default: the first phase's; full: 4096)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default=None, help="default: bfloat16 on a GPU"
+    )
+    parser.add_argument(
+        "--loss-chunk", type=int, default=None, help="tokens of a chunk of the fused loss"
+    )
     parser.add_argument("--backend", default="auto", help="our attention back end (default auto)")
     parser.add_argument("--repeats", type=int, default=10, help="timed steps a row (default 10)")
     parser.add_argument(
-        "--only", default="", metavar="WORDS", help="only rows whose name contains one of these, by commas"
+        "--only",
+        default="",
+        metavar="WORDS",
+        help="only rows whose name contains one of these, by commas",
     )
     parser.add_argument(
-        "--compile-on-cpu", action="store_true", help="compiled rows on the CPU too, which take minutes to compile"
+        "--compile-on-cpu",
+        action="store_true",
+        help="compiled rows on the CPU too, which take minutes to compile",
     )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows: implementation, median_ms, tokens_per_second, model_flops_utilisation, peak_bytes, first_step_seconds, first_losses,
-    reason."""
+    """Rows: implementation, median_ms, tokens_per_second, model_flops_utilisation, peak_bytes,
+    first_step_seconds, first_losses, reason.
+    """
     import torch
 
     from moxin_lab.model.config import training_flops_per_token
@@ -55,15 +78,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     config, batch, sequence = shape(options)
     dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
-    tokens = torch.randint(config.vocab_size, (batch, sequence), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        config.vocab_size, (batch, sequence), generator=torch.Generator().manual_seed(0)
+    )
     with torch.device(options.device):
         model = MoxinForCausalLM(config, attention_backend=options.backend)
     model.init_weights(torch.Generator(options.device).manual_seed(0))
     start = {name: tensor.detach().to(dtype).cpu() for name, tensor in model.state_dict().items()}
     del model
     flops = training_flops_per_token(config, sequence) * tokens.numel()
-    jobs = [job for job in implementations(config, options) if any(word in job[0] for word in options.only.split(","))]
-    measured = (together if options.device == "cpu" else one_by_one)(jobs, start, tokens, dtype, options)
+    jobs = [
+        job
+        for job in implementations(config, options)
+        if any(word in job[0] for word in options.only.split(","))
+    ]
+    measured = (together if options.device == "cpu" else one_by_one)(
+        jobs, start, tokens, dtype, options
+    )
     peak = device_peak(options.device)
     rows = []
     for (name, *_), values in zip(jobs, measured, strict=True):
@@ -75,10 +106,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         rows.append(row | values)
     counted = sum(tensor.numel() for tensor in start.values())
     about = {
-        "scale": options.scale, "blocks": config.num_hidden_layers, "hidden_size": config.hidden_size, "parameters": counted,
-        "batch": batch, "sequence": sequence, "dtype": str(dtype).removeprefix("torch."), "optimizer": "AdamW",
-        "flops_per_step": flops, "peak_flops": peak,
-    }  # fmt: skip
+        "scale": options.scale,
+        "blocks": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "parameters": counted,
+        "batch": batch,
+        "sequence": sequence,
+        "dtype": str(dtype).removeprefix("torch."),
+        "optimizer": "AdamW",
+        "flops_per_step": flops,
+        "peak_flops": peak,
+    }
     return {"settings": about, "rows": rows}
 
 
@@ -92,7 +130,9 @@ def shape(options: argparse.Namespace) -> tuple[Any, int, int]:
     if options.blocks is not None:
         values["num_hidden_layers"] = options.blocks
     config = MoxinConfig(vocab_size=scale.tokenizer.vocab_size, **values)
-    sequence = options.sequence or (4096 if options.scale == "full" else scale.pretraining.phases[0].sequence_length)
+    sequence = options.sequence or (
+        4096 if options.scale == "full" else scale.pretraining.phases[0].sequence_length
+    )
     rows = 2 if options.scale == "full" else max(1, scale.pretraining.tokens_per_step // sequence)
     return config, options.batch or rows, sequence
 
@@ -101,7 +141,7 @@ def device_peak(device: str) -> float | None:
     """Dense bf16 operations a second that the maker states for this GPU; None where none is known."""
     import torch
 
-    from moxin_lab.training.tables import PEAKS
+    from moxin_lab.pretraining.tables import PEAKS
 
     if device != "cuda":
         return None
@@ -110,20 +150,29 @@ def device_peak(device: str) -> float | None:
     return next((peak for gpu, peak in known.items() if gpu in name), None)
 
 
-# ---- the implementations: each builds a model with the given weights and returns its loss as a function of the tokens
+# ---- the implementations: each builds a model with the given weights and returns its loss as a
+# function of the tokens
 
 
-def implementations(config: Any, options: argparse.Namespace) -> list[tuple[str, Callable[..., Any], bool, Optimizer]]:
-    """(name, build, compiled, optimizer): `build(start, tokens, dtype)` returns the module and a function that gives the loss."""
-    from moxin_lab.model.optimizer import build_adamw
+def implementations(
+    config: Any, options: argparse.Namespace
+) -> list[tuple[str, Callable[..., Any], bool, Optimizer]]:
+    """(name, build, compiled, optimizer): `build(start, tokens, dtype)` returns the module and a
+    function that gives the loss.
+    """
+    from moxin_lab.training.optimizer import build_adamw
 
     chunk = options.loss_chunk or (4096 if options.device == "cuda" else 512)
 
     def ours(compiled: str, fused: bool) -> Callable[..., Any]:
-        return lambda *arguments: build_ours(config, options, compiled, chunk if fused else None, *arguments)
+        return lambda *arguments: build_ours(
+            config, options, compiled, chunk if fused else None, *arguments
+        )
 
     def theirs(attention: str, compiled: bool) -> Callable[..., Any]:
-        return lambda *arguments: build_theirs(config, options.device, attention, compiled, *arguments)
+        return lambda *arguments: build_theirs(
+            config, options.device, attention, compiled, *arguments
+        )
 
     whole = ours("whole", True)
     jobs = [
@@ -134,10 +183,17 @@ def implementations(config: Any, options: argparse.Namespace) -> list[tuple[str,
         (f"ours, compiled whole, {FUSED}", whole, True, build_adamw),
         ("transformers, sdpa, eager", theirs("sdpa", False), False, torch_adamw),
         ("transformers, sdpa, compiled", theirs("sdpa", True), True, torch_adamw),
-        ("transformers, flex_attention, compiled", theirs("flex_attention", True), True, torch_adamw),
+        (
+            "transformers, flex_attention, compiled",
+            theirs("flex_attention", True),
+            True,
+            torch_adamw,
+        ),
     ]
     if options.device == "cuda":
-        jobs.insert(5, (f"ours, compiled whole, {FUSED}, PyTorch's AdamW", whole, True, torch_adamw))
+        jobs.insert(
+            5, (f"ours, compiled whole, {FUSED}, PyTorch's AdamW", whole, True, torch_adamw)
+        )
     return jobs
 
 
@@ -148,7 +204,13 @@ def torch_adamw(groups: list[dict[str, Any]], **constants: Any) -> Any:
 
 
 def build_ours(
-    config: Any, options: argparse.Namespace, compiled: str, chunk: int | None, start: dict, tokens: Any, dtype: Any
+    config: Any,
+    options: argparse.Namespace,
+    compiled: str,
+    chunk: int | None,
+    start: dict,
+    tokens: Any,
+    dtype: Any,
 ) -> tuple[Any, Step]:
     import torch
     import torch.nn.functional as F
@@ -158,7 +220,9 @@ def build_ours(
 
     with torch.device("meta"):
         model = MoxinForCausalLM(config, attention_backend=options.backend)
-    model.load_state_dict({name: tensor.to(options.device, copy=True) for name, tensor in start.items()}, assign=True)
+    model.load_state_dict(
+        {name: tensor.to(options.device, copy=True) for name, tensor in start.items()}, assign=True
+    )
     model.requires_grad_(True).train()
     labels = F.pad(tokens[:, 1:], (0, 1), value=IGNORE)
     states, loss_of = model.hidden_states, linear_cross_entropy
@@ -194,7 +258,9 @@ def build_theirs(
             peer_config
         )  # its buffer is no weight, so it is made anew
     model.load_state_dict(
-        {name: tensor.to(device, copy=True) for name, tensor in start.items()}, strict=True, assign=True
+        {name: tensor.to(device, copy=True) for name, tensor in start.items()},
+        strict=True,
+        assign=True,
     )
     model.requires_grad_(True).train()
     call = torch.compile(model, dynamic=False) if compiled else model
@@ -212,9 +278,13 @@ def prepare(
     dtype: Any,
     options: argparse.Namespace,
 ) -> tuple[Step, dict[str, Any]]:
-    """The step of one implementation, after its first three steps; with their losses and what the first one took."""
+    """The step of one implementation, after its first three steps; with their losses and what the
+    first one took.
+    """
     model, loss_of = build(start, tokens.to(options.device), dtype)
-    optimizer = build_optimizer([{"params": list(model.parameters())}], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = build_optimizer(
+        [{"params": list(model.parameters())}], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1
+    )
 
     def step() -> Any:
         loss = loss_of()
@@ -227,10 +297,15 @@ def prepare(
     losses = [step().item()]
     first = time.perf_counter() - began
     losses += [step().item() for _ in range(2)]
-    return step, {"first_step_seconds": round(first, 2), "first_losses": [round(loss, 5) for loss in losses]}
+    return step, {
+        "first_step_seconds": round(first, 2),
+        "first_losses": [round(loss, 5) for loss in losses],
+    }
 
 
-def one_by_one(jobs: list, start: dict, tokens: Any, dtype: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
+def one_by_one(
+    jobs: list, start: dict, tokens: Any, dtype: Any, options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """GPU: a row is built, timed and freed before the next one."""
     import torch
 
@@ -244,15 +319,23 @@ def one_by_one(jobs: list, start: dict, tokens: Any, dtype: Any, options: argpar
         try:
             step, values = prepare(build, optimizer, start, tokens, dtype, options)
             seconds = median_seconds(step, device=options.device, warmup=3, repeats=options.repeats)
-            measured.append({"median_seconds": seconds, "peak_bytes": peak_bytes(options.device), **values})
+            measured.append(
+                {"median_seconds": seconds, "peak_bytes": peak_bytes(options.device), **values}
+            )
             del step
         except (RuntimeError, ValueError, ImportError) as error:
-            measured.append({"reason": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"})
+            measured.append(
+                {"reason": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            )
     return measured
 
 
-def together(jobs: list, start: dict, tokens: Any, dtype: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """CPU: all rows in memory, one step each a round. `fastest_ms` is the least disturbed step of a row."""
+def together(
+    jobs: list, start: dict, tokens: Any, dtype: Any, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """CPU: all rows in memory, one step each a round. `fastest_ms` is the least disturbed step of a
+    row.
+    """
     steps: list[Step | None] = []
     measured: list[dict[str, Any]] = []
     for name, build, compiled, optimizer in jobs:
@@ -275,6 +358,8 @@ def together(jobs: list, start: dict, tokens: Any, dtype: Any, options: argparse
                 one()
                 times[place].append(time.perf_counter() - began)
     return [
-        values if not taken else {"median_seconds": statistics.median(taken), "fastest_ms": min(taken) * 1000, **values}
+        values
+        if not taken
+        else {"median_seconds": statistics.median(taken), "fastest_ms": min(taken) * 1000, **values}
         for values, taken in zip(measured, times, strict=True)
     ]

@@ -1,12 +1,16 @@
-r"""The answer verifier beside Math-Verify, TRL's `accuracy_reward` and a plain SymPy grader, on the same inputs in the same run.
+r"""The answer verifier beside Math-Verify, TRL's `accuracy_reward` and a plain SymPy grader, on the
+same inputs in the same run.
 
-Suites: gold answers against themselves, the same answers written another way (which must be accepted), shuffled pairs (which must
-not), hostile answers (which must be decided at all), and a mixed batch of 512. Golds are MATH-500, GSM8K and AMC from the folder
-that MOXIN_BENCHMARKS names; pairs and hostile answers also come from the conformance corpus of the tests.
-Guarantees: a peer runs in its own process, gets `--peer-deadline` seconds an item and is killed after that, so its hang is a
-number in its row; its start is not counted. Wrong pairs that are the same text or the same rational number are left out by a
-reading that is not the verifier's own. Wrong pairs that any grader accepted are listed for human eyes.
-Does not: cap a peer's memory, or give peers several processes; their seconds are of one process, ours of `--workers`.
+Suites: gold answers against themselves, the same answers written another way (which must be
+accepted), shuffled pairs (which must not), hostile answers (which must be decided at all), and a
+mixed batch of 512. Golds are MATH-500, GSM8K and AMC from the folder that MOXIN_BENCHMARKS names;
+pairs and hostile answers also come from the conformance corpus of the tests.
+Guarantees: a peer runs in its own process, gets `--peer-deadline` seconds an item and is killed
+after that, so its hang is a number in its row; its start is not counted. Wrong pairs that are the
+same text or the same rational number are left out by a reading that is not the verifier's own.
+Wrong pairs that any grader accepted are listed for human eyes.
+Does not: cap a peer's memory, or give peers several processes; their seconds are of one process,
+ours of `--workers`.
 """
 
 import argparse
@@ -30,7 +34,7 @@ from typing import Any
 
 from moxin_lab.lab.artifacts import LabError, find_root
 
-CORPUS = Path("tests") / "posttraining" / "verifier_corpus.json"
+CORPUS = Path("tests") / "verifier" / "verifier_corpus.json"
 MIXED = 512
 
 
@@ -40,7 +44,8 @@ class Item:
     answer: str  # without a box
 
 
-# ------------------------------------------------------------------------------------------------------------- inputs
+# -------------------------------------------------------------------------------------------------------------
+# inputs
 
 
 def golds(folder: Path) -> dict[str, list[str]]:
@@ -69,7 +74,9 @@ REWRITES: dict[str, Callable[[str], str | None]] = {
     r"n as \frac{2n}{2}": lambda g: _integer(g, lambda n: rf"\frac{{{2 * n}}}{{2}}"),
     "n as 2n/2": lambda g: _integer(g, lambda n: f"{2 * n}/2"),
     "n as n.0": lambda g: _integer(g, lambda n: f"{n}.0"),
-    "n with thousands separators": lambda g: _integer(g, lambda n: f"{n:,}") if len(g) > 3 else None,
+    "n with thousands separators": lambda g: (
+        _integer(g, lambda n: f"{n:,}") if len(g) > 3 else None
+    ),
     "n with a unit": lambda g: _integer(g, lambda n: rf"{n}\text{{ units}}"),
     "n with a degree sign": lambda g: _integer(g, lambda n: rf"{n}^\circ"),
     "n with a percent sign": lambda g: _integer(g, lambda n: rf"{n}\%"),
@@ -88,8 +95,12 @@ REWRITES: dict[str, Callable[[str], str | None]] = {
 
 
 def _plain_value(text: str) -> Fraction | None:
-    """A rational number by a reading of its own, for leaving out shuffled pairs that are equal after all."""
-    text = re.sub(r"\\[,!; ]|\\?\$|\s|\^\{?\\circ\}?|\\text\{[^{}]*\}|\\%", "", text).replace(r"\dfrac", r"\frac")
+    """A rational number by a reading of its own, for leaving out shuffled pairs that are equal
+    after all.
+    """
+    text = re.sub(r"\\[,!; ]|\\?\$|\s|\^\{?\\circ\}?|\\text\{[^{}]*\}|\\%", "", text).replace(
+        r"\dfrac", r"\frac"
+    )
     text = re.sub(r"^x=", "", text)
     match = re.fullmatch(r"(-?)\\frac\{?(\d+)\}?\{?(\d+)\}?", text)
     if match:
@@ -99,7 +110,9 @@ def _plain_value(text: str) -> Fraction | None:
 
 
 def wrong_pairs(pool: list[str], count: int, seed: int) -> list[Item]:
-    """Gold and another item's gold, drawn with the seed; pairs of the same text or rational are drawn again."""
+    """Gold and another item's gold, drawn with the seed; pairs of the same text or rational are
+    drawn again.
+    """
     draw = random.Random(seed)
     pairs: list[Item] = []
     while len(pairs) < count:
@@ -112,7 +125,9 @@ def wrong_pairs(pool: list[str], count: int, seed: int) -> list[Item]:
 
 
 def hostile(corpus: dict[str, Any], origin: str | None = None) -> list[Item]:
-    """Hostile answers of the corpus, each against a plain fraction and built from its repeated pieces."""
+    """Hostile answers of the corpus, each against a plain fraction and built from its repeated
+    pieces.
+    """
     return [
         Item("1/2", "".join(text * times for text, times in entry["pieces"]))
         for entry in corpus["hostile"]
@@ -121,7 +136,9 @@ def hostile(corpus: dict[str, Any], origin: str | None = None) -> list[Item]:
 
 
 def mixed(sets: dict[str, list[str]], corpus: dict[str, Any], seed: int) -> list[Item]:
-    """512 answers as a rollout may bring them: 300 right in some spelling, 160 wrong, 52 hostile, shuffled."""
+    """512 answers as a rollout may bring them: 300 right in some spelling, 160 wrong, 52 hostile,
+    shuffled.
+    """
     draw = random.Random(seed)
     pool = [gold for answers in sets.values() for gold in answers]
     right: list[Item] = []
@@ -136,7 +153,8 @@ def mixed(sets: dict[str, list[str]], corpus: dict[str, Any], seed: int) -> list
     return items
 
 
-# -------------------------------------------------------------------------------------------------------------- peers
+# --------------------------------------------------------------------------------------------------------------
+# peers
 
 
 def _math_verify(gold: str, completion: str) -> bool:
@@ -148,7 +166,10 @@ def _math_verify(gold: str, completion: str) -> bool:
 def _trl(gold: str, completion: str) -> bool:
     from trl.rewards import accuracy_reward
 
-    return accuracy_reward([[{"role": "assistant", "content": completion}]], [rf"\boxed{{{gold}}}"])[0] == 1.0
+    return (
+        accuracy_reward([[{"role": "assistant", "content": completion}]], [rf"\boxed{{{gold}}}"])[0]
+        == 1.0
+    )
 
 
 def _sympy(gold: str, completion: str) -> bool:
@@ -175,7 +196,9 @@ def completion_of(item: Item) -> str:
 
 
 def serve_peer(name: str, descriptor: int) -> None:
-    """A peer's process: one JSON line in, one out. Runs on the main thread, where Math-Verify's own time limits work."""
+    """A peer's process: one JSON line in, one out. Runs on the main thread, where Math-Verify's own
+    time limits work.
+    """
     import warnings
 
     warnings.simplefilter("ignore")
@@ -208,7 +231,8 @@ class Peer:
                 [sys.executable, "-c", code],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
             )
         self.lines = self.wire.makefile("rb")
         self.wire.settimeout(300)
@@ -241,16 +265,22 @@ class Peer:
             self.process = None
 
 
-# ------------------------------------------------------------------------------------------------------------ measure
+# ------------------------------------------------------------------------------------------------------------
+# measure
 
 
 def _row(suite: str, grader: str, outcomes: list[Any], seconds: list[float]) -> dict[str, Any]:
     ordered = sorted(seconds)
     return {
-        "suite": suite, "grader": grader, "items": len(outcomes), "accepted": sum(o is True for o in outcomes),
-        "no_reply": sum(o == "no reply" for o in outcomes), "median_ms": 1e3 * statistics.median(ordered),
-        "p99_ms": 1e3 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], "worst_s": ordered[-1],
-    }  # fmt: skip
+        "suite": suite,
+        "grader": grader,
+        "items": len(outcomes),
+        "accepted": sum(o is True for o in outcomes),
+        "no_reply": sum(o == "no reply" for o in outcomes),
+        "median_ms": 1e3 * statistics.median(ordered),
+        "p99_ms": 1e3 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
+        "worst_s": ordered[-1],
+    }
 
 
 def _measure(grade: Callable[[Item], Any], items: Iterable[Item]) -> tuple[list[Any], list[float]]:
@@ -265,31 +295,57 @@ def _measure(grade: Callable[[Item], Any], items: Iterable[Item]) -> tuple[list[
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=2, help="our processes (default 2)")
-    parser.add_argument("--items", type=int, default=0, help="items of each suite, drawn with the seed (default: all)")
-    parser.add_argument("--pairs", type=int, default=1000, help="shuffled wrong pairs a seed (default 1000)")
     parser.add_argument(
-        "--seeds", type=int, default=3, help="seeds of shuffled pairs for ours; peers get the first (default 3)"
+        "--items",
+        type=int,
+        default=0,
+        help="items of each suite, drawn with the seed (default: all)",
     )
     parser.add_argument(
-        "--peers", nargs="*", default=list(PEERS), choices=list(PEERS), help="default: all; give none for ours only"
+        "--pairs", type=int, default=1000, help="shuffled wrong pairs a seed (default 1000)"
     )
     parser.add_argument(
-        "--peer-deadline", type=float, default=10.0, help="seconds an item before a peer is killed (default 10)"
+        "--seeds",
+        type=int,
+        default=3,
+        help="seeds of shuffled pairs for ours; peers get the first (default 3)",
     )
     parser.add_argument(
-        "--all-hostile", action="store_true", help="peers get our own hostile answers too (many minutes)"
+        "--peers",
+        nargs="*",
+        default=list(PEERS),
+        choices=list(PEERS),
+        help="default: all; give none for ours only",
     )
     parser.add_argument(
-        "--no-texts", action="store_true", help="count accepted wrong pairs only: their texts are the benchmarks' own"
+        "--peer-deadline",
+        type=float,
+        default=10.0,
+        help="seconds an item before a peer is killed (default 10)",
     )
     parser.add_argument(
-        "--mixed-budget", type=float, default=60.0, help="seconds a peer gets for the mixed 512 (default 60)"
+        "--all-hostile",
+        action="store_true",
+        help="peers get our own hostile answers too (many minutes)",
+    )
+    parser.add_argument(
+        "--no-texts",
+        action="store_true",
+        help="count accepted wrong pairs only: their texts are the benchmarks' own",
+    )
+    parser.add_argument(
+        "--mixed-budget",
+        type=float,
+        default=60.0,
+        help="seconds a peer gets for the mixed 512 (default 60)",
     )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows of all suites and graders; `accepted_wrong`: shuffled pairs that a grader accepted (with `--no-texts` the number, by
-    grader); `verifier`: its settings; `load`: processes that wanted a core, before and after."""
+    """Rows of all suites and graders; `accepted_wrong`: shuffled pairs that a grader accepted (with
+    `--no-texts` the number, by grader); `verifier`: its settings; `load`: processes that wanted a
+    core, before and after.
+    """
     folder = os.environ.get("MOXIN_BENCHMARKS")
     if not folder:
         raise LabError(
@@ -298,19 +354,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     load = os.getloadavg()[0]
     sets = golds(Path(folder))
     corpus = json.loads(
-        ((find_root(options.root) if options.root else find_root()) / CORPUS).read_text(encoding="utf-8")
+        ((find_root(options.root) if options.root else find_root()) / CORPUS).read_text(
+            encoding="utf-8"
+        )
     )
     pool = [gold for answers in sets.values() for gold in answers]
 
     def some(items: list[Item]) -> list[Item]:
-        return random.Random(0).sample(items, options.items) if 0 < options.items < len(items) else items
+        return (
+            random.Random(0).sample(items, options.items)
+            if 0 < options.items < len(items)
+            else items
+        )
 
     suites: dict[str, list[Item]] = {
-        f"{name}: gold itself": some([Item(g, g) for g in answers]) for name, answers in sets.items()
+        f"{name}: gold itself": some([Item(g, g) for g in answers])
+        for name, answers in sets.items()
     }
     for name, rewrite in REWRITES.items():
         written = [
-            Item(gold, answer) for gold in sets["MATH-500"] + sets["AMC"] if (answer := rewrite(gold)) is not None
+            Item(gold, answer)
+            for gold in sets["MATH-500"] + sets["AMC"]
+            if (answer := rewrite(gold)) is not None
         ]
         if written:
             suites[name] = some(written)
@@ -332,7 +397,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if suite.startswith("shuffled"):
             for item, outcome in zip(suites[suite], outcomes, strict=True):
                 if outcome is True:
-                    accepted_wrong.append({"grader": grader, "gold": item.gold, "answer": item.answer})
+                    accepted_wrong.append(
+                        {"grader": grader, "gold": item.gold, "answer": item.answer}
+                    )
 
     settings = _ours(options, suites, batch, add, rows)
     for name in options.peers:
@@ -341,7 +408,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             if suite.startswith("shuffled") and not suite.endswith("seed 0"):
                 continue
             if suite == "hostile, our own" and not options.all_hostile:
-                rows.append({"suite": suite, "grader": name, "reason": "not run without --all-hostile"})
+                rows.append(
+                    {"suite": suite, "grader": name, "reason": "not run without --all-hostile"}
+                )
                 continue
             add(suite, name, peer)
         outcomes: list[Any] = []
@@ -352,17 +421,35 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             outcomes.append(peer(item))
             seconds.append(peer.seconds)
         row = _row(f"mixed {MIXED}", name, outcomes, seconds) | {"total_s": sum(seconds)}
-        rows.append(row | ({"reason": f"stopped after {options.mixed_budget:.0f} s"} if len(outcomes) < MIXED else {}))
+        rows.append(
+            row
+            | (
+                {"reason": f"stopped after {options.mixed_budget:.0f} s"}
+                if len(outcomes) < MIXED
+                else {}
+            )
+        )
         _progress(rows[-1])
         peer.close()
-    told: Any = Counter(pair["grader"] for pair in accepted_wrong) if options.no_texts else accepted_wrong
-    return {"rows": rows, "accepted_wrong": told, "verifier": settings, "load": [load, os.getloadavg()[0]]}
+    told: Any = (
+        Counter(pair["grader"] for pair in accepted_wrong) if options.no_texts else accepted_wrong
+    )
+    return {
+        "rows": rows,
+        "accepted_wrong": told,
+        "verifier": settings,
+        "load": [load, os.getloadavg()[0]],
+    }
 
 
 def _ours(
-    options: argparse.Namespace, suites: dict[str, list[Item]], batch: list[Item], add: Any, rows: list[Any]
+    options: argparse.Namespace,
+    suites: dict[str, list[Item]],
+    batch: list[Item],
+    add: Any,
+    rows: list[Any],
 ) -> dict[str, Any]:
-    from moxin_lab.posttraining.verifier import Verifier
+    from moxin_lab.verifier.verifier import Verifier
 
     def from_a_thread(verifier: Verifier) -> None:
         for suite in ("hostile, published", "hostile, our own"):
@@ -372,7 +459,9 @@ def _ours(
             rows.append(_row(f"{suite}, from a thread", "ours", outcomes, seconds))
 
     started = time.perf_counter()
-    with Verifier(workers=options.workers, cache_size=1) as verifier:  # times of verdicts, not of remembering them
+    with Verifier(
+        workers=options.workers, cache_size=1
+    ) as verifier:  # times of verdicts, not of remembering them
         start_seconds = time.perf_counter() - started
         for suite in suites:
             add(suite, "ours", lambda item: verifier.verify(completion_of(item), item.gold).correct)
@@ -383,21 +472,32 @@ def _ours(
         thread.join()
     with Verifier(workers=options.workers) as verifier:
         started = time.perf_counter()
-        verdicts = verifier.verify_batch([completion_of(item) for item in batch], [item.gold for item in batch])
+        verdicts = verifier.verify_batch(
+            [completion_of(item) for item in batch], [item.gold for item in batch]
+        )
         total = time.perf_counter() - started
         each = [total / len(batch)]
         rows.append(
-            _row(f"mixed {MIXED}", "ours", [v.correct for v in verdicts], each) | {"total_s": total, "worst_s": None}
+            _row(f"mixed {MIXED}", "ours", [v.correct for v in verdicts], each)
+            | {"total_s": total, "worst_s": None}
         )
         rows[-1] |= {"median_ms": None, "p99_ms": None}
         _progress(rows[-1])
         reasons = {key: count for key, count in verifier.counts().items() if count}
     return {
-        "workers": options.workers, "timeout_s": verifier.timeout, "memory_bytes": verifier.memory_bytes,
-        "start_s": start_seconds, "counts": counts, "mixed_counts": reasons,
-        "worker_peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-    }  # fmt: skip
+        "workers": options.workers,
+        "timeout_s": verifier.timeout,
+        "memory_bytes": verifier.memory_bytes,
+        "start_s": start_seconds,
+        "counts": counts,
+        "mixed_counts": reasons,
+        "worker_peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024),
+    }
 
 
 def _progress(row: dict[str, Any]) -> None:
-    print(f"{row['grader']}: {row['suite']}: {row['accepted']} of {row['items']} accepted", file=sys.stderr)
+    print(
+        f"{row['grader']}: {row['suite']}: {row['accepted']} of {row['items']} accepted",
+        file=sys.stderr,
+    )

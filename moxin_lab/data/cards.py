@@ -1,13 +1,14 @@
-"""Data cards: reading a card's parquet with clear errors, computing the numbers it prints, and checking the whole card.
+"""Data cards: computing the numbers that a card prints, making its files, and checking the whole
+card.
 
-Does: `read_card` gives stage 01 the rows of a data set, or says which file is bad and how to get it back; `render`
-writes the measured part of a card's README.md between its two markers; `rebuild` makes a data set from its archives and
-renders its card; `add_on_policy` puts a model's pairs into the card `preferences`; `check` holds every card to `sources.py`
-and to its own data.
-Guarantees: no number in a card is typed by hand; `check` goes on after a problem (a file that cannot be read ends the
-look at its own card only) and returns all it found; files sampled from a model are held to the rows they answer.
-Does not: make a model's answers again (`Source.sampled`), write prose (that is in README.md, outside the markers), decode or
-clean text, or use the network in `check`.
+Does: `render` writes the measured part of a card's README.md between its two markers; `rebuild`
+makes a data set from its archives and renders its card; `add_on_policy` puts a model's pairs into
+the card `preferences`; `check` holds every card to `sources.py` and to its own data.
+Guarantees: no number in a card is typed by hand; `check` goes on after a problem (a file that
+cannot be read ends the look at its own card only) and returns all it found; files sampled from a
+model are held to the rows they answer.
+Does not: make a model's answers again (`Source.sampled`), write prose (that is in README.md,
+outside the markers), decode or clean text, or use the network in `check`.
 """
 
 import hashlib
@@ -21,12 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
+from moxin_lab.data import instructions, preferences
 from moxin_lab.data.archives import sha256_of
+from moxin_lab.data.card_files import CardError, read_card, remedy
 from moxin_lab.data.packaged import MESSAGES
-from moxin_lab.data.sources import SOURCES, Source, build, fetch, rows_sha256, source, write, write_table
+from moxin_lab.data.sources import (
+    SOURCES,
+    Source,
+    build,
+    fetch,
+    rows_sha256,
+    source,
+    write,
+    write_table,
+)
 
 MARKERS = ("<!-- numbers: begin, written by `moxin-lab cards build` -->", "<!-- numbers: end -->")
 MAX_FILE_BYTES = 9 * 2**20
@@ -46,42 +57,19 @@ _GROUPS = {
 _IMAGES = {"emoji": ("google", "twitter"), "charts": ("png",)}
 """The columns that hold PNG images, of the sets that have some."""
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
-_EMAIL = re.compile(rb"@(?<=[\w.+-]@)[\w-]+\.[\w-]")  # begins with a literal, so that `search` skips to the next @
-
-
-class CardError(RuntimeError):
-    """A data card's file is missing, damaged, empty, or has other columns than it should."""
-
-
-def read_card(path: Path, schema: pa.Schema | None = None) -> pa.Table:
-    """The rows of a data card folder, or of one of its parquet files, in file-name order.
-
-    path: `data_cards/<name>` (its `data/*.parquet` are read, but for those sampled from a model, which are a configuration
-    of their own) or a parquet file.
-    schema: the columns to insist on; by default those that `sources.py` gives for the data set of that name.
-    Raises `CardError` naming the file, what is wrong, and what to do, for a file that is missing, has no bytes, is no
-    parquet file or a damaged one, has other columns, or has no rows.
-    """
-    folder = path if path.is_dir() or not path.suffix else path.parent.parent
-    known = SOURCES.get(folder.name)
-    if schema is None:
-        schema = source(folder.name).schema
-    if folder != path:
-        return _read_parquet(path, schema)
-    files = {file.name for file in (path / "data").glob("*.parquet")}
-    if known:
-        files = (files - known.sampled.keys()) | known.rows.keys()
-    if not files:
-        raise CardError(f"{path} holds no data/*.parquet. {_remedy(path)}")
-    return pa.concat_tables(_read_parquet(path / "data" / name, schema) for name in sorted(files))
+_EMAIL = re.compile(
+    rb"@(?<=[\w.+-]@)[\w-]+\.[\w-]"
+)  # begins with a literal, so that `search` skips to the next @
 
 
 def rebuild(
     root: Path, name: str, archives: Path | None = None, progress: Callable[[str], object] = print
 ) -> list[Path]:
-    """Make `root`/data_cards/`name` anew: parquet files from its archives or cards, then the numbers in its README.md.
+    """Make `root`/data_cards/`name` anew: parquet files from its archives or cards, then the
+    numbers in its README.md.
 
-    archives: a folder that holds the archives; fetched by package name if None. Not looked at for a set made of cards.
+    archives: a folder that holds the archives; fetched by package name if None. Not looked at for a
+    set made of cards.
     progress: told what is being done, a line a step.
     Returns the parquet paths. Raises `ArchiveError` or `CardError`.
     """
@@ -104,27 +92,28 @@ def rebuild(
 
 
 def _tables_from_cards(name: str, card_root: Path) -> dict[str, pa.Table]:
-    from moxin_lab.data import instructions, preferences  # they read cards with this module
-
     builders = {"instructions": instructions.tables, "preferences": preferences.tables}
     return builders[name](card_root)
 
 
 def add_on_policy(root: Path, file: Path, progress: Callable[[str], object] = print) -> Path:
-    """Make `root`/data_cards/preferences/data/on_policy.parquet of the pairs in `file`, then the numbers in the card.
+    """Make `root`/data_cards/preferences/data/on_policy.parquet of the pairs in `file`, then the
+    numbers in the card.
 
     file: `sampled_pairs.parquet`, which notebook 05 leaves in its artifact `tuning_log`.
-    progress: told what was written, and what `sources.py` has to record of it.
-    Returns the parquet path. Raises `CardError`, before anything is written, if a pair may not be in the card.
+    progress: told what was written, and what `sources.py` has to record of it. Returns the parquet
+    path. Raises `CardError`, before anything is written, if a pair may not be in the card.
     """
-    from moxin_lab.data import preferences  # it reads cards with this module
-
     folder = root / "data_cards" / "preferences"
     table = preferences.on_policy_table(file, root / "data_cards")
     written = write_table(table, folder / "data" / preferences.ON_POLICY_FILE)
     (folder / "README.md").write_text(render(folder), encoding="utf-8")
-    progress(f"written: {written}, {table.num_rows:,} pairs, and their numbers in {folder / 'README.md'}")
-    progress(f'to record in moxin_lab/data/sources.py: sampled={{"{written.name}": "{rows_sha256([table])}"}}')
+    progress(
+        f"written: {written}, {table.num_rows:,} pairs, and their numbers in {folder / 'README.md'}"
+    )
+    progress(
+        f'to record in moxin_lab/data/sources.py: sampled={{"{written.name}": "{rows_sha256([table])}"}}'
+    )
     return written
 
 
@@ -132,16 +121,20 @@ def render(folder: Path) -> str:
     """The text of a card's README.md with its numbers computed anew. Raises `CardError`."""
     readme = folder / "README.md"
     if not readme.is_file():
-        raise CardError(f"{readme} is missing. {_remedy(folder)}")
+        raise CardError(f"{readme} is missing. {remedy(folder)}")
     text = readme.read_text(encoding="utf-8")
     begin, end = (text.find(marker) for marker in MARKERS)
     if not 0 <= begin < end:
-        raise CardError(f"{readme} lacks the markers that its numbers stand between: {MARKERS[0]} and {MARKERS[1]}")
+        raise CardError(
+            f"{readme} lacks the markers that its numbers stand between: {MARKERS[0]} and {MARKERS[1]}"
+        )
     return f"{text[:begin]}{MARKERS[0]}\n\n{numbers(folder)}\n{text[end:]}"
 
 
 def check(root: Path) -> list[str]:
-    """What is wrong with the cards under `root`/data_cards: one line a problem, an empty list if nothing is."""
+    """What is wrong with the cards under `root`/data_cards: one line a problem, an empty list if
+    nothing is.
+    """
     problems: list[str] = []
     total = 0
     for wanted in SOURCES.values():
@@ -158,17 +151,23 @@ def check(root: Path) -> list[str]:
             if file.stat().st_size > MAX_FILE_BYTES
         ]
     if total > MAX_TOTAL_BYTES:
-        problems.append(f"{root / 'data_cards'} has {total:,} bytes; the limit is {MAX_TOTAL_BYTES:,}")
+        problems.append(
+            f"{root / 'data_cards'} has {total:,} bytes; the limit is {MAX_TOTAL_BYTES:,}"
+        )
     return problems
 
 
 def _card_problems(folder: Path, wanted: Source) -> Iterator[str]:
     readme, licence = folder / "README.md", folder / "LICENSE"
     if not licence.is_file():
-        yield f"{licence} is missing. {_remedy(folder)}"
+        yield f"{licence} is missing. {remedy(folder)}"
     elif sha256_of(licence) != wanted.license_sha256:
-        yield f"{licence} is not upstream's licence text as recorded. {_remedy(folder)}"
-    surplus = {file.name for file in (folder / "data").glob("*")} - wanted.rows.keys() - wanted.sampled.keys()
+        yield f"{licence} is not upstream's licence text as recorded. {remedy(folder)}"
+    surplus = (
+        {file.name for file in (folder / "data").glob("*")}
+        - wanted.rows.keys()
+        - wanted.sampled.keys()
+    )
     for name in sorted(surplus):
         yield f"{folder / 'data' / name} belongs to no data set"
     tables = {name: read_card(folder / "data" / name) for name in sorted(wanted.rows)}
@@ -176,25 +175,29 @@ def _card_problems(folder: Path, wanted: Source) -> Iterator[str]:
         if table.num_rows != wanted.rows[name]:
             yield f"{folder / 'data' / name} has {table.num_rows:,} rows, expected {wanted.rows[name]:,}"
     if (digest := rows_sha256(tables.values())) != wanted.rows_sha256:
-        yield f"the rows of {folder} have SHA-256 {digest}, expected {wanted.rows_sha256}. {_remedy(folder)}"
+        yield f"the rows of {folder} have SHA-256 {digest}, expected {wanted.rows_sha256}. {remedy(folder)}"
     sampled = _sampled_tables(folder, wanted)
     for name, table in sampled.items():
         yield from _sampled_problems(folder / "data" / name, table, wanted)
     rows = sum(table.num_rows for table in (*tables.values(), *sampled.values()))
     yield from _front_matter_problems(folder, wanted, rows)
     if render(folder) != readme.read_text(encoding="utf-8"):
-        yield f"{readme}: its numbers are not those of its data. {_remedy(folder)}"
+        yield f"{readme}: its numbers are not those of its data. {remedy(folder)}"
 
 
 def _sampled_tables(folder: Path, wanted: Source) -> dict[str, pa.Table]:
-    """The files sampled from a model: those that must be there, and those that are there and not yet recorded."""
+    """The files sampled from a model: those that must be there, and those that are there and not
+    yet recorded.
+    """
     paths = {name: folder / "data" / name for name in sorted(wanted.sampled)}
-    return {name: read_card(path) for name, path in paths.items() if wanted.sampled[name] or path.is_file()}
+    return {
+        name: read_card(path)
+        for name, path in paths.items()
+        if wanted.sampled[name] or path.is_file()
+    }
 
 
 def _sampled_problems(path: Path, table: pa.Table, wanted: Source) -> Iterator[str]:
-    from moxin_lab.data import preferences  # it reads cards with this module
-
     if (digest := rows_sha256([table])) != wanted.sampled[path.name]:
         yield f"the rows of {path} have SHA-256 {digest}, expected {wanted.sampled[path.name] or 'none: not recorded yet'}"
     for problem in preferences.on_policy_problems(table, path.parents[2]):
@@ -222,8 +225,13 @@ def _front_matter_problems(folder: Path, wanted: Source, rows: int) -> list[str]
     listed = {entry["path"] for config in configs[:1] for entry in config["data_files"]}
     covered = {f"data/{file.name}" for pattern in listed for file in folder.glob(pattern)}
     if covered != {f"data/{name}" for name in wanted.rows}:
-        problems.append(f"{readme}: its first configuration loads {sorted(covered)}, not all parquet files")
-    loaded = {config["config_name"]: [entry["path"] for entry in config["data_files"]] for config in configs[1:]}
+        problems.append(
+            f"{readme}: its first configuration loads {sorted(covered)}, not all parquet files"
+        )
+    loaded = {
+        config["config_name"]: [entry["path"] for entry in config["data_files"]]
+        for config in configs[1:]
+    }
     problems += [
         f"{readme}: no configuration {Path(name).stem} loads data/{name} alone"
         for name in wanted.sampled
@@ -231,7 +239,9 @@ def _front_matter_problems(folder: Path, wanted: Source, rows: int) -> list[str]
     ]
     splits = {entry["split"] for config in configs for entry in config["data_files"]}
     if splits != set(wanted.splits):
-        problems.append(f"{readme}: its splits are {sorted(splits)}, expected {', '.join(wanted.splits)}")
+        problems.append(
+            f"{readme}: its splits are {sorted(splits)}, expected {', '.join(wanted.splits)}"
+        )
     return problems
 
 
@@ -239,7 +249,7 @@ def front_matter(folder: Path) -> dict[str, Any]:
     """The YAML front matter of a card's README.md. Raises `CardError` if there is none."""
     readme = folder / "README.md"
     if not readme.is_file():
-        raise CardError(f"{readme} is missing. {_remedy(folder)}")
+        raise CardError(f"{readme} is missing. {remedy(folder)}")
     parts = readme.read_text(encoding="utf-8").split("---\n", 2)
     if len(parts) != 3 or parts[0]:
         raise CardError(f"{readme} does not begin with YAML front matter between two `---` lines")
@@ -252,12 +262,17 @@ def size_category(rows: int) -> str:
 
 
 def numbers(folder: Path) -> str:
-    """The measured part of a card, as Markdown: files, groups of rows, what is in the rows, archives."""
+    """The measured part of a card, as Markdown: files, groups of rows, what is in the rows,
+    archives.
+    """
     wanted = source(folder.name)
     tables = {name: read_card(folder / "data" / name) for name in sorted(wanted.rows)}
     sampled = _sampled_tables(folder, wanted)
     content = "images" if wanted.name in _IMAGES else "raw text"
-    lines = [f"| File | Rows | Bytes of {content} | Bytes of file | SHA-256 of file |", "|---|---:|---:|---:|---|"]
+    lines = [
+        f"| File | Rows | Bytes of {content} | Bytes of file | SHA-256 of file |",
+        "|---|---:|---:|---:|---|",
+    ]
     for name, table in (*tables.items(), *sampled.items()):
         path = folder / "data" / name
         raw = sum(map(len, _raw(table, wanted)))
@@ -265,7 +280,13 @@ def numbers(folder: Path) -> str:
             f"| `data/{name}` | {table.num_rows:,} | {raw:,} | {path.stat().st_size:,} | `{sha256_of(path)}` |"
         )
     rebuilt = " that a build makes" if sampled else ""
-    lines += _measured(pa.concat_tables(tables.values()), wanted, _GROUPS[wanted.name], content, f"all rows{rebuilt}")
+    lines += _measured(
+        pa.concat_tables(tables.values()),
+        wanted,
+        _GROUPS[wanted.name],
+        content,
+        f"all rows{rebuilt}",
+    )
     lines += [
         "",
         f"SHA-256 of all rows{rebuilt}, whatever file holds them (`moxin_lab.data.sources.rows_sha256`): "
@@ -288,7 +309,8 @@ def _measured(table: pa.Table, wanted: Source, group: str, content: str, of_what
     for value, raw_text in zip(values, raws, strict=True):
         sizes[value] += len(raw_text)
     lines += [
-        f"| {f'`{value}`' if value else '(none)'} | {rows[value]:,} | {sizes[value]:,} |" for value in sorted(rows)
+        f"| {f'`{value}`' if value else '(none)'} | {rows[value]:,} | {sizes[value]:,} |"
+        for value in sorted(rows)
     ]
     lines += ["", f"| Measured over {of_what} | Count |", "|---|---:|"]
     return lines + [f"| {label} | {count:,} |" for label, count in _facts(table, raws, wanted)]
@@ -318,10 +340,19 @@ def _facts(table: pa.Table, raws: list[bytes], wanted: Source) -> list[tuple[str
     facts = [
         ("rows", len(raws)),
         ("rows with no text", sum(not raw.strip() for raw in raws)),
-        ("rows whose text is byte for byte that of an earlier row", len(raws) - len(_digests(raws))),
+        (
+            "rows whose text is byte for byte that of an earlier row",
+            len(raws) - len(_digests(raws)),
+        ),
         ("rows that are not valid UTF-8", len(raws) - len(texts)),
-        ("rows that are not in Unicode normal form C", sum(not unicodedata.is_normalized("NFC", t) for t in texts)),
-        ("rows with something like an e-mail address", sum(bool(_EMAIL.search(raw)) for raw in raws)),
+        (
+            "rows that are not in Unicode normal form C",
+            sum(not unicodedata.is_normalized("NFC", t) for t in texts),
+        ),
+        (
+            "rows with something like an e-mail address",
+            sum(bool(_EMAIL.search(raw)) for raw in raws),
+        ),
         ("bytes of the longest row", max(map(len, raws))),
     ]
     columns = table.schema.names
@@ -337,20 +368,26 @@ def _facts(table: pa.Table, raws: list[bytes], wanted: Source) -> list[tuple[str
     if wanted.content == "conversation":
         turns = Counter(map(len, table["conversation"].to_pylist()))
         facts += [("rows with two turns", turns[2]), ("rows with one turn", turns[1])]
-        facts.append(("rows with more than two turns", sum(n for length, n in turns.items() if length > 2)))
+        facts.append(
+            ("rows with more than two turns", sum(n for length, n in turns.items() if length > 2))
+        )
     if "verifier" in columns:
         facts += _facts_about_answers(table)
     return facts
 
 
 def _facts_about_images(table: pa.Table, columns: tuple[str, ...]) -> list[tuple[str, int]]:
-    """What counts in sets of images: that all decode, their sizes, and how many texts stand beside them."""
+    """What counts in sets of images: that all decode, their sizes, and how many texts stand beside
+    them.
+    """
     from PIL import Image
 
     facts = [("rows", table.num_rows)]
     for column in columns:
         images = table[column].to_pylist()
-        sizes = {Image.open(io.BytesIO(image)).size for image in images}  # raises for what is no image
+        sizes = {
+            Image.open(io.BytesIO(image)).size for image in images
+        }  # raises for what is no image
         facts += [
             (f"bytes of all images in `{column}`", sum(map(len, images))),
             (f"distinct images in `{column}`", len(_digests(images))),
@@ -376,7 +413,9 @@ def _facts_about_images(table: pa.Table, columns: tuple[str, ...]) -> list[tuple
 
 
 def _facts_about_answers(table: pa.Table) -> list[tuple[str, int]]:
-    """What counts in instructions and preferences: who can check a row, for whom it is, how long its answers are."""
+    """What counts in instructions and preferences: who can check a row, for whom it is, how long
+    its answers are.
+    """
     rows = table.to_pylist()
     facts = [
         ("distinct values of `source_item`", len({row["source_item"] for row in rows})),
@@ -389,9 +428,14 @@ def _facts_about_answers(table: pa.Table) -> list[tuple[str, int]]:
         sizes = [sum(len(message["content"]) for message in row["messages"]) for row in rows]
         return [
             *facts,
-            ("rows of fewer than 100 characters, question and answer together", sum(n < 100 for n in sizes)),
+            (
+                "rows of fewer than 100 characters, question and answer together",
+                sum(n < 100 for n in sizes),
+            ),
         ]
-    differences = [len(row["rejected"][0]["content"]) - len(row["chosen"][0]["content"]) for row in rows]
+    differences = [
+        len(row["rejected"][0]["content"]) - len(row["chosen"][0]["content"]) for row in rows
+    ]
     return facts + [
         ("pairs whose rejected answer is longer, in characters", sum(n > 0 for n in differences)),
         ("pairs whose rejected answer is shorter", sum(n < 0 for n in differences)),
@@ -400,16 +444,23 @@ def _facts_about_answers(table: pa.Table) -> list[tuple[str, int]]:
 
 
 def _raw(table: pa.Table, wanted: Source) -> list[bytes]:
-    """The raw text of each row: the content column, or all columns of messages or images where there are such."""
+    """The raw text of each row: the content column, or all columns of messages or images where
+    there are such.
+    """
     if wanted.name in _IMAGES:
         images = zip(*(table[column].to_pylist() for column in _IMAGES[wanted.name]), strict=True)
         return [b"".join(row) for row in images]
     chats = [table[field.name].to_pylist() for field in table.schema if field.type == MESSAGES]
     if chats:
         rows = zip(*chats, strict=True)
-        return ["\n".join(turn["content"] for chat in row for turn in chat).encode("utf-8") for row in rows]
+        return [
+            "\n".join(turn["content"] for chat in row for turn in chat).encode("utf-8")
+            for row in rows
+        ]
     values = table[wanted.content].to_pylist()
-    return [value if isinstance(value, bytes) else "\n".join(value).encode("utf-8") for value in values]
+    return [
+        value if isinstance(value, bytes) else "\n".join(value).encode("utf-8") for value in values
+    ]
 
 
 def _digests(raws: list[bytes]) -> set[bytes]:
@@ -421,29 +472,3 @@ def _text(raw: bytes) -> str | None:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         return None
-
-
-def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
-    if not path.is_file():
-        raise CardError(f"{path} is missing. {_remedy(path)}")
-    if path.stat().st_size == 0:
-        raise CardError(f"{path} is empty: it has 0 bytes. {_remedy(path)}")
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise CardError(f"{path} is not a readable parquet file: {error}. {_remedy(path)}") from error
-    if not table.schema.equals(schema):
-        found, expected = (
-            ", ".join(f"{field.name}: {field.type}" for field in each) for each in (table.schema, schema)
-        )
-        raise CardError(f"{path} has the columns ({found}), expected ({expected}). {_remedy(path)}")
-    if table.num_rows == 0:
-        raise CardError(f"{path} has no rows. {_remedy(path)}")
-    return table
-
-
-def _remedy(path: Path) -> str:
-    name = next((part for part in path.parts if part in SOURCES), "NAME")
-    if name in SOURCES and path.name in SOURCES[name].sampled:
-        return f"Restore it with `git checkout -- data_cards/{name}`: no build makes a model's answers again."
-    return f"Restore it with `git checkout -- data_cards/{name}`, or rebuild it with `moxin-lab cards build {name}`."

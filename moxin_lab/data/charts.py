@@ -1,6 +1,7 @@
 """Charts drawn from real tables, with questions whose answers are computed from the drawn numbers.
 
-    tables of vega_datasets --> series (a title, 2 to 6 labels, their values) --> chart in one of six styles --> questions
+    tables of vega_datasets --> series (a title, 2 to 6 labels, their values) --> chart in one of
+    six styles --> questions
 
 Columns of `data_cards/charts` (train, test_tables and test_styles, one file each):
 
@@ -16,13 +17,16 @@ Columns of `data_cards/charts` (train, test_tables and test_styles, one file eac
     pixels_sha256  string   SHA-256 of the decoded RGB pixels, row by row
     png        binary   192 x 192 pixels
 
-`choices` is empty where the answer is a label or a number to be read; `pixels` is the least edge at which we could read the
+`choices` is empty where the answer is a label or a number to be read; `pixels` is the least edge at
+which we could read the
 answer off the image ourselves: 64 for colours, counts and trends, 192 for text.
 
-Guarantees: train has no chart of a table in `HELD_OUT_TABLES` or of a style in `HELD_OUT_STYLES`, test_tables has only the former
-in styles that train has, test_styles only the latter of tables that train has; no two values of a chart that are compared are
-closer than 8% of its largest; no date or version is written into an image.
-Does not: promise the same PNG bytes under another matplotlib, FreeType, NumPy or Pillow: compare `pixels_sha256` and questions.
+Guarantees: train has no chart of a table in `HELD_OUT_TABLES` or of a style in `HELD_OUT_STYLES`,
+test_tables has only the former in styles that train has, test_styles only the latter of tables that
+train has; no two values of a chart that are compared are closer than 8% of its largest; no date or
+version is written into an image.
+Does not: promise the same PNG bytes under another matplotlib, FreeType, NumPy or Pillow: compare
+`pixels_sha256` and questions.
 """
 
 import hashlib
@@ -51,9 +55,21 @@ STYLES: dict[str, dict[str, Any]] = {
     "plain": {"background": "#ffffff", "ink": "#000000", "grid": False, "edge": None, "width": 0.7},
     "grid": {"background": "#ffffff", "ink": "#333333", "grid": True, "edge": None, "width": 0.6},
     "grey": {"background": "#e6e6e6", "ink": "#222222", "grid": True, "edge": None, "width": 0.8},
-    "outlined": {"background": "#fffdf5", "ink": "#000000", "grid": False, "edge": "#000000", "width": 0.9},
+    "outlined": {
+        "background": "#fffdf5",
+        "ink": "#000000",
+        "grid": False,
+        "edge": "#000000",
+        "width": 0.9,
+    },
     "dark": {"background": "#1c1c1c", "ink": "#eeeeee", "grid": False, "edge": None, "width": 0.7},
-    "slate": {"background": "#2f3b47", "ink": "#ffffff", "grid": True, "edge": "#ffffff", "width": 0.5},
+    "slate": {
+        "background": "#2f3b47",
+        "ink": "#ffffff",
+        "grid": True,
+        "edge": "#ffffff",
+        "width": 0.5,
+    },
 }
 HELD_OUT_STYLES = ("dark", "slate")
 HELD_OUT_TABLES = ("iowa-electricity", "crimea", "driving")
@@ -66,7 +82,11 @@ _QUESTION = pa.struct(
 )
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "table", "title", "kind", "style")]
-    + [("labels", pa.list_(pa.string())), ("values", pa.list_(pa.float64())), ("colours", pa.list_(pa.string()))]
+    + [
+        ("labels", pa.list_(pa.string())),
+        ("values", pa.list_(pa.float64())),
+        ("colours", pa.list_(pa.string())),
+    ]
     + [("questions", pa.list_(_QUESTION)), ("pixels_sha256", pa.string()), ("png", pa.binary())]
 )
 
@@ -85,7 +105,9 @@ class Series(NamedTuple):
 
 
 def tables(contents: list[Files]) -> dict[str, pa.Table]:
-    """The three tables from the files of vega_datasets' source archive. Raises KeyError where a table is not in it."""
+    """The three tables from the files of vega_datasets' source archive. Raises KeyError where a
+    table is not in it.
+    """
     (files,) = contents
     found = sorted(set(series(files)), key=lambda one: _digest(str(one)))
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _CHARTS}
@@ -96,12 +118,17 @@ def tables(contents: list[Files]) -> dict[str, pa.Table]:
         for repeat in range(4):
             if len(rows[split]) < _CHARTS[split]:
                 rows[split].append(_row(one, split, repeat))
-    return {f"{split}.parquet": pa.Table.from_pylist(found, schema=SCHEMA) for split, found in rows.items()}
+    return {
+        f"{split}.parquet": pa.Table.from_pylist(found, schema=SCHEMA)
+        for split, found in rows.items()
+    }
 
 
 def _row(one: Series, split: str, repeat: int) -> dict[str, Any]:
     rng = np.random.default_rng(int.from_bytes(_digest(f"{one} {repeat}")[:8], "big"))
-    style = rng.choice([name for name in STYLES if (name in HELD_OUT_STYLES) == (split == "test_styles")])
+    style = rng.choice(
+        [name for name in STYLES if (name in HELD_OUT_STYLES) == (split == "test_styles")]
+    )
     kinds = ["line", "line", "bar"] if one.ordered else ["bar", "bar"]
     if not one.ordered and min(one.values) > 0.05 * sum(one.values):
         kinds += ["pie"]
@@ -154,48 +181,85 @@ def series(files: Files) -> Iterator[Series]:
     for name in ("Miles_per_Gallon", "Horsepower", "Weight_in_lbs", "Acceleration"):
         for key in ("Origin", "Cylinders"):
             for year, part in cars.groupby("year"):
-                yield from _one("cars", f"{name}, {year}", part.groupby(key)[name].mean().dropna(), False)
+                yield from _one(
+                    "cars", f"{name}, {year}", part.groupby(key)[name].mean().dropna(), False
+                )
     work = _read(files, "us-employment.csv").set_index("month")
-    sectors = ["construction", "manufacturing", "retail_trade", "information", "financial_activities", "government"]
+    sectors = [
+        "construction",
+        "manufacturing",
+        "retail_trade",
+        "information",
+        "financial_activities",
+        "government",
+    ]
     for month in work.index[::6]:
         for start in (0, 1, 2):
-            yield from _one("us-employment", f"Jobs, {month[:7]}", work.loc[month, sectors[start : start + 4]], False)
+            yield from _one(
+                "us-employment",
+                f"Jobs, {month[:7]}",
+                work.loc[month, sectors[start : start + 4]],
+                False,
+            )
     wheat = _read(files, "wheat.json").set_index("year")["wheat"]
     yield from _windows("wheat", "Price of wheat", wheat, 5)
     states = _read(files, "airports.csv")["state"].value_counts().sort_index()
     for start in range(0, len(states) - 4, 2):
-        yield from _one("airports", "Airports by state", states.iloc[start : start + 2 + start % 5], False)
+        yield from _one(
+            "airports", "Airports by state", states.iloc[start : start + 2 + start % 5], False
+        )
     energy = _read(files, "iowa-electricity.csv")
     energy["year"] = energy["year"].str[:4]
     for source, part in energy.groupby("source"):
-        yield from _windows("iowa-electricity", f"{source}, Iowa", part.set_index("year")["net_generation"], 5)
+        yield from _windows(
+            "iowa-electricity", f"{source}, Iowa", part.set_index("year")["net_generation"], 5
+        )
     for year, part in energy.groupby("year"):
-        yield from _one("iowa-electricity", f"Electricity, {year}", part.set_index("source")["net_generation"], False)
+        yield from _one(
+            "iowa-electricity",
+            f"Electricity, {year}",
+            part.set_index("source")["net_generation"],
+            False,
+        )
     crimea = _read(files, "crimea.json").set_index("date")
     for name in ("wounds", "disease", "other"):
-        yield from _windows("crimea", f"Deaths by {name}", crimea[name].rename(lambda date: date[2:7]), 4)
+        yield from _windows(
+            "crimea", f"Deaths by {name}", crimea[name].rename(lambda date: date[2:7]), 4
+        )
     driving = _read(files, "driving.json").set_index("year")
     for name in ("miles", "gas"):
         yield from _windows("driving", f"{name}, United States", driving[name], 5)
 
 
 def _read(files: Files, name: str) -> pd.DataFrame:
-    content = {path.rpartition("vega_datasets/_data/")[2]: content for path, content in files.items()}[name]
-    return pd.DataFrame(json.loads(content)) if name.endswith(".json") else pd.read_csv(io.BytesIO(content))
+    content = {
+        path.rpartition("vega_datasets/_data/")[2]: content for path, content in files.items()
+    }[name]
+    return (
+        pd.DataFrame(json.loads(content))
+        if name.endswith(".json")
+        else pd.read_csv(io.BytesIO(content))
+    )
 
 
 def _month(number: int) -> str:
-    return ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"][number - 1]
+    return ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"][
+        number - 1
+    ]
 
 
 def _windows(table: str, title: str, values: pd.Series, size: int) -> Iterator[Series]:
     """Runs of 3 to `size` points in order, each beginning two points after the one before."""
     for start in range(0, len(values) - 2, 2):
-        yield from _one(table, title, values.iloc[start : start + 3 + start // 2 % (size - 2)], True)
+        yield from _one(
+            table, title, values.iloc[start : start + 3 + start // 2 % (size - 2)], True
+        )
 
 
 def _one(table: str, title: str, values: pd.Series, ordered: bool) -> Iterator[Series]:
-    """The series, unless it is too short, has a value below zero, or its two highest or lowest are too close to tell apart."""
+    """The series, unless it is too short, has a value below zero, or its two highest or lowest are
+    too close to tell apart.
+    """
     rounded = tuple(float(f"{value:.3g}") for value in values)
     ranked = sorted(rounded)
     if len(rounded) < 2 or ranked[0] < 0 or ranked[-1] <= 0:
@@ -218,7 +282,9 @@ def draw(one: Series, kind: str, style: str, colours: list[str]) -> np.ndarray:
 
     look = STYLES[style]
     # the font file of matplotlib itself: a system may have another version of the family
-    font = FontProperties(fname=str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size=5)
+    font = FontProperties(
+        fname=str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size=5
+    )
     fill = [COLOURS[name] for name in colours]
     with matplotlib.rc_context(rc=dict(matplotlib.rcParamsDefault) | {"backend": "agg"}):
         figure = Figure(figsize=(2, 2), dpi=PIXELS / 2, facecolor=look["background"])
@@ -228,20 +294,48 @@ def draw(one: Series, kind: str, style: str, colours: list[str]) -> np.ndarray:
         if kind == "pie":
             names: Any = list(one.labels)
             edge = {"edgecolor": look["edge"] or look["background"], "linewidth": 0.7}
-            _, texts = axes.pie(one.values, colors=fill, labels=names, wedgeprops=edge, labeldistance=1.05, radius=0.7)
+            _, texts = axes.pie(
+                one.values,
+                colors=fill,
+                labels=names,
+                wedgeprops=edge,
+                labeldistance=1.05,
+                radius=0.7,
+            )
             for text in texts:
                 text.set(fontproperties=font, color=look["ink"])
         else:
             places = np.arange(len(one.values))
             if kind == "bar":
-                axes.bar(places, one.values, look["width"], color=fill, edgecolor=look["edge"], linewidth=0.7, zorder=2)
+                axes.bar(
+                    places,
+                    one.values,
+                    look["width"],
+                    color=fill,
+                    edgecolor=look["edge"],
+                    linewidth=0.7,
+                    zorder=2,
+                )
             else:
-                axes.plot(places, one.values, color=fill[0], linewidth=3, marker="o", markersize=5, zorder=2)
+                axes.plot(
+                    places,
+                    one.values,
+                    color=fill[0],
+                    linewidth=3,
+                    marker="o",
+                    markersize=5,
+                    zorder=2,
+                )
             for place, value in zip(places, one.values, strict=True):
                 axes.annotate(
-                    f"{value:g}", (place, value), (0, 4), textcoords="offset points", ha="center",
-                    fontproperties=font, color=look["ink"],
-                )  # fmt: skip
+                    f"{value:g}",
+                    (place, value),
+                    (0, 4),
+                    textcoords="offset points",
+                    ha="center",
+                    fontproperties=font,
+                    color=look["ink"],
+                )
             axes.set(ylim=(0, 1.15 * max(one.values)), xlim=(-0.6, len(places) - 0.4))
             axes.set_xticks(places, one.labels, fontproperties=font, rotation=20, color=look["ink"])
             axes.tick_params(colors=look["ink"], length=2, pad=1)
@@ -260,9 +354,9 @@ def _png(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
     out = io.BytesIO()
-    Image.fromarray(pixels).quantize(48, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-        out, format="PNG", optimize=True
-    )
+    Image.fromarray(pixels).quantize(
+        48, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
+    ).save(out, format="PNG", optimize=True)
     return out.getvalue()
 
 
@@ -277,8 +371,12 @@ def pixels_sha256(pixels: np.ndarray) -> str:
 # ---- the questions
 
 
-def questions(one: Series, kind: str, colours: list[str], rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Questions about a chart, each with its exact answer; what `rng` draws decides which marks are asked about."""
+def questions(
+    one: Series, kind: str, colours: list[str], rng: np.random.Generator
+) -> Iterator[dict[str, Any]]:
+    """Questions about a chart, each with its exact answer; what `rng` draws decides which marks are
+    asked about.
+    """
     top, bottom = int(np.argmax(one.values)), int(np.argmin(one.values))
     marks = {"bar": "bars", "line": "points", "pie": "slices"}[kind]
     yield _ask("chart kind", "What kind of chart is this?", kind, ["bar", "line", "pie"], 64)
@@ -287,28 +385,58 @@ def questions(one: Series, kind: str, colours: list[str], rng: np.random.Generat
     if kind == "line":
         rises = "yes" if one.values[-1] > one.values[0] else "no"
         if abs(one.values[-1] - one.values[0]) >= LEAST_GAP * max(one.values):
-            yield _ask("chart trend", "Does the line end higher than it begins?", rises, ["yes", "no"], 64)
+            yield _ask(
+                "chart trend", "Does the line end higher than it begins?", rises, ["yes", "no"], 64
+            )
         yield _ask("chart colour", "Which colour is the line?", colours[0], list(COLOURS), 64)
     else:
         mark, higher, highest, lowest = (
-            ("slice", "larger", "largest", "smallest") if kind == "pie" else ("bar", "higher", "highest", "lowest")
+            ("slice", "larger", "largest", "smallest")
+            if kind == "pie"
+            else ("bar", "higher", "highest", "lowest")
         )
-        yield _ask("chart highest", f"Which colour is the {highest} {mark}?", colours[top], list(COLOURS), 64)
-        yield _ask("chart lowest", f"Which colour is the {lowest} {mark}?", colours[bottom], list(COLOURS), 64)
+        yield _ask(
+            "chart highest",
+            f"Which colour is the {highest} {mark}?",
+            colours[top],
+            list(COLOURS),
+            64,
+        )
+        yield _ask(
+            "chart lowest",
+            f"Which colour is the {lowest} {mark}?",
+            colours[bottom],
+            list(COLOURS),
+            64,
+        )
         a, b = (int(place) for place in rng.permutation(len(one.values))[:2])
         if abs(one.values[a] - one.values[b]) >= LEAST_GAP * max(one.values):
             answer = "yes" if one.values[a] > one.values[b] else "no"
             question = f"Is the {colours[a]} {mark} {higher} than the {colours[b]} {mark}?"
             yield _ask("chart compare", question, answer, ["yes", "no"], 64)
     superlative = "largest" if kind == "pie" else "highest"
-    yield _ask("chart label", f"Which label has the {superlative} value?", one.labels[top], [], PIXELS)
+    yield _ask(
+        "chart label", f"Which label has the {superlative} value?", one.labels[top], [], PIXELS
+    )
     if kind != "pie":
         place = int(rng.integers(len(one.values)))
-        yield _ask("chart value", f"What is the value at {one.labels[place]}?", f"{one.values[place]:g}", [], PIXELS)
+        yield _ask(
+            "chart value",
+            f"What is the value at {one.labels[place]}?",
+            f"{one.values[place]:g}",
+            [],
+            PIXELS,
+        )
 
 
 def _ask(task: str, question: str, answer: str, choices: list[str], pixels: int) -> dict[str, Any]:
-    return {"task": task, "question": question, "answer": answer, "choices": choices, "pixels": pixels}
+    return {
+        "task": task,
+        "question": question,
+        "answer": answer,
+        "choices": choices,
+        "pixels": pixels,
+    }
 
 
 def _digest(text: str) -> bytes:

@@ -1,8 +1,12 @@
-"""Stage 01, filters on single documents: NFC, SlimPajama's short-document filter, language identification.
+"""Stage 01, filters on single documents: NFC, SlimPajama's short-document filter, language
+identification.
 
-Each takes a table with the columns of `extract.DOCUMENTS` and returns the documents it keeps and those it rejects.
-Guarantees: what is rejected keeps its text and gets a reason; the result of a row depends on that row alone.
-Does not: touch code (`language` "code" is neither normalised nor identified), judge quality, or remove personal data.
+Each takes a table with the columns of `extract.DOCUMENTS` and returns the documents it keeps and
+those it rejects.
+Guarantees: what is rejected keeps its text and gets a reason; the result of a row depends on that
+row alone.
+Does not: touch code (`language` "code" is neither normalised nor identified), judge quality, or
+remove personal data.
 """
 
 import re
@@ -23,9 +27,13 @@ _NOT_LETTERS = re.compile(r"[\W\d_]+")
 
 
 def normalise(documents: pa.Table) -> tuple[pa.Table, int]:
-    """Prose in Unicode NFC (SlimPajama's first step), code as it is; returns the table and how many documents changed."""
+    """Prose in Unicode NFC (SlimPajama's first step), code as it is; returns the table and how many
+    documents changed.
+    """
     texts, changed = [], 0
-    for text, language in zip(documents["text"].to_pylist(), documents["language"].to_pylist(), strict=True):
+    for text, language in zip(
+        documents["text"].to_pylist(), documents["language"].to_pylist(), strict=True
+    ):
         composed = text if language == CODE else unicodedata.normalize("NFC", text)
         changed += composed != text
         texts.append(composed)
@@ -33,9 +41,11 @@ def normalise(documents: pa.Table) -> tuple[pa.Table, int]:
 
 
 def counted_characters(text: str) -> int:
-    """Characters that are neither ASCII punctuation nor ASCII white space: what SlimPajama's filter counts.
+    """Characters that are neither ASCII punctuation nor ASCII white space: what SlimPajama's filter
+    counts.
 
-    Source: Cerebras modelzoo, data_preparation/nlp/slimpajama/README.md, step 2. CJK punctuation counts as text.
+    Source: Cerebras modelzoo, data_preparation/nlp/slimpajama/README.md, step 2. CJK punctuation
+    counts as text.
     """
     return len(text.translate(_DROPPED))
 
@@ -55,10 +65,11 @@ CHUNK_CHARACTERS = 500
 
 
 def chunks(text: str, size: int = CHUNK_CHARACTERS) -> list[str]:
-    """The letters of `text` in pieces of at most `size` characters, cut between lines where a line fits into a piece.
+    """The letters of `text` in pieces of at most `size` characters, cut between lines where a line
+    fits into a piece.
 
-    Only letters (and marks that stay inside words) remain: digits and punctuation mislead the identifier, for example the
-    quotation marks of one language in the text of another.
+    Only letters (and marks that stay inside words) remain: digits and punctuation mislead the
+    identifier, for example the quotation marks of one language in the text of another.
     """
     pieces: list[str] = []
     current = ""
@@ -87,7 +98,9 @@ def _identifier() -> Any:
 
 
 def language_shares(text: str) -> dict[str, float]:
-    """Share of the letters of `text` by language (ISO 639), each chunk counted for its most probable language."""
+    """Share of the letters of `text` by language (ISO 639), each chunk counted for its most
+    probable language.
+    """
     letters: Counter[str] = Counter()
     for chunk in chunks(text):
         best: Any = _identifier().detect(chunk, k=1)[0]
@@ -99,10 +112,12 @@ def language_shares(text: str) -> dict[str, float]:
 def drop_foreign(
     documents: pa.Table, minimum_share: float, progress: Progress | None = None
 ) -> tuple[pa.Table, pa.Table]:
-    """Keep documents of which at least `minimum_share` of the letters is in the language that their source states.
+    """Keep documents of which at least `minimum_share` of the letters is in the language that their
+    source states.
 
-    The others are rejected and not relabelled: an untranslated page is a second copy of the English page, and a half
-    translated one would put foreign text under either label. The language found stands in `detail`.
+    The others are rejected and not relabelled: an untranslated page is a second copy of the English
+    page, and a half translated one would put foreign text under either label. The language found
+    stands in `detail`.
     """
     details: list[str | None] = []
     rows = zip(documents["text"].to_pylist(), documents["language"].to_pylist(), strict=True)
@@ -111,7 +126,9 @@ def drop_foreign(
         if expected == CODE or shares.get(expected, 0.0) >= minimum_share:
             details.append(None)
         else:
-            found = ", ".join(f"{language} {share:.0%}" for language, share in list(shares.items())[:3])
+            found = ", ".join(
+                f"{language} {share:.0%}" for language, share in list(shares.items())[:3]
+            )
             details.append(found or "no letters")
         if progress is not None and number % 200 == 0:
             progress(number, documents.num_rows, "identifying languages")
@@ -121,10 +138,16 @@ def drop_foreign(
 # ---- shared by the steps
 
 
-def reject(documents: pa.Table, step: str, reason: str, details: list[str | None]) -> tuple[pa.Table, pa.Table]:
-    """Split a table: rows whose detail is None stay, the others leave with step, reason, detail and their text as bytes."""
+def reject(
+    documents: pa.Table, step: str, reason: str, details: list[str | None]
+) -> tuple[pa.Table, pa.Table]:
+    """Split a table: rows whose detail is None stay, the others leave with step, reason, detail and
+    their text as bytes.
+    """
     stays = pa.array([detail is None for detail in details], pa.bool_())
-    leaving = documents.filter(pa.array([detail is not None for detail in details], pa.bool_())).to_pylist()
+    leaving = documents.filter(
+        pa.array([detail is not None for detail in details], pa.bool_())
+    ).to_pylist()
     why = [detail for detail in details if detail is not None]
     rejected = [
         {key: row[key] for key in ("id", "source", "language", "page")}
@@ -135,4 +158,6 @@ def reject(documents: pa.Table, step: str, reason: str, details: list[str | None
 
 
 def _with_text(documents: pa.Table, texts: list[str]) -> pa.Table:
-    return documents.set_column(documents.schema.get_field_index("text"), "text", pa.array(texts, pa.string()))
+    return documents.set_column(
+        documents.schema.get_field_index("text"), "text", pa.array(texts, pa.string())
+    )

@@ -1,11 +1,13 @@
-"""Stage 01, the ledger: how many documents and bytes each step left, and the files of the artifact `documents`.
+"""Stage 01, the ledger: how many documents and bytes each step left, and the files of the artifact
+`documents`.
 
     documents/  train.parquet heldout.parquet udhr.parquet   id, source, language, page, text, num_bytes
                 rejected.parquet                              the same keys with step, reason, detail, content (bytes)
                 funnel.json                                   documents and bytes after each step, by source and language
 
-Guarantees: the same documents give the same bytes (rows sorted by id, fixed writer settings, locked pyarrow); every document
-that entered is in train, heldout or rejected, which `Funnel.write` checks before it writes.
+Guarantees: the same documents give the same bytes (rows sorted by id, fixed writer settings, locked
+pyarrow); every document that entered is in train, heldout or rejected, which `Funnel.write` checks
+before it writes.
 Does not: decide anything; the steps do.
 """
 
@@ -20,7 +22,15 @@ import pyarrow.parquet as pq
 
 from moxin_lab.data.extract import DOCUMENTS, REJECTED, CurationError
 
-STEPS = ("extraction", "NFC", "short filter", "language", "exact duplicates", "near-duplicates", "split")
+STEPS = (
+    "extraction",
+    "NFC",
+    "short filter",
+    "language",
+    "exact duplicates",
+    "near-duplicates",
+    "split",
+)
 
 
 class Funnel:
@@ -31,10 +41,14 @@ class Funnel:
         self._rejected: list[pa.Table] = []
 
     def step(self, name: str, kept: pa.Table, rejected: pa.Table | None = None) -> pa.Table:
-        """Note the documents after step `name` and those it rejected; returns `kept`, so that a cell reads as one chain."""
+        """Note the documents after step `name` and those it rejected; returns `kept`, so that a
+        cell reads as one chain.
+        """
         # a cell run twice counts once
         self._counts = [count for count in self._counts if count["step"].iloc[0] != name]
-        self._rejected = [table for table in self._rejected if set(table["step"].to_pylist()) != {name}]
+        self._rejected = [
+            table for table in self._rejected if set(table["step"].to_pylist()) != {name}
+        ]
         frame = pd.DataFrame({key: kept[key].to_pylist() for key in ("source", "language")})
         frame["documents"] = 1
         frame["bytes"] = [len(text.encode()) for text in kept["text"].to_pylist()]
@@ -46,7 +60,9 @@ class Funnel:
 
     def counts(self) -> pd.DataFrame:
         """step, source, language, documents, bytes: one row for each that has documents."""
-        return pd.concat(self._counts, ignore_index=True)[["step", "source", "language", "documents", "bytes"]]
+        return pd.concat(self._counts, ignore_index=True)[
+            ["step", "source", "language", "documents", "bytes"]
+        ]
 
     def rejected(self) -> pa.Table:
         """All rejected rows so far, sorted by id."""
@@ -58,8 +74,12 @@ class Funnel:
         frame = self.rejected().select(keys).to_pandas()
         return frame.groupby(keys).size().reset_index(name="documents")
 
-    def write(self, folder: Path, train: pa.Table, heldout: pa.Table, udhr: pa.Table, entered: int) -> None:
-        """Write the artifact. Raises CurationError if the rows that entered are not all accounted for, or an id occurs twice."""
+    def write(
+        self, folder: Path, train: pa.Table, heldout: pa.Table, udhr: pa.Table, entered: int
+    ) -> None:
+        """Write the artifact. Raises CurationError if the rows that entered are not all accounted
+        for, or an id occurs twice.
+        """
         rejected = self.rejected()
         left = train.num_rows + heldout.num_rows + udhr.num_rows + rejected.num_rows
         if left != entered:
@@ -74,15 +94,22 @@ class Funnel:
         folder.mkdir(parents=True)
         for name, table in (("train", train), ("heldout", heldout), ("udhr", udhr)):
             sizes = pa.array([len(text.encode()) for text in table["text"].to_pylist()], pa.int64())
-            write_table(table.select(DOCUMENTS.names).append_column("num_bytes", sizes), folder / f"{name}.parquet")
+            write_table(
+                table.select(DOCUMENTS.names).append_column("num_bytes", sizes),
+                folder / f"{name}.parquet",
+            )
         write_table(rejected, folder / "rejected.parquet")
         ledger = {"steps": _records(self.counts()), "rejected": _records(self.reasons())}
-        (folder / "funnel.json").write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "funnel.json").write_text(
+            json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Parquet with zstd, rows sorted by id, without anything that differs between runs."""
-    pq.write_table(table.sort_by("id"), path, compression="zstd", compression_level=6, write_statistics=False)
+    pq.write_table(
+        table.sort_by("id"), path, compression="zstd", compression_level=6, write_statistics=False
+    )
 
 
 def sizes(documents: pa.Table) -> pd.DataFrame:

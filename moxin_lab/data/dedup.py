@@ -1,19 +1,22 @@
-"""Stage 01, duplicates: exact copies, then near-duplicates by MinHash and locality-sensitive hashing, in Daft.
+"""Stage 01, duplicates: exact copies, then near-duplicates by MinHash and locality-sensitive
+hashing, in Daft.
 
-    documents -> SHA-256 -> one per text
-    documents -> features -> 128 minima over character 13-grams -> bands -> pairs in one bucket -> true Jaccard -> components
+    documents -> SHA-256 -> one per text documents -> features -> 128 minima over character 13-grams
+    -> bands -> pairs in one bucket -> true Jaccard -> components
 
-Recipe: SlimPajama's (Cerebras modelzoo, data_preparation/nlp/slimpajama: dedup/to_hash.py and main.py): lower case, ASCII
-punctuation deleted, white space collapsed, 13-grams of CHARACTERS, 128 permutations, 9 bands of 13 rows, Jaccard 0.8, connected
-components over all sources and languages at once, one document kept a component. Ours beside it: a pair from a shared bucket
-counts only if its true Jaccard similarity reaches the threshold, and the one kept is the smallest id.
-Guarantees: the result depends on the set of documents alone, not on row order, partitions or engine; a document is removed only
-if a chain of verified pairs leads to one that stays.
-Does not: find every pair. A pair of similarity s shares a bucket with probability 1 - (1 - s^rows)^bands, 0.40 at s = 0.8 with
-the recipe's bands; notebook 01 measures it. All pairs of a bucket are looked at: work grows with the square of its size.
+Recipe: SlimPajama's (Cerebras modelzoo, data_preparation/nlp/slimpajama: dedup/to_hash.py and
+main.py): lower case, ASCII punctuation deleted, white space collapsed, 13-grams of CHARACTERS, 128
+permutations, 9 bands of 13 rows, Jaccard 0.8, connected components over all sources and languages
+at once, one document kept a component. Ours beside it: a pair from a shared bucket counts only if
+its true Jaccard similarity reaches the threshold, and the one kept is the smallest id.
+Guarantees: the result depends on the set of documents alone, not on row order, partitions or
+engine; a document is removed only if a chain of verified pairs leads to one that stays.
+Does not: find every pair. A pair of similarity s shares a bucket with probability 1 - (1 -
+s^rows)^bands, 0.40 at s = 0.8 with the recipe's bands; notebook 01 measures it. All pairs of a
+bucket are looked at: work grows with the square of its size.
 
-Daft runs the same expressions on its embedded engine and, after `daft.set_runner_ray()`, on a Ray cluster; only the pair list
-(a small table) comes to the driver, for the components.
+Daft runs the same expressions on its embedded engine and, after `daft.set_runner_ray()`, on a Ray
+cluster; only the pair list (a small table) comes to the driver, for the components.
 """
 
 import hashlib
@@ -24,7 +27,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-os.environ["DAFT_ANALYTICS_ENABLED"] = "0"  # before the import: Daft reports its use over the network otherwise
+os.environ["DAFT_ANALYTICS_ENABLED"] = (
+    "0"  # before the import: Daft reports its use over the network otherwise
+)
 os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 
 import daft
@@ -45,34 +50,48 @@ _PAIRS = DataType.list(DataType.struct({"a": DataType.string(), "b": DataType.st
 
 
 def features(text: str) -> str:
-    """Lower case, no ASCII punctuation, single spaces: the string whose character n-grams are compared."""
+    """Lower case, no ASCII punctuation, single spaces: the string whose character n-grams are
+    compared.
+    """
     return re.sub(r"\s+", " ", text.lower().translate(_PUNCTUATION)).strip()
 
 
 def shingles(text: str, ngram_size: int) -> np.ndarray:
-    """Hashes of the distinct character n-grams of `features(text)`: uint64 [n], sorted; of a shorter text, one for the whole."""
-    codes = np.frombuffer(features(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    """Hashes of the distinct character n-grams of `features(text)`: uint64 [n], sorted; of a
+    shorter text, one for the whole.
+    """
+    codes = np.frombuffer(
+        features(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32
+    ).astype(np.uint64)
     if not len(codes):
         return codes
     width = min(ngram_size, len(codes))
     count = len(codes) - width + 1
     hashes = np.zeros(count, dtype=np.uint64)
-    for offset in range(width):  # polynomial in an odd constant modulo 2^64, then mixed (constants: splitmix64)
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + count] + np.uint64(1)
+    for offset in range(
+        width
+    ):  # polynomial in an odd constant modulo 2^64, then mixed (constants: splitmix64)
+        hashes = (
+            hashes * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + count] + np.uint64(1)
+        )
     hashes ^= hashes >> np.uint64(30)
     hashes *= np.uint64(0xBF58476D1CE4E5B9)
     return np.unique(hashes ^ (hashes >> np.uint64(27)))
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Size of the intersection over size of the union of two sorted arrays of distinct hashes; 0 if both are empty."""
+    """Size of the intersection over size of the union of two sorted arrays of distinct hashes; 0 if
+    both are empty.
+    """
     common = len(np.intersect1d(a, b, assume_unique=True))
     union = len(a) + len(b) - common
     return common / union if union else 0.0
 
 
 def collision_probability(similarity: Any, bands: int, rows: int) -> Any:
-    """Probability that a pair of this Jaccard similarity shares a bucket. Source: Mining of Massive Datasets, section 3.4.2."""
+    """Probability that a pair of this Jaccard similarity shares a bucket. Source: Mining of Massive
+    Datasets, section 3.4.2.
+    """
     return 1.0 - (1.0 - similarity**rows) ** bands
 
 
@@ -85,11 +104,16 @@ def frame(*documents: pa.Table) -> daft.DataFrame:
 
 
 def exact_duplicates(documents: daft.DataFrame) -> daft.DataFrame:
-    """[id, duplicate_of]: documents whose text is, byte for byte, that of a document with a smaller id."""
+    """[id, duplicate_of]: documents whose text is, byte for byte, that of a document with a smaller
+    id.
+    """
 
     @daft.func.batch(return_dtype=DataType.string())
     def digest(text: daft.Series) -> list[str]:
-        return [hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest() for value in text.to_pylist()]
+        return [
+            hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+            for value in text.to_pylist()
+        ]
 
     keyed = documents.select("id", digest(col("text")).alias("digest"))
     first = keyed.groupby("digest").agg(col("id").min().alias("duplicate_of"))
@@ -98,15 +122,25 @@ def exact_duplicates(documents: daft.DataFrame) -> daft.DataFrame:
 
 
 def signatures(documents: daft.DataFrame, permutations: int, ngram_size: int) -> daft.DataFrame:
-    """[id, signature]: `permutations` minima (uint32) over the character n-grams; documents without features are left out."""
+    """[id, signature]: `permutations` minima (uint32) over the character n-grams; documents without
+    features are left out.
+    """
 
     @daft.func.batch(return_dtype=DataType.string())
     def spaced(text: daft.Series) -> list[str]:
-        # Daft's n-grams run over words between spaces: a space after each character makes characters its words
+        # Daft's n-grams run over words between spaces: a space after each character makes
+        # characters its words
         return [" ".join(features(value).replace(" ", "_")) for value in text.to_pylist()]
 
-    words = documents.select("id", spaced(col("text")).alias("characters")).where(col("characters") != "")
-    hashed = minhash(col("characters"), num_hashes=permutations, ngram_size=ngram_size, hash_function="xxhash3_64")
+    words = documents.select("id", spaced(col("text")).alias("characters")).where(
+        col("characters") != ""
+    )
+    hashed = minhash(
+        col("characters"),
+        num_hashes=permutations,
+        ngram_size=ngram_size,
+        hash_function="xxhash3_64",
+    )
     return words.select("id", hashed.alias("signature"))
 
 
@@ -117,9 +151,15 @@ def candidate_pairs(signed: daft.DataFrame, bands: int, rows: int) -> daft.DataF
     def buckets(signature: daft.Series) -> list[list[bytes]]:
         minima = np.asarray(signature.to_pylist(), dtype=np.uint32)
         if len(minima) and minima.shape[1] < bands * rows:
-            raise ValueError(f"{bands} bands of {rows} rows need {bands * rows} permutations, not {minima.shape[1]}")
+            raise ValueError(
+                f"{bands} bands of {rows} rows need {bands * rows} permutations, not {minima.shape[1]}"
+            )
         return [
-            [bytes([band]) + row[band * rows : (band + 1) * rows].tobytes() for band in range(bands)] for row in minima
+            [
+                bytes([band]) + row[band * rows : (band + 1) * rows].tobytes()
+                for band in range(bands)
+            ]
+            for row in minima
         ]
 
     @daft.func(return_dtype=_PAIRS)
@@ -128,18 +168,29 @@ def candidate_pairs(signed: daft.DataFrame, bands: int, rows: int) -> daft.DataF
         return [{"a": a, "b": b} for i, a in enumerate(ordered) for b in ordered[i + 1 :]]
 
     members = signed.select("id", buckets(col("signature")).alias("bucket")).explode("bucket")
-    shared = members.groupby("bucket").agg(col("id").list_agg().alias("ids")).where(col("ids").list_count() > 1)
+    shared = (
+        members.groupby("bucket")
+        .agg(col("id").list_agg().alias("ids"))
+        .where(col("ids").list_count() > 1)
+    )
     found = shared.select(pairs(col("ids")).alias("pair")).explode("pair")
     return found.select(col("pair").get("a").alias("a"), col("pair").get("b").alias("b")).distinct()
 
 
-def similarities(pairs: daft.DataFrame, documents: daft.DataFrame, ngram_size: int) -> daft.DataFrame:
+def similarities(
+    pairs: daft.DataFrame, documents: daft.DataFrame, ngram_size: int
+) -> daft.DataFrame:
     """[a, b, jaccard]: the true Jaccard similarity of each pair, from the texts."""
 
     @daft.func.batch(return_dtype=DataType.float64())
     def compare(text_a: daft.Series, text_b: daft.Series) -> list[float]:
-        cached = lru_cache(maxsize=512)(lambda text: shingles(text, ngram_size))  # one document stands in many pairs
-        return [jaccard(cached(a), cached(b)) for a, b in zip(text_a.to_pylist(), text_b.to_pylist(), strict=True)]
+        cached = lru_cache(maxsize=512)(
+            lambda text: shingles(text, ngram_size)
+        )  # one document stands in many pairs
+        return [
+            jaccard(cached(a), cached(b))
+            for a, b in zip(text_a.to_pylist(), text_b.to_pylist(), strict=True)
+        ]
 
     left = documents.select(col("id").alias("a"), col("text").alias("text_a"))
     right = documents.select(col("id").alias("b"), col("text").alias("text_b"))
@@ -153,8 +204,9 @@ def similarities(pairs: daft.DataFrame, documents: daft.DataFrame, ngram_size: i
 def near_duplicates(pairs: pa.Table, threshold: float) -> pa.Table:
     """[id, duplicate_of, jaccard] of the documents to remove, sorted by id.
 
-    `pairs` has a, b, jaccard. Pairs below the threshold are no edge; a component keeps its smallest id. `jaccard` is the highest
-    similarity of the removed document to another of its component, so it may be to one that is removed too.
+    `pairs` has a, b, jaccard. Pairs below the threshold are no edge; a component keeps its smallest
+    id. `jaccard` is the highest similarity of the removed document to another of its component, so
+    it may be to one that is removed too.
     """
     edges = pairs.filter(pa.compute.greater_equal(pairs["jaccard"], threshold))
     names = sorted(set(edges["a"].to_pylist()) | set(edges["b"].to_pylist()))
@@ -165,28 +217,37 @@ def near_duplicates(pairs: pa.Table, threshold: float) -> pa.Table:
     best = np.zeros(len(names))
     np.maximum.at(best, a, similarity)
     np.maximum.at(best, b, similarity)
-    _, component = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(len(names),) * 2), directed=False)
+    _, component = connected_components(
+        coo_array((np.ones(len(a)), (a, b)), shape=(len(names),) * 2), directed=False
+    )
     kept: dict[int, str] = {}
     rows = []
-    for name, label, value in zip(names, component, best, strict=True):  # ascending: the first one seen is kept
+    for name, label, value in zip(
+        names, component, best, strict=True
+    ):  # ascending: the first one seen is kept
         if kept.setdefault(int(label), name) != name:
             rows.append({"id": name, "duplicate_of": kept[int(label)], "jaccard": float(value)})
-    schema = pa.schema([("id", pa.string()), ("duplicate_of", pa.string()), ("jaccard", pa.float64())])
+    schema = pa.schema(
+        [("id", pa.string()), ("duplicate_of", pa.string()), ("jaccard", pa.float64())]
+    )
     return pa.Table.from_pylist(rows, schema=schema)
 
 
 def similar_pairs(documents: pa.Table, ngram_size: int, threshold: float) -> pa.Table:
-    """[a, b, jaccard] of ALL pairs with at least this similarity, without hashing or bands: what MinHash is judged against.
+    """[a, b, jaccard] of ALL pairs with at least this similarity, without hashing or bands: what
+    MinHash is judged against.
 
-    One product of the sparse document-shingle matrix with itself; memory and time grow with the pairs that share a shingle, so it
-    is for a few thousand documents.
+    One product of the sparse document-shingle matrix with itself; memory and time grow with the
+    pairs that share a shingle, so it is for a few thousand documents.
     """
     ids = documents["id"].to_pylist()
     sets = [shingles(text, ngram_size) for text in documents["text"].to_pylist()]
     sizes = np.array([len(one) for one in sets], dtype=np.int64)
     columns = np.unique(np.concatenate([np.zeros(0, np.uint64), *sets]), return_inverse=True)[1]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    matrix = csr_array((np.ones(len(columns), np.int32), columns, offsets), shape=(len(ids), max(len(columns), 1)))
+    matrix = csr_array(
+        (np.ones(len(columns), np.int32), columns, offsets), shape=(len(ids), max(len(columns), 1))
+    )
     rows = []
     for start in range(0, len(ids), 256):
         common = (matrix[start : start + 256] @ matrix.T).tocoo()
@@ -196,7 +257,9 @@ def similar_pairs(documents: pa.Table, ngram_size: int, threshold: float) -> pa.
             if ids[i[k]] < ids[j[k]]:
                 rows.append({"a": ids[i[k]], "b": ids[j[k]], "jaccard": float(similarity[k])})
     schema = pa.schema([("a", pa.string()), ("b", pa.string()), ("jaccard", pa.float64())])
-    return pa.Table.from_pylist(rows, schema=schema).sort_by([("a", "ascending"), ("b", "ascending")])
+    return pa.Table.from_pylist(rows, schema=schema).sort_by(
+        [("a", "ascending"), ("b", "ascending")]
+    )
 
 
 def drop_exact(documents: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -204,7 +267,10 @@ def drop_exact(documents: pa.Table) -> tuple[pa.Table, pa.Table]:
     found = collect(exact_duplicates(frame(documents)), ["id"])
     why = {row["id"]: f"copy of {row['duplicate_of']}" for row in found.to_pylist()}
     return reject(
-        documents, "exact duplicates", "exact duplicate", [why.get(key) for key in documents["id"].to_pylist()]
+        documents,
+        "exact duplicates",
+        "exact duplicate",
+        [why.get(key) for key in documents["id"].to_pylist()],
     )
 
 
@@ -214,7 +280,12 @@ def drop_near(documents: pa.Table, pairs: pa.Table, threshold: float) -> tuple[p
         row["id"]: f"{row['duplicate_of']} stays (Jaccard {row['jaccard']:.3f})"
         for row in near_duplicates(pairs, threshold).to_pylist()
     }
-    return reject(documents, "near-duplicates", "near-duplicate", [why.get(key) for key in documents["id"].to_pylist()])
+    return reject(
+        documents,
+        "near-duplicates",
+        "near-duplicate",
+        [why.get(key) for key in documents["id"].to_pylist()],
+    )
 
 
 def collect(lazy: daft.DataFrame, sort_by: Sequence[str]) -> pa.Table:

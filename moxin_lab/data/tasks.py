@@ -1,9 +1,12 @@
-"""Verifiable tasks with generated values: arithmetic, comparison, lists, words, days; instructions in en, zh, ja and ko.
+"""Verifiable tasks with generated values: arithmetic, comparison, lists, words, days; instructions
+in en, zh, ja and ko.
 
-    operands (pairs, sets of digits, numbers, words) -> one prompt a task and language -> answer computed, never typed
+    operands (pairs, sets of digits, numbers, words) -> one prompt a task and language -> answer
+    computed, never typed
 
-Guarantees: the answer is the only right one under `is_right`; the same operands have the same `source_item` in every task and
-language, so a split by it leaves no operands on both sides; nothing depends on Python's random module or hash seed.
+Guarantees: the answer is the only right one under `is_right`; the same operands have the same
+`source_item` in every task and language, so a split by it leaves no operands on both sides; nothing
+depends on Python's random module or hash seed.
 Does not: split (`instructions.py` does), or grade reasoning: the answer alone is looked at.
 """
 
@@ -38,7 +41,9 @@ def exact(answer: str) -> str:
 
 
 def is_right(verifier: str, answer: str) -> bool:
-    """Whether `answer` satisfies the verifier of its row. Raises ValueError for a verifier of another kind."""
+    """Whether `answer` satisfies the verifier of its row. Raises ValueError for a verifier of
+    another kind.
+    """
     rule = json.loads(verifier)
     if rule.get("kind") != "exact":
         raise ValueError(f"no verifier of kind {rule.get('kind')!r} here; there is 'exact'")
@@ -46,7 +51,9 @@ def is_right(verifier: str, answer: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """What is compared of an answer: NFKC, without white space at its ends and without one final full stop."""
+    """What is compared of an answer: NFKC, without white space at its ends and without one final
+    full stop.
+    """
     text = unicodedata.normalize("NFKC", text).strip()
     return text[:-1].rstrip() if text[-1:] in (".", "。") else text
 
@@ -60,8 +67,13 @@ def number(key: str, limit: int) -> int:
 
 
 def chosen(key: str, items: Sequence[_T], count: int) -> list[_T]:
-    """`count` of `items` (all if there are fewer), in an order that depends on `key` and the items' places alone."""
-    return [items[i] for i in sorted(range(len(items)), key=lambda i: number(f"{key}\n{i}", 2**64))[:count]]
+    """`count` of `items` (all if there are fewer), in an order that depends on `key` and the items'
+    places alone.
+    """
+    return [
+        items[i]
+        for i in sorted(range(len(items)), key=lambda i: number(f"{key}\n{i}", 2**64))[:count]
+    ]
 
 
 # ---- words of the instructions, one text a language in the order of LANGUAGES
@@ -79,15 +91,40 @@ _PROMPTS = {
         "{a} と {b} ではどちらが小さい?",
         "{a}, {b} 중 작은 수는?",
     ),
-    "parity": ("Is {a} even or odd?", "{a} 是奇数还是偶数?", "{a} は偶数か奇数か?", "{a}: 짝수인가 홀수인가?"),
+    "parity": (
+        "Is {a} even or odd?",
+        "{a} 是奇数还是偶数?",
+        "{a} は偶数か奇数か?",
+        "{a}: 짝수인가 홀수인가?",
+    ),
     "first_item": ("First item: {a}", "第一项: {a}", "最初の項目: {a}", "첫 번째 항목: {a}"),
     "last_item": ("Last item: {a}", "最后一项: {a}", "最後の項目: {a}", "마지막 항목: {a}"),
     "repeat": ("Repeat: {a}", "重复: {a}", "繰り返す: {a}", "반복: {a}"),
-    "contains": ("Is {b} in {a}?", "{a} 里有 {b} 吗?", "{a} に {b} はあるか?", "{a} 중에 {b} 포함?"),
+    "contains": (
+        "Is {b} in {a}?",
+        "{a} 里有 {b} 吗?",
+        "{a} に {b} はあるか?",
+        "{a} 중에 {b} 포함?",
+    ),
     "add": ("What is {a} + {b}?", "{a} + {b} 等于多少?", "{a} + {b} はいくつ?", "{a} + {b} 계산:"),
-    "subtract": ("What is {a} - {b}?", "{a} - {b} 等于多少?", "{a} - {b} はいくつ?", "{a} - {b} 계산:"),
-    "multiply": ("What is {a} × {b}?", "{a} × {b} 等于多少?", "{a} × {b} はいくつ?", "{a} × {b} 계산:"),
-    "next_number": ("Which number follows {a}?", "{a} 的下一个数是?", "{a} の次の数は?", "{a} 다음 수는?"),
+    "subtract": (
+        "What is {a} - {b}?",
+        "{a} - {b} 等于多少?",
+        "{a} - {b} はいくつ?",
+        "{a} - {b} 계산:",
+    ),
+    "multiply": (
+        "What is {a} × {b}?",
+        "{a} × {b} 等于多少?",
+        "{a} × {b} はいくつ?",
+        "{a} × {b} 계산:",
+    ),
+    "next_number": (
+        "Which number follows {a}?",
+        "{a} 的下一个数是?",
+        "{a} の次の数は?",
+        "{a} 다음 수는?",
+    ),
     "sort_digits": (
         "Sort in ascending order: {a}",
         "从小到大排列: {a}",
@@ -101,9 +138,24 @@ _PROMPTS = {
         "{a}の {b} 日後は何曜日?",
         "{a}에서 {b}일 뒤 요일은?",
     ),
-    "first_letter": ("First letter of {a}:", "“{a}”的第一个字:", "「{a}」の最初の文字:", "“{a}”의 첫 글자:"),
-    "last_letter": ("Last letter of {a}:", "“{a}”的最后一个字:", "「{a}」の最後の文字:", "“{a}”의 마지막 글자:"),
-    "reverse_word": ("Spell backwards: {a}", "倒过来写: {a}", "逆さに書く: {a}", "거꾸로 쓰기: {a}"),
+    "first_letter": (
+        "First letter of {a}:",
+        "“{a}”的第一个字:",
+        "「{a}」の最初の文字:",
+        "“{a}”의 첫 글자:",
+    ),
+    "last_letter": (
+        "Last letter of {a}:",
+        "“{a}”的最后一个字:",
+        "「{a}」の最後の文字:",
+        "“{a}”의 마지막 글자:",
+    ),
+    "reverse_word": (
+        "Spell backwards: {a}",
+        "倒过来写: {a}",
+        "逆さに書く: {a}",
+        "거꾸로 쓰기: {a}",
+    ),
     "count_letter": (
         "How often does the letter {b} occur in {a}?",
         "{a} 里有几个字母 {b}?",
@@ -126,9 +178,12 @@ _DAYS = (
     ("月曜日", "火曜日", "水曜日", "木曜日", "金曜日", "土曜日", "日曜日"),
     ("월요일", "화요일", "수요일", "목요일", "금요일", "토요일", "일요일"),
 )
-CLOSED_ANSWERS = tuple(dict(zip(LANGUAGES, words, strict=True)) for words in (_YES_NO, _EVEN_ODD, _DAYS))
+CLOSED_ANSWERS = tuple(
+    dict(zip(LANGUAGES, words, strict=True)) for words in (_YES_NO, _EVEN_ODD, _DAYS)
+)
 """Answers that are one of a few words: each dictionary gives them by language, in one order."""
-# A line a concept: the English word names it in `source_item`. Every word has at least two characters.
+# A line a concept: the English word names it in `source_item`. Every word has at least two
+# characters.
 _WORDS = tuple(
     tuple(line.split())
     for line in """\
@@ -160,7 +215,13 @@ elephant 大象 ぞう 코끼리""".replace("\n", "|").split("|")
 def generate() -> Iterator[Task]:
     """All tasks, in a fixed order; rows of one operand set lie apart by task and language only."""
     for index, language in enumerate(LANGUAGES):
-        for row in (*_digit_pairs(index), *_digit_sets(index), *_numbers(index), *_days(index), *_words(index)):
+        for row in (
+            *_digit_pairs(index),
+            *_digit_sets(index),
+            *_numbers(index),
+            *_days(index),
+            *_words(index),
+        ):
             task, difficulty, item, values, answer = row
             prompt = _PROMPTS[task][index].format(**values)
             yield Task(task, language, difficulty, f"generated/{item}", prompt, str(answer))
@@ -198,12 +259,24 @@ def _digit_sets(index: int) -> Iterator[_Row]:
         shown = order("repeat")
         yield "repeat", 1, item, {"a": " ".join(map(str, shown))}, " ".join(map(str, shown))
         shown = order("sort_digits")
-        yield "sort_digits", 2, item, {"a": " ".join(map(str, shown))}, " ".join(map(str, sorted(shown)))
+        yield (
+            "sort_digits",
+            2,
+            item,
+            {"a": " ".join(map(str, shown))},
+            " ".join(map(str, sorted(shown))),
+        )
         shown = order("contains")
         inside = number(f"{item}/contains/inside/{index}", 2)
         others = [digit for digit in range(10) if digit not in digits]
         asked = chosen(f"{item}/contains/asked/{index}", digits if inside else others, 1)[0]
-        yield "contains", 1, item, {"a": " ".join(map(str, shown)), "b": asked}, _YES_NO[index][1 - inside]
+        yield (
+            "contains",
+            1,
+            item,
+            {"a": " ".join(map(str, shown)), "b": asked},
+            _YES_NO[index][1 - inside],
+        )
 
 
 def _numbers(index: int) -> Iterator[_Row]:
@@ -233,7 +306,9 @@ def _days(index: int) -> Iterator[_Row]:
 
 
 def _words(index: int) -> Iterator[_Row]:
-    """Words of the instruction's language; spelling tasks that need an alphabet use the English word in all languages."""
+    """Words of the instruction's language; spelling tasks that need an alphabet use the English
+    word in all languages.
+    """
     for words in _WORDS:
         item, word, english = f"word/{words[0]}", words[index], words[0]
         yield "first_letter", 2, item, {"a": word}, word[0]
@@ -248,7 +323,10 @@ def _words(index: int) -> Iterator[_Row]:
         def listed(task: str, size: int, place: int, draw: int = draw) -> list[str]:
             """The draw's words, in an order for each task and language, in the language at `place`."""
             return [
-                words[place] for words in chosen(f"{task}/{draw}/{index}", chosen(f"words/{draw}", _WORDS, size), size)
+                words[place]
+                for words in chosen(
+                    f"{task}/{draw}/{index}", chosen(f"words/{draw}", _WORDS, size), size
+                )
             ]
 
         for task, end in (("first_item", 0), ("last_item", -1)):

@@ -1,16 +1,18 @@
-"""The Tülu 3 mixtures that Moxin's instruct models were tuned on, read from the hub or from local files of the same schema.
+"""The Tülu 3 mixtures that Moxin's instruct models were tuned on, read from the hub or from local
+files of the same schema.
 
     allenai/tulu-3-sft-mixture                        id, messages, source            messages: list of {content, role}
     allenai/llama-3.1-tulu-3-8b-preference-mixture    id, prompt, chosen, rejected,   prompt: text; chosen, rejected: whole
                                                       source                          conversations, the prompt included
 
-Columns: dataset_info of the two sets' cards (one split, train; 939,343 and 271,409 rows). Which sets: Moxin-LLM,
-finetune/sft_finetune.sh and finetune/dpo_finetune.sh. Both are ODC-BY with parts under other licences: nothing of them is kept
-in this repository.
+Columns: dataset_info of the two sets' cards (one split, train; 939,343 and 271,409 rows). Which
+sets: Moxin-LLM, finetune/sft_finetune.sh and finetune/dpo_finetune.sh. Both are ODC-BY with parts
+under other licences: nothing of them is kept in this repository.
 
-Does: stream rows in the form of `data_cards/instructions` and `data_cards/preferences` as far as post-training reads them.
-Guarantees: a row that cannot be used is counted with its reason, never skipped in silence; a set with other columns is refused
-before the first row.
+Does: stream rows in the form of `data_cards/instructions` and `data_cards/preferences` as far as
+post-training reads them.
+Guarantees: a row that cannot be used is counted with its reason, never skipped in silence; a set
+with other columns is refused before the first row.
 Does not: download when imported, filter by source, or correct a conversation.
 """
 
@@ -22,7 +24,10 @@ from moxin_lab.lab.hub import Rows, open_set
 
 SFT = "allenai/tulu-3-sft-mixture"
 PREFERENCES = "allenai/llama-3.1-tulu-3-8b-preference-mixture"
-COLUMNS = {SFT: ("id", "messages", "source"), PREFERENCES: ("id", "prompt", "chosen", "rejected", "source")}
+COLUMNS = {
+    SFT: ("id", "messages", "source"),
+    PREFERENCES: ("id", "prompt", "chosen", "rejected", "source"),
+}
 ROLES = ("system", "user", "assistant")
 """Roles of the two sets; an SFT row may begin with a system message."""
 
@@ -32,11 +37,13 @@ class TuluError(ValueError):
 
 
 def instructions(limit: int | None = None, *, path: str = SFT, revision: str | None = None) -> Rows:
-    """Rows of the SFT mixture: id, messages, origin (`tulu-3/<source>`), source_item (the id), task, language, verifier None.
+    """Rows of the SFT mixture: id, messages, origin (`tulu-3/<source>`), source_item (the id),
+    task, language, verifier None.
 
-    limit: read at most so many rows, None for all. path: the hub name, or a folder or file that `datasets` loads.
-    revision: a commit of the hub set, so that a run names the very rows. Raises TuluError for other columns, and whatever
-    `datasets` raises when a set cannot be reached.
+    limit: read at most so many rows, None for all. path: the hub name, or a folder or file that
+    `datasets` loads.
+    revision: a commit of the hub set, so that a run names the very rows. Raises TuluError for other
+    columns, and whatever `datasets` raises when a set cannot be reached.
     """
     left_out: Counter[str] = Counter()
 
@@ -52,12 +59,15 @@ def instructions(limit: int | None = None, *, path: str = SFT, revision: str | N
     return Rows(rows(), left_out)
 
 
-def preferences(limit: int | None = None, *, path: str = PREFERENCES, revision: str | None = None) -> Rows:
-    """Pairs of the 8B preference mixture: id, prompt (messages), chosen and rejected (one assistant message each), construction.
+def preferences(
+    limit: int | None = None, *, path: str = PREFERENCES, revision: str | None = None
+) -> Rows:
+    """Pairs of the 8B preference mixture: id, prompt (messages), chosen and rejected (one assistant
+    message each), construction.
 
-    The prompt is taken from the two conversations, which repeat it, because the column `prompt` is text without roles. A pair
-    whose conversations differ before the answer, or do not differ at all, is left out and counted.
-    Parameters and errors as in `instructions`.
+    The prompt is taken from the two conversations, which repeat it, because the column `prompt` is
+    text without roles. A pair whose conversations differ before the answer, or do not differ at
+    all, is left out and counted. Parameters and errors as in `instructions`.
     """
     left_out: Counter[str] = Counter()
 
@@ -69,14 +79,21 @@ def preferences(limit: int | None = None, *, path: str = PREFERENCES, revision: 
                 continue
             chosen, rejected = _messages(row["chosen"]), _messages(row["rejected"])
             pair = {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
-            yield {"id": row["id"], **pair, "construction": "Tülu 3 preference mixture", **_about(row)}
+            yield {
+                "id": row["id"],
+                **pair,
+                "construction": "Tülu 3 preference mixture",
+                **_about(row),
+            }
 
     stream = _stream(PREFERENCES, path, revision, limit)
     return Rows(rows(), left_out)
 
 
 def _stream(name: str, path: str, revision: str | None, limit: int | None) -> Any:
-    return open_set(path, name=name, columns=COLUMNS[name], revision=revision, limit=limit, error=TuluError)
+    return open_set(
+        path, name=name, columns=COLUMNS[name], revision=revision, limit=limit, error=TuluError
+    )
 
 
 def _about(row: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +112,10 @@ def _fault(conversation: Any) -> str | None:
     roles = [message.get("role") for message in conversation]
     if not all(role in ROLES for role in roles):
         return "unknown role"
-    if not all(isinstance(message.get("content"), str) and message["content"].strip() for message in conversation):
+    if not all(
+        isinstance(message.get("content"), str) and message["content"].strip()
+        for message in conversation
+    ):
         return "empty message"
     spoken = roles[1:] if roles[0] == "system" else roles
     if any(role != ("user", "assistant")[place % 2] for place, role in enumerate(spoken)):

@@ -1,1 +1,3 @@
-"""Evaluation: bits per byte, n-gram baselines, lm-evaluation-harness adapter and tasks, statistics, published tables."""
+"""Evaluation: bits per byte, n-gram baselines, lm-evaluation-harness adapter and tasks, statistics,
+published tables.
+"""

@@ -1,20 +1,26 @@
-"""Token n-gram language models with interpolated modified Kneser-Ney smoothing: the baselines a trained model stands beside.
+"""Token n-gram language models with interpolated modified Kneser-Ney smoothing: the baselines a
+trained model stands beside.
 
     trigram = NGram.fit(train_tokens, order=3, vocab_size=8192)
     nats = trigram.document_losses(heldout_tokens)      # comparable with bits_per_byte.document_losses
 
-Guarantees: a proper distribution over the whole vocabulary after any history (probabilities sum to one, none is zero); the
-same conditions as the neural model: same tokens, bos in front of each document, no history across documents, bos not scored.
-Does not: scale beyond memory (all n-grams are held as sorted int64 keys: about 100 million training tokens fit 8 GiB).
+Guarantees: a proper distribution over the whole vocabulary after any history (probabilities sum to
+one, none is zero); the
+same conditions as the neural model: same tokens, bos in front of each document, no history across
+documents, bos not scored.
+Does not: scale beyond memory (all n-grams are held as sorted int64 keys: about 100 million training
+tokens fit 8 GiB).
 
 The estimate, for history h of k - 1 tokens and h' without its oldest token:
 
     p_k(w | h) = max(c(hw) - D(c(hw)), 0) / c(h.) + gamma(h) p_{k-1}(w | h'),   p_0 = 1 / V
 
-where c is the raw count at the highest order and, below, the number of different tokens seen before hw. D is one of three
-discounts (count 1, 2, 3 and more) estimated from counts of counts, and gamma(h) hands on exactly what was discounted.
-Source: Chen and Goodman, An Empirical Study of Smoothing Techniques for Language Modeling (1999), section 3; the
-interpolation of unigrams with the uniform distribution and the fallback discounts as in KenLM (Heafield et al. 2013).
+where c is the raw count at the highest order and, below, the number of different tokens seen before
+hw. D is one of three discounts (count 1, 2, 3 and more) estimated from counts of counts, and
+gamma(h) hands on exactly what was discounted.
+Source: Chen and Goodman, An Empirical Study of Smoothing Techniques for Language Modeling (1999),
+section 3; the interpolation of unigrams with the uniform distribution and the fallback discounts as
+in KenLM (Heafield et al. 2013).
 """
 
 from collections.abc import Sequence
@@ -66,10 +72,13 @@ class NGram:
         """Count and smooth.
 
         Args:
-            token_lists: tokens of each document without bos; or, with `offsets`, all of them in one flat array.
+            token_lists: tokens of each document without bos; or, with `offsets`, all of them in one
+            flat array.
             order: 1 for unigram, 3 for trigram.
-            offsets: int `[documents + 1]`, where document i is `token_lists[offsets[i]:offsets[i + 1]]`.
-        Raises ValueError for no tokens, ids outside the vocabulary, or an order whose keys do not fit 63 bits.
+            offsets: int `[documents + 1]`, where document i is `token_lists[offsets[i]:offsets[i +
+            1]]`.
+        Raises ValueError for no tokens, ids outside the vocabulary, or an order whose keys do not
+        fit 63 bits.
         """
         if order < 1 or vocab_size**order >= 2**63:
             raise ValueError(
@@ -81,26 +90,39 @@ class NGram:
         keys, counts = np.unique(_packed(ids, ends, order, vocab_size, bos_id), return_counts=True)
         levels = [_smooth(keys, counts, vocab_size)]
         for length in range(order - 1, 0, -1):
-            keys, counts = np.unique(keys % vocab_size**length, return_counts=True)  # different tokens seen before each
+            keys, counts = np.unique(
+                keys % vocab_size**length, return_counts=True
+            )  # different tokens seen before each
             levels.append(_smooth(keys, counts, vocab_size))
         return NGram(order, vocab_size, bos_id, tuple(reversed(levels)))
 
     def document_losses(
-        self, token_lists: Sequence[Sequence[int]] | NDArray[np.integer], *, offsets: ArrayLike | None = None
+        self,
+        token_lists: Sequence[Sequence[int]] | NDArray[np.integer],
+        *,
+        offsets: ArrayLike | None = None,
     ) -> NDArray[np.float64]:
-        """Negative log-likelihood of each document in nats, float64 `[documents]`; arguments as in `fit`."""
+        """Negative log-likelihood of each document in nats, float64 `[documents]`; arguments as in
+        `fit`.
+        """
         ids, ends = _flatten(token_lists, offsets, self.vocab_size)
-        probabilities = self._probabilities(_packed(ids, ends, self.order, self.vocab_size, self.bos_id))
+        probabilities = self._probabilities(
+            _packed(ids, ends, self.order, self.vocab_size, self.bos_id)
+        )
         running = np.concatenate([[0.0], np.cumsum(-np.log(probabilities))])
         return np.diff(running[ends])
 
     def next_token_probabilities(self, history: Sequence[int]) -> NDArray[np.float64]:
-        """Distribution over the vocabulary after `history` (bos is put in front), float64 `[vocab_size]`."""
+        """Distribution over the vocabulary after `history` (bos is put in front), float64
+        `[vocab_size]`.
+        """
         padded = [self.bos_id] * (self.order - 1) + list(history)
         packed = 0
         for token in padded[len(padded) - (self.order - 1) :]:
             packed = packed * self.vocab_size + token
-        return self._probabilities(packed * self.vocab_size + np.arange(self.vocab_size, dtype=np.int64))
+        return self._probabilities(
+            packed * self.vocab_size + np.arange(self.vocab_size, dtype=np.int64)
+        )
 
     def _probabilities(self, keys: NDArray[np.int64]) -> NDArray[np.float64]:
         """Of the newest token of each packed n-gram given the others."""
@@ -127,8 +149,12 @@ def _smooth(keys: NDArray[np.int64], counts: NDArray[np.int64], vocab_size: int)
 
 
 def _discounts(counts: NDArray[np.int64]) -> tuple[tuple[float, float, float], bool]:
-    """Chen and Goodman's three discounts; the fallback where a count of counts is missing or a discount is out of range."""
-    n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].astype(np.float64)  # n-grams seen once ... four times
+    """Chen and Goodman's three discounts; the fallback where a count of counts is missing or a
+    discount is out of range.
+    """
+    n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].astype(
+        np.float64
+    )  # n-grams seen once ... four times
     if (n > 0).all():
         y = n[0] / (n[0] + 2 * n[1])
         found = tuple(float(c - (c + 1) * y * n[c] / n[c - 1]) for c in (1, 2, 3))
@@ -138,7 +164,9 @@ def _discounts(counts: NDArray[np.int64]) -> tuple[tuple[float, float, float], b
 
 
 def _flatten(
-    token_lists: Sequence[Sequence[int]] | NDArray[np.integer], offsets: ArrayLike | None, vocab_size: int
+    token_lists: Sequence[Sequence[int]] | NDArray[np.integer],
+    offsets: ArrayLike | None,
+    vocab_size: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """All tokens in one array, and the offsets of the documents in it."""
     if offsets is not None:
@@ -146,19 +174,28 @@ def _flatten(
         if len(ends) < 1 or ends[0] != 0 or ends[-1] != len(ids) or (np.diff(ends) < 0).any():
             raise ValueError("offsets must rise from 0 to the number of tokens")
     else:
-        ends = np.concatenate([[0], np.cumsum([len(tokens) for tokens in token_lists])]).astype(np.int64)
+        ends = np.concatenate([[0], np.cumsum([len(tokens) for tokens in token_lists])]).astype(
+            np.int64
+        )
         ids = np.concatenate(
-            [np.zeros(0, dtype=np.int64), *(np.asarray(tokens, dtype=np.int64) for tokens in token_lists)]
+            [
+                np.zeros(0, dtype=np.int64),
+                *(np.asarray(tokens, dtype=np.int64) for tokens in token_lists),
+            ]
         )
     if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
-        raise ValueError(f"token ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocab_size}")
+        raise ValueError(
+            f"token ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocab_size}"
+        )
     return ids, ends
 
 
 def _packed(
     ids: NDArray[np.int64], ends: NDArray[np.int64], order: int, vocab_size: int, bos_id: int
 ) -> NDArray[np.int64]:
-    """For each token, it and its `order - 1` predecessors as one integer; bos stands in for what lies before the document."""
+    """For each token, it and its `order - 1` predecessors as one integer; bos stands in for what
+    lies before the document.
+    """
     position = np.arange(len(ids)) - np.repeat(ends[:-1], np.diff(ends))
     packed = ids.copy()
     for back in range(1, order):
@@ -169,7 +206,9 @@ def _packed(
     return packed
 
 
-def _find(sorted_keys: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+def _find(
+    sorted_keys: NDArray[np.int64], wanted: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """Where each wanted key lies in the sorted keys, and whether it is there."""
     at = np.minimum(np.searchsorted(sorted_keys, wanted), len(sorted_keys) - 1)
     return at, sorted_keys[at] == wanted

@@ -1,30 +1,36 @@
-"""The published benchmark tables: read from `papers/tables`, shown, and attempted where hub weights and tasks can be had.
+"""The published benchmark tables: read from `papers/tables`, shown, and attempted where hub weights
+and tasks can be had.
 
     tables = load_tables(root / "papers" / "tables")
     tables[1].commands()             # the lm_eval command lines that would attempt it
     attempt(tables[1])               # full scale: fetches weights and tasks from the hub, takes hours on a GPU
 
-Guarantees: a printed digit is shown as printed; a table without a named harness task for each column has no command, and says
-what it would need instead.
-Does not: guess shots, prompts or metrics that the report leaves out. Where it does not say which of acc and acc_norm it printed,
-`attempt` returns both.
+Guarantees: a printed digit is shown as printed; a table without a named harness task for each
+column has no command, and says what it would need instead.
+Out of scope: guess shots, prompts or metrics that the report leaves out. Where it does not say
+which of acc and acc_norm it printed, `attempt` returns both.
 """
 
-import csv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from moxin_lab.lab import claims
+from moxin_lab.lab import claims, published
 
-HUB_ORGANISATION = "moxin-org"  # reference: model cards of the release, technical report v6, table 9
+HUB_ORGANISATION = (
+    "moxin-org"  # reference: model cards of the release, technical report v6, table 9
+)
 
-ZERO_SHOT = {"HellaSwag": ("hellaswag", 0), "WinoGrande": ("winogrande", 0), "PIQA": ("piqa", 0), "ARC-E": ("arc_easy", 0),
-             "ARC-C": ("arc_challenge", 0)}  # fmt: skip
+ZERO_SHOT = {
+    "HellaSwag": ("hellaswag", 0),
+    "WinoGrande": ("winogrande", 0),
+    "PIQA": ("piqa", 0),
+    "ARC-E": ("arc_easy", 0),
+    "ARC-C": ("arc_challenge", 0),
+}
 FEW_SHOT = {
     "ARC-C": ("arc_challenge", 25),
     "HellaSwag": ("hellaswag", 10),
@@ -38,15 +44,23 @@ HARNESS_TASKS: dict[str, dict[str, tuple[str, int]]] = {
     "table_4_zero_shot_instruct": ZERO_SHOT,
     "table_5_few_shot_instruct": FEW_SHOT,
 }
-"""Column of a table to lm-evaluation-harness task and shots, where the report states harness and shots (sections 7.1 and 7.2)."""
+"""Column of a table to lm-evaluation-harness task and shots, where the report states harness and
+shots (sections 7.1 and 7.2).
+"""
 
 NEAREST_TASKS: dict[str, dict[str, tuple[str, int]]] = {
-    "table_6_olmes": {"GSM8K": ("gsm8k_cot", 8), "MATH": ("minerva_math", 4), "MMLU": ("mmlu_flan_cot_zeroshot", 0),
-                      "BBH": ("bbh_cot_fewshot", 3)},
+    "table_6_olmes": {
+        "GSM8K": ("gsm8k_cot", 8),
+        "MATH": ("minerva_math", 4),
+        "MMLU": ("mmlu_flan_cot_zeroshot", 0),
+        "BBH": ("bbh_cot_fewshot", 3),
+    },
     "table_7_reasoning": {"MATH-500": ("minerva_math500", 4)},
-}  # fmt: skip
-"""Harness tasks on the same questions with other prompts, for a first look: their numbers are not those of the table's suite.
-Shots of table 6 are those that the Tulu 3 8B model card states for OLMES."""
+}
+"""Harness tasks on the same questions with other prompts, for a first look: their numbers are not
+those of the table's suite. Shots of table 6 are those that the Tulu 3 8B model card states for
+OLMES.
+"""
 
 OTHER_SUITES = {
     "table_1_architecture": "no benchmark: stage 03 builds the model and counts its parameters",
@@ -83,7 +97,9 @@ class PublishedTable:
         return HARNESS_TASKS.get(self.name, {})
 
     def commands(self) -> list[str]:
-        """Command lines that attempt it: the lab's own, then lm_eval's for each released Moxin row and number of shots."""
+        """Command lines that attempt it: the lab's own, then lm_eval's for each released Moxin row
+        and number of shots.
+        """
         return [*([self.command] if self.command else []), *self._lm_eval(self.tasks)]
 
     def nearest_commands(self) -> list[str]:
@@ -96,7 +112,9 @@ class PublishedTable:
             for shots in sorted({shots for _, shots in tasks.values()}):
                 names = ",".join(task for task, count in tasks.values() if count == shots)
                 model = f"--model hf --model_args pretrained={HUB_ORGANISATION}/{release},dtype=bfloat16"
-                lines.append(f"lm_eval run {model} --tasks {names} --num_fewshot {shots} --batch_size auto")
+                lines.append(
+                    f"lm_eval run {model} --tasks {names} --num_fewshot {shots} --batch_size auto"
+                )
         return lines
 
     def how_to_attempt(self) -> str:
@@ -114,7 +132,11 @@ class PublishedTable:
 
     def requirement(self) -> str:
         """What an attempt needs, in one clause."""
-        return "released weights and task data from the hub, and a GPU" if self.tasks else OTHER_SUITES[self.name]
+        return (
+            "released weights and task data from the hub, and a GPU"
+            if self.tasks
+            else OTHER_SUITES[self.name]
+        )
 
     def marked(self) -> pd.DataFrame:
         """The table as printed, Moxin's rows marked with an asterisk."""
@@ -127,25 +149,23 @@ class PublishedTable:
 def load_tables(folder: Path) -> list[PublishedTable]:
     """All tables of the index, in its order.
 
-    Raises ValueError, naming the file, if index and CSV files do not match each other or a table has neither a harness task for
-    each column nor a stated other suite.
+    Raises ValueError, naming the file, if index and CSV files do not match each other or a table
+    has neither a harness task for each column nor a stated other suite.
     """
-    index = yaml.safe_load((folder / "index.yml").read_text(encoding="utf-8"))["tables"]
-    listed, present = {entry["file"] for entry in index}, {path.name for path in folder.glob("*.csv")}
-    if listed != present:
-        raise ValueError(
-            f"{folder / 'index.yml'} and the CSV files beside it differ in {', '.join(sorted(listed ^ present))}"
-        )
-    return [_load(folder / entry["file"], entry) for entry in index]
+    return [_load(folder, entry) for entry in published.index(folder)]
 
 
 def attempt(
-    table: PublishedTable, *, run: Callable[..., dict[str, Any]] | None = None, batch_size: str | int = "auto"
+    table: PublishedTable,
+    *,
+    run: Callable[..., dict[str, Any]] | None = None,
+    batch_size: str | int = "auto",
 ) -> pd.DataFrame:
     """Evaluate each released Moxin row with lm-evaluation-harness on the hub's weights and tasks.
 
-    Returns one row for each printed number: row, column, published, acc, acc_norm (percent; acc_norm missing where a task has
-    none). `run` stands in for `lm_eval.simple_evaluate` in tests. Raises ValueError for a table of another suite.
+    Returns one row for each printed number: row, column, published, acc, acc_norm (percent;
+    acc_norm missing where a task has none). `run` stands in for `lm_eval.simple_evaluate` in tests.
+    Raises ValueError for a table of another suite.
     """
     if not table.tasks:
         raise ValueError(
@@ -162,43 +182,53 @@ def attempt(
             continue
         model_args = {"pretrained": f"{HUB_ORGANISATION}/{release}", "dtype": "bfloat16"}
         for column, (task, shots) in table.tasks.items():
-            results = run(model="hf", model_args=model_args, tasks=[task], num_fewshot=shots, batch_size=batch_size)
+            results = run(
+                model="hf",
+                model_args=model_args,
+                tasks=[task],
+                num_fewshot=shots,
+                batch_size=batch_size,
+            )
             found = results["results"][task]
             accuracy = {
-                key: 100 * found[f"{key},none"] if f"{key},none" in found else None for key in ("acc", "acc_norm")
+                key: 100 * found[f"{key},none"] if f"{key},none" in found else None
+                for key in ("acc", "acc_norm")
             }
-            rows.append({"row": row, "column": column, "published": printed.at[row, column], **accuracy})
+            rows.append(
+                {"row": row, "column": column, "published": printed.at[row, column], **accuracy}
+            )
     return pd.DataFrame(rows)
 
 
 def judge(claim: str, attempted: pd.DataFrame, root: Path) -> tuple[str, str]:
     """Verdict and evidence for a claim on an average, from what `attempt` returned.
 
-    Reproduced if the mean over the columns, by acc or by acc_norm (acc where a task has no acc_norm), lies within the tolerance
-    that the claim's entry set beforehand; contradicted otherwise.
+    Reproduced if the mean over the columns, by acc or by acc_norm (acc where a task has no
+    acc_norm), lies within the tolerance that the claim's entry set beforehand; contradicted
+    otherwise.
     """
     entries = {entry["id"]: entry for entry in claims.load(root)}
     value, tolerance = entries[claim]["value"], entries[claim]["tolerance"]
-    means = {"acc": attempted["acc"].mean(), "acc_norm": attempted["acc_norm"].fillna(attempted["acc"]).mean()}
+    means = {
+        "acc": attempted["acc"].mean(),
+        "acc_norm": attempted["acc_norm"].fillna(attempted["acc"]).mean(),
+    }
     near = [metric for metric, mean in means.items() if abs(mean - value) <= tolerance]
     measured = ", ".join(f"{mean:.2f} by {metric}" for metric, mean in means.items())
-    evidence = f"Mean over {len(attempted)} tasks {measured}; published {value}, tolerance {tolerance}."
+    evidence = (
+        f"Mean over {len(attempted)} tasks {measured}; published {value}, tolerance {tolerance}."
+    )
     return ("reproduced" if near else "contradicted"), evidence
 
 
-def _load(path: Path, entry: Mapping[str, Any]) -> PublishedTable:
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *lines = list(csv.reader(file))
-    if not lines or any(len(line) != len(header) for line in lines):
-        raise ValueError(f"{path} is not a table: it needs a header and rows of {len(header)} cells")
-    frame = pd.DataFrame(
-        {name: [_number(line[i]) if i else line[0] for line in lines] for i, name in enumerate(header)}
-    )
+def _load(folder: Path, entry: Mapping[str, Any]) -> PublishedTable:
+    path = folder / entry["file"]
+    frame = published.table(folder, entry["file"]).reset_index()
     absent = set(entry.get("ours", {})) - set(frame.iloc[:, 0])
     if absent:
         raise ValueError(f"{path} has no row {', '.join(sorted(absent))}, which index.yml names")
     tasks = HARNESS_TASKS.get(path.stem, {})
-    if path.stem not in OTHER_SUITES and set(tasks) != set(header[1:]) - {"Ave"}:
+    if path.stem not in OTHER_SUITES and set(tasks) != set(frame.columns[1:]) - {"Ave"}:
         raise ValueError(
             f"{path}: moxin_lab/evaluation/published.py names neither a task for each column nor another suite"
         )
@@ -215,14 +245,6 @@ def _load(path: Path, entry: Mapping[str, Any]) -> PublishedTable:
         metric=str(entry.get("metric", "not stated")),
         command=entry["command"],
     )
-
-
-def _number(text: str) -> float | str:
-    """A printed number; words stay words."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _as_printed(value: Any) -> Any:

@@ -4,8 +4,9 @@
     bits = bits_table({"trained": results, ...}, seed=0)
     bits_figure(bits); cloze_figure(cloze)
 
-Guarantees: every number comes from the samples that the harness logged; intervals are over documents (bootstrap) and items
-(Wilson); a difference of two models is taken on the same documents or items.
+Guarantees: every number comes from the samples that the harness logged; intervals are over
+documents (bootstrap) and items (Wilson); a difference of two models is taken on the same documents
+or items.
 Does not: run anything.
 """
 
@@ -31,7 +32,9 @@ MARKERS = ("o", "s", "D", "^")
 METRICS = {"acc": "by log-likelihood", "acc_norm": "by log-likelihood a character"}
 
 
-def write_task_data(folder: Path, texts: pd.DataFrame, items: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+def write_task_data(
+    folder: Path, texts: pd.DataFrame, items: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[str]:
     """Write one JSON Lines file a task and language; returns the task names.
 
     `texts` has the columns id, language, text; `items` holds the cloze items of each language.
@@ -48,18 +51,24 @@ def write_task_data(folder: Path, texts: pd.DataFrame, items: Mapping[str, Seque
 
 
 def bits_table(results: Mapping[str, Mapping[str, Any]], *, seed: int) -> pd.DataFrame:
-    """Columns model, language, bits_per_byte, low, high, documents, bytes; one row a model and language."""
+    """Columns model, language, bits_per_byte, low, high, documents, bytes; one row a model and
+    language.
+    """
     tables = []
     for model, result in results.items():
         frame = _samples(result, BITS_TASK, "bits_per_byte")
         nats, num_bytes = zip(*frame["bits_per_byte"], strict=True)
-        table = bits_per_byte_by_group(-np.array(nats), num_bytes, frame["language"].tolist(), seed=seed)
+        table = bits_per_byte_by_group(
+            -np.array(nats), num_bytes, frame["language"].tolist(), seed=seed
+        )
         tables.append(table.rename(columns={"group": "language"}).assign(model=model))
     return pd.concat(tables, ignore_index=True)
 
 
 def cloze_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Columns model, language, metric, accuracy, low, high, items; the language `all` pools every item."""
+    """Columns model, language, metric, accuracy, low, high, items; the language `all` pools every
+    item.
+    """
     rows = []
     for model, result in results.items():
         for metric in METRICS:
@@ -67,13 +76,17 @@ def cloze_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
             for language, part in [*frame.groupby("language", sort=False), ("all", frame)]:
                 estimate = wilson_interval(int(part[metric].sum()), len(part))
                 rows.append((model, language, metric, *estimate, len(part)))
-    return pd.DataFrame(rows, columns=["model", "language", "metric", "accuracy", "low", "high", "items"])
+    return pd.DataFrame(
+        rows, columns=["model", "language", "metric", "accuracy", "low", "high", "items"]
+    )
 
 
 def cloze_difference(
     results: Mapping[str, Mapping[str, Any]], first: str, second: str, metric: str, *, seed: int
 ) -> Estimate:
-    """Accuracy of `first` minus that of `second` on all items, with a paired bootstrap interval over items."""
+    """Accuracy of `first` minus that of `second` on all items, with a paired bootstrap interval
+    over items.
+    """
     a, b = (_samples(results[name], CLOZE_TASK, metric) for name in (first, second))
     if a["id"].tolist() != b["id"].tolist():
         raise ValueError(f"{first} and {second} answered different items")
@@ -101,19 +114,25 @@ def cloze_figure(table: pd.DataFrame) -> "Figure":
     for axes, (metric, title) in zip(panels, METRICS.items(), strict=True):
         part = table[table["metric"] == metric]
         percent = part.assign(**{name: 100 * part[name] for name in ("accuracy", "low", "high")})
-        axes.axhline(100 / NUM_CHOICES, color="black", linewidth=1.2, linestyle="--", label="chance, 25 %")
+        axes.axhline(
+            100 / NUM_CHOICES, color="black", linewidth=1.2, linestyle="--", label="chance, 25 %"
+        )
         _points(axes, percent, "accuracy")
         axes.set_title(f"{metric}: choice {title}", pad=4)
         axes.set_ylabel("right answers, %")
         axes.set_ylim(0, 100)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend([*handles[1:], handles[0]], [*labels[1:], labels[0]], loc="outside upper center", ncols=4)
+    figure.legend(
+        [*handles[1:], handles[0]], [*labels[1:], labels[0]], loc="outside upper center", ncols=4
+    )
     panels[-1].set_xlabel("language of the held-out text")
     return figure
 
 
 def _samples(result: Mapping[str, Any], prefix: str, metric: str) -> pd.DataFrame:
-    """Columns language, id and the metric's value of each sample of the tasks that begin with `prefix`, in their order."""
+    """Columns language, id and the metric's value of each sample of the tasks that begin with
+    `prefix`, in their order.
+    """
     rows = [
         (task.removeprefix(prefix), sample["doc"]["id"], sample[metric])
         for task, samples in result["samples"].items()
@@ -131,7 +150,14 @@ def _points(axes: "Axes", table: pd.DataFrame, column: str) -> None:
         places = np.arange(len(languages)) + 0.18 * (number - (len(models) - 1) / 2)
         whiskers = np.abs(part[["low", "high"]].to_numpy().T - part[column].to_numpy())
         axes.errorbar(
-            places, part[column], yerr=whiskers, fmt=marker, markersize=6, linewidth=1.4, capsize=2.5, label=model
+            places,
+            part[column],
+            yerr=whiskers,
+            fmt=marker,
+            markersize=6,
+            linewidth=1.4,
+            capsize=2.5,
+            label=model,
         )
     axes.set_xticks(np.arange(len(languages)), languages)
     axes.grid(axis="x", visible=False)

@@ -1,7 +1,9 @@
-"""Log-likelihoods of token sequences under a causal model, in padded batches: the one place where a model is scored.
+"""Log-likelihoods of token sequences under a causal model, in padded batches: the one place where a
+model is scored.
 
-Guarantees: sequences sorted by length, padded on the right, padding neither scored nor (the model being causal) attended to;
-results come back in the order of the requests and do not depend on how they were batched.
+Guarantees: sequences sorted by length, padded on the right, padding neither scored nor (the model
+being causal) attended to; results come back in the order of the requests and do not depend on how
+they were batched.
 Does not: tokenize, cut or window anything; callers hand over sequences that fit the model.
 """
 
@@ -32,7 +34,8 @@ def score(
     device: Any = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Score]:
-    """Score each request with `model(input_ids[B, T])`, which gives logits `[B, T, V]` or an object with them as `.logits`.
+    """Score each request with `model(input_ids[B, T])`, which gives logits `[B, T, V]` or an object
+    with them as `.logits`.
 
     Args:
         batch_tokens: most tokens of one forward pass, padding included (at least one sequence).
@@ -45,7 +48,9 @@ def score(
     for number, request in enumerate(requests):
         if not 1 <= request.num_scored < len(request.tokens):
             counts = f"{request.num_scored} of {len(request.tokens)} tokens"
-            raise ValueError(f"request {number} scores {counts}: at least one, and one must stand before them")
+            raise ValueError(
+                f"request {number} scores {counts}: at least one, and one must stand before them"
+            )
     order = sorted(
         range(len(requests)), key=lambda i: -len(requests[i].tokens)
     )  # longest first: memory trouble shows at once
@@ -64,8 +69,12 @@ def score(
                 tokens = torch.as_tensor(requests[i].tokens)
                 last = len(tokens) - 1
                 inputs[row, :last] = tokens[:-1]
-                targets[row, last - requests[i].num_scored : last] = tokens[-requests[i].num_scored :]
-            for i, found in zip(batch, _score_rows(model, inputs.to(device), targets.to(device)), strict=True):
+                targets[row, last - requests[i].num_scored : last] = tokens[
+                    -requests[i].num_scored :
+                ]
+            for i, found in zip(
+                batch, _score_rows(model, inputs.to(device), targets.to(device)), strict=True
+            ):
                 results[i] = found
             done += len(batch)
             if progress is not None:
@@ -87,4 +96,6 @@ def _score_rows(model: Any, inputs: Any, targets: Any) -> list[Score]:
     nats.index_add_(0, rows, F.cross_entropy(scored, wanted, reduction="none").double())
     misses = torch.zeros(len(inputs), device=scored.device)
     misses.index_add_(0, rows, (scored.argmax(-1) != wanted).float())
-    return [Score(loss, miss == 0) for loss, miss in zip(nats.tolist(), misses.tolist(), strict=True)]
+    return [
+        Score(loss, miss == 0) for loss, miss in zip(nats.tolist(), misses.tolist(), strict=True)
+    ]

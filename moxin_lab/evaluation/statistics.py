@@ -1,10 +1,12 @@
-"""Intervals for measured numbers: bootstrap over items, paired bootstrap for differences, Wilson for proportions, Student over
-training seeds.
+"""Intervals for measured numbers: bootstrap over items, paired bootstrap for differences, Wilson
+for proportions, Student over training seeds.
 
-Guarantees: seeded, so the same numbers give the same interval; the item (a document, a question) is the unit of resampling,
-and a ratio such as bits per byte is resampled as a ratio of sums, never as a mean of ratios.
-Does not: mix the two kinds of spread. An interval over items says how far the number would move with other items of the same
-kind, for this one trained model; one over seeds, how far it would move with another training, for these items.
+Guarantees: seeded, so the same numbers give the same interval; the item (a document, a question) is
+the unit of resampling, and a ratio such as bits per byte is resampled as a ratio of sums, never as
+a mean of ratios.
+Does not: mix the two kinds of spread. An interval over items says how far the number would move
+with other items of the same kind, for this one trained model; one over seeds, how far it would move
+with another training, for these items.
 """
 
 import math
@@ -28,7 +30,12 @@ class Estimate(NamedTuple):
 
 
 def bootstrap_interval(
-    values: ArrayLike, weights: ArrayLike | None = None, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Estimate:
     """Percentile bootstrap of sum(values) / sum(weights) over items; without weights, of the mean.
 
@@ -40,7 +47,9 @@ def bootstrap_interval(
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     numerators, denominators = _columns(values, weights)
-    draws = np.concatenate([c @ numerators / (c @ denominators) for c in _resampled(len(numerators), resamples, seed)])
+    draws = np.concatenate(
+        [c @ numerators / (c @ denominators) for c in _resampled(len(numerators), resamples, seed)]
+    )
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(numerators.sum() / denominators.sum()), float(low), float(high))
 
@@ -54,7 +63,9 @@ def paired_bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Bootstrap of the difference first - second on the same items (same draws for both, so shared difficulty cancels)."""
+    """Bootstrap of the difference first - second on the same items (same draws for both, so shared
+    difficulty cancels).
+    """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"a paired comparison needs the same items: {a.shape} against {b.shape}")
@@ -62,19 +73,26 @@ def paired_bootstrap(
 
 
 def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> Estimate:
-    """Wilson score interval of a proportion. Source: Wilson, JASA 22 (1927) 209-212. Raises ValueError for impossible counts."""
+    """Wilson score interval of a proportion. Source: Wilson, JASA 22 (1927) 209-212. Raises
+    ValueError for impossible counts.
+    """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes of {trials} trials is not a proportion")
     z = NormalDist().inv_cdf((1 + level) / 2)
     share = successes / trials
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    half = (
+        z
+        / (1 + z * z / trials)
+        * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    )
     return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def seed_interval(values: ArrayLike, *, level: float = 0.95) -> Estimate:
-    """Mean over trainings that differ in their seed alone, with Student's interval (n - 1 degrees of freedom); for the
-    difference of two arms, give the differences of runs with the same seed. One value has no spread: both ends are NaN.
+    """Mean over trainings that differ in their seed alone, with Student's interval (n - 1 degrees
+    of freedom); for the difference of two arms, give the differences of runs with the same seed.
+    One value has no spread: both ends are NaN.
 
     Raises ValueError for no value and for values that are not finite.
     """
@@ -88,13 +106,21 @@ def seed_interval(values: ArrayLike, *, level: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
-def _columns(values: ArrayLike, weights: ArrayLike | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _columns(
+    values: ArrayLike, weights: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     numerators = np.asarray(values, dtype=np.float64)
-    denominators = np.ones_like(numerators) if weights is None else np.asarray(weights, dtype=np.float64)
+    denominators = (
+        np.ones_like(numerators) if weights is None else np.asarray(weights, dtype=np.float64)
+    )
     if numerators.ndim != 1 or not len(numerators):
-        raise ValueError(f"an interval needs at least one item in one dimension; got shape {numerators.shape}")
+        raise ValueError(
+            f"an interval needs at least one item in one dimension; got shape {numerators.shape}"
+        )
     if denominators.shape != numerators.shape:
-        raise ValueError(f"one weight an item: {denominators.shape} weights for {numerators.shape} values")
+        raise ValueError(
+            f"one weight an item: {denominators.shape} weights for {numerators.shape} values"
+        )
     if not (denominators > 0).all():
         raise ValueError("weights must be positive")
     return numerators, denominators

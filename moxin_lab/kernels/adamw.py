@@ -2,9 +2,11 @@
 
     optimizer = AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
 
-Guarantees: the update is `torch.optim.AdamW(fused=True)`'s, computed in float32 whatever the tensors' types are, and the state is
-laid out as its own, so either continues a run of the other (tests/kernels/test_adamw.py, in Triton's interpreter on the CPU).
-Does not: AMSGrad, `maximize`, sparse gradients, or a gradient scaler's unscaling: asking for one is refused.
+Guarantees: the update is `torch.optim.AdamW(fused=True)`'s, computed in float32 whatever the
+tensors' types are, and the state is laid out as its own, so either continues a run of the other
+(tests/kernels/test_adamw.py, in Triton's interpreter on the CPU).
+Does not: AMSGrad, `maximize`, sparse gradients, or a gradient scaler's unscaling: asking for one is
+refused.
 """
 
 from collections.abc import Callable
@@ -19,9 +21,20 @@ from torch.distributed.tensor import DTensor
 
 @triton.jit
 def _update(
-    weights_ptr, gradients_ptr, means_ptr, squares_ptr, corrections_ptr, place, size, learning_rate, decay, beta1, beta2, eps,
+    weights_ptr,
+    gradients_ptr,
+    means_ptr,
+    squares_ptr,
+    corrections_ptr,
+    place,
+    size,
+    learning_rate,
+    decay,
+    beta1,
+    beta2,
+    eps,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < size
     weights = tl.load(weights_ptr + offsets, mask=inside).to(tl.float32)
@@ -33,24 +46,42 @@ def _update(
     squares = beta2 * squares + (1 - beta2) * gradients * gradients
     mean_correction = tl.load(corrections_ptr + 2 * place)
     square_correction = tl.load(corrections_ptr + 2 * place + 1)
-    weights -= learning_rate / mean_correction * means / (tl.sqrt(squares) / tl.sqrt(square_correction) + eps)
+    weights -= (
+        learning_rate
+        / mean_correction
+        * means
+        / (tl.sqrt(squares) / tl.sqrt(square_correction) + eps)
+    )
     tl.store(weights_ptr + offsets, weights.to(weights_ptr.dtype.element_ty), mask=inside)
     tl.store(means_ptr + offsets, means.to(means_ptr.dtype.element_ty), mask=inside)
     tl.store(squares_ptr + offsets, squares.to(squares_ptr.dtype.element_ty), mask=inside)
 
 
 class AdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` whose step is one kernel a tensor. Same constants, parameter groups and state dictionary."""
+    """`torch.optim.AdamW` whose step is one kernel a tensor. Same constants, parameter groups and
+    state dictionary.
+    """
 
     def __init__(self, params: Any, **constants: Any) -> None:
-        refused = constants.keys() & {"amsgrad", "maximize", "foreach", "capturable", "differentiable"}
+        refused = constants.keys() & {
+            "amsgrad",
+            "maximize",
+            "foreach",
+            "capturable",
+            "differentiable",
+        }
         if refused:
-            raise ValueError(f"this AdamW knows no {', '.join(sorted(refused))}: use torch.optim.AdamW")
+            raise ValueError(
+                f"this AdamW knows no {', '.join(sorted(refused))}: use torch.optim.AdamW"
+            )
         super().__init__(params, **{**constants, "fused": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        if getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None:
+        if (
+            getattr(self, "grad_scale", None) is not None
+            or getattr(self, "found_inf", None) is not None
+        ):
             raise RuntimeError(
                 "a gradient scaler (float16) is not supported by this AdamW: train in bfloat16 or use torch.optim.AdamW"
             )
@@ -76,9 +107,15 @@ class AdamW(torch.optim.AdamW):
         ).float()  # on the device, without a copy to it
         for place, tensors in enumerate(zip(weights, gradients, means, squares, strict=True)):
             _launch(
-                *(_local(tensor) for tensor in tensors), corrections, place, float(group["lr"]), float(group["weight_decay"]),
-                beta1, beta2, float(group["eps"]),
-            )  # fmt: skip
+                *(_local(tensor) for tensor in tensors),
+                corrections,
+                place,
+                float(group["lr"]),
+                float(group["weight_decay"]),
+                beta1,
+                beta2,
+                float(group["eps"]),
+            )
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -96,6 +133,18 @@ def _launch(weights: Tensor, gradients: Tensor, means: Tensor, squares: Tensor, 
     if size:
         block = 2048 if weights.is_cuda else 64
         _update[(triton.cdiv(size, block),)](
-            weights, gradients.contiguous(), means, squares, corrections, place, size, learning_rate, decay, beta1, beta2, eps,
-            BLOCK=block, num_warps=4,
-        )  # fmt: skip
+            weights,
+            gradients.contiguous(),
+            means,
+            squares,
+            corrections,
+            place,
+            size,
+            learning_rate,
+            decay,
+            beta1,
+            beta2,
+            eps,
+            BLOCK=block,
+            num_warps=4,
+        )

@@ -2,11 +2,12 @@
 
     losses = cross_entropy_(logits, labels, label_smoothing)        # logits now hold d sum(losses) / d logits
 
-Plain operations read and write a chunk's logits some ten times, in float32. Here a row is read twice, the second time from
-cache, and written once; sums run in float32.
+Plain operations read and write a chunk's logits some ten times, in float32. Here a row is read
+twice, the second time from cache, and written once; sums run in float32.
 
-Guarantees: losses and gradient equal `F.cross_entropy`'s on `logits.float()` to rounding of the logits' type; rows of label
--100 give loss 0 and gradient 0 (tests/kernels/test_cross_entropy.py, in Triton's interpreter on the CPU).
+Guarantees: losses and gradient equal `F.cross_entropy`'s on `logits.float()` to rounding of the
+logits' type; rows of label -100 give loss 0 and gradient 0 (tests/kernels/test_cross_entropy.py, in
+Triton's interpreter on the CPU).
 Does not: weights of classes.
 """
 
@@ -20,7 +21,14 @@ IGNORE = -100
 
 @triton.jit
 def _rows(
-    logits_ptr, labels_ptr, losses_ptr, vocabulary, row_stride, smoothing, IGNORE: tl.constexpr, BLOCK: tl.constexpr
+    logits_ptr,
+    labels_ptr,
+    losses_ptr,
+    vocabulary,
+    row_stride,
+    smoothing,
+    IGNORE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
@@ -39,7 +47,9 @@ def _rows(
             0, vocabulary, BLOCK
         ):  # one running maximum and sum a lane: nothing to exchange until the end
             inside = start + columns < vocabulary
-            logits = tl.load(logits_ptr + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
+            logits = tl.load(logits_ptr + start + columns, mask=inside, other=float("-inf")).to(
+                tl.float32
+            )
             new = tl.maximum(largest, logits)
             anchor = tl.where(new == float("-inf"), 0.0, new)
             total = total * tl.exp(largest - anchor) + tl.exp(logits - anchor)
@@ -63,7 +73,9 @@ def _rows(
 
 @torch.library.custom_op("moxin_lab::cross_entropy_", mutates_args=("logits",))
 def cross_entropy_(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Losses float32 [N] of logits [N, V] against labels int64 [N] (-100 is skipped); `logits` become the sum's gradient."""
+    """Losses float32 [N] of logits [N, V] against labels int64 [N] (-100 is skipped); `logits`
+    become the sum's gradient.
+    """
     losses = logits.new_empty(len(labels), dtype=torch.float32)
     if len(labels):
         block = 32 if not logits.is_cuda else 4096

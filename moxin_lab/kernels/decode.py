@@ -1,17 +1,23 @@
-"""Triton kernels of one decoding step: few rows through large matrices, and attention over a ring with rotation and write inside.
+"""Triton kernels of one decoding step: few rows through large matrices, and attention over a ring
+with rotation and write inside.
 
-    hidden [B, C] -> few_rows_linear(norm inside) -> qkv [B, (H + 2 H_kv) D] -> ring_attention -> few_rows_linear(+ hidden) -> ...
+    hidden [B, C] -> few_rows_linear(norm inside) -> qkv [B, (H + 2 H_kv) D] -> ring_attention ->
+    few_rows_linear(+ hidden) -> ...
                                                                      |
-                                     rotates q and k, writes k and v into slot length mod W, attends to the ring
+                                     rotates q and k, writes k and v into slot length mod W, attends
+                                     to the ring
 
-A step reads every weight once and computes almost nothing, so its floor is bytes over bandwidth: the kernels stream weights and
-fuse what would be launches of their own (norm, SiLU, residual sums, rotation, cache write).
+A step reads every weight once and computes almost nothing, so its floor is bytes over bandwidth:
+the kernels stream weights and fuse what would be launches of their own (norm, SiLU, residual sums,
+rotation, cache write).
 
-Guarantees: shapes do not depend on the position, which is read from memory on the device, so one CUDA graph serves a whole text;
-every sum has a fixed order; slots that are not written or are padding never reach the output, even if they hold NaN
-(tests/model/test_decode.py, in Triton's interpreter on the CPU).
-Tried and left out: programmatic dependent launch with the first weights loaded before the wait (6.32 instead of 6.18 ms a token
-for one row, 9.88 instead of 8.43 for eight: the early programs take room from those at work).
+Guarantees: shapes do not depend on the position, which is read from memory on the device, so one
+CUDA graph serves a whole text; every sum has a fixed order; slots that are not written or are
+padding never reach the output, even if they hold NaN (tests/model/test_decode.py, in Triton's
+interpreter on the CPU).
+Tried and left out: programmatic dependent launch with the first weights loaded before the wait
+(6.32 instead of 6.18 ms a token for one row, 9.88 instead of 8.43 for eight: the early programs
+take room from those at work).
 Does not: more than 16 rows (`few_rows_linear`), or more than one new token a row.
 """
 
@@ -22,8 +28,10 @@ from torch import Tensor
 
 MAX_ROWS = 16
 PROGRAMS_A_MULTIPROCESSOR = 1
-"""About how many programs `ring_attention` starts on each. More would hide latency, but their partial sums must be put together:
-on an H100 a token of the 8B model took 6.18, 6.36 and 6.72 ms with 1, 2 and 4 (one row), 8.43, 8.32 and 8.47 (eight)."""
+"""About how many programs `ring_attention` starts on each. More would hide latency, but their
+partial sums must be put together: on an H100 a token of the 8B model took 6.18, 6.36 and 6.72 ms
+with 1, 2 and 4 (one row), 8.43, 8.32 and 8.47 (eight).
+"""
 
 
 @triton.jit
@@ -31,8 +39,10 @@ def _weights(weight_ptr, columns, places, in_features, num_columns):
     """A tile [BN, BK] of a matrix, which nobody reads again in this step."""
     return tl.load(
         weight_ptr + columns[:, None].to(tl.int64) * in_features + places[None, :],
-        mask=(columns < num_columns)[:, None] & (places < in_features)[None, :], other=0.0, eviction_policy="evict_first",
-    )  # fmt: skip
+        mask=(columns < num_columns)[:, None] & (places < in_features)[None, :],
+        other=0.0,
+        eviction_policy="evict_first",
+    )
 
 
 @triton.jit
@@ -61,7 +71,9 @@ def _accumulate(
         if HAS_NORM:
             wide = x.to(tl.float32)
             squares += tl.sum(wide * wide, 0)
-            x = (wide * tl.load(norm_ptr + places, mask=inside, other=0.0).to(tl.float32)[:, None]).to(x.dtype)
+            x = (
+                wide * tl.load(norm_ptr + places, mask=inside, other=0.0).to(tl.float32)[:, None]
+            ).to(x.dtype)
         acc = tl.dot(weight, x, acc, input_precision="ieee")
     else:
         x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
@@ -74,31 +86,87 @@ def _accumulate(
 
 @triton.jit
 def _matrix_tile(
-    acc, squares, weight, x_ptr, norm_ptr, weight_ptr, rows, columns, in_features, x_row, num_rows, num_columns,
-    BK: tl.constexpr, HAS_NORM: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
+    acc,
+    squares,
+    weight,
+    x_ptr,
+    norm_ptr,
+    weight_ptr,
+    rows,
+    columns,
+    in_features,
+    x_row,
+    num_rows,
+    num_columns,
+    BK: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    DOT: tl.constexpr,
+):
     """The whole depth of a tile of columns; `weight` is its first stretch, already on its way."""
     places = tl.arange(0, BK)
     acc, squares = _accumulate(
-        acc, squares, weight, x_ptr, norm_ptr, rows, places, in_features, x_row, num_rows, HAS_NORM, DOT
+        acc,
+        squares,
+        weight,
+        x_ptr,
+        norm_ptr,
+        rows,
+        places,
+        in_features,
+        x_row,
+        num_rows,
+        HAS_NORM,
+        DOT,
     )
     for start in tl.range(BK, in_features, BK):
         places = start + tl.arange(0, BK)
         weight = _weights(weight_ptr, columns, places, in_features, num_columns)
         acc, squares = _accumulate(
-            acc, squares, weight, x_ptr, norm_ptr, rows, places, in_features, x_row, num_rows, HAS_NORM, DOT
+            acc,
+            squares,
+            weight,
+            x_ptr,
+            norm_ptr,
+            rows,
+            places,
+            in_features,
+            x_row,
+            num_rows,
+            HAS_NORM,
+            DOT,
         )
     return acc, squares
 
 
 @triton.jit
 def _few_rows(
-    x_ptr, norm_ptr, first_ptr, second_ptr, third_ptr, residual_ptr, output_ptr, num_rows, in_features, first_width,
-    second_width, third_width, x_row, residual_row, output_row, eps,
-    ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """One tile of output columns. GATED: silu(x first^T) * (x second^T); else up to three matrices side by side."""
+    x_ptr,
+    norm_ptr,
+    first_ptr,
+    second_ptr,
+    third_ptr,
+    residual_ptr,
+    output_ptr,
+    num_rows,
+    in_features,
+    first_width,
+    second_width,
+    third_width,
+    x_row,
+    residual_row,
+    output_row,
+    eps,
+    ROWS: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    GATED: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """One tile of output columns. GATED: silu(x first^T) * (x second^T); else up to three matrices
+    side by side.
+    """
     tile = tl.program_id(0)
     rows = tl.arange(0, ROWS)
     weight_ptr = first_ptr
@@ -175,11 +243,13 @@ def _few_rows(
     if DOT:
         kept = inside[:, None] & (rows < num_rows)[None, :]
         if HAS_RESIDUAL:
-            acc += tl.load(residual_ptr + rows[None, :] * residual_row + places[:, None], mask=kept, other=0.0).to(
-                tl.float32
-            )
+            acc += tl.load(
+                residual_ptr + rows[None, :] * residual_row + places[:, None], mask=kept, other=0.0
+            ).to(tl.float32)
         tl.store(
-            output_ptr + rows[None, :] * output_row + places[:, None], acc.to(output_ptr.dtype.element_ty), mask=kept
+            output_ptr + rows[None, :] * output_row + places[:, None],
+            acc.to(output_ptr.dtype.element_ty),
+            mask=kept,
         )
     else:
         if HAS_RESIDUAL:
@@ -192,7 +262,8 @@ def tile_sizes(
 ) -> tuple[bool, int, int, int, int]:
     """Whether to use the tensor cores, output columns and depth of a tile, warps, stages.
 
-    Measured on an H100 at the full width in bfloat16. item_bytes: of one number on a GPU, 0 for Triton's interpreter.
+    Measured on an H100 at the full width in bfloat16. item_bytes: of one number on a GPU, 0 for
+    Triton's interpreter.
     """
     if not item_bytes:
         return batch > 1, 16, 32, 4, 2
@@ -215,9 +286,11 @@ def few_rows_linear(
     gated: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """x [B, C] through one to three matrices [N_i, C] side by side, B at most 16; returns [B, sum N_i].
+    """x [B, C] through one to three matrices [N_i, C] side by side, B at most 16; returns [B, sum
+    N_i].
 
-    norm: weight [C] of an RMSNorm applied to x first. gated: two matrices of one shape, silu(x first^T) * (x second^T), [B, N].
+    norm: weight [C] of an RMSNorm applied to x first. gated: two matrices of one shape, silu(x
+    first^T) * (x second^T), [B, N].
     residual: [B, N], added. dtype: of the output; default that of x. Sums are float32.
     """
     batch, in_features = x.shape
@@ -235,29 +308,76 @@ def few_rows_linear(
     second = weights[1] if len(weights) > 1 else weights[0]
     third = weights[2] if len(weights) > 2 else weights[0]
     _few_rows[(blocks[0] if gated else sum(blocks),)](
-        x, x if norm is None else norm, weights[0], second, third, x if residual is None else residual, output, batch,
-        in_features, widths[0], widths[1], widths[2], x.stride(0), 0 if residual is None else residual.stride(0),
-        output.stride(0), eps, ROWS=MAX_ROWS, BN=rows_a_program, BK=depth, HAS_NORM=norm is not None,
-        HAS_RESIDUAL=residual is not None, GATED=gated, DOT=dot, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+        x,
+        x if norm is None else norm,
+        weights[0],
+        second,
+        third,
+        x if residual is None else residual,
+        output,
+        batch,
+        in_features,
+        widths[0],
+        widths[1],
+        widths[2],
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+        output.stride(0),
+        eps,
+        ROWS=MAX_ROWS,
+        BN=rows_a_program,
+        BK=depth,
+        HAS_NORM=norm is not None,
+        HAS_RESIDUAL=residual is not None,
+        GATED=gated,
+        DOT=dot,
+        num_warps=warps,
+        num_stages=stages,
+    )
     return output
 
 
 @triton.jit
 def _rotated(pointer, cos, sin, half, D: tl.constexpr):
     """A head of D at `pointer`, its two halves turned: ([D/2], [D/2])."""
-    first, second = tl.load(pointer + half).to(tl.float32), tl.load(pointer + D // 2 + half).to(tl.float32)
+    first, second = (
+        tl.load(pointer + half).to(tl.float32),
+        tl.load(pointer + D // 2 + half).to(tl.float32),
+    )
     return first * cos - second * sin, second * cos + first * sin
 
 
 @triton.jit
 def _ring(
-    qkv_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, length_ptr, padding_ptr, partial_ptr, counter_ptr, output_ptr,
-    qkv_row, cache_batch, cache_head, output_row, num_slots, slots_a_split, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr,
-    SPLITS_ROUNDED: tl.constexpr, HAS_PADDING: tl.constexpr,
-):  # fmt: skip
-    """Query heads of one key/value head over one stretch of slots; the last program of a head to end puts stretches together."""
+    qkv_ptr,
+    keys_ptr,
+    values_ptr,
+    cos_ptr,
+    sin_ptr,
+    length_ptr,
+    padding_ptr,
+    partial_ptr,
+    counter_ptr,
+    output_ptr,
+    qkv_row,
+    cache_batch,
+    cache_head,
+    output_row,
+    num_slots,
+    slots_a_split,
+    scale,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BN: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPLITS_ROUNDED: tl.constexpr,
+    HAS_PADDING: tl.constexpr,
+):
+    """Query heads of one key/value head over one stretch of slots; the last program of a head to
+    end puts stretches together.
+    """
     pair = tl.program_id(0)
     split = tl.program_id(1)
     batch = (pair // KV_HEADS).to(tl.int64)
@@ -267,7 +387,10 @@ def _ring(
     half = tl.arange(0, D // 2)
     members = tl.arange(0, 16)
     in_group = members < GROUP
-    cos, sin = tl.load(cos_ptr + batch * (D // 2) + half), tl.load(sin_ptr + batch * (D // 2) + half)
+    cos, sin = (
+        tl.load(cos_ptr + batch * (D // 2) + half),
+        tl.load(sin_ptr + batch * (D // 2) + half),
+    )
     qkv_ptr += batch * qkv_row
     # Queries, rotated, as two halves of the head: [16, D/2] each, rows beyond the group zero.
     query_ptr = qkv_ptr + (kv_head * GROUP + members)[:, None] * D + half[None, :]
@@ -319,13 +442,19 @@ def _ring(
         weights = tl.exp2(scores - anchor[:, None])
         shrink = tl.exp2(row_max - anchor)
         row_sum = row_sum * shrink + tl.sum(weights, 1)
-        tile = tl.load(values_ptr + slots[:, None] * D + dims[None, :], mask=stored[:, None], other=0.0)
+        tile = tl.load(
+            values_ptr + slots[:, None] * D + dims[None, :], mask=stored[:, None], other=0.0
+        )
         tile = tl.where(is_new[:, None], value[None, :], tile)
         acc = tl.dot(weights.to(dtype), tile, acc * shrink[:, None], input_precision="ieee")
         row_max = new_max
     output_ptr += batch * output_row + (kv_head * GROUP + members)[:, None] * D + dims[None, :]
     if SPLITS == 1:
-        tl.store(output_ptr, (acc / row_sum[:, None]).to(output_ptr.dtype.element_ty), mask=in_group[:, None])
+        tl.store(
+            output_ptr,
+            (acc / row_sum[:, None]).to(output_ptr.dtype.element_ty),
+            mask=in_group[:, None],
+        )
     else:
         # [pair, split, 16, D + 2]: sums, maxima, products.
         mine = partial_ptr + (pair * SPLITS + split).to(tl.int64) * 16 * (D + 2)
@@ -340,7 +469,9 @@ def _ring(
             # All maxima first, so that the products can be loaded without waiting for one another.
             others = tl.arange(0, SPLITS_ROUNDED)
             heads = (
-                partial_ptr + (pair * SPLITS + others).to(tl.int64)[:, None] * 16 * (D + 2) + members[None, :] * (D + 2)
+                partial_ptr
+                + (pair * SPLITS + others).to(tl.int64)[:, None] * 16 * (D + 2)
+                + members[None, :] * (D + 2)
             )
             counted = (others < SPLITS)[:, None] & in_group[None, :]
             maxima = tl.load(heads, mask=counted, other=float("-inf"), cache_modifier=".cg")
@@ -351,24 +482,42 @@ def _ring(
             total = tl.zeros((16, D), tl.float32)
             for other in tl.static_range(SPLITS):
                 theirs = partial_ptr + (pair * SPLITS + other).to(tl.int64) * 16 * (D + 2)
-                share = tl.load(theirs + members * (D + 2), mask=in_group, other=0.0, cache_modifier=".cg")
+                share = tl.load(
+                    theirs + members * (D + 2), mask=in_group, other=0.0, cache_modifier=".cg"
+                )
                 part = theirs + members[:, None] * (D + 2) + 2 + dims[None, :]
                 part = tl.load(part, mask=in_group[:, None], other=0.0, cache_modifier=".cg")
                 total += part * tl.exp2(share - top)[:, None]
-            tl.store(output_ptr, (total / total_sum[:, None]).to(output_ptr.dtype.element_ty), mask=in_group[:, None])
+            tl.store(
+                output_ptr,
+                (total / total_sum[:, None]).to(output_ptr.dtype.element_ty),
+                mask=in_group[:, None],
+            )
 
 
 class RingWorkspace:
-    """What `ring_attention` needs beside its inputs, made once for a cache: partial sums and counters."""
+    """What `ring_attention` needs beside its inputs, made once for a cache: partial sums and
+    counters.
+    """
 
-    def __init__(self, batch_size: int, kv_heads: int, head_dim: int, num_slots: int, device: torch.device) -> None:
+    def __init__(
+        self, batch_size: int, kv_heads: int, head_dim: int, num_slots: int, device: torch.device
+    ) -> None:
         pairs = batch_size * kv_heads
-        self.block = 16 if device.type != "cuda" else min(64, max(16, triton.next_power_of_2(num_slots)))
-        wanted = 2 if device.type != "cuda" else max(1, PROGRAMS_A_MULTIPROCESSOR * _multiprocessors(device) // pairs)
+        self.block = (
+            16 if device.type != "cuda" else min(64, max(16, triton.next_power_of_2(num_slots)))
+        )
+        wanted = (
+            2
+            if device.type != "cuda"
+            else max(1, PROGRAMS_A_MULTIPROCESSOR * _multiprocessors(device) // pairs)
+        )
         tiles = triton.cdiv(num_slots, self.block)
         self.slots_a_split = triton.cdiv(tiles, min(wanted, tiles)) * self.block
         self.splits = triton.cdiv(num_slots, self.slots_a_split)
-        self.partial = torch.empty(pairs, self.splits, 16, head_dim + 2, dtype=torch.float32, device=device)
+        self.partial = torch.empty(
+            pairs, self.splits, 16, head_dim + 2, dtype=torch.float32, device=device
+        )
         self.counters = torch.zeros(pairs, dtype=torch.int32, device=device)
 
 
@@ -387,22 +536,47 @@ def ring_attention(
     workspace: RingWorkspace,
     num_heads: int,
 ) -> Tensor:
-    """One new token a row over a ring: rotates its queries and key, writes key and value, attends; returns [B, H D].
+    """One new token a row over a ring: rotates its queries and key, writes key and value, attends;
+    returns [B, H D].
 
-    qkv: [B, (H + 2 H_kv) D], unrotated. keys, values: one layer's ring [B, H_kv, W, D], written in place at slot length mod W.
-    cos, sin: float32 [B, D/2] of the new token's position. length: int32 [1] on the device, tokens seen before. padding: int32
-    [B], left padding that no query sees. H / H_kv at most 16.
+    qkv: [B, (H + 2 H_kv) D], unrotated. keys, values: one layer's ring [B, H_kv, W, D], written in
+    place at slot length mod W.
+    cos, sin: float32 [B, D/2] of the new token's position. length: int32 [1] on the device, tokens
+    seen before. padding: int32 [B], left padding that no query sees. H / H_kv at most 16.
     """
     batch, kv_heads, num_slots, head_dim = keys.shape
     if num_heads // kv_heads > 16:
-        raise ValueError(f"{num_heads} query heads over {kv_heads} key/value heads: at most 16 to one")
+        raise ValueError(
+            f"{num_heads} query heads over {kv_heads} key/value heads: at most 16 to one"
+        )
     output = qkv.new_empty(batch, num_heads * head_dim)
     _ring[(batch * kv_heads, workspace.splits)](
-        qkv, keys, values, cos, sin, length, length if padding is None else padding, workspace.partial, workspace.counters,
-        output, qkv.stride(0), keys.stride(0), keys.stride(1), output.stride(0), num_slots, workspace.slots_a_split,
-        head_dim**-0.5 * 1.4426950408889634, HEADS=num_heads, KV_HEADS=kv_heads, GROUP=num_heads // kv_heads, D=head_dim,
-        BN=workspace.block, SPLITS=workspace.splits, SPLITS_ROUNDED=triton.next_power_of_2(workspace.splits),
+        qkv,
+        keys,
+        values,
+        cos,
+        sin,
+        length,
+        length if padding is None else padding,
+        workspace.partial,
+        workspace.counters,
+        output,
+        qkv.stride(0),
+        keys.stride(0),
+        keys.stride(1),
+        output.stride(0),
+        num_slots,
+        workspace.slots_a_split,
+        head_dim**-0.5 * 1.4426950408889634,
+        HEADS=num_heads,
+        KV_HEADS=kv_heads,
+        GROUP=num_heads // kv_heads,
+        D=head_dim,
+        BN=workspace.block,
+        SPLITS=workspace.splits,
+        SPLITS_ROUNDED=triton.next_power_of_2(workspace.splits),
         HAS_PADDING=padding is not None,
-        num_warps=4, num_stages=3,
-    )  # fmt: skip
+        num_warps=4,
+        num_stages=3,
+    )
     return output

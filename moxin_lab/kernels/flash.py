@@ -1,8 +1,11 @@
-"""flash-attn-4 (package `flash-attn-4`, extra `gpu`) as a PyTorch operator that torch.compile does not break its graph at.
+"""flash-attn-4 (package `flash-attn-4`, extra `gpu`) as a PyTorch operator that torch.compile does
+not break its graph at.
 
-Guarantees: causal and windowed attention with grouped heads and documents (by the package's kernels for rows of unequal lengths
-laid end to end), forward and backward; `refusal` says in words why they cannot run.
-Does not: dropout, a deterministic backward (its dQ is added up by atomics; the `triton` back end is deterministic).
+Guarantees: causal and windowed attention with grouped heads and documents (by the package's kernels
+for rows of unequal lengths laid end to end), forward and backward; `refusal` says in words why they
+cannot run.
+Does not: dropout, a deterministic backward (its dQ is added up by atomics; the `triton` back end is
+deterministic).
 """
 
 from typing import Any
@@ -33,7 +36,11 @@ def refusal(query: Tensor) -> str | None:
 
 
 def flash_attention(
-    query: Tensor, key: Tensor, value: Tensor, sliding_window: int | None, runs: tuple[Tensor, Tensor] | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sliding_window: int | None,
+    runs: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """As `window_attention`; `runs` are the borders of documents (`AttentionMask.document_runs`).
 
@@ -48,7 +55,8 @@ def flash_attention(
 
 
 def _options(queries: Tensor | None, keys: Tensor | None, window: int) -> dict[str, Any]:
-    # No longest document is given: the kernels do not need it on this GPU, and as a number it would compile a block anew.
+    # No longest document is given: the kernels do not need it on this GPU, and as a number it would
+    # compile a block anew.
     return {
         "causal": True,
         "window_size_left": window - 1 if window else None,
@@ -71,16 +79,28 @@ def _heads(tensor: Tensor, batch: int) -> Tensor:
 
 @torch.library.custom_op("moxin_lab::flash", mutates_args=())
 def _flash(
-    query: Tensor, key: Tensor, value: Tensor, queries: Tensor | None, keys: Tensor | None, window: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Tensor | None,
+    keys: Tensor | None,
+    window: int,
 ) -> tuple[Tensor, Tensor]:
     rows = [_rows(tensor, queries) for tensor in (query, key, value)]
-    output, log_sum, *_ = package()._flash_attn_fwd(*rows, **_options(queries, keys, window), return_lse=True)
+    output, log_sum, *_ = package()._flash_attn_fwd(
+        *rows, **_options(queries, keys, window), return_lse=True
+    )
     return _heads(output, len(query)), log_sum
 
 
 @_flash.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, queries: Tensor | None, keys: Tensor | None, window: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Tensor | None,
+    keys: Tensor | None,
+    window: int,
 ) -> tuple[Tensor, Tensor]:
     batch, heads, length, head_dim = query.shape
     output = query.new_empty(batch, length, heads, head_dim).transpose(1, 2)
@@ -90,11 +110,20 @@ def _(
 
 @torch.library.custom_op("moxin_lab::flash_backward", mutates_args=())
 def _flash_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor,
-    queries: Tensor | None, keys: Tensor | None, window: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sum: Tensor,
+    queries: Tensor | None,
+    keys: Tensor | None,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     batch = len(query)
-    query, key, value, output, gradient = (_rows(t, queries) for t in (query, key, value, output, gradient))
+    query, key, value, output, gradient = (
+        _rows(t, queries) for t in (query, key, value, output, gradient)
+    )
     gradients = package()._flash_attn_bwd(
         query, key, value, output, gradient.contiguous(), log_sum, **_options(queries, keys, window)
     )
@@ -104,7 +133,9 @@ def _flash_backward(
 @_flash_backward.register_fake
 def _(gradient, query, key, value, output, log_sum, queries, keys, window):
     def like(tensor: Tensor) -> Tensor:
-        return torch.empty_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        return torch.empty_like(
+            tensor.transpose(1, 2), memory_format=torch.contiguous_format
+        ).transpose(1, 2)
 
     return like(query), like(key), like(value)
 

@@ -1,10 +1,12 @@
-"""The attention backward in Gluon for Hopper: keys (dK, dV, stored dS^T) and queries (dQ = dS K) of tiles.py, faster.
+"""The attention backward in Gluon for Hopper: keys (dK, dV, stored dS^T) and queries (dQ = dS K) of
+tiles.py, faster.
 
     producer warp    TMA loads of query, gradient, key and value tiles, row sums and deltas
     consumer 0, 1    four warps each, 64 of a tile's 128 keys (or queries): four products a tile, then one
 
-A consumer's exponentials run while the other one's products do. dS^T leaves through shared memory by TMA, so its store costs no
-instruction a number. What hopper_forward.py guarantees and does not holds here.
+A consumer's exponentials run while the other one's products do. dS^T leaves through shared memory
+by TMA, so its store costs no instruction a number. What hopper_forward.py guarantees and does not
+holds here.
 """
 
 from triton.experimental import gluon
@@ -23,10 +25,22 @@ _barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 
 @gluon.jit
 def _backward_place(
-    index, first_unit, num_queries, num_keys, window, ends_ptr, KV_HEADS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, units,
-):  # fmt: skip
-    """Work item -> batch, key/value head, first key, query tiles that see it: masked, all of it, masked. T == S here."""
+    index,
+    first_unit,
+    num_queries,
+    num_keys,
+    window,
+    ends_ptr,
+    KV_HEADS: gl.constexpr,
+    BM: gl.constexpr,
+    BN: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+    units,
+):
+    """Work item -> batch, key/value head, first key, query tiles that see it: masked, all of it,
+    masked. T == S here.
+    """
     unit = index % units
     first = (index // units) * BN
     ALIGN: gl.constexpr = BN // BM
@@ -53,12 +67,40 @@ def _backward_place(
 
 @gluon.jit
 def _backward_producer(
-    query_desc, key_desc, value_desc, gradient_desc, log_sum_desc, delta_desc, ends_ptr, queries, gradients, log_sums, deltas,
-    keys, values, query_full, query_empty, gradient_full, gradient_empty, key_full, key_empty, num_queries, num_keys, window,
-    num_items, first_unit, units,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
-    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr,
-):  # fmt: skip
+    query_desc,
+    key_desc,
+    value_desc,
+    gradient_desc,
+    log_sum_desc,
+    delta_desc,
+    ends_ptr,
+    queries,
+    gradients,
+    log_sums,
+    deltas,
+    keys,
+    values,
+    query_full,
+    query_empty,
+    gradient_full,
+    gradient_empty,
+    key_full,
+    key_empty,
+    num_queries,
+    num_keys,
+    window,
+    num_items,
+    first_unit,
+    units,
+    HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    D: gl.constexpr,
+    BM: gl.constexpr,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+):
     count = 0
     turn = 0
     for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
@@ -80,7 +122,9 @@ def _backward_producer(
         mbarrier.expect(key_full.index(0), 2 * BN * D * 2)
         for half in gl.static_range(2):
             place = first + half * (BN // 2)
-            tma.async_copy_global_to_shared(key_desc, [batch, kv_head, place, 0], key_full.index(0), keys.index(half))
+            tma.async_copy_global_to_shared(
+                key_desc, [batch, kv_head, place, 0], key_full.index(0), keys.index(half)
+            )
             tma.async_copy_global_to_shared(
                 value_desc, [batch, kv_head, place, 0], key_full.index(0), values.index(half)
             )
@@ -93,30 +137,72 @@ def _backward_producer(
                 mbarrier.wait(query_empty.index(slot), phase)
                 mbarrier.expect(query_full.index(slot), BM * (D * 2 + 4))
                 tma.async_copy_global_to_shared(
-                    query_desc, [batch, head, tile * BM, 0], query_full.index(slot), queries.index(slot)
+                    query_desc,
+                    [batch, head, tile * BM, 0],
+                    query_full.index(slot),
+                    queries.index(slot),
                 )
                 tma.async_copy_global_to_shared(
-                    log_sum_desc, [batch * HEADS + head, tile * BM], query_full.index(slot), log_sums.index(slot)
+                    log_sum_desc,
+                    [batch * HEADS + head, tile * BM],
+                    query_full.index(slot),
+                    log_sums.index(slot),
                 )
                 mbarrier.wait(gradient_empty.index(slot), phase)
                 mbarrier.expect(gradient_full.index(slot), BM * (D * 2 + 4))
                 tma.async_copy_global_to_shared(
-                    gradient_desc, [batch, head, tile * BM, 0], gradient_full.index(slot), gradients.index(slot)
+                    gradient_desc,
+                    [batch, head, tile * BM, 0],
+                    gradient_full.index(slot),
+                    gradients.index(slot),
                 )
                 tma.async_copy_global_to_shared(
-                    delta_desc, [batch * HEADS + head, tile * BM], gradient_full.index(slot), deltas.index(slot)
+                    delta_desc,
+                    [batch * HEADS + head, tile * BM],
+                    gradient_full.index(slot),
+                    deltas.index(slot),
                 )
                 count += 1
 
 
 @gluon.jit
 def _backward_step(
-    dk, dv, key, value, queries, gradients, staged, scores_desc, query_full, query_empty, gradient_full, gradient_empty,
-    log_sums, deltas, starts_ptr, count, tile, first, scores_row, num_queries, num_keys, window, scale,
-    MASKED: gl.constexpr, ROWS: gl.constexpr, BM: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
-    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, STORE: gl.constexpr, SCORES: gl.constexpr, WEIGHTS: gl.constexpr,
-    HALF: gl.constexpr, dtype: gl.constexpr,
-):  # fmt: skip
+    dk,
+    dv,
+    key,
+    value,
+    queries,
+    gradients,
+    staged,
+    scores_desc,
+    query_full,
+    query_empty,
+    gradient_full,
+    gradient_empty,
+    log_sums,
+    deltas,
+    starts_ptr,
+    count,
+    tile,
+    first,
+    scores_row,
+    num_queries,
+    num_keys,
+    window,
+    scale,
+    MASKED: gl.constexpr,
+    ROWS: gl.constexpr,
+    BM: gl.constexpr,
+    D: gl.constexpr,
+    STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+    STORE: gl.constexpr,
+    SCORES: gl.constexpr,
+    WEIGHTS: gl.constexpr,
+    HALF: gl.constexpr,
+    dtype: gl.constexpr,
+):
     """One query tile: S^T and dP^T,
     then dV and dK; the softmax runs beside dP^T here and beside all of the other consumer's."""
     slot = count % STAGES
@@ -162,15 +248,55 @@ def _backward_step(
 
 @gluon.jit
 def _backward_consumer(
-    HALF: gl.constexpr, dk_ptr, dv_ptr, starts_ptr, ends_ptr, scores_desc, queries, gradients, log_sums, deltas, keys, values,
-    staged, query_full, query_empty, gradient_full, gradient_empty, key_full, key_empty, dk_batch, dk_head, dk_row,
-    num_queries, num_keys, window, scale, natural_scale, num_items, first_unit, units, head_rows,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
-    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, STORE: gl.constexpr, dtype: gl.constexpr,
-):  # fmt: skip
+    HALF: gl.constexpr,
+    dk_ptr,
+    dv_ptr,
+    starts_ptr,
+    ends_ptr,
+    scores_desc,
+    queries,
+    gradients,
+    log_sums,
+    deltas,
+    keys,
+    values,
+    staged,
+    query_full,
+    query_empty,
+    gradient_full,
+    gradient_empty,
+    key_full,
+    key_empty,
+    dk_batch,
+    dk_head,
+    dk_row,
+    num_queries,
+    num_keys,
+    window,
+    scale,
+    natural_scale,
+    num_items,
+    first_unit,
+    units,
+    head_rows,
+    HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    D: gl.constexpr,
+    BM: gl.constexpr,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+    STORE: gl.constexpr,
+    dtype: gl.constexpr,
+):
     ROWS: gl.constexpr = BN // 2
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BM, 16])
-    ACC: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BM, 16]
+    )
+    ACC: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16]
+    )
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=ACC, k_width=2)
     STORED: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     count = 0
@@ -202,34 +328,131 @@ def _backward_consumer(
             scores_row = (unit * GROUP + member) * head_rows + first + HALF * ROWS
             for tile in range(low, full_low):
                 dk, dv, count = _backward_step(
-                    dk, dv, key, value, queries, gradients, staged, scores_desc, query_full, query_empty, gradient_full,
-                    gradient_empty, log_sums, deltas, starts, count, tile, first, scores_row, num_queries,
-                    num_keys, window, scale, True, ROWS, BM, D, STAGES, HAS_WINDOW, HAS_STARTS, STORE, SCORES, WEIGHTS,
-                    HALF, dtype,
-                )  # fmt: skip
+                    dk,
+                    dv,
+                    key,
+                    value,
+                    queries,
+                    gradients,
+                    staged,
+                    scores_desc,
+                    query_full,
+                    query_empty,
+                    gradient_full,
+                    gradient_empty,
+                    log_sums,
+                    deltas,
+                    starts,
+                    count,
+                    tile,
+                    first,
+                    scores_row,
+                    num_queries,
+                    num_keys,
+                    window,
+                    scale,
+                    True,
+                    ROWS,
+                    BM,
+                    D,
+                    STAGES,
+                    HAS_WINDOW,
+                    HAS_STARTS,
+                    STORE,
+                    SCORES,
+                    WEIGHTS,
+                    HALF,
+                    dtype,
+                )
             for tile in range(full_low, full_end):
                 dk, dv, count = _backward_step(
-                    dk, dv, key, value, queries, gradients, staged, scores_desc, query_full, query_empty, gradient_full,
-                    gradient_empty, log_sums, deltas, starts, count, tile, first, scores_row, num_queries,
-                    num_keys, window, scale, False, ROWS, BM, D, STAGES, HAS_WINDOW, HAS_STARTS, STORE, SCORES, WEIGHTS,
-                    HALF, dtype,
-                )  # fmt: skip
+                    dk,
+                    dv,
+                    key,
+                    value,
+                    queries,
+                    gradients,
+                    staged,
+                    scores_desc,
+                    query_full,
+                    query_empty,
+                    gradient_full,
+                    gradient_empty,
+                    log_sums,
+                    deltas,
+                    starts,
+                    count,
+                    tile,
+                    first,
+                    scores_row,
+                    num_queries,
+                    num_keys,
+                    window,
+                    scale,
+                    False,
+                    ROWS,
+                    BM,
+                    D,
+                    STAGES,
+                    HAS_WINDOW,
+                    HAS_STARTS,
+                    STORE,
+                    SCORES,
+                    WEIGHTS,
+                    HALF,
+                    dtype,
+                )
             for tile in range(full_end, end):
                 dk, dv, count = _backward_step(
-                    dk, dv, key, value, queries, gradients, staged, scores_desc, query_full, query_empty, gradient_full,
-                    gradient_empty, log_sums, deltas, starts, count, tile, first, scores_row, num_queries,
-                    num_keys, window, scale, True, ROWS, BM, D, STAGES, HAS_WINDOW, HAS_STARTS, STORE, SCORES, WEIGHTS,
-                    HALF, dtype,
-                )  # fmt: skip
+                    dk,
+                    dv,
+                    key,
+                    value,
+                    queries,
+                    gradients,
+                    staged,
+                    scores_desc,
+                    query_full,
+                    query_empty,
+                    gradient_full,
+                    gradient_empty,
+                    log_sums,
+                    deltas,
+                    starts,
+                    count,
+                    tile,
+                    first,
+                    scores_row,
+                    num_queries,
+                    num_keys,
+                    window,
+                    scale,
+                    True,
+                    ROWS,
+                    BM,
+                    D,
+                    STAGES,
+                    HAS_WINDOW,
+                    HAS_STARTS,
+                    STORE,
+                    SCORES,
+                    WEIGHTS,
+                    HALF,
+                    dtype,
+                )
         mbarrier.arrive(key_empty.index(0), count=1)
         turn += 1
         key_rows = first + HALF * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, STORED))
         offsets = (
-            batch.to(gl.int64) * dk_batch + kv_head.to(gl.int64) * dk_head + key_rows.to(gl.int64)[:, None] * dk_row
+            batch.to(gl.int64) * dk_batch
+            + kv_head.to(gl.int64) * dk_head
+            + key_rows.to(gl.int64)[:, None] * dk_row
         )
         offsets = offsets + gl.arange(0, D, gl.SliceLayout(0, STORED))[None, :]
         inside = (key_rows < num_keys)[:, None]
-        gl.store(dk_ptr + offsets, gl.convert_layout((dk * natural_scale).to(dtype), STORED), mask=inside)
+        gl.store(
+            dk_ptr + offsets, gl.convert_layout((dk * natural_scale).to(dtype), STORED), mask=inside
+        )
         gl.store(dv_ptr + offsets, gl.convert_layout(dv.to(dtype), STORED), mask=inside)
     if STORE:
         tma.store_wait(0)
@@ -237,18 +460,52 @@ def _backward_consumer(
 
 @gluon.jit
 def backward_keys(
-    query_desc, key_desc, value_desc, gradient_desc, log_sum_desc, delta_desc, scores_desc, dk_ptr, dv_ptr, starts_ptr,
+    query_desc,
+    key_desc,
+    value_desc,
+    gradient_desc,
+    log_sum_desc,
+    delta_desc,
+    scores_desc,
+    dk_ptr,
+    dv_ptr,
+    starts_ptr,
     ends_ptr,
-    dk_batch, dk_head, dk_row, num_queries, num_keys, window, scale, natural_scale, num_items, first_unit, units, head_rows,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
-    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, STORE: gl.constexpr, num_warps: gl.constexpr,
-):  # fmt: skip
+    dk_batch,
+    dk_head,
+    dk_row,
+    num_queries,
+    num_keys,
+    window,
+    scale,
+    natural_scale,
+    num_items,
+    first_unit,
+    units,
+    head_rows,
+    HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    D: gl.constexpr,
+    BM: gl.constexpr,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+    STORE: gl.constexpr,
+    num_warps: gl.constexpr,
+):
     """dK, dV and, with STORE, dS^T in bands as tiles.py lays them out. Persistent."""
     dtype: gl.constexpr = query_desc.dtype
     queries = gl.allocate_shared_memory(dtype, [STAGES] + query_desc.block_shape, query_desc.layout)
-    gradients = gl.allocate_shared_memory(dtype, [STAGES] + gradient_desc.block_shape, gradient_desc.layout)
-    log_sums = gl.allocate_shared_memory(gl.float32, [STAGES] + log_sum_desc.block_shape, log_sum_desc.layout)
-    deltas = gl.allocate_shared_memory(gl.float32, [STAGES] + delta_desc.block_shape, delta_desc.layout)
+    gradients = gl.allocate_shared_memory(
+        dtype, [STAGES] + gradient_desc.block_shape, gradient_desc.layout
+    )
+    log_sums = gl.allocate_shared_memory(
+        gl.float32, [STAGES] + log_sum_desc.block_shape, log_sum_desc.layout
+    )
+    deltas = gl.allocate_shared_memory(
+        gl.float32, [STAGES] + delta_desc.block_shape, delta_desc.layout
+    )
     keys = gl.allocate_shared_memory(dtype, [2] + key_desc.block_shape, key_desc.layout)
     values = gl.allocate_shared_memory(dtype, [2] + value_desc.block_shape, value_desc.layout)
     staged = gl.allocate_shared_memory(dtype, [4] + scores_desc.block_shape, scores_desc.layout)
@@ -268,39 +525,159 @@ def backward_keys(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_backward_consumer, (
-                0, dk_ptr, dv_ptr, starts_ptr, ends_ptr, scores_desc, queries, gradients, log_sums, deltas, keys, values,
-                staged,
-                query_full, query_empty, gradient_full, gradient_empty, key_full, key_empty, dk_batch, dk_head, dk_row,
-                num_queries, num_keys, window, scale, natural_scale, num_items, first_unit, units, head_rows,
-                HEADS, GROUP, D, BM, BN, STAGES, HAS_WINDOW, HAS_STARTS, STORE, dtype,
-            )),
-            (_backward_consumer, (
-                1, dk_ptr, dv_ptr, starts_ptr, ends_ptr, scores_desc, queries, gradients, log_sums, deltas, keys, values,
-                staged,
-                query_full, query_empty, gradient_full, gradient_empty, key_full, key_empty, dk_batch, dk_head, dk_row,
-                num_queries, num_keys, window, scale, natural_scale, num_items, first_unit, units, head_rows,
-                HEADS, GROUP, D, BM, BN, STAGES, HAS_WINDOW, HAS_STARTS, STORE, dtype,
-            )),
-            (_backward_producer, (
-                query_desc, key_desc, value_desc, gradient_desc, log_sum_desc, delta_desc, ends_ptr, queries, gradients,
-                log_sums,
-                deltas, keys, values, query_full, query_empty, gradient_full, gradient_empty, key_full, key_empty,
-                num_queries, num_keys, window, num_items,
-                first_unit, units, HEADS, GROUP, D, BM, BN, STAGES, HAS_WINDOW, HAS_STARTS,
-            )),
+            (
+                _backward_consumer,
+                (
+                    0,
+                    dk_ptr,
+                    dv_ptr,
+                    starts_ptr,
+                    ends_ptr,
+                    scores_desc,
+                    queries,
+                    gradients,
+                    log_sums,
+                    deltas,
+                    keys,
+                    values,
+                    staged,
+                    query_full,
+                    query_empty,
+                    gradient_full,
+                    gradient_empty,
+                    key_full,
+                    key_empty,
+                    dk_batch,
+                    dk_head,
+                    dk_row,
+                    num_queries,
+                    num_keys,
+                    window,
+                    scale,
+                    natural_scale,
+                    num_items,
+                    first_unit,
+                    units,
+                    head_rows,
+                    HEADS,
+                    GROUP,
+                    D,
+                    BM,
+                    BN,
+                    STAGES,
+                    HAS_WINDOW,
+                    HAS_STARTS,
+                    STORE,
+                    dtype,
+                ),
+            ),
+            (
+                _backward_consumer,
+                (
+                    1,
+                    dk_ptr,
+                    dv_ptr,
+                    starts_ptr,
+                    ends_ptr,
+                    scores_desc,
+                    queries,
+                    gradients,
+                    log_sums,
+                    deltas,
+                    keys,
+                    values,
+                    staged,
+                    query_full,
+                    query_empty,
+                    gradient_full,
+                    gradient_empty,
+                    key_full,
+                    key_empty,
+                    dk_batch,
+                    dk_head,
+                    dk_row,
+                    num_queries,
+                    num_keys,
+                    window,
+                    scale,
+                    natural_scale,
+                    num_items,
+                    first_unit,
+                    units,
+                    head_rows,
+                    HEADS,
+                    GROUP,
+                    D,
+                    BM,
+                    BN,
+                    STAGES,
+                    HAS_WINDOW,
+                    HAS_STARTS,
+                    STORE,
+                    dtype,
+                ),
+            ),
+            (
+                _backward_producer,
+                (
+                    query_desc,
+                    key_desc,
+                    value_desc,
+                    gradient_desc,
+                    log_sum_desc,
+                    delta_desc,
+                    ends_ptr,
+                    queries,
+                    gradients,
+                    log_sums,
+                    deltas,
+                    keys,
+                    values,
+                    query_full,
+                    query_empty,
+                    gradient_full,
+                    gradient_empty,
+                    key_full,
+                    key_empty,
+                    num_queries,
+                    num_keys,
+                    window,
+                    num_items,
+                    first_unit,
+                    units,
+                    HEADS,
+                    GROUP,
+                    D,
+                    BM,
+                    BN,
+                    STAGES,
+                    HAS_WINDOW,
+                    HAS_STARTS,
+                ),
+            ),
         ],
         [4, 1],
         [240, 24],
-    )  # fmt: skip
+    )
 
 
 @gluon.jit
 def _scores_place(
-    index, units_heads, first_unit, num_queries, window, starts_ptr, HEADS: gl.constexpr, GROUP: gl.constexpr, BM: gl.constexpr,
-    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr,
-):  # fmt: skip
-    """Work item -> head of the workspace, batch, key/value head, query head, first row, key tiles. Long rows first."""
+    index,
+    units_heads,
+    first_unit,
+    num_queries,
+    window,
+    starts_ptr,
+    HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    BM: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+):
+    """Work item -> head of the workspace, batch, key/value head, query head, first row, key tiles.
+    Long rows first.
+    """
     local_head = index % units_heads
     tile = (num_queries + BM - 1) // BM - 1 - index // units_heads
     unit = first_unit + local_head // GROUP
@@ -318,14 +695,41 @@ def _scores_place(
 
 @gluon.jit
 def _scores_producer(
-    scores_desc, key_desc, starts_ptr, scores, keys, full, empty, num_queries, window, num_items, first_unit, units_heads,
-    head_rows, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, STAGES: gl.constexpr,
-    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr,
-):  # fmt: skip
+    scores_desc,
+    key_desc,
+    starts_ptr,
+    scores,
+    keys,
+    full,
+    empty,
+    num_queries,
+    window,
+    num_items,
+    first_unit,
+    units_heads,
+    head_rows,
+    HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    D: gl.constexpr,
+    BM: gl.constexpr,
+    STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+):
     count = 0
     for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
         local_head, batch, kv_head, head, row, low, end = _scores_place(
-            index, units_heads, first_unit, num_queries, window, starts_ptr, HEADS, GROUP, BM, HAS_WINDOW, HAS_STARTS
+            index,
+            units_heads,
+            first_unit,
+            num_queries,
+            window,
+            starts_ptr,
+            HEADS,
+            GROUP,
+            BM,
+            HAS_WINDOW,
+            HAS_STARTS,
         )
         for tile in range(low, end):
             slot = count % STAGES
@@ -334,53 +738,120 @@ def _scores_producer(
             mbarrier.expect(full.index(slot), BM * (BM + D) * 2)
             for half in gl.static_range(2):
                 tma.async_copy_global_to_shared(
-                    scores_desc, [local_head * head_rows + first, row - first + half * (BM // 2)], full.index(slot),
+                    scores_desc,
+                    [local_head * head_rows + first, row - first + half * (BM // 2)],
+                    full.index(slot),
                     scores.index(slot * 2 + half),
-                )  # fmt: skip
-            tma.async_copy_global_to_shared(key_desc, [batch, kv_head, first, 0], full.index(slot), keys.index(slot))
+                )
+            tma.async_copy_global_to_shared(
+                key_desc, [batch, kv_head, first, 0], full.index(slot), keys.index(slot)
+            )
             count += 1
 
 
 @gluon.jit
 def _scores_consumer(
-    HALF: gl.constexpr, dq_ptr, starts_ptr, scores, keys, full, empty, dq_batch, dq_head, dq_row, num_queries, window,
-    natural_scale, num_items, first_unit, units_heads, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr,
-    BM: gl.constexpr, STAGES: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, dtype: gl.constexpr,
-):  # fmt: skip
+    HALF: gl.constexpr,
+    dq_ptr,
+    starts_ptr,
+    scores,
+    keys,
+    full,
+    empty,
+    dq_batch,
+    dq_head,
+    dq_row,
+    num_queries,
+    window,
+    natural_scale,
+    num_items,
+    first_unit,
+    units_heads,
+    HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    D: gl.constexpr,
+    BM: gl.constexpr,
+    STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+    dtype: gl.constexpr,
+):
     ROWS: gl.constexpr = BM // 2
-    ACC: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16]
+    )
     STORED: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     count = 0
     for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
         local_head, batch, kv_head, head, row, low, end = _scores_place(
-            index, units_heads, first_unit, num_queries, window, starts_ptr, HEADS, GROUP, BM, HAS_WINDOW, HAS_STARTS
+            index,
+            units_heads,
+            first_unit,
+            num_queries,
+            window,
+            starts_ptr,
+            HEADS,
+            GROUP,
+            BM,
+            HAS_WINDOW,
+            HAS_STARTS,
         )
         acc = gl.zeros([ROWS, D], gl.float32, ACC)
         for _ in range(low, end):
             slot = count % STAGES
             mbarrier.wait(full.index(slot), (count // STAGES) & 1)
             acc = warpgroup_mma(
-                scores.index(slot * 2 + HALF).permute((1, 0)), keys.index(slot).reshape([BM, D]), acc, is_async=True
+                scores.index(slot * 2 + HALF).permute((1, 0)),
+                keys.index(slot).reshape([BM, D]),
+                acc,
+                is_async=True,
             )
             acc = warpgroup_mma_wait(0, [acc])
             mbarrier.arrive(empty.index(slot), count=1)
             count += 1
         rows = row + HALF * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, STORED))
         pointers = dq_ptr + batch.to(gl.int64) * dq_batch + head.to(gl.int64) * dq_head
-        pointers = pointers + rows.to(gl.int64)[:, None] * dq_row + gl.arange(0, D, gl.SliceLayout(0, STORED))[None, :]
+        pointers = (
+            pointers
+            + rows.to(gl.int64)[:, None] * dq_row
+            + gl.arange(0, D, gl.SliceLayout(0, STORED))[None, :]
+        )
         stored = gl.convert_layout((acc * natural_scale).to(dtype), STORED)
         gl.store(pointers, stored, mask=(rows < num_queries)[:, None])
 
 
 @gluon.jit
 def backward_queries(
-    scores_desc, key_desc, dq_ptr, starts_ptr, dq_batch, dq_head, dq_row, num_queries, window, natural_scale, num_items,
-    first_unit, units_heads, head_rows, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BM: gl.constexpr,
-    STAGES: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, num_warps: gl.constexpr,
-):  # fmt: skip
-    """dQ from the stored dS^T: a banded matrix product that no mask touches, as fast as memory gives dS^T back. Persistent."""
+    scores_desc,
+    key_desc,
+    dq_ptr,
+    starts_ptr,
+    dq_batch,
+    dq_head,
+    dq_row,
+    num_queries,
+    window,
+    natural_scale,
+    num_items,
+    first_unit,
+    units_heads,
+    head_rows,
+    HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    D: gl.constexpr,
+    BM: gl.constexpr,
+    STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+    num_warps: gl.constexpr,
+):
+    """dQ from the stored dS^T: a banded matrix product that no mask touches, as fast as memory
+    gives dS^T back. Persistent.
+    """
     dtype: gl.constexpr = key_desc.dtype
-    scores = gl.allocate_shared_memory(dtype, [STAGES * 2] + scores_desc.block_shape, scores_desc.layout)
+    scores = gl.allocate_shared_memory(
+        dtype, [STAGES * 2] + scores_desc.block_shape, scores_desc.layout
+    )
     keys = gl.allocate_shared_memory(dtype, [STAGES] + key_desc.block_shape, key_desc.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -390,19 +861,90 @@ def backward_queries(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_scores_consumer, (
-                0, dq_ptr, starts_ptr, scores, keys, full, empty, dq_batch, dq_head, dq_row, num_queries, window,
-                natural_scale, num_items, first_unit, units_heads, HEADS, GROUP, D, BM, STAGES, HAS_WINDOW, HAS_STARTS, dtype,
-            )),
-            (_scores_consumer, (
-                1, dq_ptr, starts_ptr, scores, keys, full, empty, dq_batch, dq_head, dq_row, num_queries, window,
-                natural_scale, num_items, first_unit, units_heads, HEADS, GROUP, D, BM, STAGES, HAS_WINDOW, HAS_STARTS, dtype,
-            )),
-            (_scores_producer, (
-                scores_desc, key_desc, starts_ptr, scores, keys, full, empty, num_queries, window, num_items, first_unit,
-                units_heads, head_rows, HEADS, GROUP, D, BM, STAGES, HAS_WINDOW, HAS_STARTS,
-            )),
+            (
+                _scores_consumer,
+                (
+                    0,
+                    dq_ptr,
+                    starts_ptr,
+                    scores,
+                    keys,
+                    full,
+                    empty,
+                    dq_batch,
+                    dq_head,
+                    dq_row,
+                    num_queries,
+                    window,
+                    natural_scale,
+                    num_items,
+                    first_unit,
+                    units_heads,
+                    HEADS,
+                    GROUP,
+                    D,
+                    BM,
+                    STAGES,
+                    HAS_WINDOW,
+                    HAS_STARTS,
+                    dtype,
+                ),
+            ),
+            (
+                _scores_consumer,
+                (
+                    1,
+                    dq_ptr,
+                    starts_ptr,
+                    scores,
+                    keys,
+                    full,
+                    empty,
+                    dq_batch,
+                    dq_head,
+                    dq_row,
+                    num_queries,
+                    window,
+                    natural_scale,
+                    num_items,
+                    first_unit,
+                    units_heads,
+                    HEADS,
+                    GROUP,
+                    D,
+                    BM,
+                    STAGES,
+                    HAS_WINDOW,
+                    HAS_STARTS,
+                    dtype,
+                ),
+            ),
+            (
+                _scores_producer,
+                (
+                    scores_desc,
+                    key_desc,
+                    starts_ptr,
+                    scores,
+                    keys,
+                    full,
+                    empty,
+                    num_queries,
+                    window,
+                    num_items,
+                    first_unit,
+                    units_heads,
+                    head_rows,
+                    HEADS,
+                    GROUP,
+                    D,
+                    BM,
+                    STAGES,
+                    HAS_WINDOW,
+                    HAS_STARTS,
+                ),
+            ),
         ],
         [4, 1],
         [168, 24],
-    )  # fmt: skip
+    )

@@ -1,17 +1,18 @@
-"""The attention forward in Gluon, Triton's lower dialect, for Hopper (compute capability 9.0): what tiles.py says, faster.
+"""The attention forward in Gluon, Triton's lower dialect, for Hopper (compute capability 9.0): what
+tiles.py says, faster.
 
     producer warp    TMA loads of query, key and value tiles into rings of shared memory          one thread's work
     consumer 0, 1    four warps each, half of the tile's rows: wgmma, softmax, wgmma              240 registers a thread
 
-Why apart from tiles.py: stock Triton waits for each product of queries and keys before it starts anything else. Here the softmax
-of one tile runs while the tensor cores multiply the previous weights with their values, and while the other consumer multiplies
-(Shah et al. 2024, FlashAttention-3, arXiv 2407.08608, sections 3.1 and 3.2, describe both overlaps).
+Why apart from tiles.py: stock Triton waits for each product of queries and keys before it starts
+anything else. Here the softmax of one tile runs while the tensor cores multiply the previous
+weights with their values, and while the other consumer multiplies (Shah et al. 2024,
+FlashAttention-3, arXiv 2407.08608, sections 3.1 and 3.2, describe both overlaps).
 
 Guarantees: the same function, masks and order of additions within a tile as tiles.py,
-deterministic; tested on a GPU against the
-reference (tests/kernels),
-since Gluon has no interpreter. Gluon is experimental in Triton: written for and run on 3.6; where its
-import fails, `window_attention` uses tiles.py and warns.
+deterministic; tested on a GPU against the reference (tests/kernels), since Gluon has no
+interpreter. Gluon is experimental in Triton: written for and run on 3.6; where its import fails,
+`window_attention` uses tiles.py and warns.
 Does not: run on other chips; head sizes other than 64 and 128; float32.
 """
 
@@ -27,7 +28,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 
 @gluon.jit
-def _key_tile_range(first, last, first_start, last_start, window, BN: gl.constexpr, HAS_WINDOW: gl.constexpr):
+def _key_tile_range(
+    first, last, first_start, last_start, window, BN: gl.constexpr, HAS_WINDOW: gl.constexpr
+):
     """As in tiles.py."""
     low_key = first_start
     full_key = last_start
@@ -43,9 +46,19 @@ def _key_tile_range(first, last, first_start, last_start, window, BN: gl.constex
 
 @gluon.jit
 def _forward_place(
-    index, num_queries, num_keys, window, starts_ptr, HEADS: gl.constexpr, KV_HEADS: gl.constexpr, BM: gl.constexpr,
-    BN: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, UNITS: gl.constexpr,
-):  # fmt: skip
+    index,
+    num_queries,
+    num_keys,
+    window,
+    starts_ptr,
+    HEADS: gl.constexpr,
+    KV_HEADS: gl.constexpr,
+    BM: gl.constexpr,
+    BN: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+    UNITS: gl.constexpr,
+):
     """Work item -> batch, head, first row, key tiles. Late rows first (they are the longest),
     heads that share keys together."""
     num_tiles = (num_queries + BM - 1) // BM
@@ -69,11 +82,33 @@ def _forward_place(
 
 @gluon.jit
 def _forward_producer(
-    query_desc, key_desc, value_desc, starts_ptr, queries, keys, values, query_full, query_empty, key_full, key_empty,
-    value_full, value_empty, num_queries, num_keys, window, num_items,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, UNITS: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    STAGES: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr,
-):  # fmt: skip
+    query_desc,
+    key_desc,
+    value_desc,
+    starts_ptr,
+    queries,
+    keys,
+    values,
+    query_full,
+    query_empty,
+    key_full,
+    key_empty,
+    value_full,
+    value_empty,
+    num_queries,
+    num_keys,
+    window,
+    num_items,
+    HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    UNITS: gl.constexpr,
+    D: gl.constexpr,
+    BM: gl.constexpr,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+):
     count = 0
     turn = 0
     for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
@@ -94,7 +129,9 @@ def _forward_producer(
         kv_head = head // GROUP
         mbarrier.wait(query_empty.index(0), (turn & 1) ^ 1)
         mbarrier.expect(query_full.index(0), BM * D * 2)
-        tma.async_copy_global_to_shared(query_desc, [batch, head, row, 0], query_full.index(0), queries.index(0))
+        tma.async_copy_global_to_shared(
+            query_desc, [batch, head, row, 0], query_full.index(0), queries.index(0)
+        )
         tma.async_copy_global_to_shared(
             query_desc, [batch, head, row + BM // 2, 0], query_full.index(0), queries.index(1)
         )
@@ -117,7 +154,16 @@ def _forward_producer(
 
 
 @gluon.jit
-def _mask(scores, places, columns, starts, window, num_keys, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr):
+def _mask(
+    scores,
+    places,
+    columns,
+    starts,
+    window,
+    num_keys,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+):
     seen = columns[None, :] <= places[:, None]
     if HAS_WINDOW:
         seen = seen & (columns[None, :] > (places - window)[:, None])
@@ -128,12 +174,36 @@ def _mask(scores, places, columns, starts, window, num_keys, HAS_WINDOW: gl.cons
 
 @gluon.jit
 def _forward_step(
-    acc, row_max, row_sum, weights, query, keys, values, key_full, key_empty, value_full, value_empty, count, tile, places,
-    starts, window, num_keys, scale, MASKED: gl.constexpr, ROWS: gl.constexpr, BN: gl.constexpr, D: gl.constexpr,
+    acc,
+    row_max,
+    row_sum,
+    weights,
+    query,
+    keys,
+    values,
+    key_full,
+    key_empty,
+    value_full,
+    value_empty,
+    count,
+    tile,
+    places,
+    starts,
+    window,
+    num_keys,
+    scale,
+    MASKED: gl.constexpr,
+    ROWS: gl.constexpr,
+    BN: gl.constexpr,
+    D: gl.constexpr,
     STAGES: gl.constexpr,
-    HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, SCORES: gl.constexpr, WEIGHTS: gl.constexpr, ACC: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+    SCORES: gl.constexpr,
+    WEIGHTS: gl.constexpr,
+    ACC: gl.constexpr,
     dtype: gl.constexpr,
-):  # fmt: skip
+):
     """Scores of key tile `count` while the weights of tile `count - 1` meet their values."""
     slot = count % STAGES
     before = (count - 1) % STAGES
@@ -164,15 +234,46 @@ def _forward_step(
 
 @gluon.jit
 def _forward_consumer(
-    HALF: gl.constexpr, output_ptr, log_sum_ptr, starts_ptr, queries, keys, values, query_full, query_empty, key_full,
-    key_empty, value_full, value_empty, output_batch, output_head, output_row, log_sum_row, num_queries, num_keys, window,
-    scale, num_items,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, UNITS: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    STAGES: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, dtype: gl.constexpr,
-):  # fmt: skip
+    HALF: gl.constexpr,
+    output_ptr,
+    log_sum_ptr,
+    starts_ptr,
+    queries,
+    keys,
+    values,
+    query_full,
+    query_empty,
+    key_full,
+    key_empty,
+    value_full,
+    value_empty,
+    output_batch,
+    output_head,
+    output_row,
+    log_sum_row,
+    num_queries,
+    num_keys,
+    window,
+    scale,
+    num_items,
+    HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    UNITS: gl.constexpr,
+    D: gl.constexpr,
+    BM: gl.constexpr,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+    dtype: gl.constexpr,
+):
     ROWS: gl.constexpr = BM // 2
-    ACC: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BN, 16])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16]
+    )
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BN, 16]
+    )
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=ACC, k_width=2)
     STORED: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     count = 0
@@ -200,12 +301,17 @@ def _forward_consumer(
             starts = gl.load(starts_ptr + batch * num_queries + rows, mask=inside, other=0)
         mbarrier.wait(query_full.index(0), turn & 1)
         query = queries.index(HALF).reshape([ROWS, D])
-        # The first tile, which holds the diagonal: nothing to overlap it with but the other consumer.
+        # The first tile, which holds the diagonal: nothing to overlap it with but the other
+        # consumer.
         slot = count % STAGES
         mbarrier.wait(key_full.index(slot), (count // STAGES) & 1)
         empty = gl.zeros([ROWS, BN], gl.float32, SCORES)
         scores = warpgroup_mma(
-            query, keys.index(slot).reshape([BN, D]).permute((1, 0)), empty, use_acc=False, is_async=True
+            query,
+            keys.index(slot).reshape([BN, D]).permute((1, 0)),
+            empty,
+            use_acc=False,
+            is_async=True,
         )
         scores = warpgroup_mma_wait(0, [scores])
         mbarrier.arrive(key_empty.index(slot), count=1)
@@ -220,25 +326,102 @@ def _forward_consumer(
         count += 1
         for tile in range(end - 1 - gl.maximum(full_high, low)):
             acc, row_max, row_sum, weights, count = _forward_step(
-                acc, row_max, row_sum, weights, query, keys, values, key_full, key_empty, value_full, value_empty, count,
-                end - 2 - tile, places, starts, window, num_keys, scale, True, ROWS, BN, D, STAGES, HAS_WINDOW, HAS_STARTS,
-                SCORES, WEIGHTS, ACC, dtype,
-            )  # fmt: skip
+                acc,
+                row_max,
+                row_sum,
+                weights,
+                query,
+                keys,
+                values,
+                key_full,
+                key_empty,
+                value_full,
+                value_empty,
+                count,
+                end - 2 - tile,
+                places,
+                starts,
+                window,
+                num_keys,
+                scale,
+                True,
+                ROWS,
+                BN,
+                D,
+                STAGES,
+                HAS_WINDOW,
+                HAS_STARTS,
+                SCORES,
+                WEIGHTS,
+                ACC,
+                dtype,
+            )
         full_end = gl.minimum(full_high, end - 1)
         for tile in range(full_end - full_low):
             acc, row_max, row_sum, weights, count = _forward_step(
-                acc, row_max, row_sum, weights, query, keys, values, key_full, key_empty, value_full, value_empty, count,
-                full_end - 1 - tile, places, starts, window, num_keys, scale, False, ROWS, BN, D, STAGES, HAS_WINDOW,
+                acc,
+                row_max,
+                row_sum,
+                weights,
+                query,
+                keys,
+                values,
+                key_full,
+                key_empty,
+                value_full,
+                value_empty,
+                count,
+                full_end - 1 - tile,
+                places,
+                starts,
+                window,
+                num_keys,
+                scale,
+                False,
+                ROWS,
+                BN,
+                D,
+                STAGES,
+                HAS_WINDOW,
                 HAS_STARTS,
-                SCORES, WEIGHTS, ACC, dtype,
-            )  # fmt: skip
+                SCORES,
+                WEIGHTS,
+                ACC,
+                dtype,
+            )
         edge_end = gl.minimum(full_low, full_end)
         for tile in range(edge_end - low):
             acc, row_max, row_sum, weights, count = _forward_step(
-                acc, row_max, row_sum, weights, query, keys, values, key_full, key_empty, value_full, value_empty, count,
-                edge_end - 1 - tile, places, starts, window, num_keys, scale, True, ROWS, BN, D, STAGES, HAS_WINDOW, HAS_STARTS,
-                SCORES, WEIGHTS, ACC, dtype,
-            )  # fmt: skip
+                acc,
+                row_max,
+                row_sum,
+                weights,
+                query,
+                keys,
+                values,
+                key_full,
+                key_empty,
+                value_full,
+                value_empty,
+                count,
+                edge_end - 1 - tile,
+                places,
+                starts,
+                window,
+                num_keys,
+                scale,
+                True,
+                ROWS,
+                BN,
+                D,
+                STAGES,
+                HAS_WINDOW,
+                HAS_STARTS,
+                SCORES,
+                WEIGHTS,
+                ACC,
+                dtype,
+            )
         mbarrier.arrive(query_empty.index(0), count=1)
         slot = (count - 1) % STAGES
         mbarrier.wait(value_full.index(slot), ((count - 1) // STAGES) & 1)
@@ -260,12 +443,35 @@ def _forward_consumer(
 
 @gluon.jit
 def forward(
-    query_desc, key_desc, value_desc, output_ptr, log_sum_ptr, starts_ptr, output_batch, output_head, output_row,
-    log_sum_row, num_queries, num_keys, window, scale, num_items,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, UNITS: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    STAGES: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_STARTS: gl.constexpr, num_warps: gl.constexpr,
-):  # fmt: skip
-    """Persistent: every program takes work items program, program + programs, ... (see `_forward_place`)."""
+    query_desc,
+    key_desc,
+    value_desc,
+    output_ptr,
+    log_sum_ptr,
+    starts_ptr,
+    output_batch,
+    output_head,
+    output_row,
+    log_sum_row,
+    num_queries,
+    num_keys,
+    window,
+    scale,
+    num_items,
+    HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    UNITS: gl.constexpr,
+    D: gl.constexpr,
+    BM: gl.constexpr,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    HAS_WINDOW: gl.constexpr,
+    HAS_STARTS: gl.constexpr,
+    num_warps: gl.constexpr,
+):
+    """Persistent: every program takes work items program, program + programs, ... (see
+    `_forward_place`).
+    """
     dtype: gl.constexpr = query_desc.dtype
     queries = gl.allocate_shared_memory(dtype, [2] + query_desc.block_shape, query_desc.layout)
     keys = gl.allocate_shared_memory(dtype, [STAGES] + key_desc.block_shape, key_desc.layout)
@@ -286,24 +492,112 @@ def forward(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_forward_consumer, (
-                0, output_ptr, log_sum_ptr, starts_ptr, queries, keys, values, query_full, query_empty, key_full, key_empty,
-                value_full, value_empty, output_batch, output_head, output_row, log_sum_row, num_queries, num_keys, window,
-                scale,
-                num_items, HEADS, GROUP, UNITS, D, BM, BN, STAGES, HAS_WINDOW, HAS_STARTS, dtype,
-            )),
-            (_forward_consumer, (
-                1, output_ptr, log_sum_ptr, starts_ptr, queries, keys, values, query_full, query_empty, key_full, key_empty,
-                value_full, value_empty, output_batch, output_head, output_row, log_sum_row, num_queries, num_keys, window,
-                scale,
-                num_items, HEADS, GROUP, UNITS, D, BM, BN, STAGES, HAS_WINDOW, HAS_STARTS, dtype,
-            )),
-            (_forward_producer, (
-                query_desc, key_desc, value_desc, starts_ptr, queries, keys, values, query_full, query_empty, key_full,
-                key_empty, value_full, value_empty, num_queries, num_keys, window, num_items, HEADS, GROUP, UNITS, D, BM, BN,
-                STAGES, HAS_WINDOW, HAS_STARTS,
-            )),
+            (
+                _forward_consumer,
+                (
+                    0,
+                    output_ptr,
+                    log_sum_ptr,
+                    starts_ptr,
+                    queries,
+                    keys,
+                    values,
+                    query_full,
+                    query_empty,
+                    key_full,
+                    key_empty,
+                    value_full,
+                    value_empty,
+                    output_batch,
+                    output_head,
+                    output_row,
+                    log_sum_row,
+                    num_queries,
+                    num_keys,
+                    window,
+                    scale,
+                    num_items,
+                    HEADS,
+                    GROUP,
+                    UNITS,
+                    D,
+                    BM,
+                    BN,
+                    STAGES,
+                    HAS_WINDOW,
+                    HAS_STARTS,
+                    dtype,
+                ),
+            ),
+            (
+                _forward_consumer,
+                (
+                    1,
+                    output_ptr,
+                    log_sum_ptr,
+                    starts_ptr,
+                    queries,
+                    keys,
+                    values,
+                    query_full,
+                    query_empty,
+                    key_full,
+                    key_empty,
+                    value_full,
+                    value_empty,
+                    output_batch,
+                    output_head,
+                    output_row,
+                    log_sum_row,
+                    num_queries,
+                    num_keys,
+                    window,
+                    scale,
+                    num_items,
+                    HEADS,
+                    GROUP,
+                    UNITS,
+                    D,
+                    BM,
+                    BN,
+                    STAGES,
+                    HAS_WINDOW,
+                    HAS_STARTS,
+                    dtype,
+                ),
+            ),
+            (
+                _forward_producer,
+                (
+                    query_desc,
+                    key_desc,
+                    value_desc,
+                    starts_ptr,
+                    queries,
+                    keys,
+                    values,
+                    query_full,
+                    query_empty,
+                    key_full,
+                    key_empty,
+                    value_full,
+                    value_empty,
+                    num_queries,
+                    num_keys,
+                    window,
+                    num_items,
+                    HEADS,
+                    GROUP,
+                    UNITS,
+                    D,
+                    BM,
+                    BN,
+                    STAGES,
+                    HAS_WINDOW,
+                    HAS_STARTS,
+                ),
+            ),
         ],
         [4, 1],
         [240, 24],
-    )  # fmt: skip
+    )

@@ -1,4 +1,5 @@
-"""Windowed, document-wise, grouped attention on Triton kernels, as a PyTorch operator with its gradient.
+"""Windowed, document-wise, grouped attention on Triton kernels, as a PyTorch operator with its
+gradient.
 
     output = window_attention(query, key, value, sliding_window=4096, starts=starts, ends=ends)
 
@@ -8,11 +9,13 @@
                queries: dQ = dS K from there                                1 product a tile
                ... or, where not even one head group fits the workspace: dQ with S and dP again, 3 products a tile
 
-Five products instead of seven is what makes the backward fast; writing dS down instead of adding dQ up atomically is what keeps
-it deterministic. Kernels are tiles.py's, and on Hopper, for 16-bit types, those of hopper_forward.py and hopper_backward.py.
+Five products instead of seven is what makes the backward fast; writing dS down instead of adding dQ
+up atomically is what keeps it deterministic. Kernels are tiles.py's, and on Hopper, for 16-bit
+types, those of hopper_forward.py and hopper_backward.py.
 
-Guarantees: equal to `reference` forward and backward at any T <= S (tests/kernels); deterministic; a custom operator with shapes
-known to torch.compile. Does not: dropout, bias, head sizes other than 16, 32, 64, 128, 256, gradients of gradients.
+Guarantees: equal to `reference` forward and backward at any T <= S (tests/kernels); deterministic;
+a custom operator with shapes known to torch.compile. Does not: dropout, bias, head sizes other than
+16, 32, 64, 128, 256, gradients of gradients.
 """
 
 import functools
@@ -30,7 +33,9 @@ from torch import Tensor
 from moxin_lab.kernels import tiles
 
 WORKSPACE_SHARE = 1 / 16
-"""Most of the device's memory that stored dS^T may take; heads are worked through in groups that fit."""
+"""Most of the device's memory that stored dS^T may take; heads are worked through in groups that
+fit.
+"""
 HEAD_DIMS = (16, 32, 64, 128, 256)
 
 
@@ -96,7 +101,9 @@ def refusal(query: Tensor) -> str | None:
         return f"head_dim is {query.shape[3]}: the kernels know {', '.join(map(str, HEAD_DIMS))}"
     if query.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"dtype is {query.dtype}: the kernels know float16, bfloat16 and float32"
-    if not query.is_cuda and not isinstance(tiles.forward, triton.runtime.interpreter.InterpretedFunction):
+    if not query.is_cuda and not isinstance(
+        tiles.forward, triton.runtime.interpreter.InterpretedFunction
+    ):
         return "the tensors are on the CPU: set TRITON_INTERPRET=1 before Triton is imported to run the kernels there"
     return None
 
@@ -110,11 +117,13 @@ def window_attention(
     starts: Tensor | None = None,
     ends: Tensor | None = None,
 ) -> Tensor:
-    """Attention of queries [B, H, T, D] over keys and values [B, H_kv, S, D], T <= S; the last query stands at the last key.
+    """Attention of queries [B, H, T, D] over keys and values [B, H_kv, S, D], T <= S; the last
+    query stands at the last key.
 
-    sliding_window: query place i sees keys j > i - sliding_window. starts, int32 [B, T]: the key place where each query's
-    document begins, never falling along a row; ends, int32 [B, S]: the key place where each key's document ends (for the
-    gradient). Returns [B, H, T, D], whose memory is laid out as [B, T, H, D]. Raises ValueError where the kernels cannot run.
+    sliding_window: query place i sees keys j > i - sliding_window. starts, int32 [B, T]: the key
+    place where each query's document begins, never falling along a row; ends, int32 [B, S]: the key
+    place where each key's document ends (for the gradient). Returns [B, H, T, D], whose memory is
+    laid out as [B, T, H, D]. Raises ValueError where the kernels cannot run.
     """
     reason = refusal(query)
     if reason is not None:
@@ -126,7 +135,9 @@ def window_attention(
 @functools.lru_cache
 def workspace_bytes(device: torch.device) -> int:
     """`WORKSPACE_SHARE` of a GPU's memory; of a gibibyte in the interpreter."""
-    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 2**30
+    total = (
+        torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 2**30
+    )
     return int(total * WORKSPACE_SHARE)
 
 
@@ -136,13 +147,21 @@ def _strides(tensor: Tensor) -> tuple[int, int, int]:
 
 
 def _rows_last(tensor: Tensor) -> Tensor:
-    """With unit stride in the last dimension, and for TMA 16-byte aligned rows; a copy only where that is not so."""
+    """With unit stride in the last dimension, and for TMA 16-byte aligned rows; a copy only where
+    that is not so.
+    """
     aligned = all(stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:3])
-    return tensor if tensor.stride(3) == 1 and aligned and tensor.data_ptr() % 16 == 0 else tensor.contiguous()
+    return (
+        tensor
+        if tensor.stride(3) == 1 and aligned and tensor.data_ptr() % 16 == 0
+        else tensor.contiguous()
+    )
 
 
 def _like_rows(tensor: Tensor) -> Tensor:
-    """Fresh memory [B, T, H, D] seen as [B, H, T, D]: what the output projection reads without a copy."""
+    """Fresh memory [B, T, H, D] seen as [B, H, T, D]: what the output projection reads without a
+    copy.
+    """
     batch, heads, length, head_dim = tensor.shape
     return tensor.new_empty(batch, length, heads, head_dim).transpose(1, 2)
 
@@ -152,19 +171,28 @@ def _log_sum_row(length: int) -> int:
 
 
 def _descriptor(tensor: Tensor, block: list[int]) -> Any:
-    """A TMA descriptor of a 4-dimensional tensor with tiles of `block` (rows, head_dim), or of a matrix."""
+    """A TMA descriptor of a 4-dimensional tensor with tiles of `block` (rows, head_dim), or of a
+    matrix.
+    """
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     shape = [1] * (tensor.ndim - len(block)) + block
     bits = tensor.element_size() * 8
     swizzle = 0 if bits == 32 else min(128, block[-1] * 2)
-    return TensorDescriptor.from_tensor(tensor, shape, gl.NVMMASharedLayout(swizzle, bits, rank=tensor.ndim))
+    return TensorDescriptor.from_tensor(
+        tensor, shape, gl.NVMMASharedLayout(swizzle, bits, rank=tensor.ndim)
+    )
 
 
 @torch.library.custom_op("moxin_lab::window_attention", mutates_args=())
 def _attention(
-    query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None, ends: Tensor | None, window: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    window: int,
 ) -> tuple[Tensor, Tensor]:
     query, key, value = _rows_last(query), _rows_last(key), _rows_last(value)
     batch, heads, num_queries, head_dim = query.shape
@@ -187,17 +215,47 @@ def _attention(
         items = triton.cdiv(num_queries, plan.forward.rows) * batch * heads
         programs = min(items, _multiprocessors(query.device.index))
         hopper.forward[(programs,)](
-            _descriptor(query, [plan.forward.rows // 2, head_dim]), _descriptor(key, [plan.forward.keys, head_dim]),
-            _descriptor(value, [plan.forward.keys, head_dim]), output, log_sum, starts_or_any, *_strides(output),
-            log_sum.shape[2], num_queries, num_keys, window, scale, items,
-            **sizes, **flags, UNITS=batch * heads, STAGES=plan.forward.stages, num_warps=4,
-        )  # fmt: skip
+            _descriptor(query, [plan.forward.rows // 2, head_dim]),
+            _descriptor(key, [plan.forward.keys, head_dim]),
+            _descriptor(value, [plan.forward.keys, head_dim]),
+            output,
+            log_sum,
+            starts_or_any,
+            *_strides(output),
+            log_sum.shape[2],
+            num_queries,
+            num_keys,
+            window,
+            scale,
+            items,
+            **sizes,
+            **flags,
+            UNITS=batch * heads,
+            STAGES=plan.forward.stages,
+            num_warps=4,
+        )
     else:
         tiles.forward[(triton.cdiv(num_queries, plan.forward.rows), batch * heads)](
-            query, key, value, output, log_sum, starts_or_any, *_strides(query), *_strides(key), *_strides(value),
-            *_strides(output), log_sum.shape[2], num_queries, num_keys, window, scale,
-            **sizes, **flags, num_warps=plan.forward.warps, num_stages=plan.forward.stages,
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            output,
+            log_sum,
+            starts_or_any,
+            *_strides(query),
+            *_strides(key),
+            *_strides(value),
+            *_strides(output),
+            log_sum.shape[2],
+            num_queries,
+            num_keys,
+            window,
+            scale,
+            **sizes,
+            **flags,
+            num_warps=plan.forward.warps,
+            num_stages=plan.forward.stages,
+        )
     return output, log_sum
 
 
@@ -207,16 +265,28 @@ def _multiprocessors(device_index: int) -> int:
 
 
 @_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, starts: Any, ends: Any, window: int) -> tuple[Tensor, Tensor]:
+def _(
+    query: Tensor, key: Tensor, value: Tensor, starts: Any, ends: Any, window: int
+) -> tuple[Tensor, Tensor]:
     batch, heads, length, _ = query.shape
-    return _like_rows(query), query.new_empty(batch, heads, _log_sum_row(length), dtype=torch.float32)
+    return _like_rows(query), query.new_empty(
+        batch, heads, _log_sum_row(length), dtype=torch.float32
+    )
 
 
 @torch.library.custom_op("moxin_lab::window_attention_backward", mutates_args=())
 def _attention_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor,
-    starts: Tensor | None, ends: Tensor | None, window: int, workspace_bytes: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sum: Tensor,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    window: int,
+    workspace_bytes: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     gradient = _rows_last(gradient)
     query, key, value = _rows_last(query), _rows_last(key), _rows_last(value)
     batch, heads, num_queries, head_dim = query.shape
@@ -225,7 +295,9 @@ def _attention_backward(
     plan = plan_for(query)
     dq, dk, dv = _like_rows(query), _like_rows(key), _like_rows(value)
     # Rows beyond the text are read by TMA and must not hold NaN: zero times NaN is NaN.
-    delta = torch.zeros_like(log_sum) if log_sum.shape[2] != num_queries else torch.empty_like(log_sum)
+    delta = (
+        torch.zeros_like(log_sum) if log_sum.shape[2] != num_queries else torch.empty_like(log_sum)
+    )
     flags = {"HAS_WINDOW": window > 0, "HAS_STARTS": starts is not None}
     sizes = {"HEADS": heads, "GROUP": group, "D": head_dim}
     starts_or_any = log_sum if starts is None else starts.contiguous()
@@ -233,9 +305,17 @@ def _attention_backward(
     natural_scale = 1 / math.sqrt(head_dim)
     scale = math.log2(math.e) * natural_scale
     tiles.output_dot_gradient[(triton.cdiv(num_queries, 64), batch * heads)](
-        output, gradient, delta, *_strides(output), *_strides(gradient), log_sum.shape[2], num_queries,
-        HEADS=heads, D=head_dim, BM=64,
-    )  # fmt: skip
+        output,
+        gradient,
+        delta,
+        *_strides(output),
+        *_strides(gradient),
+        log_sum.shape[2],
+        num_queries,
+        HEADS=heads,
+        D=head_dim,
+        BM=64,
+    )
     units = batch * kv_heads
     key_tiles = triton.cdiv(num_keys, plan.keys.keys)
     reach = num_keys if window == 0 else min(num_keys, window + plan.keys.keys - 1)
@@ -251,42 +331,143 @@ def _attention_backward(
         if plan.hopper and num_queries == num_keys:
             items = key_tiles * count
             hopper_module().backward_keys[(min(items, _multiprocessors(query.device.index)),)](
-                _descriptor(query, [plan.keys.rows, head_dim]), _descriptor(key, [plan.keys.keys // 2, head_dim]),
-                _descriptor(value, [plan.keys.keys // 2, head_dim]), _descriptor(gradient, [plan.keys.rows, head_dim]),
-                _descriptor(log_sum.flatten(0, 1), [1, plan.keys.rows]), _descriptor(delta.flatten(0, 1), [1, plan.keys.rows]),
-                _descriptor(scores, [plan.keys.keys // 2, plan.keys.rows]), dk, dv, starts_or_any, ends_or_any, *_strides(dk),
-                num_queries, num_keys, window, scale, natural_scale, items, first_unit, count, head_rows,
-                **sizes, **flags, BM=plan.keys.rows, BN=plan.keys.keys, STAGES=plan.keys.stages, STORE=stored, num_warps=4,
-            )  # fmt: skip
+                _descriptor(query, [plan.keys.rows, head_dim]),
+                _descriptor(key, [plan.keys.keys // 2, head_dim]),
+                _descriptor(value, [plan.keys.keys // 2, head_dim]),
+                _descriptor(gradient, [plan.keys.rows, head_dim]),
+                _descriptor(log_sum.flatten(0, 1), [1, plan.keys.rows]),
+                _descriptor(delta.flatten(0, 1), [1, plan.keys.rows]),
+                _descriptor(scores, [plan.keys.keys // 2, plan.keys.rows]),
+                dk,
+                dv,
+                starts_or_any,
+                ends_or_any,
+                *_strides(dk),
+                num_queries,
+                num_keys,
+                window,
+                scale,
+                natural_scale,
+                items,
+                first_unit,
+                count,
+                head_rows,
+                **sizes,
+                **flags,
+                BM=plan.keys.rows,
+                BN=plan.keys.keys,
+                STAGES=plan.keys.stages,
+                STORE=stored,
+                num_warps=4,
+            )
         else:
             tiles.backward_keys[(key_tiles, count)](
-                query, key, value, gradient, dk, dv, log_sum, delta, starts_or_any, ends_or_any, scores,
-                *_strides(query), *_strides(key), *_strides(value), *_strides(gradient), *_strides(dk), *_strides(dv),
-                log_sum.shape[2], num_queries, num_keys, window, scale, natural_scale, band, head_rows, first_unit,
-                **sizes, **flags, BM=plan.keys.rows, BN=plan.keys.keys, STORE=stored,
-                num_warps=plan.keys.warps, num_stages=plan.keys.stages,
-            )  # fmt: skip
+                query,
+                key,
+                value,
+                gradient,
+                dk,
+                dv,
+                log_sum,
+                delta,
+                starts_or_any,
+                ends_or_any,
+                scores,
+                *_strides(query),
+                *_strides(key),
+                *_strides(value),
+                *_strides(gradient),
+                *_strides(dk),
+                *_strides(dv),
+                log_sum.shape[2],
+                num_queries,
+                num_keys,
+                window,
+                scale,
+                natural_scale,
+                band,
+                head_rows,
+                first_unit,
+                **sizes,
+                **flags,
+                BM=plan.keys.rows,
+                BN=plan.keys.keys,
+                STORE=stored,
+                num_warps=plan.keys.warps,
+                num_stages=plan.keys.stages,
+            )
         if stored and plan.hopper:
             items = triton.cdiv(num_queries, plan.queries.rows) * count * group
             hopper_module().backward_queries[(min(items, _multiprocessors(query.device.index)),)](
-                _descriptor(scores, [plan.queries.rows, plan.queries.rows // 2]), _descriptor(key, [plan.queries.rows, head_dim]),
-                dq, starts_or_any, *_strides(dq), num_queries, window, natural_scale, items, first_unit, count * group, head_rows,
-                **sizes, **flags, BM=plan.queries.rows, STAGES=plan.queries.stages, num_warps=4,
-            )  # fmt: skip
+                _descriptor(scores, [plan.queries.rows, plan.queries.rows // 2]),
+                _descriptor(key, [plan.queries.rows, head_dim]),
+                dq,
+                starts_or_any,
+                *_strides(dq),
+                num_queries,
+                window,
+                natural_scale,
+                items,
+                first_unit,
+                count * group,
+                head_rows,
+                **sizes,
+                **flags,
+                BM=plan.queries.rows,
+                STAGES=plan.queries.stages,
+                num_warps=4,
+            )
         elif stored:
-            tiles.backward_queries_stored[(triton.cdiv(num_queries, plan.queries.rows), count * group)](
-                scores, key, dq, starts_or_any, *_strides(key), *_strides(dq),
-                num_queries, num_keys, window, natural_scale, band, head_rows, first_unit,
-                **sizes, **flags, BM=plan.queries.rows, num_warps=plan.queries.warps, num_stages=plan.queries.stages,
-            )  # fmt: skip
+            tiles.backward_queries_stored[
+                (triton.cdiv(num_queries, plan.queries.rows), count * group)
+            ](
+                scores,
+                key,
+                dq,
+                starts_or_any,
+                *_strides(key),
+                *_strides(dq),
+                num_queries,
+                num_keys,
+                window,
+                natural_scale,
+                band,
+                head_rows,
+                first_unit,
+                **sizes,
+                **flags,
+                BM=plan.queries.rows,
+                num_warps=plan.queries.warps,
+                num_stages=plan.queries.stages,
+            )
     if not stored:
         tiles.backward_queries[(triton.cdiv(num_queries, plan.queries.rows), batch * heads)](
-            query, key, value, gradient, dq, log_sum, delta, starts_or_any,
-            *_strides(query), *_strides(key), *_strides(value), *_strides(gradient), *_strides(dq),
-            log_sum.shape[2], num_queries, num_keys, window, scale, natural_scale,
-            **sizes, **flags, BM=plan.queries.rows, BN=min(64, plan.queries.keys),
-            num_warps=plan.queries.warps, num_stages=2,
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            gradient,
+            dq,
+            log_sum,
+            delta,
+            starts_or_any,
+            *_strides(query),
+            *_strides(key),
+            *_strides(value),
+            *_strides(gradient),
+            *_strides(dq),
+            log_sum.shape[2],
+            num_queries,
+            num_keys,
+            window,
+            scale,
+            natural_scale,
+            **sizes,
+            **flags,
+            BM=plan.queries.rows,
+            BN=min(64, plan.queries.keys),
+            num_warps=plan.queries.warps,
+            num_stages=2,
+        )
     return dq, dk, dv
 
 
@@ -305,7 +486,16 @@ def _remember(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 def _gradients(ctx: Any, gradient: Tensor, _: Any) -> tuple:
     query, key, value, output, log_sum, starts, ends = ctx.saved_tensors
     grads = _attention_backward(
-        gradient, query, key, value, output, log_sum, starts, ends, ctx.window, workspace_bytes(query.device)
+        gradient,
+        query,
+        key,
+        value,
+        output,
+        log_sum,
+        starts,
+        ends,
+        ctx.window,
+        workspace_bytes(query.device),
     )
     return *grads, None, None, None
 

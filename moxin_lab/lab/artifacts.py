@@ -8,9 +8,9 @@ Layout, for a scale and a stage:
                          .new/<artifact>   being written; becomes <artifact> when the stage finishes
                          .scratch/         resume points of long work; kept until the stage finishes
 
-A folder's SHA-256 is that of its sorted list of (relative path, SHA-256) lines, so it does not depend on times, owners or
-the order in which a file system lists names. Names that begin with a dot and `__pycache__` inside it are working state (editors,
-Python's cache) and do not count.
+A folder's SHA-256 is that of its sorted list of (relative path, SHA-256) lines, so it does not
+depend on times, owners or the order in which a file system lists names. Names that begin with a dot
+and `__pycache__` inside it are working state (editors, Python's cache) and do not count.
 """
 
 import hashlib
@@ -22,14 +22,20 @@ from typing import Any
 
 
 class LabError(RuntimeError):
-    """Something a person can mend; the message says what is wrong, where, and what to do. Shown without a traceback."""
+    """Something a person can mend; the message says what is wrong, where, and what to do. Shown
+    without a traceback.
+    """
 
 
 def find_root(start: str | Path = ".") -> Path:
     """The repository root at or above `start`. Raises LabError when there is none."""
     here = Path(start).resolve()
     for folder in (here, *here.parents):
-        if (folder / "notebooks").is_dir() and (folder / "moxin_lab").is_dir() and (folder / "data_cards").is_dir():
+        if (
+            (folder / "notebooks").is_dir()
+            and (folder / "moxin_lab").is_dir()
+            and (folder / "data_cards").is_dir()
+        ):
             return folder
     raise LabError(
         f"{here} is not inside a Moxin Lab repository (no folder with notebooks/, moxin_lab/ and data_cards/ at or above it); "
@@ -47,11 +53,14 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """SHA-256 and size in bytes of a file, or of a folder with each of its files that counts (see the module's text).
+    """SHA-256 and size in bytes of a file, or of a folder with each of its files that counts (see
+    the module's text).
 
     Raises LabError if there is no such file or folder, or no file in it that counts.
     """
@@ -60,9 +69,13 @@ def describe(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise LabError(f"{path} does not exist")
     files = {
-        file.relative_to(path).as_posix(): {"sha256": sha256_file(file), "size": file.stat().st_size}
+        file.relative_to(path).as_posix(): {
+            "sha256": sha256_file(file),
+            "size": file.stat().st_size,
+        }
         for file in sorted(path.rglob("*"))
-        if file.is_file() and not any(_is_working_state(part) for part in file.relative_to(path).parts)
+        if file.is_file()
+        and not any(_is_working_state(part) for part in file.relative_to(path).parts)
     }
     if not files:
         raise LabError(f"{path} is an empty folder")
@@ -79,7 +92,9 @@ def _is_working_state(name: str) -> bool:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write so that a reader, or a kill at any moment, sees the old file or the new one and never a part."""
+    """Write so that a reader, or a kill at any moment, sees the old file or the new one and never a
+    part.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -99,7 +114,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_record(root: Path, scale: str, stage: str) -> dict[str, Any] | None:
-    """The record of a finished stage, None if it never finished. Raises LabError for a file that is not a record."""
+    """The record of a finished stage, None if it never finished. Raises LabError for a file that is
+    not a record.
+    """
     path = stage_folder(root, scale, stage) / "stage.json"
     if not path.exists():
         return None
@@ -107,5 +124,7 @@ def read_record(root: Path, scale: str, stage: str) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         record["outputs"], record["key"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise LabError(f"{path} is not a stage record ({error}); delete it and run the stage again") from error
+        raise LabError(
+            f"{path} is not a stage record ({error}); delete it and run the stage again"
+        ) from error
     return record

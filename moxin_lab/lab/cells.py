@@ -1,9 +1,12 @@
-"""Turns the cells of an executed notebook into HTML that needs no script, no network and no eyesight.
+"""Turns the cells of an executed notebook into HTML that needs no script, no network and no
+eyesight.
 
-Guarantees: mathematics becomes MathML; code and printed output are folded; every picture has a text alternative; no element
-runs code or loads anything (`make_safe`); links that leave the site become text with their address; the same notebook gives
-the same bytes. The Markdown is mistune's with Jupyter's dollar mathematics and Jupyter's heading anchors, so what reads well in
-JupyterLab reads the same here. nbconvert is not used: importing it takes three seconds, half of this site's whole build.
+Guarantees: mathematics becomes MathML; code and printed output are folded; every picture has a text
+alternative; no element runs code or loads anything (`make_safe`); links that leave the site become
+text with their address; the same notebook gives the same bytes. The Markdown is mistune's with
+Jupyter's dollar mathematics and Jupyter's heading anchors, so what reads well in JupyterLab reads
+the same here. nbconvert is not used: importing it takes three seconds, half of this site's whole
+build.
 
 Does not: lay out a page or know of stages (see `site.py`).
 """
@@ -25,9 +28,37 @@ SHORT_VALUE_LINES = 12
 """A cell's value of fewer lines is shown, a longer one folded; our choice."""
 
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
-_FORBIDDEN = ("script", "iframe", "object", "embed", "link", "meta", "base", "style", "form", "audio", "video", "title")
-_ADDRESSES = ("src", "href", "xlink:href", "poster", "srcset", "action", "formaction", "data", "background", "ping")
-_CARRIED = ("#", "data:image/png", "data:image/jpeg")  # beginnings of addresses that a page brings with itself
+_FORBIDDEN = (
+    "script",
+    "iframe",
+    "object",
+    "embed",
+    "link",
+    "meta",
+    "base",
+    "style",
+    "form",
+    "audio",
+    "video",
+    "title",
+)
+_ADDRESSES = (
+    "src",
+    "href",
+    "xlink:href",
+    "poster",
+    "srcset",
+    "action",
+    "formaction",
+    "data",
+    "background",
+    "ping",
+)
+_CARRIED = (
+    "#",
+    "data:image/png",
+    "data:image/jpeg",
+)  # beginnings of addresses that a page brings with itself
 
 
 @dataclass
@@ -42,7 +73,9 @@ class Failure:
 
 @dataclass
 class Rendered:
-    """A notebook as HTML, its headings for a table of contents, and what stopped it, if anything did."""
+    """A notebook as HTML, its headings for a table of contents, and what stopped it, if anything
+    did.
+    """
 
     title: str = ""
     title_html: str = ""
@@ -55,12 +88,16 @@ class Rendered:
 
 
 def render_notebook(
-    notebook: dict[str, Any], title: str, link: Callable[[str], str | None], shorten: Callable[[str], str] = str
+    notebook: dict[str, Any],
+    title: str,
+    link: Callable[[str], str | None],
+    shorten: Callable[[str], str] = str,
 ) -> Rendered:
     """An executed notebook (the parsed JSON, nbformat 4) as one HTML fragment.
 
-    `title` becomes the H1 if the notebook has none. `link` maps a relative address in the notebook to one in the site, or to
-    None for what is not part of it. `shorten` makes text from this machine (paths) presentable.
+    `title` becomes the H1 if the notebook has none. `link` maps a relative address in the notebook
+    to one in the site, or to None for what is not part of it. `shorten` makes text from this
+    machine (paths) presentable.
     """
     page = Rendered()
     parts: list[str] = []
@@ -69,10 +106,14 @@ def render_notebook(
         anchor = f"cell-{number}"
         if "papermill-error-cell-tag" in _tags(cell):
             continue  # papermill's own notice; the page has a better one at its top
-        if "parameters" in _tags(cell) and "injected-parameters" in _tags(cells[min(number, len(cells) - 1)]):
+        if "parameters" in _tags(cell) and "injected-parameters" in _tags(
+            cells[min(number, len(cells) - 1)]
+        ):
             continue  # the next cell sets all of them
         if cell["cell_type"] == "markdown":
-            parts.append(f'<section class="words" id="{anchor}">{markdown_html(_text(cell["source"]))}</section>')
+            parts.append(
+                f'<section class="words" id="{anchor}">{markdown_html(_text(cell["source"]))}</section>'
+            )
         elif cell["cell_type"] == "code" and _text(cell["source"]).strip():
             parts.append(_code_cell(cell, number, anchor, page, shorten))
     page.html = _finish("\n".join(parts), title, link, page)
@@ -85,12 +126,16 @@ def markdown_html(text: str) -> str:
 
 
 def mathml(latex: str, display: str = "inline") -> str:
-    """LaTeX as MathML that names itself by its source. What cannot be set stays visible as code and is logged."""
+    """LaTeX as MathML that names itself by its source. What cannot be set stays visible as code and
+    is logged.
+    """
     from latex2mathml import exceptions
     from latex2mathml.converter import convert
 
     # the library's errors share no base class
-    own_faults = [v for v in vars(exceptions).values() if isinstance(v, type) and issubclass(v, Exception)]
+    own_faults = [
+        v for v in vars(exceptions).values() if isinstance(v, type) and issubclass(v, Exception)
+    ]
     faults: Any = (*own_faults, ValueError, KeyError, IndexError, TypeError)
     latex = latex.strip()
     try:
@@ -102,7 +147,9 @@ def mathml(latex: str, display: str = "inline") -> str:
     if fault:
         log.warning("mathematics left as source (%s): %s", fault, latex)
         return f'<code class="math-source">{escape(latex)}</code>'
-    markup = markup.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', f' alttext="{escape(latex)}"', 1)
+    markup = markup.replace(
+        ' xmlns="http://www.w3.org/1998/Math/MathML"', f' alttext="{escape(latex)}"', 1
+    )
     if display == "block":
         return f'<span class="math-block" role="group" tabindex="0" aria-label="formula">{markup}</span>'
     return markup
@@ -114,7 +161,9 @@ def code_html(code: str, language: str = "python") -> str:
     from pygments.formatters.html import HtmlFormatter
     from pygments.lexers import get_lexer_by_name
 
-    body = highlight(code.rstrip("\n"), get_lexer_by_name(language), HtmlFormatter(nowrap=True)).rstrip("\n")
+    body = highlight(
+        code.rstrip("\n"), get_lexer_by_name(language), HtmlFormatter(nowrap=True)
+    ).rstrip("\n")
     return f"<pre><code>{body}</code></pre>"
 
 
@@ -142,7 +191,9 @@ def _markdown() -> Any:
     def jupyter_math(md: mistune.Markdown) -> None:
         # Jupyter lets $...$ run over a line's end, mistune's pattern does not
         inline = math.INLINE_MATH_PATTERN.replace(r"[^$\\\n]|\\.", r"[^$\\\n]|\\.|\n(?!\s*\n)")
-        md.block.register("block_math", math.BLOCK_MATH_PATTERN, math.parse_block_math, before="list")
+        md.block.register(
+            "block_math", math.BLOCK_MATH_PATTERN, math.parse_block_math, before="list"
+        )
         md.inline.register("inline_math", inline, math.parse_inline_math, before="codespan")
         md.renderer.register("block_math", lambda _, latex: mathml(latex, "block"))  # type: ignore[union-attr]
         md.renderer.register("inline_math", lambda _, latex: mathml(latex))  # type: ignore[union-attr]
@@ -159,7 +210,9 @@ def _markdown() -> Any:
     return mistune.create_markdown(escape=False, renderer=Renderer(escape=False), plugins=plugins)
 
 
-def _code_cell(cell: dict[str, Any], number: int, anchor: str, page: Rendered, shorten: Callable[[str], str]) -> str:
+def _code_cell(
+    cell: dict[str, Any], number: int, anchor: str, page: Rendered, shorten: Callable[[str], str]
+) -> str:
     source = _text(cell["source"])
     tags = _tags(cell)
     is_parameters = bool(tags & {"parameters", "injected-parameters"})
@@ -173,19 +226,27 @@ def _code_cell(cell: dict[str, Any], number: int, anchor: str, page: Rendered, s
             printed.append(_text(output["text"]))
         elif output["output_type"] == "error":
             traceback = shorten(plain("\n".join(output.get("traceback", []))))
-            page.failure = Failure(anchor, output["ename"], shorten(plain(output["evalue"])), traceback)
-            shown.append(f'<p class="stopped"><strong>Stopped here:</strong> {escape(output["ename"])}</p>')
+            page.failure = Failure(
+                anchor, output["ename"], shorten(plain(output["evalue"])), traceback
+            )
+            shown.append(
+                f'<p class="stopped"><strong>Stopped here:</strong> {escape(output["ename"])}</p>'
+            )
         else:
             shown.append(_rich_output(output, cell, number, shorten))
     text = shorten(plain("".join(printed)))
     if text:
         parts.append(_printed(text))
     if re.search(r"^\s*stage\.finish\(", source, re.MULTILINE) and shown and page.failure is None:
-        shown[-1] = f"<details class='printed'><summary>End of the stage</summary>{shown[-1]}</details>"
+        shown[-1] = (
+            f"<details class='printed'><summary>End of the stage</summary>{shown[-1]}</details>"
+        )
     return f'<section class="work" id="{anchor}">{"".join(parts)}{"".join(shown)}</section>'
 
 
-def _rich_output(output: dict[str, Any], cell: dict[str, Any], number: int, shorten: Callable[[str], str]) -> str:
+def _rich_output(
+    output: dict[str, Any], cell: dict[str, Any], number: int, shorten: Callable[[str], str]
+) -> str:
     data = output.get("data", {})
     if "application/vnd.jupyter.widget-view+json" in data:
         return ""  # a progress bar: it needs a live kernel and says nothing afterwards
@@ -195,8 +256,13 @@ def _rich_output(output: dict[str, Any], cell: dict[str, Any], number: int, shor
         return f"<figure>{_text(data['image/svg+xml'])}</figure>"
     for kind in ("image/png", "image/jpeg"):
         if kind in data:
-            about = output.get("metadata", {}).get(kind, {}).get("alt") or cell.get("metadata", {}).get("alt")
-            alt = about or f"Picture made by code cell {number}; the notebook gives no description of it."
+            about = output.get("metadata", {}).get(kind, {}).get("alt") or cell.get(
+                "metadata", {}
+            ).get("alt")
+            alt = (
+                about
+                or f"Picture made by code cell {number}; the notebook gives no description of it."
+            )
             return f'<figure><img src="data:{kind};base64,{"".join(_text(data[kind]).split())}" alt="{escape(alt)}"></figure>'
     if "text/markdown" in data:
         return f'<div class="output words">{markdown_html(_text(data["text/markdown"]))}</div>'
@@ -216,12 +282,17 @@ def _printed(text: str, label: str = "Printed") -> str:
     if len(lines) > 2 * PRINTED_LINES_KEPT + 1:
         hidden = len(lines) - 2 * PRINTED_LINES_KEPT
         lines[PRINTED_LINES_KEPT:-PRINTED_LINES_KEPT] = [f"[{hidden} lines left out]"]
-    body = escape("\n".join(line if len(line) <= 400 else line[:400] + " [line cut]" for line in lines), quote=False)
+    body = escape(
+        "\n".join(line if len(line) <= 400 else line[:400] + " [line cut]" for line in lines),
+        quote=False,
+    )
     return f"<details class='printed'><summary>{label} <span class='where'>{count}</span></summary><pre>{body}</pre></details>"
 
 
 def make_safe(soup: Any, link: Callable[[str], str | None]) -> None:
-    """Takes out of a parsed fragment, in place, whatever could run or load: elements, event handlers, addresses."""
+    """Takes out of a parsed fragment, in place, whatever could run or load: elements, event
+    handlers, addresses.
+    """
     for element in soup.find_all(_FORBIDDEN):
         if element.name == "title" and element.find_parent("svg"):
             continue
@@ -229,14 +300,21 @@ def make_safe(soup: Any, link: Callable[[str], str | None]) -> None:
     for element in soup.find_all(True):
         for name in list(element.attrs):
             value = str(element[name])
-            if name.startswith(("on", "xmlns")) or ("url(" in value and not re.search(r"url\(['\"]?#", value)):
+            if name.startswith(("on", "xmlns")) or (
+                "url(" in value and not re.search(r"url\(['\"]?#", value)
+            ):
                 del element[name]
             elif element.name != "a" and name in _ADDRESSES and not value.startswith(_CARRIED):
-                log.warning("left out of the page, because it would be loaded from elsewhere: %s", value[:100])
+                log.warning(
+                    "left out of the page, because it would be loaded from elsewhere: %s",
+                    value[:100],
+                )
                 del element[name]
     for image in soup.find_all("img"):
         if not image.get("src"):
-            image.replace_with(f"[picture not part of this page: {image.get('alt') or 'no description'}]")
+            image.replace_with(
+                f"[picture not part of this page: {image.get('alt') or 'no description'}]"
+            )
         elif not image.get("alt"):
             image["alt"] = "Picture without a description."
     for svg in soup.find_all("svg"):
@@ -262,7 +340,9 @@ def _resolve_link(anchor: Any, link: Callable[[str], str | None]) -> None:
 
 
 def _finish(html: str, title: str, link: Callable[[str], str | None], page: Rendered) -> str:
-    """Takes the H1 out, gives headings ids, tables scopes and a container of their own, and leaves nothing unsafe."""
+    """Takes the H1 out, gives headings ids, tables scopes and a container of their own, and leaves
+    nothing unsafe.
+    """
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(html, "html.parser")
@@ -270,7 +350,10 @@ def _finish(html: str, title: str, link: Callable[[str], str | None], page: Rend
     first = soup.find("h1")
     page.title, page.title_html = title, escape(title)
     if first is not None:
-        page.title, page.title_html = " ".join(first.get_text().split()), first.decode_contents().strip()
+        page.title, page.title_html = (
+            " ".join(first.get_text().split()),
+            first.decode_contents().strip(),
+        )
         first.decompose()
     page.title_anchor = page.title.replace(" ", "-")  # the anchors that JupyterLab gives
     used = {
@@ -301,7 +384,10 @@ def _make_table_readable(table: Any, soup: Any) -> None:
     if not table.find_parent(class_="scroll"):
         about = table.caption.get_text() if table.caption else "Table"
         table.wrap(
-            soup.new_tag("div", attrs={"class": "scroll", "role": "group", "tabindex": "0", "aria-label": about})
+            soup.new_tag(
+                "div",
+                attrs={"class": "scroll", "role": "group", "tabindex": "0", "aria-label": about},
+            )
         )
 
 

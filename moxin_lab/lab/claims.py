@@ -1,12 +1,14 @@
-"""Published claims and what was found: reads `papers/claims.yml` and joins it with the verdicts that notebooks recorded.
+"""Published claims and what was found: reads `papers/claims.yml` and joins it with the verdicts
+that notebooks recorded.
 
     verdicts(root, records, scale)   # records: the stages' stage.json at that scale, as `stage.records()` returns them
 
-A claim's verdict is what a notebook recorded. A claim of which no notebook spoke is `not attempted`, with the reason and the
-command that would attempt it. The stage object, notebook 10 and the report site all read claims here.
+A claim's verdict is what a notebook recorded. A claim of which no notebook spoke is `not
+attempted`, with the reason and the command that would attempt it. The stage object, notebook 10 and
+the report site all read claims here.
 
-Guarantees: one verdict a claim; a verdict from a smaller scale than the claim needs, or two stages that disagree, is an error
-and never reaches a report. Does not: decide any verdict.
+Guarantees: one verdict a claim; a verdict from a smaller scale than the claim needs, or two stages
+that disagree, is an error and never reaches a report. Does not: decide any verdict.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,9 @@ REQUIRED = ("id", "topic", "claim", "source", "tested_in", "scale_needed", "how"
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and what is known of it; `scale` and `stage` say where the verdict was recorded, empty if nowhere."""
+    """A claim and what is known of it; `scale` and `stage` say where the verdict was recorded,
+    empty if nowhere.
+    """
 
     id: str
     topic: str
@@ -37,7 +41,9 @@ class Verdict:
     evidence: str
     """What the notebook recorded, or the reason why there is no verdict."""
     reason: str
-    """Why it is not decided, in few words that many claims share, so that a page can group by them; empty once it is."""
+    """Why it is not decided, in few words that many claims share, so that a page can group by them;
+    empty once it is.
+    """
     scale: str
     stage: str
     command: str
@@ -45,17 +51,25 @@ class Verdict:
 
 
 def load(root: Path) -> list[dict[str, Any]]:
-    """Entries of `papers/claims.yml` in their order. Raises LabError for a file that is not a list of complete claims."""
+    """Entries of `papers/claims.yml` in their order. Raises LabError for a file that is not a list
+    of complete claims.
+    """
     return _read(root)["claims"]
 
 
 def scales_needed(root: Path) -> dict[str, str]:
-    """The smallest scale that can decide each claim, by the claim's id. Raises LabError as `load` does."""
+    """The smallest scale that can decide each claim, by the claim's id. Raises LabError as `load`
+    does.
+    """
     return {claim["id"]: claim["scale_needed"] for claim in load(root)}
 
 
-def refuse_unfounded(stage: str, scale: str, claim_id: str, verdict: str, needed: Mapping[str, str]) -> None:
-    """Raises LabError if there is no such claim or verdict, or this scale cannot decide it; `needed` is `scales_needed`."""
+def refuse_unfounded(
+    stage: str, scale: str, claim_id: str, verdict: str, needed: Mapping[str, str]
+) -> None:
+    """Raises LabError if there is no such claim or verdict, or this scale cannot decide it;
+    `needed` is `scales_needed`.
+    """
     where = f"stage {stage} at {scale} scale says {verdict!r} of {claim_id!r}"
     if claim_id not in needed:
         raise LabError(
@@ -79,15 +93,19 @@ def deviations(root: Path) -> list[dict[str, Any]]:
     """Entries of `papers/deviations.yml` in their order. Raises LabError if it is not such a list."""
     path = root / "papers" / "deviations.yml"
     entries = _yaml(path).get("deviations")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "id" in entry for entry in entries):
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and "id" in entry for entry in entries
+    ):
         raise LabError(f"{path} has no list `deviations` of entries with an id")
     return entries
 
 
 def verdicts(root: Path, records: Sequence[Mapping[str, Any]], scale: str) -> list[Verdict]:
-    """One verdict a claim, in the order of `papers/claims.yml`. Raises LabError as the module's text says.
+    """One verdict a claim, in the order of `papers/claims.yml`. Raises LabError as the module's
+    text says.
 
-    `records` are those of the stages that finished at `scale`; `scale` decides only which reason an open claim is given.
+    `records` are those of the stages that finished at `scale`; `scale` decides only which reason an
+    open claim is given.
     """
     content = _read(root)
     needed = {claim["id"]: claim["scale_needed"] for claim in content["claims"]}
@@ -104,11 +122,18 @@ def verdicts(root: Path, records: Sequence[Mapping[str, Any]], scale: str) -> li
             found[claim_id] = {**statement, "stage": record["stage"], "scale": record["scale"]}
     finished = {record["stage"] for record in records}
     planned = content["planned_notebooks"]
-    return [_verdict(claim, found.get(claim["id"]), planned, finished, scale) for claim in content["claims"]]
+    return [
+        _verdict(claim, found.get(claim["id"]), planned, finished, scale)
+        for claim in content["claims"]
+    ]
 
 
 def _verdict(
-    claim: Mapping[str, Any], found: Mapping[str, str] | None, planned: list[str], finished: set[str], scale: str
+    claim: Mapping[str, Any],
+    found: Mapping[str, str] | None,
+    planned: list[str],
+    finished: set[str],
+    scale: str,
 ) -> Verdict:
     verdict = found["verdict"] if found else claim["status"]
     number = claim["tested_in"][:2]
@@ -140,7 +165,11 @@ def _verdict(
 def _why_silent(claim: Mapping[str, Any], finished: set[str], scale: str) -> str:
     if SCALES.index(claim["scale_needed"]) > SCALES.index(scale):
         return f"{claim['scale_needed']} scale needed"
-    return "no verdict in the notebook" if claim["tested_in"] in finished else "notebook not finished at this scale"
+    return (
+        "no verdict in the notebook"
+        if claim["tested_in"] in finished
+        else "notebook not finished at this scale"
+    )
 
 
 def _read(root: Path) -> dict[str, Any]:
@@ -152,7 +181,9 @@ def _read(root: Path) -> dict[str, Any]:
     ids: set[str] = set()
     for claim in claims:
         name = claim.get("id", claim) if isinstance(claim, dict) else claim
-        absent = [field for field in REQUIRED if not isinstance(claim, dict) or not claim.get(field)]
+        absent = [
+            field for field in REQUIRED if not isinstance(claim, dict) or not claim.get(field)
+        ]
         if absent:
             raise LabError(f"{path}: claim {name!r} lacks {', '.join(absent)}")
         if claim["scale_needed"] not in SCALES or claim["status"] not in VERDICTS:

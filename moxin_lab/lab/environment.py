@@ -1,4 +1,5 @@
-"""What a stage ran on: versions, machine, repository state; and how much memory it used at its peak.
+"""What a stage ran on: versions, machine, repository state; and how much memory it used at its
+peak.
 
 Neither the host's name nor the user's is recorded: records are published.
 """
@@ -49,18 +50,25 @@ def git_state(root: Path) -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+            )
         except FileNotFoundError:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no")
-    return {"git_commit": commit, "git_dirty": None if commit is None or changed is None else bool(changed)}
+    return {
+        "git_commit": commit,
+        "git_dirty": None if commit is None or changed is None else bool(changed),
+    }
 
 
 def describe_environment(root: Path) -> dict[str, Any]:
-    """Python, package versions, CPU, memory, GPU (only if torch is already imported: asking must not cost an import)."""
+    """Python, package versions, CPU, memory, GPU (only if torch is already imported: asking must
+    not cost an import).
+    """
     torch = sys.modules.get("torch")
     gpu = None
     if torch is not None and torch.cuda.is_available():
@@ -69,7 +77,9 @@ def describe_environment(root: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": gpu,
         "packages": {name: _version(name) for name in PACKAGES},
@@ -78,9 +88,11 @@ def describe_environment(root: Path) -> dict[str, Any]:
 
 
 class PeakMemory:
-    """Largest resident memory of this process and its children together, sampled every `interval` seconds.
+    """Largest resident memory of this process and its children together, sampled every `interval`
+    seconds.
 
-    Sampling can miss a spike shorter than the interval; for the process itself the kernel's own high-water mark closes that gap.
+    Sampling can miss a spike shorter than the interval; for the process itself the kernel's own
+    high-water mark closes that gap.
     """
 
     def __init__(self, interval: float = 0.25) -> None:
@@ -95,8 +107,12 @@ class PeakMemory:
         while not self._stop.wait(self._interval):
             try:
                 family = [process, *process.children(recursive=True)]
-                self._largest = max(self._largest, sum(member.memory_info().rss for member in family))
-            except psutil.NoSuchProcess:  # a child ended between being listed and being read: the next sample counts
+                self._largest = max(
+                    self._largest, sum(member.memory_info().rss for member in family)
+                )
+            except (
+                psutil.NoSuchProcess
+            ):  # a child ended between being listed and being read: the next sample counts
                 continue
 
     def stop(self) -> int:
@@ -105,5 +121,7 @@ class PeakMemory:
 
         self._stop.set()
         self._thread.join()
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
         return max(self._largest, own)

@@ -1,7 +1,10 @@
-"""Rows of a published set, from the hub or from local files of the same schema, streamed once its columns are known to be there.
+"""Rows of a published set, from the hub or from local files of the same schema, streamed once its
+columns are known to be there.
 
-Guarantees: a set with other columns is refused before its first row; what is left out of it is counted by reason (`Rows`).
-Does not: download when imported, or know any set: names, columns and the rows' form are the caller's.
+Guarantees: a set with other columns is refused before its first row; what is left out of it is
+counted by reason (`Rows`).
+Does not: download when imported, or know any set: names, columns and the rows' form are the
+caller's.
 """
 
 from collections import Counter
@@ -17,12 +20,19 @@ class Rows(NamedTuple):
 
 
 def open_set(
-    path: str, *, name: str, columns: Sequence[str], revision: str | None, limit: int | None, error: type[ValueError]
+    path: str,
+    *,
+    name: str,
+    columns: Sequence[str],
+    revision: str | None,
+    limit: int | None,
+    error: type[ValueError],
 ) -> Any:
     """Split `train` as an iterable of at most `limit` rows (None: all).
 
-    path: the hub name, or a folder or file that `datasets` loads. name, columns: the published set and what it is documented to
-    have. revision: a commit of the hub set. Raises `error` for missing columns, and whatever `datasets` raises.
+    path: the hub name, or a folder or file that `datasets` loads. name, columns: the published set
+    and what it is documented to have. revision: a commit of the hub set. Raises `error` for missing
+    columns, and whatever `datasets` raises.
     """
     import datasets
 

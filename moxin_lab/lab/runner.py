@@ -1,9 +1,11 @@
 """Runs notebooks with papermill: skips what is unchanged, resumes where a run stopped, says why.
 
-A stage is up to date when its record carries the key that its code, parameters, settings, inputs, data cards, sources and lock
-file have now (`moxin_lab/lab/keys.py`) and its artifacts still have the recorded hashes. A stage that fails or is killed leaves
-`failed.ipynb`, the partly executed notebook, beside its last good result, and the next run begins there.
-papermill has no resume of its own, and it only warns about unknown parameters: both are handled here and in `stage()`.
+A stage is up to date when its record carries the key that its code, parameters, settings, inputs,
+data cards, sources and lock file have now (`moxin_lab/lab/keys.py`) and its artifacts still have
+the recorded hashes. A stage that fails or is killed leaves `failed.ipynb`, the partly executed
+notebook, beside its last good result, and the next run begins there.
+papermill has no resume of its own, and it only warns about unknown parameters: both are handled
+here and in `stage()`.
 """
 
 import contextlib
@@ -18,7 +20,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from moxin_lab import scales
-from moxin_lab.lab.artifacts import LabError, describe, read_record, sha256_json, stage_folder, write_json
+from moxin_lab.lab.artifacts import (
+    LabError,
+    describe,
+    read_record,
+    sha256_json,
+    stage_folder,
+    write_json,
+)
 from moxin_lab.lab.keys import differences, key_parts
 from moxin_lab.lab.stage import RUNNER_VARIABLE, acquire_lock, release_lock
 from moxin_lab.stages import STAGES, StageInfo, producer
@@ -46,7 +55,11 @@ def plan(root: Path, scale: scales.Scale, info: StageInfo, seed: int) -> Plan:
     if record is None:
         return Plan(info, parts, reasons or ["it has not run yet"])
     if record["key"] is None:
-        return Plan(info, parts, [*reasons, "it was last run by hand, so no executed notebook belongs to its result"])
+        return Plan(
+            info,
+            parts,
+            [*reasons, "it was last run by hand, so no executed notebook belongs to its result"],
+        )
     reasons += differences(record["key_parts"], parts)
     for name, output in record["outputs"].items():
         path = folder / name
@@ -60,7 +73,9 @@ def plan(root: Path, scale: scales.Scale, info: StageInfo, seed: int) -> Plan:
 
 
 def status(root: Path, scale_name: str, seed: int = 0) -> list[tuple[str, list[str]]]:
-    """Each stage's name and why it would run; a stage below one that would run may run too, if that one's results differ."""
+    """Each stage's name and why it would run; a stage below one that would run may run too, if that
+    one's results differ.
+    """
     scale = scales.load(scale_name)
     rows: list[tuple[str, list[str]]] = []
     would_run: set[str] = set()
@@ -89,7 +104,8 @@ def run(
 ) -> list[str]:
     """Run the given stages in order where they are not up to date; names of those that ran.
 
-    Raises StageFailed at the first stage that fails; what ran before it stays. Raises LabError if nothing can be run.
+    Raises StageFailed at the first stage that fails; what ran before it stays. Raises LabError if
+    nothing can be run.
     """
     scale = scales.load(scale_name)
     out = out or sys.stdout
@@ -106,14 +122,22 @@ def run(
             record = _execute(root, scale_name, planned, seed, where, out)
             ran.append(info.name)
             memory = record["peak_memory_bytes"] / 2**30
-            print(f"{where}  done in {record['seconds']:.1f} s, peak memory {memory:.2f} GiB", file=out, flush=True)
+            print(
+                f"{where}  done in {record['seconds']:.1f} s, peak memory {memory:.2f} GiB",
+                file=out,
+                flush=True,
+            )
     finally:
         release_lock(root, scale_name)
     return ran
 
 
-def _execute(root: Path, scale_name: str, planned: Plan, seed: int, where: str, out: TextIO) -> dict[str, Any]:
-    """One notebook through papermill; its completed record. Raises StageFailed if a cell raised or the kernel died."""
+def _execute(
+    root: Path, scale_name: str, planned: Plan, seed: int, where: str, out: TextIO
+) -> dict[str, Any]:
+    """One notebook through papermill; its completed record. Raises StageFailed if a cell raised or
+    the kernel died.
+    """
     import nbformat
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -126,7 +150,9 @@ def _execute(root: Path, scale_name: str, planned: Plan, seed: int, where: str, 
         raise LabError(
             f"cannot write under {folder}: {error.strerror}; results go there, so make it writable"
         ) from error
-    working = folder / "failed.ipynb"  # it is that until proved otherwise: a kill at any moment leaves the right name
+    working = (
+        folder / "failed.ipynb"
+    )  # it is that until proved otherwise: a kill at any moment leaves the right name
     began = time.monotonic()
     try:
         with _kernel_environment(), _progress_line(folder, where, out):
@@ -157,7 +183,9 @@ def _execute(root: Path, scale_name: str, planned: Plan, seed: int, where: str, 
         ) from None
     record = read_record(root, scale_name, info.name)
     if record is None:
-        raise StageFailed(f"{info.name} ran to its end without stage.finish(): add it as the notebook's last cell")
+        raise StageFailed(
+            f"{info.name} ran to its end without stage.finish(): add it as the notebook's last cell"
+        )
     record["key_parts"] = planned.parts
     record["key"] = sha256_json(planned.parts)
     record["seconds_in_cells"] = record["seconds"]
@@ -169,13 +197,17 @@ def _execute(root: Path, scale_name: str, planned: Plan, seed: int, where: str, 
 
 
 def _clean_notebook(path: Path, nbformat: Any) -> None:
-    """Drop times, paths and identifiers that papermill and the kernel write: the same run gives the same executed notebook."""
+    """Drop times, paths and identifiers that papermill and the kernel write: the same run gives the
+    same executed notebook.
+    """
     if not path.exists():
         return
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
-        cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags" and value}
+        cell.metadata = {
+            key: value for key, value in cell.metadata.items() if key == "tags" and value
+        }
     for number, cell in enumerate(notebook.cells, start=1):
         cell.id = f"cell-{number:02d}"
     nbformat.write(notebook, path)
@@ -189,8 +221,9 @@ def _kernel_environment() -> Iterator[None]:
         "PYTHONHASHSEED": "0",
         "TQDM_DISABLE": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        # OpenMP threads that wait spin for long by default, which on two cores with three other busy processes doubles a
-        # training step (5.9 s against 2.7 s); spinning briefly costs 8 % on an idle machine (0.49 s against 0.45 s).
+        # OpenMP threads that wait spin for long by default, which on two cores with three other
+        # busy processes doubles a training step (5.9 s against 2.7 s); spinning briefly costs 8 %
+        # on an idle machine (0.49 s against 0.45 s).
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "5000"),
     }
     before = {name: os.environ.get(name) for name in ours}
@@ -207,7 +240,9 @@ def _kernel_environment() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress_line(folder: Path, where: str, out: TextIO) -> Iterator[None]:
-    """Show what `.progress.json` says: a line rewritten in place on a terminal, a line every 15 s in a log."""
+    """Show what `.progress.json` says: a line rewritten in place on a terminal, a line every 15 s
+    in a log.
+    """
     file = folder / ".progress.json"
     file.unlink(missing_ok=True)
     stop = threading.Event()

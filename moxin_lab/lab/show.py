@@ -1,8 +1,10 @@
-"""What a notebook shows: figures as SVG with a text alternative, tables a screen reader can walk, short Markdown.
+"""What a notebook shows: figures as SVG with a text alternative, tables a screen reader can walk,
+short Markdown.
 
-Guarantees: the same figure or frame gives the same bytes (fixed salt, no dates, ids made from the content); every figure
-and table carries its caption and its scale; nothing refers to an address outside the page. The HTML reads well in JupyterLab
-and is styled further by the report site. matplotlib, pandas and IPython are imported when first used, not before.
+Guarantees: the same figure or frame gives the same bytes (fixed salt, no dates, ids made from the
+content); every figure and table carries its caption and its scale; nothing refers to an address
+outside the page. The HTML reads well in JupyterLab and is styled further by the report site.
+matplotlib, pandas and IPython are imported when first used, not before.
 
 Does not: choose what to plot, or save files.
 """
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Colours told apart with every common colour-vision deficiency. Source: Okabe and Ito, Color Universal Design (2008);
-the order puts those that read best on white first, yellow last."""
+"""Colours told apart with every common colour-vision deficiency. Source: Okabe and Ito, Color
+Universal Design (2008); the order puts those that read best on white first, yellow last.
+"""
 
 WRAP_FROM = 28  # characters: a column with longer words wraps, one with shorter stays on one line
 LARGE_FIGURE = 150_000  # bytes of SVG; a report page with three such figures is near its budget
@@ -33,7 +36,9 @@ SVG_SETTINGS = {
 
 
 def style() -> None:
-    """Sets matplotlib's defaults once a notebook: palette, sizes readable when a page is narrow, a light frame."""
+    """Sets matplotlib's defaults once a notebook: palette, sizes readable when a page is narrow, a
+    light frame.
+    """
     import matplotlib as mpl
     from cycler import cycler
 
@@ -70,9 +75,11 @@ def style() -> None:
 
 
 def figure_html(fig: "Figure", *, alt: str, caption: str, scale: str) -> str:
-    """A matplotlib figure as one `<figure>`: inline SVG named by `alt`, and a caption that ends with the scale.
+    """A matplotlib figure as one `<figure>`: inline SVG named by `alt`, and a caption that ends
+    with the scale.
 
-    Raises ValueError if `alt` or `caption` is empty, because a picture nobody can read or place is not evidence.
+    Raises ValueError if `alt` or `caption` is empty, because a picture nobody can read or place is
+    not evidence.
     """
     for name, text in (("alt", alt), ("caption", caption)):
         if not text.strip():
@@ -84,7 +91,9 @@ def figure_html(fig: "Figure", *, alt: str, caption: str, scale: str) -> str:
             stacklevel=2,
         )
     key = "fig-" + hashlib.sha256("\0".join((svg, alt, caption, scale)).encode()).hexdigest()[:10]
-    svg = re.sub(r'((?:id|href)="#?|url\(#)', rf"\g<1>{key}-", svg).replace(f'href="{key}-data:', 'href="data:')
+    svg = re.sub(r'((?:id|href)="#?|url\(#)', rf"\g<1>{key}-", svg).replace(
+        f'href="{key}-data:', 'href="data:'
+    )
     width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2]
     view_box = re.search(r'viewBox="[^"]+"', svg)
     if view_box is None:
@@ -100,11 +109,15 @@ def figure_html(fig: "Figure", *, alt: str, caption: str, scale: str) -> str:
     )
 
 
-def table_html(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int | dict[str, int] = 3) -> str:
-    """A DataFrame as one captioned table: header cells with their scope, numbers to the right with `decimals` digits.
+def table_html(
+    frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int | dict[str, int] = 3
+) -> str:
+    """A DataFrame as one captioned table: header cells with their scope, numbers to the right with
+    `decimals` digits.
 
-    `decimals` is one number or one a column. A named index, or one of words, becomes the row headers; otherwise
-    the first column does if it holds text. Raises ValueError if `caption` is empty or the frame has no rows.
+    `decimals` is one number or one a column. A named index, or one of words, becomes the row
+    headers; otherwise the first column does if it holds text. Raises ValueError if `caption` is
+    empty or the frame has no rows.
     """
     import pandas as pd
 
@@ -113,7 +126,11 @@ def table_html(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int
     if frame.empty:
         raise ValueError(f"the table {caption!r} has no rows; show a sentence that says so instead")
     index = frame.index
-    if any(name is not None for name in index.names) or index.nlevels > 1 or not pd.api.types.is_numeric_dtype(index):
+    if (
+        any(name is not None for name in index.names)
+        or index.nlevels > 1
+        or not pd.api.types.is_numeric_dtype(index)
+    ):
         names = [str(name) if name is not None else "" for name in frame.index.names]
         num_headers = frame.index.nlevels
         columns = [(name, list(frame.index.get_level_values(i))) for i, name in enumerate(names)]
@@ -123,9 +140,16 @@ def table_html(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int
     columns += [(_label(name), list(frame.iloc[:, i])) for i, name in enumerate(frame.columns)]
 
     # one column, one way of writing: thousands are separated in all of its numbers or in none
-    grouped = [any(_is_number(value) and abs(value) >= 10_000 for value in values) for _, values in columns]
-    wide = [any(isinstance(value, str) and len(value) > WRAP_FROM for value in values) for _, values in columns]
-    numeric = [all(_is_number(value) or _is_missing(value) for value in values) for _, values in columns]
+    grouped = [
+        any(_is_number(value) and abs(value) >= 10_000 for value in values) for _, values in columns
+    ]
+    wide = [
+        any(isinstance(value, str) and len(value) > WRAP_FROM for value in values)
+        for _, values in columns
+    ]
+    numeric = [
+        all(_is_number(value) or _is_missing(value) for value in values) for _, values in columns
+    ]
     head = "".join(
         f'<th scope="col" {_align(right)}>{escape(name)}</th>' if name else "<td></td>"
         for (name, _), right in zip(columns, numeric, strict=True)
@@ -138,7 +162,9 @@ def table_html(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int
             text = escape(format_value(value, digits, grouped=grouped[i]))
             kind = 'th scope="row"' if i < num_headers else "td"
             wrap = ' class="wrap"' if wide[i] else ""
-            cells.append(f"<{kind}{wrap} {_align(numeric[i] and i >= num_headers)}>{text}</{kind[:2]}>")
+            cells.append(
+                f"<{kind}{wrap} {_align(numeric[i] and i >= num_headers)}>{text}</{kind[:2]}>"
+            )
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f'<div class="scroll" role="group" tabindex="0" aria-label="{escape(caption)}"><table class="moxin-table">'
@@ -148,7 +174,9 @@ def table_html(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int
 
 
 def figure_output(fig: "Figure", *, alt: str, caption: str, scale: str) -> None:
-    """Displays `figure_html` in the notebook and closes the figure, so that it is neither shown twice nor kept in memory."""
+    """Displays `figure_html` in the notebook and closes the figure, so that it is neither shown
+    twice nor kept in memory.
+    """
     import matplotlib.pyplot as plt
 
     html = figure_html(fig, alt=alt, caption=caption, scale=scale)
@@ -156,7 +184,9 @@ def figure_output(fig: "Figure", *, alt: str, caption: str, scale: str) -> None:
     _display(html, f"[{caption} ({_scale_label(scale)})] {alt}")
 
 
-def table_output(frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int | dict[str, int] = 3) -> None:
+def table_output(
+    frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int | dict[str, int] = 3
+) -> None:
     """Displays `table_html` in the notebook."""
     html = table_html(frame, caption=caption, scale=scale, decimals=decimals)
     _display(html, f"{caption} ({_scale_label(scale)})\n{frame.to_string()}")
@@ -170,9 +200,11 @@ def say(markdown: str) -> None:
 
 
 def format_value(value: Any, decimals: int = 3, *, grouped: bool | None = None) -> str:
-    """One table cell as text: true minus signs, a dash for what is missing, thousands separated if `grouped` (None: from 10,000).
+    """One table cell as text: true minus signs, a dash for what is missing, thousands separated if
+    `grouped` (None: from 10,000).
 
-    A number that would round to zero keeps two digits and an exponent instead, so that small is never printed as none.
+    A number that would round to zero keeps two digits and an exponent instead, so that small is
+    never printed as none.
     """
     if _is_missing(value):
         return "–"
@@ -196,10 +228,14 @@ def format_value(value: Any, decimals: int = 3, *, grouped: bool | None = None) 
 
 
 def format_number(value: Any, interval: tuple[float, float] | None = None) -> str:
-    """A measured number with four significant digits, whole numbers in full; the interval to the same decimal place."""
+    """A measured number with four significant digits, whole numbers in full; the interval to the
+    same decimal place.
+    """
     decimals = 3
     if isinstance(value, float) and math.isfinite(value):
-        decimals = min(6, max(1 if abs(value) < 1000 else 0, 3 - math.floor(math.log10(abs(value) or 1))))
+        decimals = min(
+            6, max(1 if abs(value) < 1000 else 0, 3 - math.floor(math.log10(abs(value) or 1)))
+        )
         if value.is_integer():
             decimals = min(decimals, 1)
     text = format_value(value, decimals)
@@ -215,7 +251,11 @@ def format_seconds(seconds: float | None) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    return (
+        f"{whole // 60} min {whole % 60} s"
+        if whole < 3600
+        else f"{whole // 3600} h {whole % 3600 // 60} min"
+    )
 
 
 def format_bytes(size: float | None) -> str:
@@ -227,11 +267,17 @@ def format_bytes(size: float | None) -> str:
         if size < 1024:
             break
         size, unit = size / 1024, larger
-    return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.{1 if size >= 10 else 2}f} {unit}"
+    return (
+        f"{size:.0f} {unit}"
+        if unit == "bytes" or size >= 100
+        else f"{size:.{1 if size >= 10 else 2}f} {unit}"
+    )
 
 
 def _figure_svg(fig: "Figure") -> str:
-    """The figure's SVG without prologue, metadata, page-wide style rules, unused ids and digits nobody can see."""
+    """The figure's SVG without prologue, metadata, page-wide style rules, unused ids and digits
+    nobody can see.
+    """
     import matplotlib as mpl
 
     buffer = io.StringIO()
@@ -243,19 +289,26 @@ def _figure_svg(fig: "Figure") -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace("xlink:href", "href")
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # matplotlib's rule is `*{...}`: inlined in a page it would reach every other picture; the root's attributes replace it
+    # matplotlib's rule is `*{...}`: inlined in a page it would reach every other picture; the
+    # root's attributes replace it
     svg = re.sub(r"\s*<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", svg)
-    svg = re.sub(r'(?<= d=")[^"]+', lambda m: " ".join(_shorten(m[0], 2 if len(m[0]) < 4000 else 1).split()), svg)
+    svg = re.sub(
+        r'(?<= d=")[^"]+',
+        lambda m: " ".join(_shorten(m[0], 2 if len(m[0]) < 4000 else 1).split()),
+        svg,
+    )
     svg = re.sub(r'(?<= [xy]=")[\d.-]+(?=")', lambda m: _shorten(m[0]), svg)
     return re.sub(r"\n\s*", "\n", svg).strip()
 
 
 def _shorten(numbers: str, decimals: int = 2) -> str:
     """Coordinates to a hundredth of a point, or to a tenth in long curves."""
-    return re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.{decimals}f}".rstrip("0").rstrip("."), numbers)
+    return re.sub(
+        r"-?\d+\.\d+", lambda m: f"{float(m[0]):.{decimals}f}".rstrip("0").rstrip("."), numbers
+    )
 
 
 def _display(html: str, plain: str) -> None:
@@ -269,7 +322,11 @@ def _scale_label(scale: str) -> str:
 
 
 def _label(name: Any) -> str:
-    return " · ".join(str(part) for part in name if str(part)) if isinstance(name, tuple) else str(name)
+    return (
+        " · ".join(str(part) for part in name if str(part))
+        if isinstance(name, tuple)
+        else str(name)
+    )
 
 
 def _align(right: bool) -> str:

@@ -1,10 +1,13 @@
-"""The report: `reports/<scale>/index.html` and one page a stage, from executed notebooks and stage records.
+"""The report: `reports/<scale>/index.html` and one page a stage, from executed notebooks and stage
+records.
 
-Guarantees: a page is one file with its style inside, runs no script, loads nothing (each page's Content-Security-Policy makes
-the browser hold to that), and shows a failed stage's error at its top. The same notebooks and records give the same bytes:
-times, machine and commit come from the records only. Optional fields that a record lacks are left out, not invented.
+Guarantees: a page is one file with its style inside, runs no script, loads nothing (each page's
+Content-Security-Policy makes the browser hold to that), and shows a failed stage's error at its
+top. The same notebooks and records give the same bytes: times, machine and commit come from the
+records only. Optional fields that a record lacks are left out, not invented.
 
-Does not: run anything, or decide a verdict. `cells.py` renders a notebook's cells; `templates/` holds the layout.
+Does not: run anything, or decide a verdict. `cells.py` renders a notebook's cells; `templates/`
+holds the layout.
 """
 
 import json
@@ -48,7 +51,8 @@ class NavItem:
 def build_site(root: Path, scale: str) -> Path:
     """Write all pages of a scale from what lies under `runs/<scale>`; path of the index.
 
-    Pages of stages that no longer have a notebook are removed. Raises LabError for a record or claims file that is not one.
+    Pages of stages that no longer have a notebook are removed. Raises LabError for a record or
+    claims file that is not one.
     """
     out = root / "reports" / scale
     records = {info.name: read_record(root, scale, info.name) for info in STAGES}
@@ -62,7 +66,8 @@ def build_site(root: Path, scale: str) -> Path:
         elif record is None:
             state, notebook = "not run", None
         else:
-            # a run by hand leaves a record without a key, and the notebook beside it belongs to an older result
+            # a run by hand leaves a record without a key, and the notebook beside it belongs to an
+            # older result
             by_hand = record["key"] is None or not finished.exists()
             state, notebook = ("run by hand", None) if by_hand else ("done", finished)
         if notebook is not None:
@@ -141,7 +146,9 @@ def stage_page(
         number=name.split("_", 1)[0],
         body=_markup(rendered.html),
         previous=paged[position - 1] if position else None,
-        following=paged[position + 1] if position is not None and position + 1 < len(paged) else None,
+        following=paged[position + 1]
+        if position is not None and position + 1 < len(paged)
+        else None,
         record=record,
         provenance=_provenance(record),
         measures=[_measure_row(measure) for measure in record.get("measures", [])],
@@ -175,10 +182,16 @@ def index_page(
         if (record := records.get(item.name)) and item.state != "failed" and record.get("measures")
     ]
     listed = (root / "papers" / "claims.yml").exists()
-    judged = [_claim_row(verdict, nav) for verdict in claims.verdicts(root, done, scale)] if listed else []
+    judged = (
+        [_claim_row(verdict, nav) for verdict in claims.verdicts(root, done, scale)]
+        if listed
+        else []
+    )
     decided = _grouped([row for row in judged if row["verdict"] != "not attempted"], "topic")
     open_claims = _grouped([row for row in judged if row["verdict"] == "not attempted"], "reason")
-    counts = [(verdict, sum(row["verdict"] == verdict for row in judged)) for verdict in claims.VERDICTS]
+    counts = [
+        (verdict, sum(row["verdict"] == verdict for row in judged)) for verdict in claims.VERDICTS
+    ]
     html = _template("index.html.j2").render(
         css=_css(),
         kind="index",
@@ -194,16 +207,22 @@ def index_page(
             (2, "verify", "Check it"),
             *([(2, "data", "Data")] if (cards := _data_cards(root)) else []),
         ],
-        scale_note=SCALE_NOTES.get(scale, "Sizes of our own choice; its numbers are not the paper's."),
+        scale_note=SCALE_NOTES.get(
+            scale, "Sizes of our own choice; its numbers are not the paper's."
+        ),
         stages=rows,
-        total_time=format_seconds(sum(r["seconds"] for r in done if r.get("seconds") is not None)) if done else "",
+        total_time=format_seconds(sum(r["seconds"] for r in done if r.get("seconds") is not None))
+        if done
+        else "",
         peak=format_bytes(max((r.get("peak_memory_bytes") or 0 for r in done), default=0)),
         headlines=headlines,
         decided=decided,
         open_claims=open_claims,
         claims_total=len(judged),
         counts=counts,
-        deviations=len(claims.deviations(root)) if (root / "papers" / "deviations.yml").exists() else 0,
+        deviations=len(claims.deviations(root))
+        if (root / "papers" / "deviations.yml").exists()
+        else 0,
         data_cards=cards,
         made_with=_made_with(done),
     )
@@ -219,9 +238,7 @@ def _stage_row(item: NavItem, record: Mapping[str, Any] | None) -> dict[str, Any
     key_number = ""
     if headline:
         row = _measure_row(headline[0])
-        key_number = (
-            f"{row['name']}{' (' + row['labels'] + ')' if row['labels'] else ''}: {row['value']} {row['unit']}".strip()
-        )
+        key_number = f"{row['name']}{' (' + row['labels'] + ')' if row['labels'] else ''}: {row['value']} {row['unit']}".strip()
     return {
         "number": item.number,
         "title": item.title,
@@ -234,7 +251,9 @@ def _stage_row(item: NavItem, record: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def _headline(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Measures marked `headline`, or else the first of each name in turn, so that one long series does not fill the list."""
+    """Measures marked `headline`, or else the first of each name in turn, so that one long series
+    does not fill the list.
+    """
     measures = record.get("measures", [])
     marked = [measure for measure in measures if measure.get("headline")]
     if marked:
@@ -256,7 +275,9 @@ def _measure_row(measure: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _claim_row(verdict: claims.Verdict, nav: Sequence[NavItem]) -> dict[str, Any]:
-    """A claim with its notebook's name and page; evidence only where a notebook wrote it: the group's title says the rest."""
+    """A claim with its notebook's name and page; evidence only where a notebook wrote it: the
+    group's title says the rest.
+    """
     stage = verdict.stage or verdict.tested_in
     item = next((item for item in nav if item.name == stage), None)
     return {
@@ -334,7 +355,10 @@ def _files(record: Mapping[str, Any]) -> list[dict[str, str]]:
 def _folded(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     packages = (record.get("environment") or {}).get("packages") or {}
     blocks = [
-        ("Parameters and settings", {**(record.get("parameters") or {}), **(record.get("settings") or {})}),
+        (
+            "Parameters and settings",
+            {**(record.get("parameters") or {}), **(record.get("settings") or {})},
+        ),
         ("Package versions", {name: version for name, version in packages.items() if version}),
     ]
     return [(name, _outline(content)) for name, content in blocks if content]
@@ -355,7 +379,13 @@ def _data_cards(root: Path) -> list[dict[str, str]]:
         front = _front_matter(parts[1], readme) if len(parts) == 3 and not parts[0].strip() else {}
         licence = front.get("license_name") or front.get("license") or ""
         licence = ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence)
-        cards.append({"name": readme.parent.name, "title": str(front.get("pretty_name") or ""), "license": licence})
+        cards.append(
+            {
+                "name": readme.parent.name,
+                "title": str(front.get("pretty_name") or ""),
+                "license": licence,
+            }
+        )
     return cards
 
 
@@ -369,26 +399,30 @@ def _front_matter(text: str, path: Path) -> dict[str, Any]:
 
 
 def _made_with(done: Sequence[Mapping[str, Any]]) -> str:
-    commits = {commit[:12] for r in done if (commit := (r.get("environment") or {}).get("git_commit"))}
+    commits = {
+        commit[:12] for r in done if (commit := (r.get("environment") or {}).get("git_commit"))
+    }
     if not commits:
         return "Made by moxin-lab from the stage records under runs/."
-    return (
-        f"Made by moxin-lab from stage records of commit{'s' if len(commits) > 1 else ''} {', '.join(sorted(commits))}."
-    )
+    return f"Made by moxin-lab from stage records of commit{'s' if len(commits) > 1 else ''} {', '.join(sorted(commits))}."
 
 
 # ---- plumbing
 
 
 def _inside(address: str, hrefs: Mapping[str, str | None]) -> str | None:
-    """Address in the site of another stage's notebook; None for files that the report does not contain."""
+    """Address in the site of another stage's notebook; None for files that the report does not
+    contain.
+    """
     path, _, fragment = address.partition("#")
     href = hrefs.get(Path(path).stem) if Path(path).suffix in (".ipynb", ".html") else None
     return f"{href}#{fragment}" if href and fragment else href
 
 
 def _presentable(text: str, root: Path) -> str:
-    """Text without this machine's folders and the kernel's temporary file names, which differ between equal runs."""
+    """Text without this machine's folders and the kernel's temporary file names, which differ
+    between equal runs.
+    """
     text = text.replace(f"{root.resolve()}/", "").replace(str(Path.home()) + "/", "~/")
     return re.sub(r"\S*/ipykernel_\d+/\d+\.py", "<cell>", text)
 
@@ -405,7 +439,9 @@ def _template(name: str) -> Any:
 
     folder = Path(__file__).parent / "templates"
     loader = jinja2.FileSystemLoader(folder)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    )
     environment.trim_blocks = environment.lstrip_blocks = True
     return environment.get_template(name)
 

@@ -7,12 +7,15 @@
     stage.claim("tokenizer.moe-cjk", "contradicted", "...")
     stage.finish()
 
-Guarantees: nothing of an earlier finished run is touched before `finish()`; `stage.json` is written last and atomically, so a
-killed stage leaves no record; an input changed since its stage finished is refused; one run at a time in a scale's folder.
+Guarantees: nothing of an earlier finished run is touched before `finish()`; `stage.json` is written
+last and atomically, so a killed stage leaves no record; an input changed since its stage finished
+is refused; one run at a time in a scale's folder.
 Does not: guard against a person who edits the artifacts of the stage that is running.
 
-The same cells do the same work under papermill, in JupyterLab and under `moxin-lab run`. Only the runner records a key, because
-only it holds the executed notebook that belongs to the result: after a run by hand `moxin-lab status` says so.
+The same cells do the same work under papermill, in JupyterLab and under `moxin-lab run`. Only the
+runner records a key, because
+only it holds the executed notebook that belongs to the result: after a run by hand `moxin-lab
+status` says so.
 """
 
 import ast
@@ -26,7 +29,15 @@ from typing import Any
 
 from moxin_lab import scales
 from moxin_lab.lab import claims, show
-from moxin_lab.lab.artifacts import LabError, describe, find_root, read_record, sha256_json, stage_folder, write_json
+from moxin_lab.lab.artifacts import (
+    LabError,
+    describe,
+    find_root,
+    read_record,
+    sha256_json,
+    stage_folder,
+    write_json,
+)
 from moxin_lab.lab.environment import PeakMemory, describe_environment
 from moxin_lab.lab.keys import key_parts
 from moxin_lab.stages import STAGES, StageInfo, producer, stage_info
@@ -37,13 +48,17 @@ _held_locks: dict[Path, Any] = {}
 
 
 def stage(name: str, *, scale: str, seed: int, root: str | Path = ".") -> "Stage":
-    """Open a stage. Raises LabError or ScaleError before any work if something it needs is missing or wrong."""
+    """Open a stage. Raises LabError or ScaleError before any work if something it needs is missing
+    or wrong.
+    """
     _refuse_unknown_parameters()
     return Stage(stage_info(name), scales.load(scale), seed, find_root(root))
 
 
 def _refuse_unknown_parameters() -> None:
-    """papermill only warns about `-p scal tiny` and runs with the default; the cell it injected tells what was asked for."""
+    """papermill only warns about `-p scal tiny` and runs with the default; the cell it injected
+    tells what was asked for.
+    """
     try:
         from IPython import get_ipython
     except ImportError:
@@ -60,11 +75,15 @@ def _refuse_unknown_parameters() -> None:
             }
             unknown = sorted(names - set(PARAMETERS))
             if unknown:
-                raise LabError(f"unknown parameter {', '.join(unknown)}: a notebook has {', '.join(PARAMETERS)}")
+                raise LabError(
+                    f"unknown parameter {', '.join(unknown)}: a notebook has {', '.join(PARAMETERS)}"
+                )
 
 
 def acquire_lock(root: Path, scale: str) -> None:
-    """Hold `runs/<scale>/.lock` until this process ends or `release_lock`; twice in one process is the same lock."""
+    """Hold `runs/<scale>/.lock` until this process ends or `release_lock`; twice in one process is
+    the same lock.
+    """
     path = root / "runs" / scale / ".lock"
     if path in _held_locks:
         return
@@ -144,7 +163,9 @@ class Stage:
         return getattr(self._scale, section)
 
     def input(self, artifact: str) -> Path:
-        """Path of an earlier stage's artifact, whose hash was checked when this stage was opened, or now if it may take it."""
+        """Path of an earlier stage's artifact, whose hash was checked when this stage was opened,
+        or now if it may take it.
+        """
         if artifact not in self._info.inputs:
             raise LabError(
                 f"{self.name} asks for artifact {artifact!r}, which its row in moxin_lab/stages.py does not list"
@@ -164,7 +185,9 @@ class Stage:
         path = stage_folder(self.root, self.scale, maker.name) / artifact
         recorded = record["outputs"][artifact]["sha256"]
         if not path.exists():
-            raise LabError(f"{path} is gone although {maker.name} recorded it; make it again with: {command} --force")
+            raise LabError(
+                f"{path} is gone although {maker.name} recorded it; make it again with: {command} --force"
+            )
         actual = describe(path)
         if actual["sha256"] != recorded:
             raise LabError(
@@ -191,18 +214,30 @@ class Stage:
         return path
 
     def records(self) -> list[dict[str, Any]]:
-        """Records of all earlier stages that finished at this scale, in order; only where the stage's row says so."""
+        """Records of all earlier stages that finished at this scale, in order; only where the
+        stage's row says so.
+        """
         if not self._info.reads_records:
-            raise LabError(f"{self.name} asks for stage records, which its row in moxin_lab/stages.py does not list")
+            raise LabError(
+                f"{self.name} asks for stage records, which its row in moxin_lab/stages.py does not list"
+            )
         earlier = STAGES[: STAGES.index(self._info)]
-        return [record for info in earlier if (record := read_record(self.root, self.scale, info.name)) is not None]
+        return [
+            record
+            for info in earlier
+            if (record := read_record(self.root, self.scale, info.name)) is not None
+        ]
 
     # ---- what it leaves
 
     def output(self, artifact: str) -> Path:
-        """A fresh path for an artifact: create a file or a folder there. It takes its final place in `finish()`."""
+        """A fresh path for an artifact: create a file or a folder there. It takes its final place
+        in `finish()`.
+        """
         if artifact not in self._info.leaves:
-            raise LabError(f"{self.name} leaves {artifact!r}, which its row in moxin_lab/stages.py does not list")
+            raise LabError(
+                f"{self.name} leaves {artifact!r}, which its row in moxin_lab/stages.py does not list"
+            )
         path = self._new / artifact
         if artifact in self._outputs:  # a cell run twice in JupyterLab starts over
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -211,12 +246,15 @@ class Stage:
         return path
 
     def scratch(self) -> Path:
-        """A folder for resume points, found again by the next attempt with the same key; removed by `finish()`.
+        """A folder for resume points, found again by the next attempt with the same key; removed by
+        `finish()`.
 
-        Anything that would change the stage's result changes the key, so a resume point of other code, settings or inputs
-        is never continued; it is deleted here.
+        Anything that would change the stage's result changes the key, so a resume point of other
+        code, settings or inputs is never continued; it is deleted here.
         """
-        parts = key_parts(self.root, self._info, self._scale, {"scale": self.scale, "seed": self.seed})
+        parts = key_parts(
+            self.root, self._info, self._scale, {"scale": self.scale, "seed": self.seed}
+        )
         path = self.folder / ".scratch" / sha256_json(parts)[:16]
         for other in self.folder.glob(".scratch/*"):
             if other != path:
@@ -234,9 +272,11 @@ class Stage:
         headline: bool = False,
         **labels: Any,
     ) -> float:
-        """Record a number for the report and the claims; labels say of what (language="zh", model="untrained"). Returns it.
+        """Record a number for the report and the claims; labels say of what (language="zh",
+        model="untrained"). Returns it.
 
-        `headline` puts it on the report's first page; of a stage without one, the first measure stands there.
+        `headline` puts it on the report's first page; of a stage without one, the first measure
+        stands there.
         """
         self._measures.append(
             {
@@ -251,9 +291,11 @@ class Stage:
         return value
 
     def claim(self, claim_id: str, verdict: str, evidence: str) -> None:
-        """State a verdict on a published claim, with one or two sentences that carry the number it rests on.
+        """State a verdict on a published claim, with one or two sentences that carry the number it
+        rests on.
 
-        Raises LabError for an unknown claim or verdict, and for a verdict other than `not attempted` that this scale cannot give.
+        Raises LabError for an unknown claim or verdict, and for a verdict other than `not
+        attempted` that this scale cannot give.
         """
         claims.refuse_unfounded(self.name, self.scale, claim_id, verdict, self._scales_needed)
         self._claims = [claim for claim in self._claims if claim["id"] != claim_id]
@@ -262,7 +304,9 @@ class Stage:
     # ---- what a person sees
 
     def progress(self, step: int, total: int, text: str = "") -> None:
-        """Tell the runner's terminal how far the stage is. Cheap: writes at most four times a second."""
+        """Tell the runner's terminal how far the stage is. Cheap: writes at most four times a
+        second.
+        """
         now = time.monotonic()
         if now - self._progress_at < 0.25 and step < total:
             return
@@ -270,16 +314,25 @@ class Stage:
         write_json(self.folder / ".progress.json", {"step": step, "total": total, "text": text})
 
     def show_figure(self, figure: Any, *, alt: str, caption: str, scale: str | None = None) -> None:
-        """Display a matplotlib figure as SVG with a text alternative and the scale's label; closes it.
+        """Display a matplotlib figure as SVG with a text alternative and the scale's label; closes
+        it.
 
-        scale: of what is shown, where it was not made at the scale of this run (a committed measurement, a published table).
+        scale: of what is shown, where it was not made at the scale of this run (a committed
+        measurement, a published table).
         """
         show.figure_output(figure, alt=alt, caption=caption, scale=scale or self.scale)
 
     def show_table(
-        self, frame: Any, *, caption: str, decimals: int | dict[str, int] = 3, scale: str | None = None
+        self,
+        frame: Any,
+        *,
+        caption: str,
+        decimals: int | dict[str, int] = 3,
+        scale: str | None = None,
     ) -> None:
-        """Display a pandas DataFrame as an accessible table with the scale's label; `scale` as in `show_figure`."""
+        """Display a pandas DataFrame as an accessible table with the scale's label; `scale` as in
+        `show_figure`.
+        """
         show.table_output(frame, caption=caption, scale=scale or self.scale, decimals=decimals)
 
     def say(self, text: str) -> None:
@@ -287,7 +340,9 @@ class Stage:
         show.say(text)
 
     def finish(self) -> dict[str, Any]:
-        """Hash and publish the outputs and write `stage.json`. Raises LabError if a promised output was not written."""
+        """Hash and publish the outputs and write `stage.json`. Raises LabError if a promised output
+        was not written.
+        """
         missing = [name for name in self._info.leaves if not (self._new / name).exists()]
         if missing:
             raise LabError(
@@ -303,7 +358,10 @@ class Stage:
             "key": None,
             "key_parts": None,
             "parameters": {"scale": self.scale, "seed": self.seed},
-            "settings": {name: getattr(self._scale, name).model_dump(mode="json") for name in self._info.sections},
+            "settings": {
+                name: getattr(self._scale, name).model_dump(mode="json")
+                for name in self._info.sections
+            },
             "inputs": self._inputs,
             "data_cards": self._data_cards,
             "outputs": outputs,

@@ -4,13 +4,14 @@
     logits = model(prompt, cache=cache)             # any number of tokens at a time
     logits = model(next_token, cache=cache)
 
-The rolling buffer is a true ring (report v6, section 3.2; Mistral 7B, arXiv 2310.06825): token i lives in slot i mod W, and a new
-token writes one slot a layer and moves nothing. Keys are stored after rotation by their absolute position, so the order of slots
-does not matter to attention.
+The rolling buffer is a true ring (report v6, section 3.2; Mistral 7B, arXiv 2310.06825): token i
+lives in slot i mod W, and a new token writes one slot a layer and moves nothing. Keys are stored
+after rotation by their absolute position, so the order of slots does not matter to attention.
 
-Guarantees: memory is allocated once; a row of a chunk sees exactly its window, whatever the chunk's size and however often the
-ring has turned (tests/model/test_cache.py); a slot that was not written, or whose token has left the window, never reaches the
-output, even if it holds NaN. If a forward pass fails half-way, the cache must be thrown away.
+Guarantees: memory is allocated once; a row of a chunk sees exactly its window, whatever the chunk's
+size and however often the ring has turned (tests/model/test_cache.py); a slot that was not written,
+or whose token has left the window, never reaches the output, even if it holds NaN. If a forward
+pass fails half-way, the cache must be thrown away.
 Does not: go back (crop), or hold more than one document a row.
 """
 
@@ -26,8 +27,9 @@ from moxin_lab.model.config import MoxinConfig
 class KeyValueCache:
     """What both caches share; see the module's text. `num_slots` tokens a layer are kept.
 
-    padding: int64 [B], left padding of each row: so many first tokens are never attended to and positions count from behind them.
-    device "meta" allocates nothing; `nbytes` is right all the same.
+    padding: int64 [B], left padding of each row: so many first tokens are never attended to and
+    positions count from behind them. device "meta" allocates nothing; `nbytes` is right all the
+    same.
     """
 
     def __init__(
@@ -44,7 +46,13 @@ class KeyValueCache:
             raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
         if padding is not None and padding.shape != (batch_size,):
             raise ValueError(f"padding has shape {tuple(padding.shape)}, not [{batch_size}]")
-        shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, num_slots, config.head_dim)
+        shape = (
+            config.num_hidden_layers,
+            batch_size,
+            config.num_key_value_heads,
+            num_slots,
+            config.head_dim,
+        )
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.num_slots = num_slots
@@ -58,7 +66,9 @@ class KeyValueCache:
         return self.keys.nbytes + self.values.nbytes
 
     def positions(self, places: Tensor) -> Tensor:
-        """Rotary positions [B or 1, T] of places [1, T]: counted from behind the padding (0 within it)."""
+        """Rotary positions [B or 1, T] of places [1, T]: counted from behind the padding (0 within
+        it).
+        """
         return places if self.padding is None else (places - self.padding[:, None]).clamp(min=0)
 
     def begin(self, num_tokens: int, sliding_window: int | None) -> AttentionMask:
@@ -66,7 +76,9 @@ class KeyValueCache:
         raise NotImplementedError
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [B, H_kv, T, D] of a layer; returns all that the new tokens may look at."""
+        """Store new keys and values [B, H_kv, T, D] of a layer; returns all that the new tokens may
+        look at.
+        """
         raise NotImplementedError
 
     def commit(self, num_tokens: int) -> None:
@@ -74,12 +86,21 @@ class KeyValueCache:
         self.length += num_tokens
 
     def _mask(
-        self, num_tokens: int, key_places: Tensor, sliding_window: int | None, sees_all: bool, first_key: int | None
+        self,
+        num_tokens: int,
+        key_places: Tensor,
+        sliding_window: int | None,
+        sees_all: bool,
+        first_key: int | None,
     ) -> AttentionMask:
         places = torch.arange(self.length, self.length + num_tokens, device=self.keys.device)
         fits = sliding_window is None or num_tokens <= sliding_window
         # A padding token stands alone: its document begins with itself.
-        starts = None if self.padding is None else torch.minimum(self.padding[:, None], places[None]).int()
+        starts = (
+            None
+            if self.padding is None
+            else torch.minimum(self.padding[:, None], places[None]).int()
+        )
         return AttentionMask(
             places,
             key_places,
@@ -92,10 +113,14 @@ class KeyValueCache:
 
 
 class RollingCache(KeyValueCache):
-    """A ring of `sliding_window` slots a layer (of `max_position_embeddings` where there is no window)."""
+    """A ring of `sliding_window` slots a layer (of `max_position_embeddings` where there is no
+    window).
+    """
 
     def __init__(self, config: MoxinConfig, batch_size: int = 1, **options: Any) -> None:
-        slots = min(config.sliding_window or config.max_position_embeddings, config.max_position_embeddings)
+        slots = min(
+            config.sliding_window or config.max_position_embeddings, config.max_position_embeddings
+        )
         super().__init__(config, batch_size, slots, **options)
 
     def begin(self, num_tokens: int, sliding_window: int | None) -> AttentionMask:
@@ -107,7 +132,11 @@ class RollingCache(KeyValueCache):
             return self._mask(1, key_places, sliding_window, sees_all=True, first_key=None)
         first = max(0, self.length - self.num_slots + 1)
         return self._mask(
-            num_tokens, torch.arange(first, end, device=device), sliding_window, sees_all=False, first_key=first
+            num_tokens,
+            torch.arange(first, end, device=device),
+            sliding_window,
+            sees_all=False,
+            first_key=first,
         )
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,18 +148,24 @@ class RollingCache(KeyValueCache):
             ring_values[:, :, slot] = values[:, :, 0]
             held = min(self.length + 1, self.num_slots)
             return ring_keys[:, :, :held], ring_values[:, :, :held]
-        # Early tokens of a chunk still need keys that its late tokens will overwrite: read the ring before writing.
+        # Early tokens of a chunk still need keys that its late tokens will overwrite: read the ring
+        # before writing.
         seen = self._in_order(ring_keys, keys), self._in_order(ring_values, values)
         kept = min(num_tokens, self.num_slots)
         slots = (
-            torch.arange(self.length + num_tokens - kept, self.length + num_tokens, device=keys.device) % self.num_slots
+            torch.arange(
+                self.length + num_tokens - kept, self.length + num_tokens, device=keys.device
+            )
+            % self.num_slots
         )
         ring_keys[:, :, slots] = keys[:, :, -kept:]
         ring_values[:, :, slots] = values[:, :, -kept:]
         return seen
 
     def _in_order(self, ring: Tensor, new: Tensor) -> Tensor:
-        """The last W - 1 stored tokens, oldest first, then the new ones; the slot next to be written is in nobody's window."""
+        """The last W - 1 stored tokens, oldest first, then the new ones; the slot next to be
+        written is in nobody's window.
+        """
         slot = self.length % self.num_slots
         if self.length < self.num_slots:
             return torch.cat((ring[:, :, :slot], new), dim=2) if slot else new
@@ -138,17 +173,28 @@ class RollingCache(KeyValueCache):
 
 
 class FullCache(KeyValueCache):
-    """Every token is kept, up to `num_tokens`; the window is cut by a banded mask. What the ring is measured against."""
+    """Every token is kept, up to `num_tokens`; the window is cut by a banded mask. What the ring is
+    measured against.
+    """
 
     def __init__(
-        self, config: MoxinConfig, batch_size: int = 1, *, num_tokens: int | None = None, **options: Any
+        self,
+        config: MoxinConfig,
+        batch_size: int = 1,
+        *,
+        num_tokens: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(config, batch_size, num_tokens or config.max_position_embeddings, **options)
+        super().__init__(
+            config, batch_size, num_tokens or config.max_position_embeddings, **options
+        )
 
     def begin(self, num_tokens: int, sliding_window: int | None) -> AttentionMask:
         end = self.length + num_tokens
         if end > self.num_slots:
-            raise ValueError(f"{end} tokens do not fit into a cache of {self.num_slots}: make it larger")
+            raise ValueError(
+                f"{end} tokens do not fit into a cache of {self.num_slots}: make it larger"
+            )
         inside = sliding_window is None or end <= sliding_window
         return self._mask(
             num_tokens,

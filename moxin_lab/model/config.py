@@ -1,7 +1,9 @@
-"""The shape of the decoder, in the field names of `transformers.MistralConfig`, and its parameter arithmetic.
+"""The shape of the decoder, in the field names of `transformers.MistralConfig`, and its parameter
+arithmetic.
 
-Guarantees: a `MoxinConfig` that exists is consistent (wrong values raise `ConfigError` naming the field); `to_hf_dict()` is a
-`config.json` that transformers reads as a Mistral, `from_hf_dict()` reads one back and refuses what this decoder does not do.
+Guarantees: a `MoxinConfig` that exists is consistent (wrong values raise `ConfigError` naming the
+field); `to_hf_dict()` is a `config.json` that transformers reads as a Mistral, `from_hf_dict()`
+reads one back and refuses what this decoder does not do.
 Does not: read the scale files; the notebook passes their `model` section as keyword arguments.
 """
 
@@ -12,24 +14,32 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A configuration that no decoder can be built from; the message names the field and what to do."""
+    """A configuration that no decoder can be built from; the message names the field and what to
+    do.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoxinConfig:
-    """Shape and constants of one decoder. Defaults are Moxin 7B's (technical report v6, table 1, and the released config.json).
+    """Shape and constants of one decoder. Defaults are Moxin 7B's (technical report v6, table 1,
+    and the released config.json).
 
     Fields with their source:
 
     - `vocab_size` 32,000, `bos_token_id` 1, `eos_token_id` 2: config.json.
-    - `hidden_size` 4096, `intermediate_size` 14,336, `num_hidden_layers` 36, `num_attention_heads` 32, `num_key_value_heads` 8,
+    - `hidden_size` 4096, `intermediate_size` 14,336, `num_hidden_layers` 36, `num_attention_heads`
+      32, `num_key_value_heads` 8,
       `head_dim` 128: report v6, table 1.
-    - `hidden_act` silu, `rms_norm_eps` 1e-5, `rope_theta` 10,000, `max_position_embeddings` 32,768, `initializer_range` 0.02,
+    - `hidden_act` silu, `rms_norm_eps` 1e-5, `rope_theta` 10,000, `max_position_embeddings` 32,768,
+      `initializer_range` 0.02,
       `tie_word_embeddings` False: config.json.
-    - `sliding_window` 4096: report v6, section 3.2, and config.json. Query i sees keys j with i - window < j <= i, itself
+    - `sliding_window` 4096: report v6, section 3.2, and config.json. Query i sees keys j with i -
+      window < j <= i, itself
       included, so at most 4096 keys; `None` is plain causal attention (later Mistral checkpoints).
-    - `attention_dropout`, `mlp_dropout`: the report's section 3.1 says 0.1, the released code runs 0.0 and config.json has no
-      such key; 0.0 here (papers/deviations.yml, `dropout`). `mlp_dropout` is no field of MistralConfig.
+    - `attention_dropout`, `mlp_dropout`: the report's section 3.1 says 0.1, the released code runs
+      0.0 and config.json has no
+      such key; 0.0 here (papers/deviations.yml, `dropout`). `mlp_dropout` is no field of
+      MistralConfig.
     """
 
     vocab_size: int = 32_000
@@ -54,29 +64,45 @@ class MoxinConfig:
 
     def __post_init__(self) -> None:
         sizes = (
-            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "head_dim", "max_position_embeddings",
-        )  # fmt: skip
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+        )
         for name in sizes + (("sliding_window",) if self.sliding_window is not None else ()):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}: it must be a whole number of at least 1")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not 0 < value < float("inf")
+            ):
                 raise ConfigError(f"{name} is {value!r}: it must be a number above 0")
         for name in ("attention_dropout", "mlp_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: it must be at least 0 and below 1")
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}: it must be at least 0 and below 1"
+                )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_key_value_heads}: each key/value head serves the same number of query heads"
             )
         if self.head_dim % 2:
-            raise ConfigError(f"head_dim is {self.head_dim}: rotary embeddings turn pairs, so it must be even")
+            raise ConfigError(
+                f"head_dim is {self.head_dim}: rotary embeddings turn pairs, so it must be even"
+            )
         if self.hidden_act != "silu":
-            raise ConfigError(f"hidden_act is {self.hidden_act!r}: this decoder has SwiGLU (silu) only")
+            raise ConfigError(
+                f"hidden_act is {self.hidden_act!r}: this decoder has SwiGLU (silu) only"
+            )
         if self.tie_word_embeddings:
             raise ConfigError(
                 "tie_word_embeddings is true: Moxin's head is a matrix of its own, and so is this decoder's"
@@ -91,8 +117,8 @@ class MoxinConfig:
     def to_hf_dict(self) -> dict[str, Any]:
         """Content of a `config.json` for `MistralForCausalLM`.
 
-        The rotary base is written twice: `rope_theta` for transformers 4, `rope_parameters` for 5. `mlp_dropout`, which
-        transformers does not know, is written only where it is not zero.
+        The rotary base is written twice: `rope_theta` for transformers 4, `rope_parameters` for 5.
+        `mlp_dropout`, which transformers does not know, is written only where it is not zero.
         """
         values = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", **asdict(self)}
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": self.rope_theta}
@@ -102,21 +128,34 @@ class MoxinConfig:
 
     @classmethod
     def from_hf_dict(cls, values: dict[str, Any]) -> "MoxinConfig":
-        """Read the content of a Mistral `config.json` of transformers 4 or 5. Raises ConfigError for another model type,
-        a missing size, or a rotary scaling that this decoder does not have."""
+        """Read the content of a Mistral `config.json` of transformers 4 or 5. Raises ConfigError
+        for another model type, a missing size, or a rotary scaling that this decoder does not have.
+        """
         if values.get("model_type") != "mistral":
-            raise ConfigError(f"model_type is {values.get('model_type')!r}: only 'mistral' checkpoints can be read")
+            raise ConfigError(
+                f"model_type is {values.get('model_type')!r}: only 'mistral' checkpoints can be read"
+            )
         missing = [
             name
-            for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+            for name in (
+                "vocab_size",
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+            )
             if values.get(name) is None
         ]
         if missing:
-            raise ConfigError(f"config.json lacks {', '.join(missing)}: these sizes have no default")
+            raise ConfigError(
+                f"config.json lacks {', '.join(missing)}: these sizes have no default"
+            )
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            raise ConfigError(f"rotary embedding of type {kind!r}: only 'default' (unscaled) is implemented")
+            raise ConfigError(
+                f"rotary embedding of type {kind!r}: only 'default' (unscaled) is implemented"
+            )
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         known["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
         for name, default in (
@@ -132,7 +171,9 @@ class MoxinConfig:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "MoxinConfig":
-        """Read `config.json` of a checkpoint folder, or that file itself. Raises ConfigError, FileNotFoundError."""
+        """Read `config.json` of a checkpoint folder, or that file itself. Raises ConfigError,
+        FileNotFoundError.
+        """
         path = Path(folder)
         path = path if path.is_file() else path / "config.json"
         if not path.is_file():
@@ -148,12 +189,15 @@ class MoxinConfig:
         """Write `config.json` into `folder`, which is made if need be; returns the file."""
         path = Path(folder) / "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_hf_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(self.to_hf_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
         return path
 
 
 def count_parameters(config: MoxinConfig) -> dict[str, int]:
-    """Parameters by part, from the shapes alone: one block's matrices and norms, the embedding, the head, and `total`.
+    """Parameters by part, from the shapes alone: one block's matrices and norms, the embedding, the
+    head, and `total`.
 
     Moxin 7B: 36 blocks of 218,112,000 + 2 x 131,072,000 + 4096 = 8,114,180,096.
     """
@@ -172,25 +216,39 @@ def count_parameters(config: MoxinConfig) -> dict[str, int]:
     parts["embed_tokens"] = parts["lm_head"] = config.vocab_size * width
     parts["final_norm"] = width
     parts["total"] = (
-        config.num_hidden_layers * parts["block"] + parts["embed_tokens"] + parts["lm_head"] + parts["final_norm"]
+        config.num_hidden_layers * parts["block"]
+        + parts["embed_tokens"]
+        + parts["lm_head"]
+        + parts["final_norm"]
     )
     return parts
 
 
 def matrix_parameters(config: MoxinConfig) -> int:
-    """Weights of matrix products: those of the blocks and the head; norms and the embedding, a look-up, are none."""
+    """Weights of matrix products: those of the blocks and the head; norms and the embedding, a
+    look-up, are none.
+    """
     parts = count_parameters(config)
     return config.num_hidden_layers * (parts["block"] - parts["norms"]) + parts["lm_head"]
 
 
 def training_flops_per_token(config: MoxinConfig, sequence_length: int) -> float:
-    """Floating-point operations of forward and backward a token at a context of `sequence_length`, causal and windowed.
+    """Floating-point operations of forward and backward a token at a context of `sequence_length`,
+    causal and windowed.
 
-    6 for each weight of a matrix product (the embedding is a look-up and counts nothing), plus attention's two products:
-    12 x heads x head_dim for each (query, key) pair that the mask allows; backward is twice forward.
+    6 for each weight of a matrix product (the embedding is a look-up and counts nothing), plus
+    attention's two products: 12 x heads x head_dim for each (query, key) pair that the mask allows;
+    backward is twice forward.
     """
     matrices = matrix_parameters(config)
     window = min(config.sliding_window or sequence_length, sequence_length)
     pairs = sequence_length * window - window * (window - 1) / 2
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs / sequence_length
+    attention = (
+        12
+        * config.num_hidden_layers
+        * config.num_attention_heads
+        * config.head_dim
+        * pairs
+        / sequence_length
+    )
     return 6 * matrices + attention

@@ -1,7 +1,9 @@
-"""Checkpoint folders in Hugging Face's format, both ways: config.json and safetensors, one file or sharded.
+"""Checkpoint folders in Hugging Face's format, both ways: config.json and safetensors, one file or
+sharded.
 
-Guarantees: `save_pretrained` writes a folder that `AutoModelForCausalLM.from_pretrained` loads with nothing of ours installed;
-`from_pretrained` loads such a folder bit for bit, whoever wrote it, and refuses missing, surplus or misshapen tensors by name.
+Guarantees: `save_pretrained` writes a folder that `AutoModelForCausalLM.from_pretrained` loads with
+nothing of ours installed; `from_pretrained` loads such a folder bit for bit, whoever wrote it, and
+refuses missing, surplus or misshapen tensors by name.
 Does not: read pickled weights (.bin, .pt), which may run code on loading.
 """
 
@@ -20,14 +22,22 @@ class CheckpointError(ValueError):
     """A folder that is no complete Mistral checkpoint; the message names file and tensor."""
 
 
-def save_pretrained(model: MoxinForCausalLM, folder: str | Path, *, max_shard_size: int | str = "5GB") -> Path:
-    """Write `config.json` and `model.safetensors` (several, with an index, above `max_shard_size`); returns the folder."""
+def save_pretrained(
+    model: MoxinForCausalLM, folder: str | Path, *, max_shard_size: int | str = "5GB"
+) -> Path:
+    """Write `config.json` and `model.safetensors` (several, with an index, above `max_shard_size`);
+    returns the folder.
+    """
     folder = Path(folder)
     model.config.save(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = str(model.lm_head.weight.dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    (folder / "config.json").write_text(
+        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    weights = {
+        name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()
+    }
     save_torch_state_dict(weights, folder, max_shard_size=max_shard_size)
     return folder
 
@@ -41,7 +51,8 @@ def from_pretrained(
 ) -> MoxinForCausalLM:
     """Load a Mistral checkpoint folder for evaluation (`model.train()` to train on).
 
-    dtype: of the weights in memory; default: as stored. Raises ConfigError, CheckpointError, FileNotFoundError.
+    dtype: of the weights in memory; default: as stored. Raises ConfigError, CheckpointError,
+    FileNotFoundError.
     """
     folder = Path(folder)
     config = MoxinConfig.from_pretrained(folder)
@@ -55,7 +66,10 @@ def from_pretrained(
                 weights[name] = file.get_tensor(name)
                 if dtype is not None:
                     weights[name] = weights[name].to(dtype)
-    missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    missing, surplus = (
+        sorted(expected.keys() - weights.keys()),
+        sorted(weights.keys() - expected.keys()),
+    )
     if missing or surplus:
         raise CheckpointError(
             f"{folder}: weights do not fit config.json: {len(missing)} missing {missing[:4]}, "
@@ -76,11 +90,16 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = [
-            folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            folder / name
+            for name in sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
         ]
     else:
         files = [folder / "model.safetensors"]
     gone = [path.name for path in files if not path.is_file()]
     if gone:
-        raise CheckpointError(f"{folder} lacks {', '.join(gone)}: weights are read from safetensors files only")
+        raise CheckpointError(
+            f"{folder} lacks {', '.join(gone)}: weights are read from safetensors files only"
+        )
     return files

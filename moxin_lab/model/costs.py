@@ -1,8 +1,8 @@
 """Attention's time against the length of the text, for every back end that runs on this machine.
 
-Guarantees: one layer of the given shape, one row, forward only; the mask is made before the clock starts, as the decoder makes it
-once for all blocks; times are medians of up to `repeats` calls. A back end that cannot run is returned with its reason. Does not:
-tune anything, or compare machines.
+Guarantees: one layer of the given shape, one row, forward only; the mask is made before the clock
+starts, as the decoder makes it once for all blocks; times are medians of up to `repeats` calls. A
+back end that cannot run is returned with its reason. Does not: tune anything, or compare machines.
 """
 
 import statistics
@@ -29,7 +29,9 @@ def pairs(tokens: int, sliding_window: int | None) -> int:
 def attention_times(
     config: MoxinConfig, lengths: list[int], *, device: str = "cpu", repeats: int = 5, seed: int = 0
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Columns: backend, tokens, milliseconds, pairs; and the reasons of the back ends that cannot run here, by name."""
+    """Columns: backend, tokens, milliseconds, pairs; and the reasons of the back ends that cannot
+    run here, by name.
+    """
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     reasons: dict[str, str] = {}
     rows = []
@@ -37,18 +39,35 @@ def attention_times(
         for length in lengths:
             generator = torch.Generator(device).manual_seed(seed)
             query, key, value = (
-                torch.randn(1, heads, length, config.head_dim, generator=generator, device=device, dtype=dtype)
-                for heads in (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+                torch.randn(
+                    1,
+                    heads,
+                    length,
+                    config.head_dim,
+                    generator=generator,
+                    device=device,
+                    dtype=dtype,
+                )
+                for heads in (
+                    config.num_attention_heads,
+                    config.num_key_value_heads,
+                    config.num_key_value_heads,
+                )
             )
             reason = backend_refusal(backend, query)
             if reason is not None:
                 reasons[backend] = reason
                 break
-            mask = AttentionMask.build(length, sliding_window=config.sliding_window, device=device).prepare(backend)
+            mask = AttentionMask.build(
+                length, sliding_window=config.sliding_window, device=device
+            ).prepare(backend)
             taken: list[float] = []
             with warnings.catch_warnings():
-                # On the CPU plain FlexAttention is what can be timed; that it holds all scores is said where it is shown.
-                warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+                # On the CPU plain FlexAttention is what can be timed; that it holds all scores is
+                # said where it is shown.
+                warnings.filterwarnings(
+                    "ignore", message="flex_attention called without torch.compile"
+                )
                 while len(taken) < 2 or (len(taken) <= repeats and sum(taken) < ENOUGH_SECONDS):
                     begin = time.perf_counter()
                     attention(query, key, value, mask, backend=backend)
@@ -61,7 +80,9 @@ def attention_times(
 
 
 def slopes(times: pd.DataFrame) -> pd.DataFrame:
-    """How time grows: the exponent b of tokens^b, fitted over the three longest texts. Columns: backend, exponent."""
+    """How time grows: the exponent b of tokens^b, fitted over the three longest texts. Columns:
+    backend, exponent.
+    """
     rows = [
         (backend, _exponent(part.set_index("tokens")["milliseconds"]))
         for backend, part in times.groupby("backend", sort=False)
@@ -77,4 +98,8 @@ def work_exponent(times: pd.DataFrame) -> float:
 def _exponent(values: pd.Series) -> float:
     """Least squares on logarithms, over the three largest indices."""
     tail = values.sort_index().iloc[-3:]
-    return float(np.polyfit(np.log(tail.index.to_numpy(dtype=float)), np.log(tail.to_numpy(dtype=float)), 1)[0])
+    return float(
+        np.polyfit(np.log(tail.index.to_numpy(dtype=float)), np.log(tail.to_numpy(dtype=float)), 1)[
+            0
+        ]
+    )

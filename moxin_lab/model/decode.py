@@ -1,13 +1,15 @@
-"""One token at a time as fast as memory allows: the decoder's step on the decoding kernels, captured in a CUDA graph.
+"""One token at a time as fast as memory allows: the decoder's step on the decoding kernels,
+captured in a CUDA graph.
 
     step = DecodeStep(model, cache)          # after the prompt has gone through `model(prompt, cache=cache)`
     logits = step(token)                     # int64 [B] -> [B, V]; the cache holds one token more
 
-Guarantees: the logits of `model(token[:, None], cache=cache)` up to rounding, and the same ring, whatever its turn and padding
-(tests/model/test_decode.py; on the CPU through Triton's interpreter); on a GPU a replayed graph equals the eager step to the bit;
-the position is read on the device, so one graph serves every position. The logits' memory is reused by the next step.
-Does not: run without Triton, with head sizes other than 32 to 256 in powers of two, or on a `FullCache`; `generate` then calls
-the model.
+Guarantees: the logits of `model(token[:, None], cache=cache)` up to rounding, and the same ring,
+whatever its turn and padding (tests/model/test_decode.py; on the CPU through Triton's interpreter);
+on a GPU a replayed graph equals the eager step to the bit; the position is read on the device, so
+one graph serves every position. The logits' memory is reused by the next step.
+Does not: run without Triton, with head sizes other than 32 to 256 in powers of two, or on a
+`FullCache`; `generate` then calls the model.
 """
 
 import torch
@@ -37,10 +39,13 @@ def refusal(model: MoxinForCausalLM, device: torch.device) -> str | None:
 class DecodeStep:
     """The step for one model and one rolling cache; see the module's text.
 
-    graph: capture in a CUDA graph on first use (default on a GPU). Raises ValueError where the kernels cannot run.
+    graph: capture in a CUDA graph on first use (default on a GPU). Raises ValueError where the
+    kernels cannot run.
     """
 
-    def __init__(self, model: MoxinForCausalLM, cache: RollingCache, *, graph: bool | None = None) -> None:
+    def __init__(
+        self, model: MoxinForCausalLM, cache: RollingCache, *, graph: bool | None = None
+    ) -> None:
         from moxin_lab.kernels.decode import RingWorkspace
 
         reason = refusal(model, cache.keys.device)
@@ -61,7 +66,9 @@ class DecodeStep:
 
     @torch.inference_mode()
     def __call__(self, token: Tensor) -> Tensor:
-        """Logits [B, V] of what follows `token`, int64 [B]. Raises ValueError when the positions are used up."""
+        """Logits [B, V] of what follows `token`, int64 [B]. Raises ValueError when the positions
+        are used up.
+        """
         limit = self._model.config.max_position_embeddings
         if self._cache.length >= limit:
             raise ValueError(
@@ -81,7 +88,8 @@ class DecodeStep:
         return logits
 
     def _capture(self) -> None:
-        # Compile the kernels first, outside the graph. Running twice on one token writes the same slot twice.
+        # Compile the kernels first, outside the graph. Running twice on one token writes the same
+        # slot twice.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -95,14 +103,20 @@ class DecodeStep:
         from moxin_lab.kernels.decode import MAX_ROWS, few_rows_linear, ring_attention
 
         model, cache, config = self._model.model, self._cache, self._model.config
-        position = self._length if self._padding is None else (self._length - self._padding).clamp(min=0)
+        position = (
+            self._length if self._padding is None else (self._length - self._padding).clamp(min=0)
+        )
         angles = (position.float()[:, None] * self._frequencies).expand(len(self._token), -1)
         cos, sin = angles.cos().contiguous(), angles.sin().contiguous()
         hidden = model.embed_tokens(self._token)
         few = len(hidden) <= MAX_ROWS
         for layer, block in enumerate(model.layers):
             attention, mlp = block.self_attn, block.mlp
-            projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+            projections = [
+                attention.q_proj.weight,
+                attention.k_proj.weight,
+                attention.v_proj.weight,
+            ]
             norm, eps = block.input_layernorm, config.rms_norm_eps
             if few:
                 qkv = few_rows_linear(hidden, projections, norm=norm.weight, eps=eps)
@@ -110,14 +124,25 @@ class DecodeStep:
                 normed = norm(hidden)
                 qkv = torch.cat([F.linear(normed, weight) for weight in projections], dim=1)
             attended = ring_attention(
-                qkv, cache.keys[layer], cache.values[layer], cos, sin, self._length, self._padding, self._workspace,
+                qkv,
+                cache.keys[layer],
+                cache.values[layer],
+                cos,
+                sin,
+                self._length,
+                self._padding,
+                self._workspace,
                 config.num_attention_heads,
-            )  # fmt: skip
+            )
             norm = block.post_attention_layernorm
             if few:
                 hidden = few_rows_linear(attended, [attention.o_proj.weight], residual=hidden)
                 inner = few_rows_linear(
-                    hidden, [mlp.gate_proj.weight, mlp.up_proj.weight], norm=norm.weight, eps=eps, gated=True
+                    hidden,
+                    [mlp.gate_proj.weight, mlp.up_proj.weight],
+                    norm=norm.weight,
+                    eps=eps,
+                    gated=True,
                 )
                 hidden = few_rows_linear(inner, [mlp.down_proj.weight], residual=hidden)
             else:
@@ -125,6 +150,9 @@ class DecodeStep:
                 hidden = hidden + mlp(norm(hidden))
         if few:
             return few_rows_linear(
-                hidden, [self._model.lm_head.weight], norm=model.norm.weight, eps=config.rms_norm_eps
+                hidden,
+                [self._model.lm_head.weight],
+                norm=model.norm.weight,
+                eps=config.rms_norm_eps,
             )
         return self._model.lm_head(model.norm(hidden))

@@ -1,9 +1,12 @@
-"""The 36-block decoder: embedding, pre-RMSNorm blocks of windowed grouped-query attention and SwiGLU, norm, head.
+"""The 36-block decoder: embedding, pre-RMSNorm blocks of windowed grouped-query attention and
+SwiGLU, norm, head.
 
-Guarantees: parameters have the names and shapes of transformers' `MistralForCausalLM`, and the same weights give the same logits
-(1e-5 in float32, tests/model/test_parity.py); packed documents never see each other; `init_weights` gives the same weights for
-the same seed. Holds no buffers, so a model built on the meta device has nothing to restore but its parameters.
-Does not: compute a loss (training does, from `forward` or `hidden_states`), load or save (convert.py), sample (generate.py).
+Guarantees: parameters have the names and shapes of transformers' `MistralForCausalLM`, and the same
+weights give the same logits (1e-5 in float32, tests/model/test_parity.py); packed documents never
+see each other; `init_weights` gives the same weights for the same seed. Holds no buffers, so a
+model built on the meta device has nothing to restore but its parameters.
+Does not: compute a loss (training does, from `forward` or `hidden_states`), load or save
+(convert.py), sample (generate.py).
 """
 
 from functools import partial
@@ -19,7 +22,9 @@ from moxin_lab.model.config import MoxinConfig
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` without bias and without its own initialisation, which `init_weights` would only overwrite."""
+    """`nn.Linear` without bias and without its own initialisation, which `init_weights` would only
+    overwrite.
+    """
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
@@ -29,7 +34,9 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv 1910.07467), in float32 inside."""
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv 1910.07467), in float32
+    inside.
+    """
 
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -41,13 +48,17 @@ class RMSNorm(nn.Module):
 
 
 def rotary_angles(position_ids: Tensor, config: MoxinConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of position x theta^(-2i/D), float32 [B or 1, T, 1, D], for `rotate`: pair i stands at i and at i + D/2, and
-    the first half of sin carries the minus sign of the rotation.
+    """cos and sin of position x theta^(-2i/D), float32 [B or 1, T, 1, D], for `rotate`: pair i
+    stands at i and at i + D/2, and the first half of sin carries the minus sign of the rotation.
 
-    Su et al. 2021, arXiv 2104.09864, in the half-split layout of the released weights. Angles are float32 whatever the weights
+    Su et al. 2021, arXiv 2104.09864, in the half-split layout of the released weights. Angles are
+    float32 whatever the weights
     are: bfloat16 cannot tell positions apart beyond 256.
     """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device) / config.head_dim
+    exponents = (
+        torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device)
+        / config.head_dim
+    )
     angles = position_ids[:, :, None, None].float() * (1.0 / config.rope_theta**exponents)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
@@ -55,8 +66,12 @@ def rotary_angles(position_ids: Tensor, config: MoxinConfig) -> tuple[Tensor, Te
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (i, i + D/2) of heads [B, T, H, D] by its angle."""
-    # Fewer passes over memory than negating and joining halves, which is a tenth of a block's time on the CPU at tiny width.
-    cos, sin = cos.to(heads.dtype), sin.to(heads.dtype)  # under autocast the projections are narrower than the angles
+    # Fewer passes over memory than negating and joining halves, which is a tenth of a block's time
+    # on the CPU at tiny width.
+    cos, sin = (
+        cos.to(heads.dtype),
+        sin.to(heads.dtype),
+    )  # under autocast the projections are narrower than the angles
     return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, dims=-1), sin)
 
 
@@ -84,8 +99,12 @@ class Attention(nn.Module):
         backend: str,
     ) -> Tensor:
         batch, length, _ = hidden_states.shape
-        query = rotate(self.q_proj(hidden_states).view(batch, length, -1, self.head_dim), *rotary).transpose(1, 2)
-        key = rotate(self.k_proj(hidden_states).view(batch, length, -1, self.head_dim), *rotary).transpose(1, 2)
+        query = rotate(
+            self.q_proj(hidden_states).view(batch, length, -1, self.head_dim), *rotary
+        ).transpose(1, 2)
+        key = rotate(
+            self.k_proj(hidden_states).view(batch, length, -1, self.head_dim), *rotary
+        ).transpose(1, 2)
         value = self.v_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
         if cache is not None:
             key, value = cache.update(self.layer, key, value)
@@ -134,7 +153,9 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Everything below the head; a module of its own for the sake of the parameter names (`model.`)."""
+    """Everything below the head; a module of its own for the sake of the parameter names
+    (`model.`).
+    """
 
     def __init__(self, config: MoxinConfig) -> None:
         super().__init__()
@@ -142,17 +163,22 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, config.hidden_size), freeze=False
         )
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Block(config, layer) for layer in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
-# mm is every projection. Attention's own products (bmm in the reference) are left out: they grow with the square of the length.
-# A fused attention with dropout must be left out too: not run again, it would leave later dropouts another random state.
+# mm is every projection. Attention's own products (bmm in the reference) are left out: they grow
+# with the square of the length. A fused attention with dropout must be left out too: not run again,
+# it would leave later dropouts another random state.
 SAVED_OPERATIONS = [torch.ops.aten.mm.default]
 ACTIVATION_CHECKPOINTING = {
     "none": None,
     "selective": partial(
-        checkpoint, use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, SAVED_OPERATIONS)
+        checkpoint,
+        use_reentrant=False,
+        context_fn=partial(create_selective_checkpoint_contexts, SAVED_OPERATIONS),
     ),
     "full": partial(checkpoint, use_reentrant=False),
 }
@@ -163,12 +189,14 @@ class MoxinForCausalLM(nn.Module):
 
     `attention_backend`: see attention.py; weights are drawn from `generator` (see `init_weights`).
 
-    `activation_checkpointing`: what a training step keeps of each block for its backward pass (Chen et al. 2016, arXiv
-    1604.06174). "none": everything. "full": the block's input; the block runs again in the backward pass, about a third more
-    arithmetic. "selective": the input and what the projections return; norms, rotation, attention and SiLU run again, projections
-    do not. Losses and gradients are the same, dropout included, and to the bit where the operations are deterministic, as on the
-    CPU. It acts in training mode with gradients and without a cache, may be assigned between steps, and is no part of the
-    configuration. Raises ValueError for an unknown name.
+    `activation_checkpointing`: what a training step keeps of each block for its backward pass (Chen
+    et al. 2016, arXiv 1604.06174). "none": everything. "full": the block's input; the block runs
+    again in the backward pass, about a third more arithmetic. "selective": the input and what the
+    projections return; norms, rotation, attention and SiLU run again, projections do not. Losses
+    and gradients are the same, dropout included, and to the bit where the operations are
+    deterministic, as on the CPU. It acts in training mode with gradients and without a cache, may
+    be assigned between steps, and is no part of the configuration. Raises ValueError for an unknown
+    name.
     """
 
     def __init__(
@@ -203,10 +231,11 @@ class MoxinForCausalLM(nn.Module):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew: the same generator state gives the same weights.
 
-        Normal with standard deviation `initializer_range`; norms are one; the two matrices that write into the residual stream
-        (o_proj, down_proj) have it divided by sqrt(2 x num_hidden_layers), so that the stream's variance at the top does not
-        grow with depth (Radford et al. 2019, GPT-2). The report speaks of a "custom initialization scheme" and gives no
-        formula; this one is our choice.
+        Normal with standard deviation `initializer_range`; norms are one; the two matrices that
+        write into the residual stream (o_proj, down_proj) have it divided by sqrt(2 x
+        num_hidden_layers), so that the stream's variance at the top does not grow with depth
+        (Radford et al. 2019, GPT-2). The report speaks of a "custom initialization scheme" and
+        gives no formula; this one is our choice.
         """
         std = self.config.initializer_range
         residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
@@ -226,11 +255,16 @@ class MoxinForCausalLM(nn.Module):
         document_ids: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """The states that the head reads, [B, T, hidden_size], after the last norm; arguments as in `forward`."""
+        """The states that the head reads, [B, T, hidden_size], after the last norm; arguments as in
+        `forward`.
+        """
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, not [B, T]")
         return self.states_of_embeddings(
-            self.model.embed_tokens(input_ids), position_ids=position_ids, document_ids=document_ids, cache=cache
+            self.model.embed_tokens(input_ids),
+            position_ids=position_ids,
+            document_ids=document_ids,
+            cache=cache,
         )
 
     def states_of_embeddings(
@@ -241,16 +275,22 @@ class MoxinForCausalLM(nn.Module):
         document_ids: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """`hidden_states` from what stands in place of `embed_tokens(input_ids)`, [B, T, C]: text and patches, say."""
+        """`hidden_states` from what stands in place of `embed_tokens(input_ids)`, [B, T, C]: text
+        and patches, say.
+        """
         rows, length, _ = embeddings.shape
         if document_ids is not None and document_ids.shape != (rows, length):
-            raise ValueError(f"document_ids has shape {tuple(document_ids.shape)}, input_ids {(rows, length)}")
+            raise ValueError(
+                f"document_ids has shape {tuple(document_ids.shape)}, input_ids {(rows, length)}"
+            )
         if cache is not None and document_ids is not None:
             raise ValueError(
                 "document_ids do not go with a cache, which holds one document a row; give padding to the cache"
             )
         if cache is not None and cache.keys.shape[1] != rows:
-            raise ValueError(f"a cache of {cache.keys.shape[1]} rows does not go with {rows} rows of input_ids")
+            raise ValueError(
+                f"a cache of {cache.keys.shape[1]} rows does not go with {rows} rows of input_ids"
+            )
         first = 0 if cache is None else cache.length
         if length == 0:
             raise ValueError("input_ids has no tokens")
@@ -261,7 +301,9 @@ class MoxinForCausalLM(nn.Module):
             )
         window, device = self.config.sliding_window, embeddings.device
         if cache is None:
-            mask = AttentionMask.build(length, sliding_window=window, document_ids=document_ids, device=device)
+            mask = AttentionMask.build(
+                length, sliding_window=window, document_ids=document_ids, device=device
+            )
         else:
             mask = cache.begin(length, window)
         if position_ids is None:
@@ -285,11 +327,15 @@ class MoxinForCausalLM(nn.Module):
         return self.model.norm(hidden_states)
 
     def _query_like(self, hidden_states: Tensor) -> Tensor:
-        """A tensor without storage of its own with the shape, dtype and device that queries of `hidden_states` have."""
+        """A tensor without storage of its own with the shape, dtype and device that queries of
+        `hidden_states` have.
+        """
         device_type = hidden_states.device.type
         autocast = torch.is_autocast_enabled(device_type)
         dtype = (
-            torch.get_autocast_dtype(device_type) if autocast else self.model.layers[0].self_attn.q_proj.weight.dtype
+            torch.get_autocast_dtype(device_type)
+            if autocast
+            else self.model.layers[0].self_attn.q_proj.weight.dtype
         )
         batch, length, _ = hidden_states.shape
         shape = batch, self.config.num_attention_heads, length, self.config.head_dim
@@ -325,17 +371,23 @@ class MoxinForCausalLM(nn.Module):
 
         Args:
             input_ids: int64 [B, T].
-            position_ids: int64 [B or 1, T], the rotary positions; default: places within the row, and with a cache they go on
+            position_ids: int64 [B or 1, T], the rotary positions; default: places within the row,
+            and with a cache they go on
                 from what it holds. Only differences matter, so packed documents need no restart.
-            document_ids: int64 [B, T], packed rows: tokens see only tokens of their own number; -1 is padding.
-            cache: keys and values of earlier tokens; `input_ids` continue them (any number of tokens at a time).
+            document_ids: int64 [B, T], packed rows: tokens see only tokens of their own number; -1
+            is padding.
+            cache: keys and values of earlier tokens; `input_ids` continue them (any number of
+            tokens at a time).
             logits_to_keep: compute the last so many places only; T then is this number.
 
-        Raises ValueError for shapes that do not fit and for more tokens than `max_position_embeddings`.
+        Raises ValueError for shapes that do not fit and for more tokens than
+        `max_position_embeddings`.
         """
         if logits_to_keep is not None and logits_to_keep < 1:
             raise ValueError(f"logits_to_keep is {logits_to_keep}: it must be at least 1")
-        hidden_states = self.hidden_states(input_ids, position_ids=position_ids, document_ids=document_ids, cache=cache)
+        hidden_states = self.hidden_states(
+            input_ids, position_ids=position_ids, document_ids=document_ids, cache=cache
+        )
         if logits_to_keep is not None:
             hidden_states = hidden_states[:, -logits_to_keep:]
         return self.lm_head(hidden_states)

@@ -1,10 +1,12 @@
-"""Text continuation with the rolling cache: greedy, temperature and top-p sampling, in batches, as a stream.
+"""Text continuation with the rolling cache: greedy, temperature and top-p sampling, in batches, as
+a stream.
 
-On a GPU, tokens after the prompt run through the decoding kernels in a CUDA graph (decode.py) where these can run the model,
-else, as on the CPU, through the model itself.
+On a GPU, tokens after the prompt run through the decoding kernels in a CUDA graph (decode.py) where
+these can run the model, else, as on the CPU, through the model itself.
 
-Guarantees: greedy output equals transformers' `generate` on the same checkpoint; a row of a padded batch gets what it would get
-alone; memory does not grow with the number of tokens beyond the window.
+Guarantees: greedy output equals transformers' `generate` on the same checkpoint; a row of a padded
+batch gets what it would get alone; memory does not grow with the number of tokens beyond the
+window.
 Does not: beam search, repetition penalties, or tokenising.
 """
 
@@ -19,9 +21,13 @@ from moxin_lab.model.cache import RollingCache
 from moxin_lab.model.decoder import MoxinForCausalLM
 
 
-def sample(logits: Tensor, *, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
-    """One token id [B] from logits [B, V]. Temperature 0 takes the largest; top-p (Holtzman et al. 2020, arXiv 1904.09751)
-    draws from the smallest set of tokens whose probabilities sum to at least `top_p`."""
+def sample(
+    logits: Tensor, *, temperature: float, top_p: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """One token id [B] from logits [B, V]. Temperature 0 takes the largest; top-p (Holtzman et al.
+    2020, arXiv 1904.09751) draws from the smallest set of tokens whose probabilities sum to at
+    least `top_p`.
+    """
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = (logits.float() / temperature).softmax(dim=-1)
@@ -47,30 +53,47 @@ def stream(
     prefill_chunk: int = 4096,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """Yields token ids int64 [B], one step at a time, until every row has given `eos_token_id` or `max_new_tokens` are made.
+    """Yields token ids int64 [B], one step at a time, until every row has given `eos_token_id` or
+    `max_new_tokens` are made.
 
-    input_ids: int64 [B, T], padded on the left; attention_mask [B, T] is 0 on the padding. A row that has ended yields
-    `pad_token_id`. prefill_chunk: tokens of the prompt that go through the model at once. Raises ValueError for settings or
-    lengths that make no sense, before any work.
+    input_ids: int64 [B, T], padded on the left; attention_mask [B, T] is 0 on the padding. A row
+    that has ended yields `pad_token_id`. prefill_chunk: tokens of the prompt that go through the
+    model at once. Raises ValueError for settings or lengths that make no sense, before any work.
     """
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, not [B, T] with at least one token")
+        raise ValueError(
+            f"input_ids has shape {tuple(input_ids.shape)}, not [B, T] with at least one token"
+        )
     if max_new_tokens < 1 or prefill_chunk < 1:
-        raise ValueError(f"max_new_tokens {max_new_tokens} and prefill_chunk {prefill_chunk} must be at least 1")
+        raise ValueError(
+            f"max_new_tokens {max_new_tokens} and prefill_chunk {prefill_chunk} must be at least 1"
+        )
     if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"temperature {temperature} must be at least 0, top_p {top_p} above 0 and at most 1")
+        raise ValueError(
+            f"temperature {temperature} must be at least 0, top_p {top_p} above 0 and at most 1"
+        )
     batch, length = input_ids.shape
     limit = model.config.max_position_embeddings
     if length + max_new_tokens > limit:
-        raise ValueError(f"{length} tokens of prompt and {max_new_tokens} new ones are more than the {limit} positions")
+        raise ValueError(
+            f"{length} tokens of prompt and {max_new_tokens} new ones are more than the {limit} positions"
+        )
     padding = None if attention_mask is None else _left_padding(attention_mask, input_ids)
     cache = RollingCache(
-        model.config, batch, padding=padding, dtype=model.lm_head.weight.dtype, device=model.lm_head.weight.device
+        model.config,
+        batch,
+        padding=padding,
+        dtype=model.lm_head.weight.dtype,
+        device=model.lm_head.weight.device,
     )
     for chunk in input_ids.split(prefill_chunk, dim=1):
         logits = model(chunk, cache=cache, logits_to_keep=1)
     kernels = cache.keys.is_cuda and decode.refusal(model, cache.keys.device) is None
-    step_of = decode.DecodeStep(model, cache) if kernels else lambda token: model(token[:, None], cache=cache)[:, -1]
+    step_of = (
+        decode.DecodeStep(model, cache)
+        if kernels
+        else lambda token: model(token[:, None], cache=cache)[:, -1]
+    )
     logits = logits[:, -1]
     ended = torch.zeros(batch, dtype=torch.bool, device=input_ids.device)
     for step in range(max_new_tokens):
@@ -85,8 +108,12 @@ def stream(
             logits = step_of(token)
 
 
-def generate(model: MoxinForCausalLM, input_ids: Tensor, *, max_new_tokens: int, **options: Any) -> Tensor:
-    """`stream` collected: input_ids and what follows, int64 [B, T + new]. Options are those of `stream`."""
+def generate(
+    model: MoxinForCausalLM, input_ids: Tensor, *, max_new_tokens: int, **options: Any
+) -> Tensor:
+    """`stream` collected: input_ids and what follows, int64 [B, T + new]. Options are those of
+    `stream`.
+    """
     tokens = list(stream(model, input_ids, max_new_tokens=max_new_tokens, **options))
     return torch.cat((input_ids, torch.stack(tokens, dim=1)), dim=1)
 
@@ -94,7 +121,9 @@ def generate(model: MoxinForCausalLM, input_ids: Tensor, *, max_new_tokens: int,
 def _left_padding(attention_mask: Tensor, input_ids: Tensor) -> Tensor:
     """Padding tokens in front of each row, int64 [B]."""
     if attention_mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}")
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}"
+        )
     kept = attention_mask.long()
     if bool((kept[:, 1:] < kept[:, :-1]).any()) or not bool(kept[:, -1].all()):
         raise ValueError("attention_mask has a 0 behind a 1: pad prompts on the left")

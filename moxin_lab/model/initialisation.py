@@ -1,7 +1,9 @@
-"""What the initialisation does along the depth: size of the residual stream and of its gradient behind each block.
+"""What the initialisation does along the depth: size of the residual stream and of its gradient
+behind each block.
 
-Guarantees: the decoder's own `init_weights` and forward pass; "plain" differs from it in one thing, the two matrices that write
-into the residual stream are not divided by sqrt(2 x blocks). Nothing is trained. Does not: show which scheme trains better.
+Guarantees: the decoder's own `init_weights` and forward pass; "plain" differs from it in one thing,
+the two matrices that write into the residual stream are not divided by sqrt(2 x blocks). Nothing is
+trained. Does not: show which scheme trains better.
 """
 
 import dataclasses
@@ -20,7 +22,9 @@ SCHEMES = ("depth-scaled", "plain")
 
 
 def initialised(config: MoxinConfig, scheme: str, seed: int) -> MoxinForCausalLM:
-    """A fresh model by `scheme`; the draws are the same for both. Raises ValueError for an unknown scheme."""
+    """A fresh model by `scheme`; the draws are the same for both. Raises ValueError for an unknown
+    scheme.
+    """
     if scheme not in SCHEMES:
         raise ValueError(f"unknown scheme {scheme!r}: available are {', '.join(SCHEMES)}")
     model = MoxinForCausalLM(config, generator=torch.Generator().manual_seed(seed))
@@ -32,11 +36,15 @@ def initialised(config: MoxinConfig, scheme: str, seed: int) -> MoxinForCausalLM
     return model
 
 
-def residual_by_depth(config: MoxinConfig, *, seeds: list[int], rows: int = 2, length: int = 64) -> pd.DataFrame:
-    """Root mean square of the residual stream behind each block, and of the gradient that arrives there.
+def residual_by_depth(
+    config: MoxinConfig, *, seeds: list[int], rows: int = 2, length: int = 64
+) -> pd.DataFrame:
+    """Root mean square of the residual stream behind each block, and of the gradient that arrives
+    there.
 
-    Random tokens, the loss of predicting other random tokens (mean over them; the gradient is multiplied by their number, so that
-    it does not shrink with the batch). Columns: scheme, seed, block (0 is the embedding), rms, gradient.
+    Random tokens, the loss of predicting other random tokens (mean over them; the gradient is
+    multiplied by their number, so that it does not shrink with the batch). Columns: scheme, seed,
+    block (0 is the embedding), rms, gradient.
     """
     found = []
     for scheme in SCHEMES:
@@ -44,7 +52,12 @@ def residual_by_depth(config: MoxinConfig, *, seeds: list[int], rows: int = 2, l
             model = initialised(config, scheme, seed)
             states: list[Tensor] = []
 
-            def catch(module: torch.nn.Module, inputs: object, output: Tensor, states: list[Tensor] = states) -> None:
+            def catch(
+                module: torch.nn.Module,
+                inputs: object,
+                output: Tensor,
+                states: list[Tensor] = states,
+            ) -> None:
                 output.retain_grad()
                 states.append(output)
 
@@ -52,7 +65,9 @@ def residual_by_depth(config: MoxinConfig, *, seeds: list[int], rows: int = 2, l
                 module.register_forward_hook(catch)
             logits = model(random_tokens(config, rows, length, seed))
             labels = random_tokens(config, rows, length, seed + 1_000_000)
-            F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum").backward()
+            F.cross_entropy(
+                logits.flatten(0, 1).float(), labels.flatten(), reduction="sum"
+            ).backward()
             for block, state in enumerate(states):
                 if state.grad is None:
                     raise RuntimeError(f"no gradient reached the stream behind block {block}")
@@ -64,14 +79,19 @@ def _rms(tensor: Tensor) -> float:
     return tensor.detach().double().pow(2).mean().sqrt().item()
 
 
-def by_number_of_blocks(config: MoxinConfig, numbers: list[int], *, seeds: list[int]) -> pd.DataFrame:
+def by_number_of_blocks(
+    config: MoxinConfig, numbers: list[int], *, seeds: list[int]
+) -> pd.DataFrame:
     """Size at the top of models of several depths: does it grow with depth, or not?
 
-    Indexed by blocks; columns: the rms behind the last block under each scheme (means over seeds), and of the embedding.
+    Indexed by blocks; columns: the rms behind the last block under each scheme (means over seeds),
+    and of the embedding.
     """
     rows = {}
     for number in numbers:
         shallow = dataclasses.replace(config, num_hidden_layers=number)
         means = residual_by_depth(shallow, seeds=seeds).groupby(["scheme", "block"])["rms"].mean()
-        rows[number] = {scheme: means[scheme, number] for scheme in SCHEMES} | {"embedding": means[SCHEMES[0], 0]}
+        rows[number] = {scheme: means[scheme, number] for scheme in SCHEMES} | {
+            "embedding": means[SCHEMES[0], 0]
+        }
     return pd.DataFrame(rows).T.rename_axis("blocks")

@@ -1,1 +1,3 @@
-"""Stage 10: how open the release is, what was claimed and what was found, and hashes that bind a report to what made it."""
+"""Stage 10: how open the release is, what was claimed and what was found, and hashes that bind a
+report to what made it.
+"""

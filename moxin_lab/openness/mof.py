@@ -1,20 +1,30 @@
-"""The Model Openness Framework (MOF, arXiv 2403.13784): evaluates a `MOF.yml` into a class, progress and what is missing.
+"""The Model Openness Framework (MOF, arXiv 2403.13784): evaluates a `MOF.yml` into a class,
+progress and what is missing.
 
     evaluation = evaluate(Path("MOF.yml"))
     print(format_text(evaluation))
 
-Our own code for the rules that the Model Openness Tool (MOT, github.com/lfai/model_openness_tool at 8b5d30e) applies:
+Our own code for the rules that the Model Openness Tool (MOT, github.com/lfai/model_openness_tool at
+8b5d30e) applies:
 
-- A component's licence is its own, else the release's licence for its content type (code, data, document), else the licence of
-  the distribution; else it is unlicensed. An empty licence written beside a component means unlicensed and inherits nothing.
-- A component counts when its licence is open (OSI, FSF, open data, OpenMDW). Open but unusual for its content type counts too,
+- A component's licence is its own, else the release's licence for its content type (code, data,
+  document), else the licence of
+  the distribution; else it is unlicensed. An empty licence written beside a component means
+  unlicensed and inherits nothing.
+- A component counts when its licence is open (OSI, FSF, open data, OpenMDW). Open but unusual for
+  its content type counts too,
   with a warning. Anything else is invalid.
-- Classes build on each other: III (open model), II (open tooling), I (open science). Progress of a class is the share of its
-  required components, those of the classes below included; it is 0 while the class below is not met.
-- A research paper stands in for the technical report, in classes III and II as a component, in class I by asking for one fewer.
+- Classes build on each other: III (open model), II (open tooling), I (open science). Progress of a
+  class is the share of its
+  required components, those of the classes below included; it is 0 while the class below is not
+  met.
+- A research paper stands in for the technical report, in classes III and II as a component, in
+  class I by asking for one fewer.
 
-Guarantees: agrees with MOT's own fixtures on progress and counts; refuses component names that MOT would silently ignore.
-Does not: check that a component exists. That is what the sidecar `<name>.evidence.yml` and notebook 10 are for.
+Guarantees: agrees with MOT's own fixtures on progress and counts; refuses component names that MOT
+would silently ignore.
+Does not: check that a component exists. That is what the sidecar `<name>.evidence.yml` and notebook
+10 are for.
 """
 
 import difflib
@@ -33,7 +43,9 @@ CATALOGUE_FILE = Path(__file__).parent / "mof_catalogue.yml"
 TECHNICAL_REPORT = "Technical report"
 RESEARCH_PAPER = "Research paper"
 RECOMMENDED_LICENCE = {"code": "Apache-2.0", "data": "CDLA-Permissive-2.0", "document": "CC-BY-4.0"}
-"""By content type; source: LF AI & Data, "Simplifying AI model licensing with OpenMDW" (22 July 2025)."""
+"""By content type; source: LF AI & Data, "Simplifying AI model licensing with OpenMDW" (22 July
+2025).
+"""
 
 
 class MofError(LabError):
@@ -52,7 +64,9 @@ class Component:
     """`included`, `invalid` (licence not open), `unlicensed` or `absent`."""
     licence: str = ""
     licence_from: str = ""
-    """Where the licence was found: `component`, `release.license.<type>` or `release.license.distribution`."""
+    """Where the licence was found: `component`, `release.license.<type>` or
+    `release.license.distribution`.
+    """
     open: bool = False
     type_appropriate: bool = False
     description: str = ""
@@ -104,7 +118,9 @@ class Evaluation:
 
 @cache
 def catalogue() -> dict[str, Any]:
-    """The 17 components, the classes and the licence facts of `mof_catalogue.yml`, with the source they came from."""
+    """The 17 components, the classes and the licence facts of `mof_catalogue.yml`, with the source
+    they came from.
+    """
     return yaml.safe_load(CATALOGUE_FILE.read_text(encoding="utf-8"))
 
 
@@ -119,7 +135,9 @@ def is_type_appropriate(licence: str, content_type: str) -> bool:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read and check an entry. Raises MofError for a file that is unreadable, breaks the schema or names unknown components."""
+    """Read and check an entry. Raises MofError for a file that is unreadable, breaks the schema or
+    names unknown components.
+    """
     try:
         entry = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -130,17 +148,26 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def check(entry: Any, where: str = "entry") -> dict[str, Any]:
-    """A copy of the entry with dates as text. Raises MofError listing all that breaks the schema or the catalogue."""
+    """A copy of the entry with dates as text. Raises MofError listing all that breaks the schema or
+    the catalogue.
+    """
     entry = _dates_as_text(entry)
-    validator = jsonschema.Draft7Validator(_schema(), format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER)
+    validator = jsonschema.Draft7Validator(
+        _schema(), format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER
+    )
     problems = [
         f"{'.'.join(map(str, error.absolute_path)) or 'top level'}: {error.message}"
         for error in validator.iter_errors(entry)
     ]
     if not problems:
-        problems = _name_problems([component["name"] for component in entry["release"]["components"]])
+        problems = _name_problems(
+            [component["name"] for component in entry["release"]["components"]]
+        )
     if problems:
-        raise MofError(f"{where} is not a valid MOF entry:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        raise MofError(
+            f"{where} is not a valid MOF entry:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+        )
     return entry
 
 
@@ -154,7 +181,8 @@ def evaluate_entry(entry: dict[str, Any]) -> Evaluation:
     release = entry["release"]
     given = {component["name"]: component for component in release["components"]}
     components = tuple(
-        _component(fact, given.get(fact["name"]), release["license"]) for fact in catalogue()["components"]
+        _component(fact, given.get(fact["name"]), release["license"])
+        for fact in catalogue()["components"]
     )
     results = tuple(_class_result(number, components) for number in (3, 2, 1))
     results = _stop_at_first_unmet(results)
@@ -175,7 +203,8 @@ def evaluate_entry(entry: dict[str, Any]) -> Evaluation:
 
 
 def evidence(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The sidecar `<name>.evidence.yml` of an entry: component name -> {status, paths, artifact, licence, note}.
+    """The sidecar `<name>.evidence.yml` of an entry: component name -> {status, paths, artifact,
+    licence, note}.
 
     Raises MofError if it is missing, is not such a mapping or names an unknown component.
     """
@@ -194,17 +223,31 @@ def evidence(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def with_components(entry: dict[str, Any], extra: dict[str, str]) -> dict[str, Any]:
-    """A copy of an entry as it would be with more components, name -> licence; those already listed keep theirs."""
+    """A copy of an entry as it would be with more components, name -> licence; those already listed
+    keep theirs.
+    """
     listed = {component["name"] for component in entry["release"]["components"]}
-    added = [{"name": name, "license": licence} for name, licence in extra.items() if name not in listed]
-    return check({**entry, "release": {**entry["release"], "components": [*entry["release"]["components"], *added]}})
+    added = [
+        {"name": name, "license": licence} for name, licence in extra.items() if name not in listed
+    ]
+    return check(
+        {
+            **entry,
+            "release": {
+                **entry["release"],
+                "components": [*entry["release"]["components"], *added],
+            },
+        }
+    )
 
 
 def format_text(evaluation: Evaluation) -> str:
     """Class, progress, the 17 components, warnings and what the next class needs, for a terminal."""
     lines = [f"{evaluation.release} ({evaluation.producer}): {evaluation.class_name}", ""]
     for result in evaluation.classes:
-        lines.append(f"  {result.name:<26} {result.progress:5.1f} %  {'met' if result.met else 'not met'}")
+        lines.append(
+            f"  {result.name:<26} {result.progress:5.1f} %  {'met' if result.met else 'not met'}"
+        )
     lines += ["", f"  {'component':<32} {'class':<6} {'status':<11} {'licence':<22} from"]
     numerals = {3: "III", 2: "II", 1: "I"}
     for component in evaluation.components:
@@ -218,7 +261,9 @@ def format_text(evaluation: Evaluation) -> str:
 
 
 def next_steps(evaluation: Evaluation) -> list[str]:
-    """What stands between the release and the next class, a line a reason; empty when class I is met."""
+    """What stands between the release and the next class, a line a reason; empty when class I is
+    met.
+    """
     result = evaluation.next_class
     if result is None:
         return []
@@ -229,7 +274,9 @@ def next_steps(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def _component(fact: dict[str, Any], given: dict[str, Any] | None, licences: dict[str, Any]) -> Component:
+def _component(
+    fact: dict[str, Any], given: dict[str, Any] | None, licences: dict[str, Any]
+) -> Component:
     common = {
         "name": fact["name"],
         "content_type": fact["content_type"],
@@ -253,7 +300,9 @@ def _component(fact: dict[str, Any], given: dict[str, Any] | None, licences: dic
     )
 
 
-def _resolve_licence(given: dict[str, Any], content_type: str, licences: dict[str, Any]) -> tuple[str, str]:
+def _resolve_licence(
+    given: dict[str, Any], content_type: str, licences: dict[str, Any]
+) -> tuple[str, str]:
     if "license" in given:
         return given["license"], "component"
     for key in (content_type, "distribution"):
@@ -263,8 +312,14 @@ def _resolve_licence(given: dict[str, Any], content_type: str, licences: dict[st
 
 
 def _class_result(number: int, components: tuple[Component, ...]) -> ClassResult:
-    """Progress of a class taken by itself; `_stop_at_first_unmet` applies the rule that classes build on each other."""
-    asked = [component for component in components if component.required and component.mof_class >= number]
+    """Progress of a class taken by itself; `_stop_at_first_unmet` applies the rule that classes
+    build on each other.
+    """
+    asked = [
+        component
+        for component in components
+        if component.required and component.mof_class >= number
+    ]
     report = next(component for component in components if component.name == TECHNICAL_REPORT)
     paper = next(component for component in components if component.name == RESEARCH_PAPER)
     total = len(asked)
@@ -329,7 +384,9 @@ def _dates_as_text(value: Any) -> Any:
 
 
 def _schema() -> dict[str, Any]:
-    """JSON Schema (draft 7) of an entry, with MOT's field names and enumerations; `name` of a component is asked for as well."""
+    """JSON Schema (draft 7) of an entry, with MOT's field names and enumerations; `name` of a
+    component is asked for as well.
+    """
     facts = catalogue()["schema"]
     text = {"type": "string"}
     day = {"type": "string", "format": "date"}
@@ -343,8 +400,14 @@ def _schema() -> dict[str, Any]:
             "name": {"type": "string", "minLength": 1},
             "date": day,
             **dict.fromkeys(("version", "origin", "producer", "contact"), text),
-            **{field: {"type": "string", "enum": facts[field]} for field in ("type", "architecture", "treatment")},
-            "license": {"type": "object", "properties": dict.fromkeys(("distribution", *RECOMMENDED_LICENCE), licence)},
+            **{
+                field: {"type": "string", "enum": facts[field]}
+                for field in ("type", "architecture", "treatment")
+            },
+            "license": {
+                "type": "object",
+                "properties": dict.fromkeys(("distribution", *RECOMMENDED_LICENCE), licence),
+            },
             "components": {
                 "type": "array",
                 "maxItems": len(catalogue()["components"]),

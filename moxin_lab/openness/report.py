@@ -1,6 +1,8 @@
-"""Tables and pictures of notebook 10. Each function takes plain results and returns a DataFrame, a figure or a text.
+"""Tables and pictures of notebook 10. Each function takes plain results and returns a DataFrame, a
+figure or a text.
 
-Guarantees: text alternatives are made from the same values as the picture. Does not: decide a verdict or read a model.
+Guarantees: text alternatives are made from the same values as the picture. Does not: decide a
+verdict or read a model.
 """
 
 import textwrap
@@ -24,7 +26,13 @@ BLUE, VERMILION = OKABE_ITO[:2]
 NUMERALS = {3: "III", 2: "II", 1: "I"}
 LOOKS = {
     "counts": {"marker": "o", "color": BLUE, "s": 95},
-    "counts, with a warning": {"marker": "o", "facecolor": "white", "edgecolor": BLUE, "linewidth": 1.8, "s": 80},
+    "counts, with a warning": {
+        "marker": "o",
+        "facecolor": "white",
+        "edgecolor": BLUE,
+        "linewidth": 1.8,
+        "s": 80,
+    },
     "not included": {"marker": "x", "color": "#777777", "linewidth": 1.5, "s": 45},
 }
 """Three marks told apart by shape, so that the picture reads without colour."""
@@ -36,10 +44,14 @@ VERDICT_LOOKS = {
 
 
 def readings(root: Path) -> dict[str, mof.Evaluation]:
-    """The lab and upstream Moxin, each read in two ways; the first and third are the entries as committed."""
+    """The lab and upstream Moxin, each read in two ways; the first and third are the entries as
+    committed.
+    """
     lab, upstream = mof.load(root / "MOF.yml"), mof.load(root / "papers" / "moxin_mof.yml")
     local = {
-        name: item["licence"] for name, item in mof.evidence(root / "MOF.yml").items() if item["status"] == "local"
+        name: item["licence"]
+        for name, item in mof.evidence(root / "MOF.yml").items()
+        if item["status"] == "local"
     }
     marked = [
         {"name": name}
@@ -60,9 +72,22 @@ def class_table(evaluations: Mapping[str, mof.Evaluation]) -> pd.DataFrame:
     rows = []
     for name, evaluation in evaluations.items():
         nearest = evaluation.next_class
-        lacking = "nothing" if nearest is None else ", ".join(nearest.missing + nearest.unlicensed + nearest.invalid)
-        progress = {f"{NUMERALS[result.number]} (%)": result.progress for result in evaluation.classes}
-        rows.append({"release": name, "class": evaluation.class_name, **progress, "next class lacks": lacking})
+        lacking = (
+            "nothing"
+            if nearest is None
+            else ", ".join(nearest.missing + nearest.unlicensed + nearest.invalid)
+        )
+        progress = {
+            f"{NUMERALS[result.number]} (%)": result.progress for result in evaluation.classes
+        }
+        rows.append(
+            {
+                "release": name,
+                "class": evaluation.class_name,
+                **progress,
+                "next class lacks": lacking,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -76,7 +101,9 @@ def component_figure(evaluations: Mapping[str, mof.Evaluation]) -> Figure:
             look = _look(component)
             axes.scatter(x, y, label=None if look in drawn else look, **LOOKS[look])
             drawn.add(look)
-    names = [component.name + ("" if component.required else " (optional)") for component in components]
+    names = [
+        component.name + ("" if component.required else " (optional)") for component in components
+    ]
     axes.set_yticks(range(len(names)), names)
     axes.set_xticks(range(len(evaluations)), [_wrap(name) for name in evaluations])
     axes.xaxis.tick_top()
@@ -89,12 +116,18 @@ def component_figure(evaluations: Mapping[str, mof.Evaluation]) -> Figure:
     for number in (3, 2, 1):
         rows = [y for y, component in enumerate(components) if component.mof_class == number]
         axes.text(
-            len(evaluations) - 0.55, sum(rows) / len(rows), f"class {NUMERALS[number]}", rotation=270, va="center"
+            len(evaluations) - 0.55,
+            sum(rows) / len(rows),
+            f"class {NUMERALS[number]}",
+            rotation=270,
+            va="center",
         )
     axes.spines[["left", "bottom"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     order = [labels.index(name) for name in LOOKS if name in labels]
-    figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside lower center", ncols=3)
+    figure.legend(
+        [handles[i] for i in order], [labels[i] for i in order], loc="outside lower center", ncols=3
+    )
     return figure
 
 
@@ -102,13 +135,19 @@ def component_alt(evaluations: Mapping[str, mof.Evaluation]) -> str:
     """The picture of `component_figure` in words."""
     parts = []
     for name, evaluation in evaluations.items():
-        absent = [component.name for component in evaluation.components if component.status != "included"]
+        absent = [
+            component.name for component in evaluation.components if component.status != "included"
+        ]
         parts.append(f"{name}: {17 - len(absent)} of 17 count; not {', '.join(absent)}.")
     return "Grid of 17 components by four readings. " + " ".join(parts)
 
 
-def component_table(evaluation: mof.Evaluation, evidence: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """The 17 components of the lab: status, licence as resolved and where from, open, made for its type of content."""
+def component_table(
+    evaluation: mof.Evaluation, evidence: Mapping[str, Mapping[str, Any]]
+) -> pd.DataFrame:
+    """The 17 components of the lab: status, licence as resolved and where from, open, made for its
+    type of content.
+    """
     return pd.DataFrame(
         {
             "component": component.name,
@@ -126,28 +165,40 @@ def component_table(evaluation: mof.Evaluation, evidence: Mapping[str, Mapping[s
 def evidence_table(
     evidence: Mapping[str, Mapping[str, Any]], root: Path, records: Sequence[Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """Where each component lies, a row a place, with the first 12 digits of its SHA-256; or why there is no such place.
+    """Where each component lies, a row a place, with the first 12 digits of its SHA-256; or why
+    there is no such place.
 
     Raises LabError if a place that the evidence names does not exist.
     """
     rows = []
     for name, item in evidence.items():
         for place, sha256 in _places(item, root, records) or [(item["note"], "–")]:
-            rows.append({"component": name, "place, or why there is none": place, "SHA-256": sha256[:12]})
+            rows.append(
+                {"component": name, "place, or why there is none": place, "SHA-256": sha256[:12]}
+            )
     return pd.DataFrame(rows)
 
 
-def _places(item: Mapping[str, Any], root: Path, records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _places(
+    item: Mapping[str, Any], root: Path, records: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
     if item["status"] != "local":
         return [(path, describe(root / path)["sha256"]) for path in item.get("paths", [])]
     for record in records:
         if output := record["outputs"].get(item["artifact"]):
-            return [(f"local: runs/{record['scale']}/{record['stage']}/{item['artifact']}", output["sha256"])]
+            return [
+                (
+                    f"local: runs/{record['scale']}/{record['stage']}/{item['artifact']}",
+                    output["sha256"],
+                )
+            ]
     return [(f"local: artifact {item['artifact']}, not made yet at this scale", "–")]
 
 
 def data_card_table(root: Path) -> pd.DataFrame:
-    """The data sets of `data_cards/`: licence as their card states it, rows, bytes and the SHA-256 of their data."""
+    """The data sets of `data_cards/`: licence as their card states it, rows, bytes and the SHA-256
+    of their data.
+    """
     rows = []
     for card in sorted((root / "data_cards").glob("*/README.md")):
         matter = yaml.safe_load(card.read_text(encoding="utf-8").split("---", 2)[1])
@@ -164,8 +215,12 @@ def data_card_table(root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def upstream_table(evaluation: mof.Evaluation, evidence: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """The 17 components of upstream Moxin: what was found, how the blog marks it, whether it counts here."""
+def upstream_table(
+    evaluation: mof.Evaluation, evidence: Mapping[str, Mapping[str, Any]]
+) -> pd.DataFrame:
+    """The 17 components of upstream Moxin: what was found, how the blog marks it, whether it counts
+    here.
+    """
     rows = [
         {
             "component": component.name,
@@ -186,11 +241,21 @@ def verdict_figure(verdicts: Sequence[claims.Verdict]) -> Figure:
     figure, axes = plt.subplots(figsize=(7.0, 0.42 * len(counts) + 1.5), layout="constrained")
     left = pd.Series(0, index=counts.index)
     for verdict, look in VERDICT_LOOKS.items():
-        axes.barh(counts.index, counts[verdict], left=left, label=verdict, edgecolor="white", **look)
+        axes.barh(
+            counts.index, counts[verdict], left=left, label=verdict, edgecolor="white", **look
+        )
         for topic, count in counts[verdict].items():
             if count:
                 box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.9}
-                axes.text(left[topic] + count / 2, topic, str(count), ha="center", va="center", fontsize=9, bbox=box)
+                axes.text(
+                    left[topic] + count / 2,
+                    topic,
+                    str(count),
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    bbox=box,
+                )
         left += counts[verdict]
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -203,7 +268,9 @@ def verdict_counts(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
     """Number of claims by topic (rows, in the order of the claims) and verdict (columns)."""
     pairs = Counter((item.topic, item.verdict) for item in verdicts)
     topics = list(dict.fromkeys(item.topic for item in verdicts))
-    return pd.DataFrame({v: [pairs[topic, v] for topic in topics] for v in VERDICT_LOOKS}, index=topics)
+    return pd.DataFrame(
+        {v: [pairs[topic, v] for topic in topics] for v in VERDICT_LOOKS}, index=topics
+    )
 
 
 def verdict_alt(verdicts: Sequence[claims.Verdict]) -> str:
@@ -218,7 +285,12 @@ def verdict_alt(verdicts: Sequence[claims.Verdict]) -> str:
 def decided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
     """Claims with a verdict of this run: what was said, what was found."""
     rows = [
-        {"claim": f"{v.id}: {v.claim}", "verdict": v.verdict, "evidence": v.evidence, "notebook": v.stage[:2]}
+        {
+            "claim": f"{v.id}: {v.claim}",
+            "verdict": v.verdict,
+            "evidence": v.evidence,
+            "notebook": v.stage[:2],
+        }
         for v in verdicts
         if v.verdict != "not attempted"
     ]
@@ -226,9 +298,15 @@ def decided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
 
 
 def undecided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
-    """Claims without one: what a notebook saw or why there is none, and the command that would attempt it."""
+    """Claims without one: what a notebook saw or why there is none, and the command that would
+    attempt it.
+    """
     rows = [
-        {"claim": f"{v.id}: {v.claim}", "why not, or what was seen": v.evidence, "command": v.command}
+        {
+            "claim": f"{v.id}: {v.claim}",
+            "why not, or what was seen": v.evidence,
+            "command": v.command,
+        }
         for v in verdicts
         if v.verdict == "not attempted"
     ]
@@ -255,8 +333,13 @@ def stage_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             "stage": record["stage"],
             "seconds": record["seconds"],
             "GiB at peak": record["peak_memory_bytes"] / 2**30,
-            "took": ", ".join(f"{name} {item['sha256'][:12]}" for name, item in record["inputs"].items()) or "–",
-            "left": ", ".join(f"{name} {item['sha256'][:12]}" for name, item in record["outputs"].items()),
+            "took": ", ".join(
+                f"{name} {item['sha256'][:12]}" for name, item in record["inputs"].items()
+            )
+            or "–",
+            "left": ", ".join(
+                f"{name} {item['sha256'][:12]}" for name, item in record["outputs"].items()
+            ),
         }
         for record in records
     )
@@ -271,7 +354,9 @@ def environment_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         for name, value in [*environment.items(), *packages.items()]:
             if value is not None:
                 found.setdefault(name.replace("_", " "), []).append(str(value))
-    return pd.DataFrame({"what": name, "value": "; ".join(dict.fromkeys(values))} for name, values in found.items())
+    return pd.DataFrame(
+        {"what": name, "value": "; ".join(dict.fromkeys(values))} for name, values in found.items()
+    )
 
 
 def _look(component: mof.Component) -> str:

@@ -1,1 +1,1 @@
-"""Conversations to an instruct model: chat template, supervised fine-tuning, preference optimisation."""
+"""Stage 05: chat template, supervised fine-tuning and preference optimisation."""

@@ -1,13 +1,15 @@
-"""Encoded conversations to training batches: order, rows packed or padded, and what each token weighs in the step's loss.
+"""Encoded conversations to training batches: order, rows packed or padded, and what each token
+weighs in the step's loss.
 
     step 0                          step 1           examples in a seeded order, a new one each epoch
     [ 7  2 | 9  4 ]  [ 0  5 | ...                    a step is cut into parts (micro-batches x ranks)
     packed   A A A B B B C C C .    document_ids keep attention inside a conversation, -1 is padding
     padded   A A A . . . | B B B . . . | ...
 
-Guarantees: a part is a pure function of (seed, step, part, parts), so a resumed run sees the same parts; every reduction of the
-loss is a weight a token, so the parts' losses add up to the step's loss however the step is cut; no token predicts another
-conversation's. Does not: keep state, or read a partial step at the end (`left_over` counts what the last epoch leaves out).
+Guarantees: a part is a pure function of (seed, step, part, parts), so a resumed run sees the same
+parts; every reduction of the loss is a weight a token, so the parts' losses add up to the step's
+loss however the step is cut; no token predicts another conversation's. Does not: keep state, or
+read a partial step at the end (`left_over` counts what the last epoch leaves out).
 """
 
 from collections.abc import Sequence
@@ -16,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from moxin_lab.lab.step_training import Order
 from moxin_lab.posttraining.chat import Encoded
+from moxin_lab.training.fit import Order
 
 IGNORE = -100
 Layout = Literal["packed", "padded"]
@@ -25,23 +27,30 @@ Reduction = Literal["mean", "sum", "sequence", "part_mean"]
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "sequence", "part_mean")
 
 
-def lay_out(sequences: Sequence[Encoded], *, row_tokens: int, layout: Layout, pad_id: int) -> dict[str, torch.Tensor]:
-    """Sequences as rows: `input_ids`, `labels` (IGNORE without loss), `sequences` (number of the sequence a label belongs to),
-    all int64 [B, T]; packed rows also have `document_ids`. T is the fullest row's length.
+def lay_out(
+    sequences: Sequence[Encoded], *, row_tokens: int, layout: Layout, pad_id: int
+) -> dict[str, torch.Tensor]:
+    """Sequences as rows: `input_ids`, `labels` (IGNORE without loss), `sequences` (number of the
+    sequence a label belongs to), all int64 [B, T]; packed rows also have `document_ids`. T is the
+    fullest row's length.
 
-    Packing is first fit, longest first. Padding stands on the right, where a causal model does not see it.
-    Raises ValueError for a sequence of more than `row_tokens` inputs.
+    Packing is first fit, longest first. Padding stands on the right, where a causal model does not
+    see it. Raises ValueError for a sequence of more than `row_tokens` inputs.
     """
     lengths = [len(sequence) - 1 for sequence in sequences]
     if max(lengths) > row_tokens:
         raise ValueError(
             f"a sequence has {max(lengths)} inputs, more than the {row_tokens} of a row: raise the context"
         )
-    rows: list[list[int]] = [[number] for number in range(len(sequences))] if layout == "padded" else []
+    rows: list[list[int]] = (
+        [[number] for number in range(len(sequences))] if layout == "padded" else []
+    )
     if layout == "packed":
         free: list[int] = []
         for number in sorted(range(len(sequences)), key=lambda number: -lengths[number]):
-            place = next((row for row, left in enumerate(free) if left >= lengths[number]), len(rows))
+            place = next(
+                (row for row, left in enumerate(free) if left >= lengths[number]), len(rows)
+            )
             if place == len(rows):
                 rows.append([])
                 free.append(row_tokens)
@@ -60,7 +69,9 @@ def lay_out(sequences: Sequence[Encoded], *, row_tokens: int, layout: Layout, pa
         for document, number in enumerate(row):
             sequence, end = sequences[number], start + lengths[number]
             arrays["input_ids"][place, start:end] = sequence.input_ids[:-1]
-            arrays["labels"][place, start:end] = np.where(sequence.answer[1:], sequence.input_ids[1:], IGNORE)
+            arrays["labels"][place, start:end] = np.where(
+                sequence.answer[1:], sequence.input_ids[1:], IGNORE
+            )
             arrays["sequences"][place, start:end] = number
             arrays["document_ids"][place, start:end] = document
             start = end
@@ -72,13 +83,17 @@ def lay_out(sequences: Sequence[Encoded], *, row_tokens: int, layout: Layout, pa
 class ConversationStream:
     """Batches of supervised fine-tuning: what `lay_out` gives, and `weights` float32 [B, T].
 
-    The loss of a part is sum(weights x negative log-likelihood), and the parts' losses add up to the step's:
+    The loss of a part is sum(weights x negative log-likelihood), and the parts' losses add up to
+    the step's:
 
     - `mean`: 1 / tokens with loss in the whole step. Independent of how the step is cut.
     - `sequence`: each conversation's mean, averaged over the step's conversations. Independent too.
-    - `sum`: 1 / parts. What Moxin's script asks for (`--reduce_loss sum`): sums of a micro-batch, averaged over micro-batches and
-      ranks by the trainer, so a step's scale depends on the cut and its weight on the number of its tokens.
-    - `part_mean`: the mean of a micro-batch, averaged over micro-batches: what trainers mostly did before late 2024. A token
+    - `sum`: 1 / parts. What Moxin's script asks for (`--reduce_loss sum`): sums of a micro-batch,
+      averaged over micro-batches and
+      ranks by the trainer, so a step's scale depends on the cut and its weight on the number of its
+      tokens.
+    - `part_mean`: the mean of a micro-batch, averaged over micro-batches: what trainers mostly did
+      before late 2024. A token
       in a micro-batch with few others weighs more, so the cut decides what is learned.
     """
 
@@ -95,15 +110,21 @@ class ConversationStream:
         reduction: Reduction = "mean",
     ) -> None:
         if reduction not in REDUCTIONS:
-            raise ValueError(f"unknown reduction {reduction!r}: available are {', '.join(REDUCTIONS)}")
-        self.order = Order(len(encoded), examples_per_step=examples_per_step, epochs=epochs, seed=seed)
+            raise ValueError(
+                f"unknown reduction {reduction!r}: available are {', '.join(REDUCTIONS)}"
+            )
+        self.order = Order(
+            len(encoded), examples_per_step=examples_per_step, epochs=epochs, seed=seed
+        )
         self.num_steps, self.examples_per_step = self.order.num_steps, examples_per_step
         self._encoded, self._row_tokens, self._pad_id = encoded, row_tokens, pad_id
         self._layout, self._reduction = layout, reduction
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, torch.Tensor]:
         chosen = [self._encoded[number] for number in self.order.part(step, part, parts)]
-        batch = lay_out(chosen, row_tokens=self._row_tokens, layout=self._layout, pad_id=self._pad_id)
+        batch = lay_out(
+            chosen, row_tokens=self._row_tokens, layout=self._layout, pad_id=self._pad_id
+        )
         counts = torch.tensor([sequence.num_targets for sequence in chosen], dtype=torch.float32)
         if self._reduction == "sequence":
             weight = 1 / (counts * self.examples_per_step)
@@ -123,7 +144,13 @@ class ConversationStream:
 
 
 def rows_used(encoded: Sequence[Encoded], *, row_tokens: int, layout: Layout) -> dict[str, Any]:
-    """Tokens, rows and the share of the rows that is padding, if all sequences were laid out at once."""
+    """Tokens, rows and the share of the rows that is padding, if all sequences were laid out at
+    once.
+    """
     lengths = np.array([len(sequence) - 1 for sequence in encoded])
     laid = lay_out(encoded, row_tokens=row_tokens, layout=layout, pad_id=0)["input_ids"]
-    return {"tokens": int(lengths.sum()), "rows": len(laid), "padding": 1 - lengths.sum() / laid.numel()}
+    return {
+        "tokens": int(lengths.sum()),
+        "rows": len(laid),
+        "padding": 1 - lengths.sum() / laid.numel(),
+    }

@@ -1,6 +1,7 @@
 """Conversations to tokens: the Tülu chat template, and which tokens carry loss.
 
-A conversation is a list of `{"role", "content"}`: perhaps a system turn, then user and assistant by turns. As text:
+A conversation is a list of `{"role", "content"}`: perhaps a system turn, then user and assistant by
+turns. As text:
 
     <|system|>              loss is on what stands in [ ]: the answer and the end token,
     You help.               never on a role marker or on anything that the user or the system says
@@ -9,13 +10,16 @@ A conversation is a list of `{"role", "content"}`: perhaps a system turn, then u
     <|assistant|>
     [Because.</s>]
 
-Role markers are plain text, a turn has an end token only behind an answer, and no text begins with `<s>`: so Tülu 3 publishes its
-template (chat_template of the Llama-3.1-Tulu-3-8B tokenizer; Moxin's cards print the same form).
+Role markers are plain text, a turn has an end token only behind an answer, and no text begins with
+`<s>`: so Tülu 3 publishes its template (chat_template of the Llama-3.1-Tulu-3-8B tokenizer; Moxin's
+cards print the same form).
 
-Guarantees: an encoded conversation is token for token what `apply_chat_template` gives at inference; its loss tokens are exactly
-the answers' (tests check both against transformers); every conversation that cannot be learned from is counted with its reason,
-and refused above a stated share.
-Does not: cut inside an answer. A conversation longer than the context loses its last turns until it fits.
+Guarantees: an encoded conversation is token for token what `apply_chat_template` gives at
+inference; its loss tokens are exactly the answers' (tests check both against transformers); every
+conversation that cannot be learned from is counted with its reason, and refused above a stated
+share.
+Does not: cut inside an answer. A conversation longer than the context loses its last turns until it
+fits.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +32,8 @@ import pandas as pd
 Conversation = Sequence[dict[str, Any]]
 Progress = Callable[[int, int, str], None]
 
-# `generation` marks the answers for `apply_chat_template(return_assistant_tokens_mask=True)`, which TRL and others train by.
+# `generation` marks the answers for `apply_chat_template(return_assistant_tokens_mask=True)`, which
+# TRL and others train by.
 TULU_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message.role == 'system' and loop.first -%}"
@@ -57,12 +62,16 @@ REFUSED = (MALFORMED, SPECIAL_TOKEN, NOT_ROUND_TRIP, NO_ANSWER_TOKEN, CUT)
 
 
 class ChatError(ValueError):
-    """A conversation, a tokenizer or a data set that cannot be trained on; the message says why and what to do."""
+    """A conversation, a tokenizer or a data set that cannot be trained on; the message says why and
+    what to do.
+    """
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """input_ids: int64 [T]; answer: bool [T], True on the tokens that are predicted with loss; index: place in the data set."""
+    """input_ids: int64 [T]; answer: bool [T], True on the tokens that are predicted with loss;
+    index: place in the data set.
+    """
 
     input_ids: np.ndarray
     answer: np.ndarray
@@ -77,44 +86,70 @@ class Encoded:
 
 
 def check_conversation(conversation: Any, *, ends_with: str = "assistant") -> None:
-    """Raises ChatError for a wrong type, role, order, empty or non-text content, or another last role than `ends_with`."""
-    if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not len(conversation):
-        raise ChatError(f"a conversation is a list of messages with at least one; this is {str(conversation)[:80]!r}")
+    """Raises ChatError for a wrong type, role, order, empty or non-text content, or another last
+    role than `ends_with`.
+    """
+    if (
+        not isinstance(conversation, Sequence)
+        or isinstance(conversation, str)
+        or not len(conversation)
+    ):
+        raise ChatError(
+            f"a conversation is a list of messages with at least one; this is {str(conversation)[:80]!r}"
+        )
     expected: tuple[str, ...] = ("system", "user")
     for place, message in enumerate(conversation):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ChatError(f"message {place} is {str(message)[:80]!r}: it needs a role and a content")
+            raise ChatError(
+                f"message {place} is {str(message)[:80]!r}: it needs a role and a content"
+            )
         role, content = message["role"], message["content"]
         if role not in MARKERS:
-            raise ChatError(f"message {place} has the role {role!r}: known are {', '.join(MARKERS)}")
+            raise ChatError(
+                f"message {place} has the role {role!r}: known are {', '.join(MARKERS)}"
+            )
         if role not in expected:
-            raise ChatError(f"message {place} is a {role} message where {' or '.join(expected)} is due")
+            raise ChatError(
+                f"message {place} is a {role} message where {' or '.join(expected)} is due"
+            )
         if not isinstance(content, str):
-            raise ChatError(f"message {place} ({role}) has a content of type {type(content).__name__}, not text")
+            raise ChatError(
+                f"message {place} ({role}) has a content of type {type(content).__name__}, not text"
+            )
         if not content.strip():
             raise ChatError(f"message {place} ({role}) is empty")
         expected = ("assistant",) if role == "user" else ("user",)
     if conversation[-1]["role"] != ends_with:
-        raise ChatError(f"the last message is a {conversation[-1]['role']} message; {ends_with} is due")
+        raise ChatError(
+            f"the last message is a {conversation[-1]['role']} message; {ends_with} is due"
+        )
 
 
 def render(conversation: Conversation, eos_token: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation, and where in it (characters, end excluded) each answer with its end token stands."""
+    """The text of a conversation, and where in it (characters, end excluded) each answer with its
+    end token stands.
+    """
     text, spans = "", []
     for place, message in enumerate(conversation):
         text += MARKERS[message["role"]]
         if message["role"] == "assistant":
             spans.append((len(text), len(text) + len(message["content"]) + len(eos_token)))
-            text += message["content"] + eos_token + ("" if place == len(conversation) - 1 else "\n")
+            text += (
+                message["content"] + eos_token + ("" if place == len(conversation) - 1 else "\n")
+            )
         else:
             text += message["content"] + "\n"
     return text, spans
 
 
 def install_template(tokenizer: Any) -> Any:
-    """Put the Tülu template into a tokenizer, for `save_pretrained` to write; returns it. Raises ChatError without an eos."""
+    """Put the Tülu template into a tokenizer, for `save_pretrained` to write; returns it. Raises
+    ChatError without an eos.
+    """
     if tokenizer.eos_token is None:
-        raise ChatError("the tokenizer has no eos token, which ends every answer: set tokenizer.eos_token")
+        raise ChatError(
+            "the tokenizer has no eos token, which ends every answer: set tokenizer.eos_token"
+        )
     tokenizer.chat_template = TULU_TEMPLATE
     require_template(tokenizer)
     return tokenizer
@@ -123,18 +158,33 @@ def install_template(tokenizer: Any) -> Any:
 def require_template(tokenizer: Any) -> None:
     """Raises ChatError unless the tokenizer's own template gives the text that `render` gives."""
     if not tokenizer.chat_template:
-        raise ChatError("the tokenizer has no chat template: call chat.install_template(tokenizer) before saving it")
+        raise ChatError(
+            "the tokenizer has no chat template: call chat.install_template(tokenizer) before saving it"
+        )
     example = [
         {"role": role, "content": content}
-        for role, content in (("system", "a"), ("user", "b"), ("assistant", "c"), ("user", "d"), ("assistant", "e"))
+        for role, content in (
+            ("system", "a"),
+            ("user", "b"),
+            ("assistant", "c"),
+            ("user", "d"),
+            ("assistant", "e"),
+        )
     ]
-    own, ours = tokenizer.apply_chat_template(example, tokenize=False), render(example, tokenizer.eos_token)[0]
+    own, ours = (
+        tokenizer.apply_chat_template(example, tokenize=False),
+        render(example, tokenizer.eos_token)[0],
+    )
     if own != ours:
-        raise ChatError(f"the tokenizer's chat template is not Tülu's: it gives {own!r}, not {ours!r}")
+        raise ChatError(
+            f"the tokenizer's chat template is not Tülu's: it gives {own!r}, not {ours!r}"
+        )
 
 
 def encode_prompt(conversation: Conversation, tokenizer: Any) -> list[int]:
-    """Token ids of a conversation that ends with a user message, and of the marker that asks for an answer."""
+    """Token ids of a conversation that ends with a user message, and of the marker that asks for an
+    answer.
+    """
     check_conversation(conversation, ends_with="user")
     return tokenizer(_prompt_text(conversation, tokenizer), add_special_tokens=False)["input_ids"]
 
@@ -146,7 +196,9 @@ def _prompt_text(conversation: Conversation, tokenizer: Any) -> str:
 def encode(
     conversation: Conversation, tokenizer: Any, *, max_tokens: int, index: int = 0
 ) -> tuple[Encoded | None, str]:
-    """One conversation as tokens, and why not, or that turns were left out ("" if neither). Needs a fast tokenizer."""
+    """One conversation as tokens, and why not, or that turns were left out ("" if neither). Needs a
+    fast tokenizer.
+    """
     try:
         check_conversation(conversation)
     except ChatError:
@@ -156,8 +208,11 @@ def encode(
         return None, SPECIAL_TOKEN
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = np.array(found["input_ids"], dtype=np.int64), np.array(found["offset_mapping"])
-    # A token over a border would be half marker, half answer; at inference the marker is tokenised without the answer.
-    crossed = any(((offsets[:, 0] < edge) & (offsets[:, 1] > edge)).any() for span in spans for edge in span)
+    # A token over a border would be half marker, half answer; at inference the marker is tokenised
+    # without the answer.
+    crossed = any(
+        ((offsets[:, 0] < edge) & (offsets[:, 1] > edge)).any() for span in spans for edge in span
+    )
     if crossed or tokenizer.decode(ids) != text:
         return None, NOT_ROUND_TRIP
     answer = np.zeros(len(ids), dtype=bool)
@@ -189,9 +244,11 @@ def encode_all(
     max_refused_share: float,
     progress: Progress | None = None,
 ) -> tuple[list[Encoded], pd.DataFrame]:
-    """Encode a data set; those kept, and a report with columns `conversations`, `share`, `example` a reason.
+    """Encode a data set; those kept, and a report with columns `conversations`, `share`, `example`
+    a reason.
 
-    Raises ChatError if nothing is left, or if more than `max_refused_share` of the conversations give nothing to learn from.
+    Raises ChatError if nothing is left, or if more than `max_refused_share` of the conversations
+    give nothing to learn from.
     """
     require_template(tokenizer)
     kept: list[Encoded] = []
@@ -208,11 +265,17 @@ def encode_all(
             progress(index, len(conversations), "encoding conversations")
     total = max(1, len(conversations))
     report = pd.DataFrame(
-        {"conversations": counts, "share": {name: count / total for name, count in counts.items()}, "example": examples}
+        {
+            "conversations": counts,
+            "share": {name: count / total for name, count in counts.items()},
+            "example": examples,
+        }
     ).rename_axis("reason")
     refused = int(report["conversations"][list(REFUSED)].sum())
     if not kept or refused > max_refused_share * len(conversations):
-        reasons = "; ".join(f"{name}: {counts[name]} ({examples[name]})" for name in REFUSED if counts[name])
+        reasons = "; ".join(
+            f"{name}: {counts[name]} ({examples[name]})" for name in REFUSED if counts[name]
+        )
         raise ChatError(
             f"{refused} of {len(conversations)} conversations give nothing to learn from, more than the stated share of "
             f"{max_refused_share:.1%}: {reasons or 'the data set is empty'}. Mend the data, or raise the context or the share"

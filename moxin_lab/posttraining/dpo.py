@@ -1,10 +1,13 @@
-"""Direct preference optimisation: pairs, the three losses, the reference's log-probabilities computed once.
+"""Direct preference optimisation: pairs, the three losses, the reference's log-probabilities
+computed once.
 
-Guarantees: losses equal TRL's `sigmoid`, `sigmoid_norm` and `ipo` to 1e-6; a step's loss and gradient do not depend on how it is
-cut (tests/posttraining/test_dpo.py); cached log-probabilities are used only with the very weights and pairs they were made from.
+Guarantees: losses equal TRL's `sigmoid`, `sigmoid_norm` and `ipo` to 1e-6; a step's loss and
+gradient do not depend on how it is cut (tests/posttraining/test_dpo.py); cached log-probabilities
+are used only with the very weights and pairs they were made from.
 Does not: hold a reference model during training.
 
-Only the last answer of a conversation carries loss, so a shared history cancels and does not dilute the length-normalised form.
+Only the last answer of a conversation carries loss, so a shared history cancels and does not dilute
+the length-normalised form.
 """
 
 import hashlib
@@ -20,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moxin_lab.lab.step_training import LossFunction, Order, Progress, autocast
 from moxin_lab.posttraining import chat
 from moxin_lab.posttraining.batches import Layout, lay_out
 from moxin_lab.posttraining.sft import answer_nats, token_losses
+from moxin_lab.training.fit import LossFunction, Order, Progress, autocast
 
 Kind = Literal["sigmoid", "dpo_norm", "ipo"]
 KINDS: tuple[Kind, ...] = ("sigmoid", "dpo_norm", "ipo")
@@ -48,10 +51,11 @@ def encode_pairs(
     max_tokens: int,
     max_refused_share: float,
 ) -> tuple[list[Pair], pd.DataFrame]:
-    """Encode preference pairs, each side a whole conversation as in the Tülu 3 preference mixture; pairs, and a report by reason.
+    """Encode preference pairs, each side a whole conversation as in the Tülu 3 preference mixture;
+    pairs, and a report by reason.
 
-    Raises chat.ChatError as `chat.encode_all` does. A pair of which one side does not fit the context whole is left out: the
-    last turn is what is compared.
+    Raises chat.ChatError as `chat.encode_all` does. A pair of which one side does not fit the
+    context whole is left out: the last turn is what is compared.
     """
     chat.require_template(tokenizer)
     if len(chosen) != len(rejected):
@@ -79,13 +83,21 @@ def encode_pairs(
                 pairs.append(Pair(first, second, index))
         if reason:
             counts[reason] += 1
-            examples[reason] = examples[reason] or f"{index}: {str(sides[0])[:70]} | {str(sides[1])[:70]}"
+            examples[reason] = (
+                examples[reason] or f"{index}: {str(sides[0])[:70]} | {str(sides[1])[:70]}"
+            )
     report = pd.DataFrame(
-        {"pairs": counts, "share": {k: v / max(1, len(chosen)) for k, v in counts.items()}, "example": examples}
+        {
+            "pairs": counts,
+            "share": {k: v / max(1, len(chosen)) for k, v in counts.items()},
+            "example": examples,
+        }
     ).rename_axis("reason")
     refused = int(report["pairs"].sum())
     if not pairs or refused > max_refused_share * len(chosen):
-        reasons = "; ".join(f"{name}: {count} ({examples[name]})" for name, count in counts.items() if count)
+        reasons = "; ".join(
+            f"{name}: {count} ({examples[name]})" for name, count in counts.items() if count
+        )
         raise chat.ChatError(
             f"{refused} of {len(chosen)} pairs cannot be compared, more than the stated share of {max_refused_share:.1%}: "
             f"{reasons or 'there are no pairs'}. Mend the data, or raise the context or the share"
@@ -101,18 +113,28 @@ def _last_answer(encoded: chat.Encoded) -> chat.Encoded:
 
 
 def preference_losses(
-    log_probs: Tensor, reference: Tensor, num_tokens: Tensor, *, kind: Kind, beta: float, label_smoothing: float = 0.0
+    log_probs: Tensor,
+    reference: Tensor,
+    num_tokens: Tensor,
+    *,
+    kind: Kind,
+    beta: float,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Loss of each pair, [N], from log-probabilities [N, 2] (chosen, rejected) under the policy and the reference.
+    """Loss of each pair, [N], from log-probabilities [N, 2] (chosen, rejected) under the policy and
+    the reference.
 
     With r = log-probability ratio of an answer to the reference, and |y| its tokens:
 
     - `sigmoid`: -log sigmoid(beta (r_c - r_r)). Rafailov et al. 2023, arXiv 2305.18290, equation 7.
-    - `dpo_norm`: the same with r / |y|. Lambert et al. 2024 (Tülu 3), arXiv 2411.15124, section 5; Moxin's script, with beta 5.
-    - `ipo`: (r_c / |y_c| - r_r / |y_r| - 1 / (2 beta))^2. Azar et al. 2023, arXiv 2310.12036, equation 17; the mean over tokens
+    - `dpo_norm`: the same with r / |y|. Lambert et al. 2024 (Tülu 3), arXiv 2411.15124, section 5;
+      Moxin's script, with beta 5.
+    - `ipo`: (r_c / |y_c| - r_r / |y_r| - 1 / (2 beta))^2. Azar et al. 2023, arXiv 2310.12036,
+      equation 17; the mean over tokens
       is what its authors use (so TRL's source says).
 
-    label_smoothing s: the pair is held to be swapped with probability s (the two sigmoid losses only).
+    label_smoothing s: the pair is held to be swapped with probability s (the two sigmoid losses
+    only).
     """
     if kind not in KINDS:
         raise ValueError(f"unknown preference loss {kind!r}: available are {', '.join(KINDS)}")
@@ -124,12 +146,16 @@ def preference_losses(
     margin = ratios[:, 0] - ratios[:, 1]
     if kind == "ipo":
         return (margin - 1 / (2 * beta)) ** 2
-    return -(1 - label_smoothing) * F.logsigmoid(beta * margin) - label_smoothing * F.logsigmoid(-beta * margin)
+    return -(1 - label_smoothing) * F.logsigmoid(beta * margin) - label_smoothing * F.logsigmoid(
+        -beta * margin
+    )
 
 
 class PairStream:
-    """Batches of preference optimisation: `lay_out` of a part's chosen and rejected sequences, with `reference` [P, 2],
-    `num_tokens` [P, 2] and `pairs_in_step`. Sequence 2p is pair p's chosen answer, 2p + 1 its rejected one."""
+    """Batches of preference optimisation: `lay_out` of a part's chosen and rejected sequences, with
+    `reference` [P, 2], `num_tokens` [P, 2] and `pairs_in_step`. Sequence 2p is pair p's chosen
+    answer, 2p + 1 its rejected one.
+    """
 
     def __init__(
         self,
@@ -145,27 +171,38 @@ class PairStream:
     ) -> None:
         if reference.shape != (len(pairs), 2):
             raise ValueError(f"reference has shape {reference.shape}, not [{len(pairs)}, 2]")
-        self.order = Order(len(pairs), examples_per_step=examples_per_step, epochs=epochs, seed=seed)
+        self.order = Order(
+            len(pairs), examples_per_step=examples_per_step, epochs=epochs, seed=seed
+        )
         self.num_steps, self.examples_per_step = self.order.num_steps, examples_per_step
         self._pairs, self._reference = pairs, reference
         self._row_tokens, self._pad_id, self._layout = row_tokens, pad_id, layout
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         numbers = self.order.part(step, part, parts)
-        sequences = [side for number in numbers for side in (self._pairs[number].chosen, self._pairs[number].rejected)]
-        batch = lay_out(sequences, row_tokens=self._row_tokens, layout=self._layout, pad_id=self._pad_id)
+        sequences = [
+            side
+            for number in numbers
+            for side in (self._pairs[number].chosen, self._pairs[number].rejected)
+        ]
+        batch = lay_out(
+            sequences, row_tokens=self._row_tokens, layout=self._layout, pad_id=self._pad_id
+        )
         batch["reference"] = torch.from_numpy(self._reference[numbers])
         batch["num_tokens"] = torch.tensor([side.num_targets for side in sequences]).view(-1, 2)
         batch["pairs_in_step"] = torch.tensor(self.examples_per_step)
         return batch
 
     def describe(self, step: int) -> str:
-        return f"pairs {[self._pairs[number].index for number in self.order.step(step)][:5]} and more"
+        return (
+            f"pairs {[self._pairs[number].index for number in self.order.step(step)][:5]} and more"
+        )
 
 
 def dpo_loss(kind: Kind, beta: float, label_smoothing: float = 0.0) -> LossFunction:
-    """The loss function for `fitting.fit`; logs sums over pairs: `pairs`, `correct` (margin of the ratio above 0), and the mean
-    log-ratios a token, `chosen_ratio` and `rejected_ratio`."""
+    """The loss function for `fit_language_model`; logs sums over pairs: `pairs`, `correct` (margin
+    of the ratio above 0), and the mean log-ratios a token, `chosen_ratio` and `rejected_ratio`.
+    """
     return partial(_dpo_loss, kind=kind, beta=beta, label_smoothing=label_smoothing)
 
 
@@ -183,7 +220,12 @@ def _dpo_loss(
     log_probs = sequence_log_probs(model, batch, batch["num_tokens"].numel()).view(-1, 2)
     reference = batch["reference"].to(log_probs.dtype)
     losses = preference_losses(
-        log_probs, reference, batch["num_tokens"], kind=kind, beta=beta, label_smoothing=label_smoothing
+        log_probs,
+        reference,
+        batch["num_tokens"],
+        kind=kind,
+        beta=beta,
+        label_smoothing=label_smoothing,
     )
     ratios = (log_probs - reference) / (1 if kind == "sigmoid" else batch["num_tokens"])
     per_token = (log_probs - reference) / batch["num_tokens"]
@@ -197,11 +239,18 @@ def _dpo_loss(
 
 
 def pair_log_probs(
-    model: nn.Module, pairs: Sequence[Pair], *, batch_tokens: int, device: Any = "cpu", precision: str = "32-true"
+    model: nn.Module,
+    pairs: Sequence[Pair],
+    *,
+    batch_tokens: int,
+    device: Any = "cpu",
+    precision: str = "32-true",
 ) -> np.ndarray:
-    """Log-probabilities of chosen and rejected answers, float64 [N, 2], without gradient or dropout.
+    """Log-probabilities of chosen and rejected answers, float64 [N, 2], without gradient or
+    dropout.
 
-    precision: as in training (`bf16-mixed`, `16-mixed`: under autocast), so that a policy equal to its reference has ratio 0.
+    precision: as in training (`bf16-mixed`, `16-mixed`: under autocast), so that a policy equal to
+    its reference has ratio 0.
     """
     was_training = model.training
     model.eval()
@@ -222,7 +271,9 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -231,7 +282,9 @@ def pairs_hash(pairs: Sequence[Pair]) -> str:
     digest = hashlib.sha256()
     for pair in pairs:
         for side in (pair.chosen, pair.rejected):
-            digest.update(np.int64(len(side)).tobytes() + side.input_ids.tobytes() + side.answer.tobytes())
+            digest.update(
+                np.int64(len(side)).tobytes() + side.input_ids.tobytes() + side.answer.tobytes()
+            )
     return digest.hexdigest()
 
 
@@ -245,7 +298,9 @@ def reference_log_probs(
     precision: str = "32-true",
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """`pair_log_probs` of the reference: read from `folder` if made from these weights and pairs, else computed and kept."""
+    """`pair_log_probs` of the reference: read from `folder` if made from these weights and pairs,
+    else computed and kept.
+    """
     model_key, pairs_key = weights_hash(model), pairs_hash(pairs)
     path = folder / f"reference-{model_key[:16]}-{pairs_key[:16]}-{precision}.npz"
     if path.is_file():
@@ -254,7 +309,9 @@ def reference_log_probs(
                 return kept["log_probs"]
     if progress is not None:
         progress(0, 1, "log-probabilities of the reference")
-    log_probs = pair_log_probs(model, pairs, batch_tokens=batch_tokens, device=device, precision=precision)
+    log_probs = pair_log_probs(
+        model, pairs, batch_tokens=batch_tokens, device=device, precision=precision
+    )
     folder.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_suffix(".partial.npz")
     np.savez(partial_path, log_probs=log_probs, model=model_key, pairs=pairs_key)

@@ -1,8 +1,9 @@
 """Supervised fine-tuning: the loss on answers alone, and held-out answers scored by it.
 
-Guarantees: the loss equals TRL's `SFTTrainer` (reduction `mean`) to 1e-6, and is the same for packed and padded rows, for any
-micro-batches and on several ranks (tests/posttraining/test_sft.py). Only tokens with loss go through the head.
-Does not: choose data (notebook) or step (fitting.py).
+Guarantees: the loss equals TRL's `SFTTrainer` (reduction `mean`) to 1e-6, and is the same for
+packed and padded rows, for any micro-batches and on several ranks (tests/posttraining/test_sft.py).
+Only tokens with loss go through the head.
+Does not: choose data (notebook) or step (training/fit.py).
 """
 
 import shutil
@@ -17,25 +18,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moxin_lab.lab.step_training import LossFunction
 from moxin_lab.model import convert
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining.batches import IGNORE, lay_out
 from moxin_lab.posttraining.chat import TULU_TEMPLATE, Encoded
+from moxin_lab.training.fit import LossFunction
 
 
 def with_dropout(model: MoxinForCausalLM, dropout: float) -> MoxinForCausalLM:
-    """A model with the same weights and this dropout of attention and feed-forward, which acts in training mode alone."""
+    """A model with the same weights and this dropout of attention and feed-forward, which acts in
+    training mode alone.
+    """
     if model.config.attention_dropout == model.config.mlp_dropout == dropout:
         return model
-    changed = MoxinForCausalLM(replace(model.config, attention_dropout=dropout, mlp_dropout=dropout))
+    changed = MoxinForCausalLM(
+        replace(model.config, attention_dropout=dropout, mlp_dropout=dropout)
+    )
     changed.load_state_dict(model.state_dict())
     return changed
 
 
 def export(model: MoxinForCausalLM, tokenizer_folder: Path, folder: Path) -> Path:
-    """A checkpoint that transformers can chat with: weights, configuration without dropout, the tokenizer's own files and the
-    template. The tokenizer is copied, not saved again, so that the same run gives the same bytes everywhere."""
+    """A checkpoint that transformers can chat with: weights, configuration without dropout, the
+    tokenizer's own files and the template. The tokenizer is copied, not saved again, so that the
+    same run gives the same bytes everywhere.
+    """
     convert.save_pretrained(with_dropout(model, 0.0), folder)
     shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
     (folder / "chat_template.jinja").write_text(TULU_TEMPLATE, encoding="utf-8")
@@ -45,13 +52,16 @@ def export(model: MoxinForCausalLM, tokenizer_folder: Path, folder: Path) -> Pat
 def token_losses(
     model: nn.Module, batch: dict[str, Tensor], *, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of the tokens that have a label, float32 [N] in row order: smoothed loss, plain negative log-likelihood, and where
-    they stand (bool [B, T]).
+    """Losses of the tokens that have a label, float32 [N] in row order: smoothed loss, plain
+    negative log-likelihood, and where they stand (bool [B, T]).
 
-    Smoothing by s: (1 - s) x negative log-likelihood + s x its mean over the vocabulary (Szegedy et al. 2016, arXiv 1512.00567).
+    Smoothing by s: (1 - s) x negative log-likelihood + s x its mean over the vocabulary (Szegedy et
+    al. 2016, arXiv 1512.00567).
     """
     chosen = batch["labels"] != IGNORE
-    hidden_states: Tensor = model.hidden_states(batch["input_ids"], document_ids=batch.get("document_ids"))
+    hidden_states: Tensor = model.hidden_states(
+        batch["input_ids"], document_ids=batch.get("document_ids")
+    )
     logits = model.lm_head(hidden_states[chosen])
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     log_probs = logits.log_softmax(dim=-1)
@@ -63,11 +73,15 @@ def token_losses(
 
 
 def sft_loss(label_smoothing: float = 0.0) -> LossFunction:
-    """The loss function for `fitting.fit`; logs `nats` and `targets`, whose quotient is the loss a token of the step."""
+    """The loss function for `fit_language_model`; logs `nats` and `targets`, whose quotient is the
+    loss a token of the step.
+    """
     return partial(_sft_loss, label_smoothing=label_smoothing)
 
 
-def _sft_loss(model: nn.Module, batch: dict[str, Tensor], *, label_smoothing: float) -> dict[str, Tensor]:
+def _sft_loss(
+    model: nn.Module, batch: dict[str, Tensor], *, label_smoothing: float
+) -> dict[str, Tensor]:
     losses, plain, chosen = token_losses(model, batch, label_smoothing=label_smoothing)
     share = (losses * batch["weights"][chosen]).sum()
     return {"loss": share, "nats": plain.sum(), "targets": chosen.sum()}
@@ -77,9 +91,11 @@ def _sft_loss(model: nn.Module, batch: dict[str, Tensor], *, label_smoothing: fl
 def answer_nats(
     model: nn.Module, encoded: Sequence[Encoded], *, batch_tokens: int, device: Any = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Negative log-likelihood of each conversation's answers and how many tokens they have, float64 [N] each.
+    """Negative log-likelihood of each conversation's answers and how many tokens they have, float64
+    [N] each.
 
-    Sorted by length and padded; at most `batch_tokens` tokens a forward pass, padding included (at least one conversation).
+    Sorted by length and padded; at most `batch_tokens` tokens a forward pass, padding included (at
+    least one conversation).
     """
     order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]))
     nats = np.zeros(len(encoded))

@@ -1,4 +1,6 @@
-"""Tables and words of stage 05: the recipe, the data read, the tokens that carry loss, what each model answers."""
+"""Tables and words of stage 05: the recipe, the data read, the tokens that carry loss, what each
+model answers.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -7,22 +9,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moxin_lab.posttraining import chat, respond, sft
+from moxin_lab.posttraining import chat, sampling, sft
 
 SHOWN = {
     "sft": (
-        "epochs", "examples_per_step", "max_tokens", "learning_rate", "warmup_ratio", "weight_decay", "gradient_clip_norm",
-        "label_smoothing", "dropout", "reduction", "layout", "precision",
+        "epochs",
+        "examples_per_step",
+        "max_tokens",
+        "learning_rate",
+        "warmup_ratio",
+        "weight_decay",
+        "gradient_clip_norm",
+        "label_smoothing",
+        "dropout",
+        "reduction",
+        "layout",
+        "precision",
     ),
     "dpo": (
-        "epochs", "examples_per_step", "max_tokens", "learning_rate", "warmup_ratio", "loss", "beta", "label_smoothing",
+        "epochs",
+        "examples_per_step",
+        "max_tokens",
+        "learning_rate",
+        "warmup_ratio",
+        "loss",
+        "beta",
+        "label_smoothing",
     ),
-}  # fmt: skip
+}
 
 
 def recipe(settings: Any, full: Any, shown: Mapping[str, Sequence[str]] = SHOWN) -> pd.DataFrame:
-    """Two sections of scale files side by side, as text. shown: fields by the part of the section that holds them (default: what
-    matters of `instruction_tuning`)."""
+    """Two sections of scale files side by side, as text. shown: fields by the part of the section
+    that holds them (default: what matters of `instruction_tuning`).
+    """
     rows = [
         (
             f"{part.upper()}: {field.replace('_', ' ')}",
@@ -46,11 +66,15 @@ def sides(frame: pd.DataFrame, name: str) -> list[list[dict[str, str]]]:
 
 def up_to(frame: pd.DataFrame, max_difficulty: int | None) -> pd.DataFrame:
     """Rows up to a difficulty, in the card's order with a new index; all of them for None."""
-    return (frame if max_difficulty is None else frame[frame["difficulty"] <= max_difficulty]).reset_index(drop=True)
+    return (
+        frame if max_difficulty is None else frame[frame["difficulty"] <= max_difficulty]
+    ).reset_index(drop=True)
 
 
 def spread(frame: pd.DataFrame, count: int | None) -> pd.DataFrame:
-    """`count` rows at even distances in the frame's order, so that none is chosen by what it holds; all for None or few rows."""
+    """`count` rows at even distances in the frame's order, so that none is chosen by what it holds;
+    all for None or few rows.
+    """
     if count is None or count >= len(frame):
         return frame
     return frame.iloc[np.arange(count) * len(frame) // count].reset_index(drop=True)
@@ -69,7 +93,8 @@ def tasks(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
 
 
 def loss_tokens_html(encoded: chat.Encoded, tokenizer: Any) -> str:
-    """A conversation token by token: what carries loss is marked and underlined, borders show where tokens end.
+    """A conversation token by token: what carries loss is marked and underlined, borders show where
+    tokens end.
 
     Bytes of a character that a token cuts are shown as one box when their last token comes.
     """
@@ -102,26 +127,37 @@ def judge(
     batch_size: int,
     progress: chat.Progress | None = None,
 ) -> pd.DataFrame:
-    """What a model does with test rows, one row each: `text`, `tokens` (of its answer), `ended`, `right` (missing without a
-    verifier), and `nats` and `targets` of the reference answer. `encoded[i].index` is the place of its row in `rows`."""
+    """What a model does with test rows, one row each: `text`, `tokens` (of its answer), `ended`,
+    `right` (missing without a verifier), and `nats` and `targets` of the reference answer.
+    `encoded[i].index` is the place of its row in `rows`.
+    """
     places = [one.index for one in encoded]
     kept = rows.iloc[places]
     prompts = [conversation[:-1] for conversation in conversations(kept)]
-    answers = respond.respond(
-        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    answers = sampling.respond(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
     )
     device = model.lm_head.weight.device
     nats, targets = sft.answer_nats(model, encoded, batch_tokens=batch_tokens, device=device)
     right = [
-        respond.is_right(verifier, answer.text) if isinstance(verifier, str) else np.nan
+        sampling.is_right(verifier, answer.text) if isinstance(verifier, str) else np.nan
         for verifier, answer in zip(kept["verifier"], answers, strict=True)
     ]
     found = pd.DataFrame(answers, index=kept.index).rename(columns={"num_tokens": "tokens"})
     return found.assign(right=pd.array(right, dtype="Float64"), nats=nats, targets=targets)
 
 
-def exact_match(judged: Mapping[str, pd.DataFrame], interval: Callable[[int, int], Any]) -> pd.DataFrame:
-    """Share of right answers a model, with `interval(successes, trials)`; columns value, low, high, right, rows."""
+def exact_match(
+    judged: Mapping[str, pd.DataFrame], interval: Callable[[int, int], Any]
+) -> pd.DataFrame:
+    """Share of right answers a model, with `interval(successes, trials)`; columns value, low, high,
+    right, rows.
+    """
     rows = {}
     for name, found in judged.items():
         right = found["right"].dropna()
@@ -138,31 +174,44 @@ def exact_match(judged: Mapping[str, pd.DataFrame], interval: Callable[[int, int
 
 def by_task(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Share of right answers by task, one column a model."""
-    table = {name: found["right"].astype(float).groupby(rows["task"]).mean() for name, found in judged.items()}
+    table = {
+        name: found["right"].astype(float).groupby(rows["task"]).mean()
+        for name, found in judged.items()
+    }
     counts = rows.groupby("task")["verifier"].count().rename("rows")
     return pd.concat([counts, pd.DataFrame(table)], axis=1)[lambda frame: frame["rows"] > 0]
 
 
 def majority(train: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """`judge`'s columns `text` and `right` for the baseline that gives each task's most frequent training answer."""
-    common = respond.majority_answers(train)
-    text = [common.get((task, language), "") for task, language in zip(rows["task"], rows["language"], strict=True)]
+    """`judge`'s columns `text` and `right` for the baseline that gives each task's most frequent
+    training answer.
+    """
+    common = sampling.majority_answers(train)
+    text = [
+        common.get((task, language), "")
+        for task, language in zip(rows["task"], rows["language"], strict=True)
+    ]
     right = [
-        respond.is_right(verifier, answer) if isinstance(verifier, str) else np.nan
+        sampling.is_right(verifier, answer) if isinstance(verifier, str) else np.nan
         for verifier, answer in zip(rows["verifier"], text, strict=True)
     ]
     return pd.DataFrame({"text": text, "right": pd.array(right, dtype="Float64")}, index=rows.index)
 
 
 def samples(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame], *, each: int) -> pd.DataFrame:
-    """The first `each` test rows of each language, unselected: prompt, reference answer, and what each model answers; long
-    texts end with an ellipsis."""
+    """The first `each` test rows of each language, unselected: prompt, reference answer, and what
+    each model answers; long texts end with an ellipsis.
+    """
     chosen = rows.groupby("language", sort=True).head(each).sort_values("language", kind="stable")
     table = pd.DataFrame(
         {
             "language": chosen["language"],
-            "prompt": [short(conversation[-2]["content"], 60) for conversation in conversations(chosen)],
-            "reference": [short(conversation[-1]["content"], 20) for conversation in conversations(chosen)],
+            "prompt": [
+                short(conversation[-2]["content"], 60) for conversation in conversations(chosen)
+            ],
+            "reference": [
+                short(conversation[-1]["content"], 20) for conversation in conversations(chosen)
+            ],
             **{
                 name: found.loc[chosen.index, "text"].map(lambda text: short(text, 20))
                 for name, found in judged.items()

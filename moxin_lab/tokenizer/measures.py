@@ -1,11 +1,14 @@
-"""Measures of a tokenizer: compression by language and script, premium on parallel text, unused ids, speed.
+"""Measures of a tokenizer: compression by language and script, premium on parallel text, unused
+ids, speed.
 
-All comparisons rest on one table of counts: a row a document, a column a tokenizer, the cell its number of tokens. Intervals
-are 95 % percentile bootstrap intervals over pages (Efron and Tibshirani 1993, chapter 13): pages are drawn with replacement,
-all translations of a page and all tokenizers together, so that comparisons are paired.
+All comparisons rest on one table of counts: a row a document, a column a tokenizer, the cell its
+number of tokens. Intervals are 95 % percentile bootstrap intervals over pages (Efron and Tibshirani
+1993, chapter 13): pages are drawn with replacement, all translations of a page and all tokenizers
+together, so that comparisons are paired.
 
-Tokens a word are not reported, since Chinese, Japanese and Thai do not write words apart; perplexity a token neither, since it
-cannot be compared between tokenizers. Nothing here trains or chooses a tokenizer.
+Tokens a word are not reported, since Chinese, Japanese and Thai do not write words apart;
+perplexity a token neither, since it cannot be compared between tokenizers. Nothing here trains or
+chooses a tokenizer.
 """
 
 import time
@@ -22,9 +25,11 @@ from moxin_lab.tokenizer.router import EXPERTS, route
 
 
 def token_counts(documents: pd.DataFrame, counters: Mapping[str, CountTokens]) -> pd.DataFrame:
-    """The documents' id, language, page, number of bytes and characters, and a column of token counts for each tokenizer.
+    """The documents' id, language, page, number of bytes and characters, and a column of token
+    counts for each tokenizer.
 
-    documents: columns `id`, `language`, `page`, `text`, `num_bytes`. Raises ValueError if there are none.
+    documents: columns `id`, `language`, `page`, `text`, `num_bytes`. Raises ValueError if there are
+    none.
     """
     if documents.empty:
         raise ValueError("there are no documents to count tokens in; a measure needs at least one")
@@ -36,7 +41,9 @@ def token_counts(documents: pd.DataFrame, counters: Mapping[str, CountTokens]) -
     return counts
 
 
-def compression(counts: pd.DataFrame, tokenizers: Sequence[str], samples: int, seed: int) -> pd.DataFrame:
+def compression(
+    counts: pd.DataFrame, tokenizers: Sequence[str], samples: int, seed: int
+) -> pd.DataFrame:
     """Bytes a token with its interval, and tokens a character, by language and tokenizer."""
     rows = []
     for language, group in counts.groupby("language", sort=False):
@@ -56,10 +63,14 @@ def compression(counts: pd.DataFrame, tokenizers: Sequence[str], samples: int, s
     return pd.DataFrame(rows)
 
 
-def gain(counts: pd.DataFrame, comparisons: Mapping[str, tuple[str, str]], samples: int, seed: int) -> pd.DataFrame:
-    """How many percent more bytes a token of one tokenizer holds than one of another, by language, with its interval.
+def gain(
+    counts: pd.DataFrame, comparisons: Mapping[str, tuple[str, str]], samples: int, seed: int
+) -> pd.DataFrame:
+    """How many percent more bytes a token of one tokenizer holds than one of another, by language,
+    with its interval.
 
-    comparisons: name to (tokenizer, baseline), both columns of the counts. A negative gain is a loss.
+    comparisons: name to (tokenizer, baseline), both columns of the counts. A negative gain is a
+    loss.
     """
     rows = []
     for language, group in counts.groupby("language", sort=False):
@@ -81,14 +92,17 @@ def parallel_pages(counts: pd.DataFrame, languages: Sequence[str]) -> pd.DataFra
 def premium(
     counts: pd.DataFrame, tokenizers: Sequence[str], base: str, samples: int = 0, seed: int = 0
 ) -> pd.DataFrame:
-    """Tokens of a language's pages over tokens of the same pages in `base` (Petrov et al., arXiv 2305.15425).
+    """Tokens of a language's pages over tokens of the same pages in `base` (Petrov et al., arXiv
+    2305.15425).
 
-    counts: parallel pages only. With `samples` 0, as for a single document, the interval is left empty.
-    Raises ValueError if the languages do not have the same pages.
+    counts: parallel pages only. With `samples` 0, as for a single document, the interval is left
+    empty. Raises ValueError if the languages do not have the same pages.
     """
     totals = counts.groupby(["page", "language"])[list(tokenizers)].sum().unstack("language")
     if totals.isna().any().any():
-        raise ValueError("premiums need the same pages in every language; pass the counts through parallel_pages first")
+        raise ValueError(
+            "premiums need the same pages in every language; pass the counts through parallel_pages first"
+        )
     rows = []
     for name in tokenizers:
         for language in dict.fromkeys(counts["language"]):
@@ -96,8 +110,18 @@ def premium(
             ratio = 1.0 if pair is None else pair[language].sum() / pair[base].sum()
             low = high = ratio if pair is None else np.nan
             if samples and pair is not None:
-                low, high = _bootstrap(pair[language].to_numpy(), pair[base].to_numpy(), samples, seed)
-            rows.append({"language": language, "tokenizer": name, "premium": ratio, "low": low, "high": high})
+                low, high = _bootstrap(
+                    pair[language].to_numpy(), pair[base].to_numpy(), samples, seed
+                )
+            rows.append(
+                {
+                    "language": language,
+                    "tokenizer": name,
+                    "premium": ratio,
+                    "low": low,
+                    "high": high,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -106,8 +130,9 @@ def bytes_per_token_by_script(
 ) -> pd.DataFrame:
     """Bytes a token in the runs of each script: index the router's experts, a column a tokenizer.
 
-    A token counts for the run in which its first byte lies, so a token of a joint vocabulary that spans two runs lowers the
-    count of the second. Scripts with fewer than 1,000 bytes of text are left out.
+    A token counts for the run in which its first byte lies, so a token of a joint vocabulary that
+    spans two runs lowers the count of the second. Scripts with fewer than 1,000 bytes of text are
+    left out.
     """
     owners = [_owners(text) for text in texts]
     num_bytes = np.bincount(np.concatenate(owners), minlength=len(EXPERTS))
@@ -116,40 +141,64 @@ def bytes_per_token_by_script(
         starts = _token_starts(tokenizer, texts)
         first = [owner[start] for owner, start in zip(owners, starts, strict=True)]
         tokens = np.bincount(np.concatenate(first), minlength=len(EXPERTS))
-        columns[name] = np.divide(num_bytes, tokens, out=np.full(len(EXPERTS), np.nan), where=tokens > 0)
+        columns[name] = np.divide(
+            num_bytes, tokens, out=np.full(len(EXPERTS), np.nan), where=tokens > 0
+        )
     frame = pd.DataFrame(columns, index=pd.Index(EXPERTS, name="script"))
     return frame[frame["bytes"] >= 1000].drop(columns="bytes")
 
 
 def unused_share(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> pd.DataFrame:
-    """By block: its number of ids, the share of them that the texts never use, and its share of all tokens."""
+    """By block: its number of ids, the share of them that the texts never use, and its share of all
+    tokens.
+    """
     ids = np.concatenate([np.array(ids, dtype=int) for ids in tokenizer.encode_batch(texts)])
     used = np.bincount(ids, minlength=tokenizer.vocab_size)
     rows = []
     for block in tokenizer.blocks:
         counts = used[block.start : block.stop]
         unused = float((counts == 0).mean()) if len(block) else np.nan
-        rows.append({"block": block.name, "ids": len(block), "unused": unused, "tokens": counts.sum() / used.sum()})
+        rows.append(
+            {
+                "block": block.name,
+                "ids": len(block),
+                "unused": unused,
+                "tokens": counts.sum() / used.sum(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def frequent_tokens(tokenizer: RoutedTokenizer, texts: Sequence[str], min_letters: int, number: int) -> pd.DataFrame:
-    """By expert, the tokens of its block that the texts use most: letters only, at least so many; spaces shown as ␣."""
+def frequent_tokens(
+    tokenizer: RoutedTokenizer, texts: Sequence[str], min_letters: int, number: int
+) -> pd.DataFrame:
+    """By expert, the tokens of its block that the texts use most: letters only, at least so many;
+    spaces shown as ␣.
+    """
     ids = np.concatenate([np.array(ids, dtype=int) for ids in tokenizer.encode_batch(texts)])
     used = np.bincount(ids, minlength=tokenizer.vocab_size)
     rows = []
     for block in tokenizer.blocks[-len(EXPERTS) :]:
         order = block.start + np.argsort(-used[block.start : block.stop], kind="stable")
         words = [tokenizer.decode([index]) for index in order if used[index]]
-        long = [word.replace(" ", "␣") for word in words if len(word.strip()) >= min_letters and word.strip().isalpha()]
+        long = [
+            word.replace(" ", "␣")
+            for word in words
+            if len(word.strip()) >= min_letters and word.strip().isalpha()
+        ]
         rows.append({"expert": block.name, "tokens": " ".join(long[:number]) or "none"})
     return pd.DataFrame(rows)
 
 
 def throughput(
-    count: CountTokens, texts: Sequence[str], repeats: int = 3, clock: Callable[[], float] = time.perf_counter
+    count: CountTokens,
+    texts: Sequence[str],
+    repeats: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Megabytes (10^6 bytes of UTF-8) tokenized in a second, the best of the repeats, on all cores that the library takes."""
+    """Megabytes (10^6 bytes of UTF-8) tokenized in a second, the best of the repeats, on all cores
+    that the library takes.
+    """
     num_bytes = sum(len(text.encode()) for text in texts)
     seconds = []
     for _ in range(repeats):
@@ -159,13 +208,19 @@ def throughput(
     return num_bytes / min(seconds) / 1e6
 
 
-def _interval(group: pd.DataFrame, numerator: str, denominator: str, samples: int, seed: int) -> tuple[float, float]:
+def _interval(
+    group: pd.DataFrame, numerator: str, denominator: str, samples: int, seed: int
+) -> tuple[float, float]:
     pages = group.groupby("page")[[numerator, denominator]].sum()
     return _bootstrap(pages[numerator].to_numpy(), pages[denominator].to_numpy(), samples, seed)
 
 
-def _bootstrap(numerator: np.ndarray, denominator: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
-    """The 2.5 and 97.5 percentiles of the ratio of sums over pages drawn with replacement; arrays of shape (pages,)."""
+def _bootstrap(
+    numerator: np.ndarray, denominator: np.ndarray, samples: int, seed: int
+) -> tuple[float, float]:
+    """The 2.5 and 97.5 percentiles of the ratio of sums over pages drawn with replacement; arrays
+    of shape (pages,).
+    """
     draws = np.random.default_rng(seed).multinomial(
         len(numerator), np.full(len(numerator), 1 / len(numerator)), samples
     )
@@ -176,34 +231,54 @@ def _bootstrap(numerator: np.ndarray, denominator: np.ndarray, samples: int, see
 def _owners(text: str) -> np.ndarray:
     """The index into EXPERTS of the run of each byte of a text: shape (bytes,), int64."""
     runs = route(text)
-    return np.repeat([EXPERTS.index(expert) for expert, _ in runs], [len(run.encode()) for _, run in runs]).astype(int)
+    return np.repeat(
+        [EXPERTS.index(expert) for expert, _ in runs], [len(run.encode()) for _, run in runs]
+    ).astype(int)
 
 
-def _token_starts(tokenizer: Tokenizer | SentencePieceProcessor, texts: Sequence[str]) -> list[np.ndarray]:
-    """The byte at which each token begins, for each text; a token's bytes are counted from its spelling."""
+def _token_starts(
+    tokenizer: Tokenizer | SentencePieceProcessor, texts: Sequence[str]
+) -> list[np.ndarray]:
+    """The byte at which each token begins, for each text; a token's bytes are counted from its
+    spelling.
+    """
     if isinstance(tokenizer, SentencePieceProcessor):
         ids = range(tokenizer.vocab_size())
         pieces = [tokenizer.id_to_piece(index).replace("▁", " ") for index in ids]
         sizes = np.array(
-            [1 if tokenizer.is_byte(i) else len(piece.encode()) for i, piece in zip(ids, pieces, strict=True)]
+            [
+                1 if tokenizer.is_byte(i) else len(piece.encode())
+                for i, piece in zip(ids, pieces, strict=True)
+            ]
         )
-        all_ids, before = tokenizer.encode(list(texts)), 1  # SentencePiece puts one space before the text
+        all_ids, before = (
+            tokenizer.encode(list(texts)),
+            1,
+        )  # SentencePiece puts one space before the text
     else:
         names = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-        sizes = np.array([len(name) for name, _ in names])  # byte-level BPE spells each byte as one character
+        sizes = np.array(
+            [len(name) for name, _ in names]
+        )  # byte-level BPE spells each byte as one character
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         all_ids, before = [encoding.ids for encoding in encodings], 0
     starts = []
     for text, text_ids in zip(texts, all_ids, strict=True):
         ends = np.cumsum(sizes[text_ids]) - before
         if len(ends) and ends[-1] != len(text.encode()):
-            raise RuntimeError(f"tokens spell {ends[-1]} bytes of a text of {len(text.encode())}: {text[:60]!r}")
+            raise RuntimeError(
+                f"tokens spell {ends[-1]} bytes of a text of {len(text.encode())}: {text[:60]!r}"
+            )
         starts.append(np.maximum(ends - sizes[text_ids], 0))
     return starts
 
 
-def with_interval(frame: pd.DataFrame, value: str, decimals: int, signed: bool = False) -> list[str]:
-    """Each row's value and interval as text, `4.12 [4.01, 4.23]`; the value alone where there is no interval."""
+def with_interval(
+    frame: pd.DataFrame, value: str, decimals: int, signed: bool = False
+) -> list[str]:
+    """Each row's value and interval as text, `4.12 [4.01, 4.23]`; the value alone where there is no
+    interval.
+    """
     sign = "+" if signed else ""
     texts = []
     for middle, low, high in frame[[value, "low", "high"]].itertuples(index=False):
@@ -215,7 +290,11 @@ def with_interval(frame: pd.DataFrame, value: str, decimals: int, signed: bool =
 
 
 def pivot(frame: pd.DataFrame, value: str, decimals: int, signed: bool = False) -> pd.DataFrame:
-    """A table to print: a row a language, a column a tokenizer, values with their intervals as text."""
+    """A table to print: a row a language, a column a tokenizer, values with their intervals as
+    text.
+    """
     rows = frame.assign(text=with_interval(frame, value, decimals, signed))
     order = {name: list(dict.fromkeys(frame[name])) for name in ("language", "tokenizer")}
-    return rows.pivot(index="language", columns="tokenizer", values="text").loc[order["language"], order["tokenizer"]]
+    return rows.pivot(index="language", columns="tokenizer", values="text").loc[
+        order["language"], order["tokenizer"]
+    ]

@@ -1,21 +1,29 @@
-"""The routed tokenizer: one byte-level BPE whose vocabulary is cut into contiguous blocks, one an expert.
+"""The routed tokenizer: one byte-level BPE whose vocabulary is cut into contiguous blocks, one an
+expert.
 
-Layout of ids:  [4 special tokens][256 bytes][shared pieces of characters][latin][han][kana][hangul][other]
+Layout of ids:  [4 special tokens][256 bytes][shared pieces of
+characters][latin][han][kana][hangul][other]
 
-A text is cut into runs of one script (`router`), each run into pieces, and in each piece the merges of the run's expert
-apply. Since a merge joins only whole characters of its expert, merges of two experts never meet, and one BPE over the union
-of the vocabularies gives exactly the ids of routing each run to its own expert: `encode` is the union, `encode_by_expert` the
-expert-wise reading, and a property test holds them equal. The union is what is exported, so users need nothing of ours:
+A text is cut into runs of one script (`router`), each run into pieces, and in each piece the merges
+of the run's expert apply. Since a merge joins only whole characters of its expert, merges of two
+experts never meet, and one BPE over the union
+of the vocabularies gives exactly the ids of routing each run to its own expert: `encode` is the
+union, `encode_by_expert` the expert-wise reading, and a property test holds them equal. The union
+is what is exported, so users need nothing of ours:
 `PreTrainedTokenizerFast.from_pretrained(folder)`.
 
 Guarantees
-- Lossless: no normalizer, no prefix space, every byte has a token, so decoding the ids of any text gives the text.
+- Lossless: no normalizer, no prefix space, every byte has a token, so decoding the ids of any text
+  gives the text.
 - An id of a block occurs only in runs of that block's expert; bytes and shared pieces occur in any.
-- `encode` never produces a special token from text: "<s>" in a corpus is three characters. The exported folder parses special
-  tokens written in text, as chat templates need; for text you did not write pass `split_special_tokens=True` there.
+- `encode` never produces a special token from text: "<s>" in a corpus is three characters. The
+  exported folder parses special
+  tokens written in text, as chat templates need; for text you did not write pass
+  `split_special_tokens=True` there.
 - The same texts give the same bytes of `tokenizer.json`.
 
-Does not: normalise Unicode (NFC and NFD spellings of a word differ in ids), or take lone surrogates, which no UTF-8 text holds.
+Does not: normalise Unicode (NFC and NFD spellings of a word differ in ids), or take lone
+surrogates, which no UTF-8 text holds.
 """
 
 import json
@@ -71,27 +79,38 @@ class RoutedTokenizer:
         return self.blocks[-1].stop
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, nothing added, no special token parsed from it: right for text of any origin."""
+        """Ids of a text, nothing added, no special token parsed from it: right for text of any
+        origin.
+        """
         return self.union.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts on all cores."""
-        return [encoding.ids for encoding in self.union.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            encoding.ids
+            for encoding in self.union.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens written out."""
         return self.union.decode(list(ids), skip_special_tokens=False)
 
     def block_of(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The index into `blocks` of each id: shape (n,), int64. Raises ValueError for an id outside the vocabulary."""
+        """The index into `blocks` of each id: shape (n,), int64. Raises ValueError for an id
+        outside the vocabulary.
+        """
         ids = np.asarray(ids, dtype=np.int64)
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
-            raise ValueError(f"ids must lie in 0..{self.vocab_size - 1}; got {ids.min()}..{ids.max()}")
+            raise ValueError(
+                f"ids must lie in 0..{self.vocab_size - 1}; got {ids.min()}..{ids.max()}"
+            )
         return np.searchsorted([block.stop for block in self.blocks], ids, side="right")
 
     @cached_property
     def experts(self) -> dict[str, Tokenizer]:
-        """Each expert as a tokenizer of its own: shared ids first, then its tokens from the end of the shared block on."""
+        """Each expert as a tokenizer of its own: shared ids first, then its tokens from the end of
+        the shared block on.
+        """
         model = json.loads(self.union.to_str())["model"]
         blocks = {block.name: block for block in self.blocks}
         shared_stop = blocks["shared"].stop  # where the first expert's block starts
@@ -108,14 +127,20 @@ class RoutedTokenizer:
         return tokenizers
 
     def encode_by_expert(self, text: str) -> list[int]:
-        """Ids by routing each run to its own expert and moving the expert's local ids to its block: equal to `encode`."""
+        """Ids by routing each run to its own expert and moving the expert's local ids to its block:
+        equal to `encode`.
+        """
         start = {block.name: block.start for block in self.blocks}
         runs = route(text)
         ids_of_run: list[list[int]] = [[] for _ in runs]
         for expert, member in self.experts.items():
             places = [place for place, (owner, _) in enumerate(runs) if owner == expert]
-            encodings = member.encode_batch_fast([runs[place][1] for place in places], add_special_tokens=False)
-            move = start[expert] - start["latin"]  # local ids of every expert go on where the shared ids end
+            encodings = member.encode_batch_fast(
+                [runs[place][1] for place in places], add_special_tokens=False
+            )
+            move = (
+                start[expert] - start["latin"]
+            )  # local ids of every expert go on where the shared ids end
             for place, encoding in zip(places, encodings, strict=True):
                 ids_of_run[place] = [i if i < start["latin"] else i + move for i in encoding.ids]
         return [index for ids in ids_of_run for index in ids]
@@ -134,8 +159,9 @@ def train(
 ) -> RoutedTokenizer:
     """Learns the experts from text and puts them into one vocabulary of exactly `vocab_size` ids.
 
-    texts: a parquet file with columns `language` and `text`, documents by language, or documents of one language; see
-    `read_documents`, `learn.learn` and `build`, which this calls in turn, for the other arguments and the errors raised.
+    texts: a parquet file with columns `language` and `text`, documents by language, or documents of
+    one language; see `read_documents`, `learn.learn` and `build`, which this calls in turn, for the
+    other arguments and the errors raised.
     """
     pool = learn(
         read_documents(texts, max_bytes_per_language),
@@ -144,7 +170,12 @@ def train(
         max_token_length=max_token_length,
         progress=progress,
     )
-    return build(pool, vocab_size, min_tokens_per_expert=min_tokens_per_expert, weigh_languages=weigh_languages)
+    return build(
+        pool,
+        vocab_size,
+        min_tokens_per_expert=min_tokens_per_expert,
+        weigh_languages=weigh_languages,
+    )
 
 
 def build(
@@ -152,8 +183,9 @@ def build(
 ) -> RoutedTokenizer:
     """Fills a vocabulary from learned candidates by the budget rule.
 
-    min_tokens_per_expert: the floor of `learn.choose`. weigh_languages=False lets a language weigh as much as it has text.
-    Raises ValueError if the pool is too small for the vocabulary, or the vocabulary for the floors.
+    min_tokens_per_expert: the floor of `learn.choose`. weigh_languages=False lets a language weigh
+    as much as it has text. Raises ValueError if the pool is too small for the vocabulary, or the
+    vocabulary for the floors.
     """
     ranked = pool.by_worth(weigh_languages)
     budget = vocab_size - SHARED_START
@@ -164,28 +196,39 @@ def build(
             "more text"
         )
     record = {
-        "budget_rule": BUDGET_RULE.format("every language weighing the same" if weigh_languages else "taken as it is"),
+        "budget_rule": BUDGET_RULE.format(
+            "every language weighing the same" if weigh_languages else "taken as it is"
+        ),
         "min_tokens_per_expert": min_tokens_per_expert,
         "min_frequency": pool.min_frequency,
         "max_token_length": pool.max_token_length,
         "training_bytes": pool.num_bytes,
     }
-    return _union(choose([candidate for _, candidate in ranked], budget, min_tokens_per_expert), record)
+    return _union(
+        choose([candidate for _, candidate in ranked], budget, min_tokens_per_expert), record
+    )
 
 
 def read_documents(
-    texts: Path | Iterable[str] | Mapping[str, Sequence[str]], max_bytes_per_language: int | None = None
+    texts: Path | Iterable[str] | Mapping[str, Sequence[str]],
+    max_bytes_per_language: int | None = None,
 ) -> dict[str, list[str]]:
-    """Documents by language, languages in alphabetical order, each cut to its first documents of so many bytes."""
+    """Documents by language, languages in alphabetical order, each cut to its first documents of so
+    many bytes.
+    """
     if isinstance(texts, Path):
         table = pq.read_table(texts, columns=["language", "text"])
         grouped: dict[str, list[str]] = {}
-        for language, text in zip(table["language"].to_pylist(), table["text"].to_pylist(), strict=True):
+        for language, text in zip(
+            table["language"].to_pylist(), table["text"].to_pylist(), strict=True
+        ):
             grouped.setdefault(language, []).append(text)
     elif isinstance(texts, Mapping):
         grouped = {language: list(documents) for language, documents in texts.items()}
     elif isinstance(texts, str):
-        raise TypeError("texts is one string; give a list of documents, or a pathlib.Path to a parquet file")
+        raise TypeError(
+            "texts is one string; give a list of documents, or a pathlib.Path to a parquet file"
+        )
     else:
         grouped = {"und": list(texts)}
     kept = {}
@@ -200,17 +243,23 @@ def read_documents(
             kept[language] = grouped[language][:limit]
     if not kept:
         where = f" in {texts}" if isinstance(texts, Path) else ""
-        raise ValueError(f"no text to train on{where}: every document is empty or larger than max_bytes_per_language")
+        raise ValueError(
+            f"no text to train on{where}: every document is empty or larger than max_bytes_per_language"
+        )
     return kept
 
 
 def save(tokenizer: RoutedTokenizer, folder: Path) -> None:
-    """Writes `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `experts.json` into a folder."""
+    """Writes `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and
+    `experts.json` into a folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     exported = Tokenizer.from_str(tokenizer.union.to_str())
     exported.encode_special_tokens = False
     exported.save(str(folder / "tokenizer.json"))
-    names = dict(zip(("unk_token", "bos_token", "eos_token", "pad_token"), SPECIAL_TOKENS, strict=True))
+    names = dict(
+        zip(("unk_token", "bos_token", "eos_token", "pad_token"), SPECIAL_TOKENS, strict=True)
+    )
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -224,21 +273,35 @@ def save(tokenizer: RoutedTokenizer, folder: Path) -> None:
             "description": router.DESCRIPTION,
             "experts": list(EXPERTS),
             "ranges": {
-                expert: [[f"{a:04X}", f"{b:04X}"] for a, b in ranges] for expert, ranges in router.RANGES.items()
+                expert: [[f"{a:04X}", f"{b:04X}"] for a, b in ranges]
+                for expert, ranges in router.RANGES.items()
             },
         },
-        "blocks": [{"name": block.name, "start": block.start, "stop": block.stop} for block in tokenizer.blocks],
+        "blocks": [
+            {"name": block.name, "start": block.start, "stop": block.stop}
+            for block in tokenizer.blocks
+        ],
         "training": tokenizer.record,
     }
-    for name, value in (("tokenizer_config", config), ("special_tokens_map", names), ("experts", experts)):
-        (folder / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    for name, value in (
+        ("tokenizer_config", config),
+        ("special_tokens_map", names),
+        ("experts", experts),
+    ):
+        (folder / f"{name}.json").write_text(
+            json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def load(folder: Path) -> RoutedTokenizer:
-    """Reads a folder written by `save`. Raises FileNotFoundError or ValueError naming the file that is missing or wrong."""
+    """Reads a folder written by `save`. Raises FileNotFoundError or ValueError naming the file that
+    is missing or wrong.
+    """
     for name in ("tokenizer.json", "experts.json"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing: {folder} is not a folder written by routed.save")
+            raise FileNotFoundError(
+                f"{folder / name} is missing: {folder} is not a folder written by routed.save"
+            )
     union = Tokenizer.from_file(str(folder / "tokenizer.json"))
     union.encode_special_tokens = True
     experts = json.loads((folder / "experts.json").read_text(encoding="utf-8"))
@@ -261,7 +324,8 @@ def _union(chosen: Sequence[Candidate], record: dict[str, Any]) -> RoutedTokeniz
     for expert in (None, *EXPERTS):
         start = len(vocab)
         members = [candidate for candidate in chosen if candidate.expert == expert]
-        # Characters before merges, so that a block opens with its alphabet; `sorted` keeps the order of worth otherwise.
+        # Characters before merges, so that a block opens with its alphabet; `sorted` keeps the
+        # order of worth otherwise.
         for candidate in sorted(members, key=lambda c: not _builds_character(c)):
             token = "".join(names[byte] for byte in candidate.token)
             if token in vocab:
@@ -271,10 +335,12 @@ def _union(chosen: Sequence[Candidate], record: dict[str, Any]) -> RoutedTokeniz
             vocab[token] = len(vocab)
             target = char_merges if _builds_character(candidate) else expert_merges
             target += [
-                ("".join(names[b] for b in left), "".join(names[b] for b in right)) for left, right in candidate.pairs
+                ("".join(names[b] for b in left), "".join(names[b] for b in right))
+                for left, right in candidate.pairs
             ]
         blocks.append(Block(expert or "shared", start, len(vocab)))
-    # All characters are put together before any expert's merge applies, so merges see whole characters only.
+    # All characters are put together before any expert's merge applies, so merges see whole
+    # characters only.
     merges = [(a, b) for a, b in char_merges + expert_merges if a in vocab and b in vocab]
     return RoutedTokenizer(_assemble(vocab, merges, split_runs=True), tuple(blocks), record)
 
@@ -284,7 +350,9 @@ def _builds_character(candidate: Candidate) -> bool:
     return candidate.expert is None or len(candidate.token.decode()) == 1
 
 
-def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]], *, split_runs: bool) -> Tokenizer:
+def _assemble(
+    vocab: dict[str, int], merges: list[tuple[str, str]], *, split_runs: bool
+) -> Tokenizer:
     """A byte-level BPE over pieces; with `split_runs` the script runs are cut first."""
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
     steps = [piece_splitter(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -296,7 +364,9 @@ def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]], *, split_run
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B:1", special_tokens=[(bos, vocab[bos])]
     )
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -304,8 +374,9 @@ def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]], *, split_run
 def _byte_names() -> list[str]:
     """The printable character that stands for each byte in `tokenizer.json`.
 
-    Source: the table of GPT-2's `bytes_to_unicode` (OpenAI gpt-2, `src/encoder.py`), which ByteLevel follows: printable
-    Latin-1 bytes stand for themselves, the others for the characters from U+0100 on.
+    Source: the table of GPT-2's `bytes_to_unicode` (OpenAI gpt-2, `src/encoder.py`), which
+    ByteLevel follows: printable Latin-1 bytes stand for themselves, the others for the characters
+    from U+0100 on.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))

@@ -1,21 +1,29 @@
 """The script router: which expert vocabulary a stretch of text belongs to.
 
-A character's expert is a function of its code point alone, given by the table `RANGES` of Unicode blocks. Characters of
-scripts Common and Inherited go with the home of their block: ASCII, general punctuation, symbols, emoji and combining
-diacritics to `latin` (Latin and code), CJK punctuation and full-width forms to `han`, the prolonged sound mark and the
-combining voicing marks to `kana`, the danda or the Arabic comma to `other`. One rule looks at a neighbour: a single U+0020
-in front of a character that is not `latin` belongs to that character's run, so that the words of a script written with
-spaces keep the leading space that byte-level BPE gives to words.
+A character's expert is a function of its code point alone, given by the table `RANGES` of Unicode
+blocks. Characters of
+scripts Common and Inherited go with the home of their block: ASCII, general punctuation, symbols,
+emoji and combining diacritics to `latin` (Latin and code), CJK punctuation and full-width forms to
+`han`, the prolonged sound mark and the combining voicing marks to `kana`, the danda or the Arabic
+comma to `other`. One rule looks at a neighbour: a single U+0020 in front of a character that is not
+`latin` belongs to that character's run, so that the words of a script written with spaces keep the
+leading space that byte-level BPE gives to words.
 
 Guarantees
-- The runs partition the string: joining them gives the text back; adjacent runs have different experts.
-- Left context never matters: `route(a + b)` is `route(a)` followed by `route(b)`, with equal neighbours joined, unless `a`
+- The runs partition the string: joining them gives the text back; adjacent runs have different
+  experts.
+- Left context never matters: `route(a + b)` is `route(a)` followed by `route(b)`, with equal
+  neighbours joined, unless `a`
   ends in U+0020. So routing a stream may be cut anywhere except behind a space.
-- The same pattern string is the first pre-tokenizer of the exported `tokenizer.json`: it uses character classes and
-  look-ahead only, which Python's `re` and the Oniguruma engine of Hugging Face `tokenizers` read alike.
+- The same pattern string is the first pre-tokenizer of the exported `tokenizer.json`: it uses
+  character classes and
+  look-ahead only, which Python's `re` and the Oniguruma engine of Hugging Face `tokenizers` read
+  alike.
 
-It does not know languages (Japanese and Chinese share the Han expert, Vietnamese and program code the Latin one), and it
-is not learned: upstream describes "MoE at the tokenizer level" in one sentence and publishes no rule, so this one is ours.
+It does not know languages (Japanese and Chinese share the Han expert, Vietnamese and program code
+the Latin one), and it
+is not learned: upstream describes "MoE at the tokenizer level" in one sentence and publishes no
+rule, so this one is ours.
 """
 
 import re
@@ -24,7 +32,10 @@ EXPERTS = ("latin", "han", "kana", "hangul", "other")
 
 RANGES: dict[str, tuple[tuple[int, int], ...]] = {
     "latin": (
-        (0x0000, 0x02E9),  # ASCII, Latin-1, Latin Extended A and B, IPA, modifier letters (2EA, 2EB are Bopomofo)
+        (
+            0x0000,
+            0x02E9,
+        ),  # ASCII, Latin-1, Latin Extended A and B, IPA, modifier letters (2EA, 2EB are Bopomofo)
         (0x02EC, 0x036F),  # modifier letters, combining diacritical marks
         (0x1AB0, 0x1AFF),  # combining diacritical marks, extended
         (0x1D00, 0x1D25),  # phonetic extensions, less the Greek and Cyrillic letters among them
@@ -33,7 +44,10 @@ RANGES: dict[str, tuple[tuple[int, int], ...]] = {
         (0x1D6B, 0x1D77),
         (0x1D79, 0x1DBE),
         (0x1DC0, 0x1EFF),  # combining marks supplement, Latin Extended Additional
-        (0x2000, 0x2125),  # punctuation, sub- and superscripts, currency, letterlike (2126 is the Greek ohm)
+        (
+            0x2000,
+            0x2125,
+        ),  # punctuation, sub- and superscripts, currency, letterlike (2126 is the Greek ohm)
         (0x2127, 0x27FF),  # number forms, arrows, mathematics, technical, box drawing, dingbats
         (0x2900, 0x2BFF),  # arrows and mathematics, supplements (2800-28FF is Braille)
         (0x2C60, 0x2C7F),  # Latin Extended C
@@ -98,12 +112,17 @@ RANGES: dict[str, tuple[tuple[int, int], ...]] = {
         (0xFFA0, 0xFFDF),  # half-width
     ),
 }
-"""Code points of each expert, inclusive, checked in tests against the Script property; `other` is everything else."""
+"""Code points of each expert, inclusive, checked in tests against the Script property; `other` is
+everything else.
+"""
 
 
 def _class_body(expert: str) -> str:
-    """The inside of a regular-expression character class for one expert, written in literal characters."""
-    # U+0000-0040 is written with escapes of its ends only; no range begins or ends in a character special to a class.
+    """The inside of a regular-expression character class for one expert, written in literal
+    characters.
+    """
+    # U+0000-0040 is written with escapes of its ends only; no range begins or ends in a character
+    # special to a class.
     return "".join(f"{_literal(low)}-{_literal(high)}" for low, high in RANGES[expert])
 
 
@@ -114,7 +133,8 @@ def _literal(code_point: int) -> str:
 def _run_pattern() -> dict[str, str]:
     bodies = {expert: _class_body(expert) for expert in RANGES}
     latin = bodies["latin"]
-    # `latin` without the space; a run of spaces is Latin up to the last, which goes with a following non-Latin character.
+    # `latin` without the space; a run of spaces is Latin up to the last, which goes with a
+    # following non-Latin character.
     latin_no_space = latin.replace("\\x00-", "\\x00-\\x1f!-", 1)
     patterns = {"latin": f"(?:[{latin_no_space}]+| +(?![^{latin}]))+"}
     for expert in EXPERTS[1:-1]:
@@ -125,7 +145,8 @@ def _run_pattern() -> dict[str, str]:
 
 RUN_PATTERNS = _run_pattern()
 RUN_PATTERN = "|".join(RUN_PATTERNS[expert] for expert in EXPERTS)
-"""One regular expression whose matches are the runs, in the order of the text, covering all of it."""
+"""One regular expression whose matches are the runs, in the order of the text, covering all of it.
+"""
 
 _NAMED_RUNS = re.compile("|".join(f"(?P<{expert}>{RUN_PATTERNS[expert]})" for expert in EXPERTS))
 
@@ -136,7 +157,9 @@ DESCRIPTION = (
 
 
 def route(text: str) -> list[tuple[str, str]]:
-    """Splits a text into runs of one expert each: a list of (expert, run), whose runs join to the text."""
+    """Splits a text into runs of one expert each: a list of (expert, run), whose runs join to the
+    text.
+    """
     return [(match.lastgroup or "", match.group()) for match in _NAMED_RUNS.finditer(text)]
 
 

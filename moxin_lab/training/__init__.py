@@ -1,1 +1,1 @@
-"""Stage 04: three-phase pretraining with Lightning."""
+"""The engine of every training: fit, exact resume, schedules, optimizer, loss."""

@@ -1,14 +1,18 @@
-"""Linear layer and cross-entropy as one operation over chunks of tokens: the logits of all tokens are never held.
+"""Linear layer and cross-entropy as one operation over chunks of tokens: the logits of all tokens
+are never held.
 
     loss = linear_cross_entropy(hidden_states, model.lm_head.weight, labels, reduction="sum")      # [B, T, C], [V, C], [B, T]
 
-A chunk's gradients follow from its logits while these are at hand (softmax minus target), so both are computed in the forward
-pass and the logits thrown away: instead of tokens x vocabulary numbers, and as many again backward, chunk x vocabulary are
-held. Large chunks keep the matrix products large; small ones stay in a processor's cache.
+A chunk's gradients follow from its logits while these are at hand (softmax minus target), so both
+are computed in the forward
+pass and the logits thrown away: instead of tokens x vocabulary numbers, and as many again backward,
+chunk x vocabulary are held. Large chunks keep the matrix products large; small ones stay in a
+processor's cache.
 
-Guarantees: loss and both gradients equal those of `F.cross_entropy` on the full logits to rounding (tests/training/test_loss.py);
-softmax and sums run in float32 at least, and the weight's gradient is summed over chunks in float32; under autocast the products
-run in autocast's dtype, as those of the full logits would. Traced by torch.compile without a graph break.
+Guarantees: loss and both gradients equal those of `F.cross_entropy` on the full logits to rounding
+(tests/training/test_loss.py); softmax and sums run in float32 at least, and the weight's gradient
+is summed over chunks in float32; under autocast the products run in autocast's dtype, as those of
+the full logits would. Traced by torch.compile without a graph break.
 Does not: give second derivatives; filter small gradients (each one is exact).
 """
 
@@ -32,8 +36,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         product_dtype: torch.dtype,
         wants_gradients: bool,
     ) -> Tensor:
-        """Sum over tokens; hidden [N, C], weight [V, C], labels [N], -100 where nothing is predicted."""
-        wants_hidden, wants_weight = (wants and wants_gradients for wants in ctx.needs_input_grad[:2])
+        """Sum over tokens; hidden [N, C], weight [V, C], labels [N], -100 where nothing is
+        predicted.
+        """
+        wants_hidden, wants_weight = (
+            wants and wants_gradients for wants in ctx.needs_input_grad[:2]
+        )
         exact = torch.promote_types(product_dtype, torch.float32)
         matrix = weight.to(product_dtype)
         num_tokens = hidden.shape[0]
@@ -51,7 +59,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 from moxin_lab.kernels.cross_entropy import cross_entropy_
 
                 total = (
-                    total + cross_entropy_(logits, targets[:, 0].where(counted[:, 0], IGNORE), label_smoothing).sum()
+                    total
+                    + cross_entropy_(
+                        logits, targets[:, 0].where(counted[:, 0], IGNORE), label_smoothing
+                    ).sum()
                 )
                 gradient = logits
             else:
@@ -63,7 +74,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if wants_hidden:
                 hidden_parts.append((gradient @ matrix).to(hidden.dtype))
             if wants_weight and num_tokens <= chunk_tokens:
-                grad_weight = gradient.T @ states  # nothing to add up: the product's own rounding is all there is
+                grad_weight = (
+                    gradient.T @ states
+                )  # nothing to add up: the product's own rounding is all there is
             elif wants_weight and grad_weight is None:
                 grad_weight = (gradient.T @ states).to(exact)
             elif wants_weight and product_dtype == exact:
@@ -90,8 +103,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _plain(logits: Tensor, targets: Tensor, counted: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """Sum of losses and d sum / d logits, in the memory of the logits [N, V]; targets int64 [N, 1], counted bool [N, 1]."""
+def _plain(
+    logits: Tensor, targets: Tensor, counted: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Sum of losses and d sum / d logits, in the memory of the logits [N, V]; targets int64 [N, 1],
+    counted bool [N, 1].
+    """
     normaliser = logits.logsumexp(dim=-1, keepdim=True)
     losses = normaliser - (1 - label_smoothing) * logits.gather(1, targets)
     if label_smoothing:
@@ -113,23 +130,33 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """Cross-entropy of `hidden_states @ weight.T` against `labels`, as `F.cross_entropy(logits.float(), labels)` would give it.
+    """Cross-entropy of `hidden_states @ weight.T` against `labels`, as
+    `F.cross_entropy(logits.float(), labels)` would give it.
 
     Args:
-        hidden_states: [..., C]. weight: [V, C]. labels: int64 [...], `IGNORE` (-100) where nothing is predicted.
+        hidden_states: [..., C]. weight: [V, C]. labels: int64 [...], `IGNORE` (-100) where nothing
+        is predicted.
         chunk_tokens: tokens whose logits are held at once.
-        label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016, arXiv 1512.00567).
+        label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016,
+        arXiv 1512.00567).
         reduction: "mean" over the labels that count (NaN if none does, as in PyTorch) or "sum".
 
-    Returns a scalar of float32 (float64 for float64 input). Raises ValueError for shapes or settings that do not fit.
+    Returns a scalar of float32 (float64 for float64 input). Raises ValueError for shapes or
+    settings that do not fit.
     """
-    if hidden_states.shape[:-1] != labels.shape or weight.ndim != 2 or weight.shape[1] != hidden_states.shape[-1]:
+    if (
+        hidden_states.shape[:-1] != labels.shape
+        or weight.ndim != 2
+        or weight.shape[1] != hidden_states.shape[-1]
+    ):
         raise ValueError(
             f"hidden_states {tuple(hidden_states.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}: "
             "expected [..., C], [V, C] and [...]"
         )
     if chunk_tokens < 1 or not 0 <= label_smoothing < 1:
-        raise ValueError(f"chunk_tokens {chunk_tokens} must be at least 1, label_smoothing {label_smoothing} in [0, 1)")
+        raise ValueError(
+            f"chunk_tokens {chunk_tokens} must be at least 1, label_smoothing {label_smoothing} in [0, 1)"
+        )
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}: it must be 'mean' or 'sum'")
     device = hidden_states.device.type
@@ -141,7 +168,12 @@ def linear_cross_entropy(
         )
     with torch.autocast(device, enabled=False):
         total = _LinearCrossEntropy.apply(
-            hidden_states.flatten(0, -2), weight, labels.flatten(), chunk_tokens, label_smoothing, product_dtype,
+            hidden_states.flatten(0, -2),
+            weight,
+            labels.flatten(),
+            chunk_tokens,
+            label_smoothing,
+            product_dtype,
             torch.is_grad_enabled(),
-        )  # fmt: skip
+        )
     return total if reduction == "sum" else total / (labels != IGNORE).sum()

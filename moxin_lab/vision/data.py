@@ -1,13 +1,15 @@
 """Image-text data: LLaVA's JSON in and out, and the concepts of `data_cards/emoji` as arrays.
 
-    {"id": "...", "image": "a/b.png", "conversations": [{"from": "human", "value": "<image>\\n..."}, {"from": "gpt", ...}]}
+    {"id": "...", "image": "a/b.png", "conversations": [{"from": "human", "value": "<image>\\n..."},
+    {"from": "gpt", ...}]}
 
-The loader takes the published files of LLaVA v1.5 (558K captions, 665K instructions) as they are: a record without `image` is
-text alone, `<image>` may stand before or after the first question, a conversation may open with an answer (which is left out, as
-LLaVA's code does). Anything else is refused with the record's id: a record that trains nothing is a fault that nobody sees.
+The loader takes the published files of LLaVA v1.5 (558K captions, 665K instructions) as they are: a
+record without `image` is text alone, `<image>` may stand before or after the first question, a
+conversation may open with an answer (which is left out, as LLaVA's code does). Anything else is
+refused with the record's id: a record that trains nothing is a fault that nobody sees.
 
-Guarantees: `load_llava(save_llava(x))` is `x`; a drawing is composed on a background here, once, so that no transparent pixel
-reaches a tower.
+Guarantees: `load_llava(save_llava(x))` is `x`; a drawing is composed on a background here, once, so
+that no transparent pixel reaches a tower.
 Does not: decode the images of a LLaVA file (`images.py` does, when it needs them).
 """
 
@@ -49,16 +51,22 @@ class Example(NamedTuple):
 def load_llava(path: Path, image_folder: Path | None = None) -> list[Example]:
     """The conversations of a LLaVA file, in its order.
 
-    image_folder: if given, every image must be a file below it.
-    Raises DataError naming the record for a missing turn, an empty answer, two images, or an image that is not there or not below
-    the folder.
+    image_folder: if given, every image must be a file below it. Raises DataError naming the record
+    for a missing turn, an empty answer, two images, or an image that is not there or not below the
+    folder.
     """
     records = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(records, list) or not records:
         raise DataError(f"{path} is not a LLaVA file: it must hold a list of at least one record")
-    examples = [_example(record, f"{path}, record {number}") for number, record in enumerate(records)]
+    examples = [
+        _example(record, f"{path}, record {number}") for number, record in enumerate(records)
+    ]
     if image_folder is not None:
-        missing = [example for example in examples if example.image and not (image_folder / example.image).is_file()]
+        missing = [
+            example
+            for example in examples
+            if example.image and not (image_folder / example.image).is_file()
+        ]
         if missing:
             raise DataError(
                 f"{path}: {len(missing)} of {len(examples)} records name an image that is not below {image_folder}; "
@@ -72,7 +80,9 @@ def _example(record: Mapping[str, Any], where: str) -> Example:
         name, turns, image = str(record["id"]), list(record["conversations"]), record.get("image")
         said = [(turn["from"], turn["value"]) for turn in turns]
     except (KeyError, TypeError) as error:
-        raise DataError(f"{where} lacks {error}: it needs id and conversations with from and value") from error
+        raise DataError(
+            f"{where} lacks {error}: it needs id and conversations with from and value"
+        ) from error
     where = f"{where} (id {name})"
     if image is not None and (Path(image).is_absolute() or ".." in Path(image).parts):
         raise DataError(f"{where}: image {image!r} is not a name below the image folder")
@@ -80,7 +90,9 @@ def _example(record: Mapping[str, Any], where: str) -> Example:
         said = said[1:]
     said = said[: len(said) // 2 * 2]
     if not said or [who for who, _ in said] != ["human", "gpt"] * (len(said) // 2):
-        raise DataError(f"{where}: human and gpt do not take turns, so there is nothing to learn from")
+        raise DataError(
+            f"{where}: human and gpt do not take turns, so there is nothing to learn from"
+        )
     if image is not None:
         marks = sum(text.count(IMAGE_MARK) for _, text in said)
         if marks > 1:
@@ -97,7 +109,10 @@ def to_llava(example: Example) -> dict[str, Any]:
     conversations = []
     for number, (question, answer) in enumerate(example.turns):
         mark = f"{IMAGE_MARK}\n" if number == 0 and example.image else ""
-        conversations += [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
+        conversations += [
+            {"from": "human", "value": mark + question},
+            {"from": "gpt", "value": answer},
+        ]
     return {
         "id": example.id,
         **({"image": example.image} if example.image else {}),
@@ -106,7 +121,9 @@ def to_llava(example: Example) -> dict[str, Any]:
 
 
 def save_llava(examples: Iterable[Example], images: Mapping[str, Pixels], folder: Path) -> Path:
-    """Write `folder`/data.json and the images that the examples name below `folder`/images; return the JSON's path."""
+    """Write `folder`/data.json and the images that the examples name below `folder`/images; return
+    the JSON's path.
+    """
     records = []
     for example in examples:
         records.append(to_llava(example))
@@ -146,8 +163,12 @@ class Concept(NamedTuple):
         return f"{label}: {', '.join(kept)}" if kept else label
 
 
-def read_concepts(card: Path, split: str, languages: Sequence[str] = ("en", "zh", "ja", "ko")) -> list[Concept]:
-    """The concepts of one split of the card in its folder, decoded. Raises DataError for a drawing that is none."""
+def read_concepts(
+    card: Path, split: str, languages: Sequence[str] = ("en", "zh", "ja", "ko")
+) -> list[Concept]:
+    """The concepts of one split of the card in its folder, decoded. Raises DataError for a drawing
+    that is none.
+    """
     columns = ["concept", "family", "category", "subcategory", "texts", "google", "twitter"]
     found = []
     for row in pq.read_table(card / "data" / f"{split}.parquet", columns=columns).to_pylist():
@@ -159,7 +180,10 @@ def read_concepts(card: Path, split: str, languages: Sequence[str] = ("en", "zh"
                 row["category"],
                 row["subcategory"],
                 {language: texts[language] for language in languages},
-                {style: _decode(row[style], f"{card}: {row['concept']}, {style}") for style in ("google", "twitter")},
+                {
+                    style: _decode(row[style], f"{card}: {row['concept']}, {style}")
+                    for style in ("google", "twitter")
+                },
             )
         )
     return found
@@ -170,13 +194,18 @@ def _decode(png: bytes, where: str) -> Pixels:
         image = Image.open(io.BytesIO(png)).convert("RGBA")
     except OSError as error:
         raise DataError(f"{where} is not an image: {error}") from error
-    if image.size != (DRAWING_PIXELS, DRAWING_PIXELS):  # a few of one package have an edge of two pixels more
+    if image.size != (
+        DRAWING_PIXELS,
+        DRAWING_PIXELS,
+    ):  # a few of one package have an edge of two pixels more
         image = image.resize((DRAWING_PIXELS, DRAWING_PIXELS), Image.Resampling.BICUBIC)
     return np.asarray(image)
 
 
 def resized(drawing: Pixels, edge: int) -> Pixels:
-    """A square picture `[n, n, channels]` with another edge; transparency is weighted in, so that edges do not darken."""
+    """A square picture `[n, n, channels]` with another edge; transparency is weighted in, so that
+    edges do not darken.
+    """
     if drawing.shape[0] == edge:
         return drawing
     return np.asarray(Image.fromarray(drawing).resize((edge, edge), Image.Resampling.BICUBIC))

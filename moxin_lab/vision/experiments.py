@@ -1,12 +1,13 @@
-"""Stage 07's work as calls: the questions of a run, what each recipe of the comparison is, and its scores on them.
+"""Stage 07's work as calls: the questions of a run, what each recipe of the comparison is, and its
+scores on them.
 
     items(...)          training and test questions from the cards
     RECIPES             name -> how it differs from Moxin's single stage
     run_recipe(...)     one training, from towers and a language model to a VLM and its logs
     answer(...)         a VLM's answers to questions, with their pictures, with none, or with those of other questions
 
-Guarantees: all recipes of one seed see the same questions in the same order; every recipe starts from the same towers and the
-same language model, which no recipe changes (each works on copies).
+Guarantees: all recipes of one seed see the same questions in the same order; every recipe starts
+from the same towers and the same language model, which no recipe changes (each works on copies).
 Does not: train or run a model itself (`vlm_training.py`, `vlm.py`), or decide a claim.
 """
 
@@ -20,24 +21,26 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moxin_lab.lab.step_training import Progress, autocast
 from moxin_lab.model import convert
 from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.training.fit import Progress, autocast
 from moxin_lab.vision import scoring, tasks
 from moxin_lab.vision.data import Concept, Pixels
 from moxin_lab.vision.images import prepare_images
-from moxin_lab.vision.material import Material
 from moxin_lab.vision.prompts import encode_prompt, tokens
 from moxin_lab.vision.settings import TowerSettings
 from moxin_lab.vision.tasks import Item
 from moxin_lab.vision.tower_training import SiglipPair, train_dino, train_siglip
 from moxin_lab.vision.towers import Towers, settings_dict
+from moxin_lab.vision.training_data import Material
 from moxin_lab.vision.vlm import MoxinVLM, Projector, pad_examples
 from moxin_lab.vision.vlm_training import train_vlm
 
 
 class Recipe(NamedTuple):
-    """How a training differs from Moxin's: both towers, frozen, one stage, the scale's epochs and language model."""
+    """How a training differs from Moxin's: both towers, frozen, one stage, the scale's epochs and
+    language model.
+    """
 
     claim: str | None
     """The claim that the comparison with `no-align` decides."""
@@ -71,7 +74,8 @@ class Questions(NamedTuple):
 def questions(
     train: Sequence[Concept], test: Sequence[Concept], charts: Path, settings: Any, *, seed: int
 ) -> Questions:
-    """Training and test questions of every task: `presence` of known concepts in new scenes, charts of new tables and styles.
+    """Training and test questions of every task: `presence` of known concepts in new scenes, charts
+    of new tables and styles.
 
     settings: train_items, test_items, towers.image_size.
     """
@@ -79,9 +83,13 @@ def questions(
     train_items: list[Item] = []
     test_items: list[Item] = []
     for task in tasks.TASKS:
-        train_items += tasks.make(task, settings.train_items, train, edge=edge, seed=seed, split="train")
+        train_items += tasks.make(
+            task, settings.train_items, train, edge=edge, seed=seed, split="train"
+        )
         asked = train if task == "presence" else test
-        test_items += tasks.make(task, settings.test_items, asked, edge=edge, seed=seed, split="test")
+        test_items += tasks.make(
+            task, settings.test_items, asked, edge=edge, seed=seed, split="test"
+        )
     train_items += tasks.spread(tasks.chart_items(charts, "train", edge), settings.train_items)
     for split in ("test_tables", "test_styles"):
         test_items += tasks.spread(tasks.chart_items(charts, split, edge), settings.test_items // 2)
@@ -91,10 +99,12 @@ def questions(
 def captions(
     concept: Concept, languages: Sequence[str], *, seed: int, nameless: bool = False, each: int = 6
 ) -> list[str]:
-    """What the towers are told of a concept: its label with none to all of its tags in any order, `each` a language.
+    """What the towers are told of a concept: its label with none to all of its tags in any order,
+    `each` a language.
 
-    nameless: every second one leaves the label out. It is one concept's own, so a tower that always hears it can learn names by
-    heart; tags are shared, and what is shared is all that an unseen concept has. Without tags the label stands alone.
+    nameless: every second one leaves the label out. It is one concept's own, so a tower that always
+    hears it can learn names by heart; tags are shared, and what is shared is all that an unseen
+    concept has. Without tags the label stands alone.
     """
     rng = np.random.default_rng([seed, *concept.id.encode()])
     texts = []
@@ -102,28 +112,50 @@ def captions(
         label, tags = concept.names[language]
         tags = tuple(tag for tag in tags if tag != label)
         for number in range(each):
-            kept = [tags[place] for place in rng.permutation(len(tags))[: rng.integers(0, len(tags) + 1)]]
+            kept = [
+                tags[place]
+                for place in rng.permutation(len(tags))[: rng.integers(0, len(tags) + 1)]
+            ]
             texts.append(", ".join(kept if nameless and kept and number % 2 else [label, *kept]))
     return texts
 
 
 def train_towers(
-    towers: Towers, concepts: Sequence[Concept], tokenizer: Any, settings: Any, *, seed: int, folder: Path, device: str,
+    towers: Towers,
+    concepts: Sequence[Concept],
+    tokenizer: Any,
+    settings: Any,
+    *,
+    seed: int,
+    folder: Path,
+    device: str,
     progress: Progress | None = None,
-) -> tuple[SiglipPair, dict[str, pd.DataFrame]]:  # fmt: skip
-    """Both towers, in place, on one style of drawing; SigLIP's with the text encoder beside it, and the logs by name."""
+) -> tuple[SiglipPair, dict[str, pd.DataFrame]]:
+    """Both towers, in place, on one style of drawing; SigLIP's with the text encoder beside it, and
+    the logs by name.
+    """
     drawings = np.stack(
         [concept.drawings["google"] for concept in concepts]
     )  # transparent: each view has its own background
     nameless = settings.siglip.nameless_captions
-    texts = [captions(one, settings.caption_languages, seed=seed, nameless=nameless) for one in concepts]
+    texts = [
+        captions(one, settings.caption_languages, seed=seed, nameless=nameless) for one in concepts
+    ]
     common: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
     pair, log = train_siglip(
-        towers, drawings, texts, tokenizer, settings=settings.siglip, folder=folder / "siglip", **common
+        towers,
+        drawings,
+        texts,
+        tokenizer,
+        settings=settings.siglip,
+        folder=folder / "siglip",
+        **common,
     )
     return pair, {
         "SigLIP": log,
-        "DINO": train_dino(towers, drawings, settings=settings.dino, folder=folder / "dino", **common),
+        "DINO": train_dino(
+            towers, drawings, settings=settings.dino, folder=folder / "dino", **common
+        ),
     }
 
 
@@ -138,19 +170,27 @@ class Seen(NamedTuple):
         return torch.stack([self.features[item.example().image or ""] for item in items])
 
 
-def look(towers: Towers, pictures: Mapping[str, Pixels], *, device: str, batch_images: int = 256) -> Seen:
+def look(
+    towers: Towers, pictures: Mapping[str, Pixels], *, device: str, batch_images: int = 256
+) -> Seen:
     """Every picture through the frozen towers, once."""
     names, found = list(pictures), []
     towers.to(device).eval()
     with torch.no_grad():
         for start in range(0, len(names), batch_images):
-            part = prepare_images([pictures[name] for name in names[start : start + batch_images]], towers.settings)
-            found.append(towers.features({name: pixels.to(device) for name, pixels in part.items()}))
+            part = prepare_images(
+                [pictures[name] for name in names[start : start + batch_images]], towers.settings
+            )
+            found.append(
+                towers.features({name: pixels.to(device) for name, pixels in part.items()})
+            )
     return Seen(dict(zip(names, torch.cat(found), strict=True)))
 
 
 def only(towers: Towers, which: tuple[str, ...], seen: Seen) -> tuple[Towers, Seen]:
-    """Some of the towers, and what they alone see: the features of fused towers are joined by channel, in order."""
+    """Some of the towers, and what they alone see: the features of fused towers are joined by
+    channel, in order.
+    """
     if which == towers.names:
         return towers, seen
     settings = TowerSettings(**{**settings_dict(towers.settings), "which": which})
@@ -158,14 +198,18 @@ def only(towers: Towers, which: tuple[str, ...], seen: Seen) -> tuple[Towers, Se
     places = [place for place, name in enumerate(towers.names) if name in which]
     parted = {key: values.split(widths, dim=1) for key, values in seen.features.items()}
     features = {
-        key: parts[places[0]] if len(places) == 1 else torch.cat([parts[place] for place in places], dim=1)
+        key: parts[places[0]]
+        if len(places) == 1
+        else torch.cat([parts[place] for place in places], dim=1)
         for key, parts in parted.items()
     }
     return Towers(settings, {name: towers.tower(name) for name in which}), Seen(features)
 
 
 class Trained(NamedTuple):
-    """A recipe's model and logs; `aligned` is the projector after alignment, with which the untouched decoder captions."""
+    """A recipe's model and logs; `aligned` is the projector after alignment, with which the
+    untouched decoder captions.
+    """
 
     model: MoxinVLM
     logs: dict[str, pd.DataFrame]
@@ -173,13 +217,16 @@ class Trained(NamedTuple):
 
 
 def backbones_needed(settings: Any) -> list[str]:
-    """Names of the language models that recipes of `settings.arms` start from, each once. KeyError for an unknown recipe."""
+    """Names of the language models that recipes of `settings.arms` start from, each once. KeyError
+    for an unknown recipe.
+    """
     return list(dict.fromkeys(RECIPES[arm].backbone or settings.backbone for arm in settings.arms))
 
 
 def load_backbones(folders: Mapping[str, Path], *, device: str) -> dict[str, MoxinForCausalLM]:
     """The language models that recipes start from, by name, each read once."""
-    # Rows here have about a hundred tokens: starting a kernel of ours would take longer than PyTorch's attention does.
+    # Rows here have about a hundred tokens: starting a kernel of ours would take longer than
+    # PyTorch's attention does.
     return {
         name: convert.from_pretrained(folder, device=device, attention_backend="sdpa")
         for name, folder in folders.items()
@@ -187,13 +234,23 @@ def load_backbones(folders: Mapping[str, Path], *, device: str) -> dict[str, Mox
 
 
 def run_recipe(
-    name: str, towers: Towers, backbones: Mapping[str, MoxinForCausalLM], made: Material, seen: Seen, tokenizer: Any,
-    settings: Any, *, seed: int, folder: Path, device: str, progress: Progress | None = None,
-) -> Trained:  # fmt: skip
+    name: str,
+    towers: Towers,
+    backbones: Mapping[str, MoxinForCausalLM],
+    made: Material,
+    seen: Seen,
+    tokenizer: Any,
+    settings: Any,
+    *,
+    seed: int,
+    folder: Path,
+    device: str,
+    progress: Progress | None = None,
+) -> Trained:
     """Train one recipe of `RECIPES` on copies of everything; `folder` is for its resume points.
 
-    made: what is learned from; seen: what its towers see, where it was looked at. Raises KeyError for an unknown recipe or
-    backbone.
+    made: what is learned from; seen: what its towers see, where it was looked at. Raises KeyError
+    for an unknown recipe or backbone.
     """
     recipe = RECIPES[name]
     used, features = only(towers, recipe.which, seen)
@@ -203,13 +260,20 @@ def run_recipe(
     logs, aligned = {}, None
     if settings.projector_start == "standardised":
         sample = [
-            features.features[one.image or ""] for one in made.instructions[:: max(1, len(made.instructions) // 512)]
+            features.features[one.image or ""]
+            for one in made.instructions[:: max(1, len(made.instructions) // 512)]
         ]
         model.projector.standardise(
-            torch.stack(sample), float(backbone.model.embed_tokens.weight.detach().square().mean().sqrt())
+            torch.stack(sample),
+            float(backbone.model.embed_tokens.weight.detach().square().mean().sqrt()),
         )
     known = features.features if made.looked and not recipe.tuned_towers else None
-    common: dict[str, Any] = {"tokenizer": tokenizer, "seed": seed, "features": known, "progress": progress}
+    common: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "seed": seed,
+        "features": known,
+        "progress": progress,
+    }
     if recipe.align:
         logs["align"] = train_vlm(
             model,
@@ -226,28 +290,45 @@ def run_recipe(
         tuning = tuning.model_copy(update={"epochs": recipe.epochs})
     stage = "full-finetune" if recipe.tuned_towers else "finetune"
     logs["finetune"] = train_vlm(
-        model, made.instructions, made.images, stage=stage, settings=tuning, folder=folder / "finetune", **common
+        model,
+        made.instructions,
+        made.images,
+        stage=stage,
+        settings=tuning,
+        folder=folder / "finetune",
+        **common,
     )
     return Trained(model.to(device).eval(), logs, aligned)
 
 
 def answer(
-    model: MoxinVLM, tokenizer: Any, items: Sequence[Item], features: Tensor | None, settings: Any,
-    *, progress: Progress | None = None,
-) -> list[str]:  # fmt: skip
-    """An answer to each item: the likeliest choice, or what is written greedily where there is none.
+    model: MoxinVLM,
+    tokenizer: Any,
+    items: Sequence[Item],
+    features: Tensor | None,
+    settings: Any,
+    *,
+    progress: Progress | None = None,
+) -> list[str]:
+    """An answer to each item: the likeliest choice, or what is written greedily where there is
+    none.
 
     features: `[n, patches, channels]`, the picture that each item is shown, or None: blind.
-    settings: answer_batch, max_new_tokens, finetune.precision (it answers in what it was trained in).
+    settings: answer_batch, max_new_tokens, finetune.precision (it answers in what it was trained
+    in).
     """
     with autocast(settings.finetune.precision, model.device):
         return _answer(model, tokenizer, items, features, settings, progress)
 
 
 def _answer(
-    model: MoxinVLM, tokenizer: Any, items: Sequence[Item], features: Tensor | None, settings: Any,
+    model: MoxinVLM,
+    tokenizer: Any,
+    items: Sequence[Item],
+    features: Tensor | None,
+    settings: Any,
     progress: Progress | None,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     answers = [""] * len(items)
     prompts = [encode_prompt(tokenizer, [], item.question) for item in items]
     closed = [place for place, item in enumerate(items) if item.choices]
@@ -255,7 +336,10 @@ def _answer(
     for start in range(0, len(closed), step):
         places = closed[start : start + step]
         ids = [
-            [[*tokens(tokenizer, choice), tokenizer.eos_token_id] for choice in items[place].choices]
+            [
+                [*tokens(tokenizer, choice), tokenizer.eos_token_id]
+                for choice in items[place].choices
+            ]
             for place in places
         ]
         scores = model.answer_log_likelihoods(
@@ -264,7 +348,9 @@ def _answer(
             features=None if features is None else features[places],
             batch_rows=step,
         )
-        for place, said in zip(places, scoring.chosen([items[place] for place in places], scores), strict=True):
+        for place, said in zip(
+            places, scoring.chosen([items[place] for place in places], scores), strict=True
+        ):
             answers[place] = said
         if progress is not None:
             progress(start + len(places), len(items), "answering")
@@ -273,41 +359,59 @@ def _answer(
         places = opened[start : start + step]
         batch = pad_examples([(prompts[place], [-100] * len(prompts[place])) for place in places])
         made = model.generate(
-            None, batch["input_ids"].to(model.device), max_new_tokens=settings.max_new_tokens,
+            None,
+            batch["input_ids"].to(model.device),
+            max_new_tokens=settings.max_new_tokens,
             features=None if features is None else features[places].to(model.device),
-            attention_mask=batch["attention_mask"].to(model.device), eos_token_id=tokenizer.eos_token_id,
+            attention_mask=batch["attention_mask"].to(model.device),
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+        )
         for place, ids in zip(places, made.tolist(), strict=True):
             answers[place] = tokenizer.decode(ids, skip_special_tokens=True).strip()
     return answers
 
 
 def baselines(
-    models: Sequence[MoxinVLM], answers: Sequence[list[str]], train: Sequence[Item], test: Sequence[Item], features: Tensor,
-    tokenizer: Any, settings: Any, *, seed: int, progress: Progress | None = None,
-) -> list[dict[str, list[str]]]:  # fmt: skip
-    """For each model of one recipe (a seed each) the answers by answerer: `model`, its own of `answers`; `blind`, its own without
-    a picture; `shuffled`, with another question's; `majority` and `nearest`, of the training questions, which are alike for all.
+    models: Sequence[MoxinVLM],
+    answers: Sequence[list[str]],
+    train: Sequence[Item],
+    test: Sequence[Item],
+    features: Tensor,
+    tokenizer: Any,
+    settings: Any,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> list[dict[str, list[str]]]:
+    """For each model of one recipe (a seed each) the answers by answerer: `model`, its own of
+    `answers`; `blind`, its own without a picture; `shuffled`, with another question's; `majority`
+    and `nearest`, of the training questions, which are alike for all.
 
-    features: `[n, patches, channels]` of the test questions' pictures. seed: which other picture a question is shown.
+    features: `[n, patches, channels]` of the test questions' pictures. seed: which other picture a
+    question is shown.
     """
     others = features[scoring.shuffled_places(test, seed)]
     common = {"majority": scoring.majority(train, test), "nearest": scoring.nearest(train, test)}
     found = []
     for model, said in zip(models, answers, strict=True):
         blind, shuffled = (
-            answer(model, tokenizer, test, given, settings, progress=progress) for given in (None, others)
+            answer(model, tokenizer, test, given, settings, progress=progress)
+            for given in (None, others)
         )
         found.append({"model": said, "blind": blind, "shuffled": shuffled, **common})
     return found
 
 
-def compare(runs: pd.DataFrame, interval: Callable[[Any], Any], base: str = "no-align") -> pd.DataFrame:
-    """Each recipe's accuracy minus that of `base` with the same seed, over seeds, with its interval.
+def compare(
+    runs: pd.DataFrame, interval: Callable[[Any], Any], base: str = "no-align"
+) -> pd.DataFrame:
+    """Each recipe's accuracy minus that of `base` with the same seed, over seeds, with its
+    interval.
 
-    runs: columns arm, seed, accuracy. interval: differences to (value, low, high), `statistics.seed_interval`. `seen` says:
-    above, below, or no difference seen; fewer than three seeds decide nothing.
+    runs: columns arm, seed, accuracy. interval: differences to (value, low, high),
+    `statistics.seed_interval`. `seen` says: above, below, or no difference seen; fewer than three
+    seeds decide nothing.
     """
     wide = runs.pivot(index="seed", columns="arm", values="accuracy")
     rows = {}
@@ -324,7 +428,9 @@ def compare(runs: pd.DataFrame, interval: Callable[[Any], Any], base: str = "no-
     return pd.DataFrame(rows).T.rename_axis("recipe")
 
 
-def shown(name: str, run: Trained, towers: Towers, seen: Seen, items: Sequence[Item], *, device: str) -> Tensor:
+def shown(
+    name: str, run: Trained, towers: Towers, seen: Seen, items: Sequence[Item], *, device: str
+) -> Tensor:
     """What the towers of a trained recipe make of the items' pictures: tuned towers look anew."""
     recipe = RECIPES[name]
     if recipe.tuned_towers:
@@ -344,11 +450,23 @@ class Runs(NamedTuple):
 
 
 def run_all(
-    towers: Towers, backbones: Mapping[str, MoxinForCausalLM], made: Material, test: Sequence[Item], seen: Seen,
-    tokenizer: Any, settings: Any, *, seed: int, folder: Path, device: str, progress: Progress | None = None,
+    towers: Towers,
+    backbones: Mapping[str, MoxinForCausalLM],
+    made: Material,
+    test: Sequence[Item],
+    seen: Seen,
+    tokenizer: Any,
+    settings: Any,
+    *,
+    seed: int,
+    folder: Path,
+    device: str,
+    progress: Progress | None = None,
     kept: Sequence[str] = ("align", "no-align"),
-) -> Runs:  # fmt: skip
-    """Every recipe of `settings.arms` with `settings.seeds` seeds from `seed` on, trained on the same, scored on `test`."""
+) -> Runs:
+    """Every recipe of `settings.arms` with `settings.seeds` seeds from `seed` on, trained on the
+    same, scored on `test`.
+    """
     trained: dict[str, list[Trained]] = {arm: [] for arm in settings.arms if arm in kept}
     answers: dict[str, list[list[str]]] = {arm: [] for arm in settings.arms}
     rows = []
@@ -356,9 +474,18 @@ def run_all(
         for one_seed in range(seed, seed + settings.seeds):
             named = None if progress is None else _named(progress, f"{arm}, seed {one_seed}")
             run = run_recipe(
-                arm, towers, backbones, made, seen, tokenizer, settings, seed=one_seed,
-                folder=folder / arm / str(one_seed), device=device, progress=named,
-            )  # fmt: skip
+                arm,
+                towers,
+                backbones,
+                made,
+                seen,
+                tokenizer,
+                settings,
+                seed=one_seed,
+                folder=folder / arm / str(one_seed),
+                device=device,
+                progress=named,
+            )
             features = shown(arm, run, towers, seen, test, device=device)
             said = answer(run.model, tokenizer, test, features, settings, progress=named)
             accuracy = float(scoring.judge(test, said).mean())
@@ -376,17 +503,20 @@ def _named(progress: Progress, name: str) -> Progress:
 
 
 def captioner(run: Trained, towers: Towers, backbone: MoxinForCausalLM, *, device: str) -> MoxinVLM:
-    """The untouched language model behind the projector as alignment left it. Raises ValueError where nothing was aligned."""
+    """The untouched language model behind the projector as alignment left it. Raises ValueError
+    where nothing was aligned.
+    """
     if run.aligned is None:
         raise ValueError("this recipe has no alignment, so there is no projector to caption with")
     return MoxinVLM(backbone, towers.to(device), run.aligned.to(device)).eval()
 
 
 def verdicts(compared: pd.DataFrame, base: str = "no-align") -> dict[str, tuple[str, str]]:
-    """Claim to verdict and evidence, from `compare`'s table; only claims all of whose recipes were run.
+    """Claim to verdict and evidence, from `compare`'s table; only claims all of whose recipes were
+    run.
 
-    That nothing is lost falls if the rival is above. That something is better stands if every rival is below and falls if one is
-    above; between the two it is undecided, which is no verdict.
+    That nothing is lost falls if the rival is above. That something is better stands if every rival
+    is below and falls if one is above; between the two it is undecided, which is no verdict.
     """
     arms: dict[str, list[str]] = {}
     for name, recipe in RECIPES.items():
@@ -402,7 +532,9 @@ def verdicts(compared: pd.DataFrame, base: str = "no-align") -> dict[str, tuple[
         ]  # a third epoch may add nothing, and must not be better
         if (seen == "above").any():
             verdict = "contradicted"
-        elif claim in ("vlm.single-stage", "vlm.base-backbone") or bool((seen[worse] == "below").all()):
+        elif claim in ("vlm.single-stage", "vlm.base-backbone") or bool(
+            (seen[worse] == "below").all()
+        ):
             verdict = "reproduced"
         else:
             verdict = "not attempted"
@@ -412,7 +544,9 @@ def verdicts(compared: pd.DataFrame, base: str = "no-align") -> dict[str, tuple[
             for name, row in compared.loc[names].iterrows()
         )
         undecided = (
-            "Run, but undecided: these seeds do not tell the recipes apart. " if verdict == "not attempted" else ""
+            "Run, but undecided: these seeds do not tell the recipes apart. "
+            if verdict == "not attempted"
+            else ""
         )
         found[claim] = (
             verdict,

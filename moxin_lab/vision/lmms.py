@@ -1,18 +1,22 @@
-"""lmms-eval's entry point: its own command evaluates a VLM saved by `hf.save`, with no fork of theirs. Run with lmms-eval 0.7.3.
+"""lmms-eval's entry point: its own command evaluates a VLM saved by `hf.save`, with no fork of
+theirs. Run with lmms-eval 0.7.3.
 
     uv pip install lmms-eval==0.7.3 -c requirements.lock        # without the lock it replaces packages of ours
     python -m lmms_eval --model moxin_vl --model_args pretrained=runs/small/07_vision_language/vlm --tasks gqa
     python -m lmms_eval --model moxin_vl --force_simple --model_args pretrained=FOLDER --tasks seedbench_ppl
 
-`--force_simple` is for tasks that are scored by likelihood (their output type `multiple_choice`): their chat models write
-answers, and nothing else. Both classes write the same answers. Tasks of one's own: `--include_path` and a folder of YAML files.
+`--force_simple` is for tasks that are scored by likelihood (their output type `multiple_choice`):
+their chat models write answers, and nothing else. Both classes write the same answers. Tasks of
+one's own: `--include_path` and a folder of YAML files.
 
-pyproject names `model_manifest` in the group `lmms_eval.models`. The classes are built when they are asked for, so importing
-this module needs no lmms-eval, which is not among the project's dependencies.
+pyproject names `model_manifest` in the group `lmms_eval.models`. The classes are built when they
+are asked for, so importing this module needs no lmms-eval, which is not among the project's
+dependencies.
 
-Guarantees: `generate_until` stops at their `until` words; `loglikelihood` is the sum over the continuation's tokens, as
-`MoxinVLM.answer_log_likelihoods`, without an end token, since theirs is a continuation. Does not: read video or audio, or
-more than one image a question (refused); answer several questions at once.
+Guarantees: `generate_until` stops at their `until` words; `loglikelihood` is the sum over the
+continuation's tokens, as `MoxinVLM.answer_log_likelihoods`, without an end token, since theirs is a
+continuation. Does not: read video or audio, or more than one image a question (refused); answer
+several questions at once.
 """
 
 from typing import Any
@@ -43,13 +47,17 @@ def __getattr__(name: str) -> Any:
     from lmms_eval.api.model import lmms
 
     found = globals()[name] = type(
-        name, (Answering, lmms), {"is_simple": IS_SIMPLE[name], "__module__": __name__, "__doc__": Answering.__doc__}
+        name,
+        (Answering, lmms),
+        {"is_simple": IS_SIMPLE[name], "__module__": __name__, "__doc__": Answering.__doc__},
     )
     return found
 
 
 class Answering:
-    """The methods of lmms-eval's model; `task_dict` is set by its evaluator: task, split, number to a document."""
+    """The methods of lmms-eval's model; `task_dict` is set by its evaluator: task, split, number to
+    a document.
+    """
 
     task_dict: Any
     is_simple: bool
@@ -67,7 +75,9 @@ class Answering:
                 f"unknown model_args {', '.join(sorted(kwargs))}: known are pretrained, device, max_new_tokens"
             )
         if str(batch_size) != "1":
-            raise ValueError(f"batch_size is {batch_size}: moxin_vl answers one question at a time, leave it at 1")
+            raise ValueError(
+                f"batch_size is {batch_size}: moxin_vl answers one question at a time, leave it at 1"
+            )
         super().__init__()
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -95,7 +105,9 @@ class Answering:
                 temperature=temperature or 1.0,
                 top_p=float(options.get("top_p") or 1.0),
             )
-            answer = self.processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            answer = self.processor.decode(
+                made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            )
             until = options.get("until") or []
             for stop in [until] if isinstance(until, str) else until:
                 answer = answer.split(stop)[0] if stop else answer
@@ -103,8 +115,10 @@ class Answering:
         return answers
 
     def _asked(self, request: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Messages and options. `.args` are (context, options, doc_to_visual, doc_id, task, split) for a simple model, and
-        (context, doc_to_messages, options, doc_id, task, split) for a chat model, whose messages hold the context."""
+        """Messages and options. `.args` are (context, options, doc_to_visual, doc_id, task, split)
+        for a simple model, and (context, doc_to_messages, options, doc_id, task, split) for a chat
+        model, whose messages hold the context.
+        """
         context, second, third, number, task, split = request.args
         document = self.task_dict[task][split][number]
         if not self.is_simple:
@@ -114,11 +128,13 @@ class Answering:
 
     @torch.no_grad()
     def loglikelihood(self, requests: list[Any]) -> list[Any]:
-        """(-log P(target | image, context), whether greedy decoding would say it), each in their `GenerationResult`; `.args`
-        are (context, target or doc_to_target, doc_to_visual, doc_id, task, split).
+        """(-log P(target | image, context), whether greedy decoding would say it), each in their
+        `GenerationResult`; `.args` are (context, target or doc_to_target, doc_to_visual, doc_id,
+        task, split).
 
-        The sign is that of their own models, which return a loss: their `multiple_choice` takes the smallest. A bare pair would
-        reach it as text, for the evaluator passes on nothing but answers as they are.
+        The sign is that of their own models, which return a loss: their `multiple_choice` takes the
+        smallest. A bare pair would reach it as text, for the evaluator passes on nothing but
+        answers as they are.
         """
         from lmms_eval.api.instance import GenerationResult
 
@@ -130,7 +146,9 @@ class Answering:
         target = doc_to_target if isinstance(doc_to_target, str) else doc_to_target(document)
         images = list(doc_to_visual(document) or [])
         if len(images) > 1:
-            raise PromptError(f"{task} {number} has {len(images)} images; this model was trained with one")
+            raise PromptError(
+                f"{task} {number} has {len(images)} images; this model was trained with one"
+            )
         tokenizer = self.processor.tokenizer
         prompt = encode_prompt(tokenizer, [], context.replace(IMAGE_MARK, ""))
         answer = tokens(tokenizer, str(target).strip())
@@ -139,9 +157,16 @@ class Answering:
         pixels = dict(self.processor.image_processor(images).to(self.device)) if images else {}
         pixels = {name.removeprefix("pixel_values_"): values for name, values in pixels.items()}
         ids = torch.tensor([[*prompt, *answer]], device=self.device)
-        logits = self.model.vlm(pixels or None, ids).logits[0, -len(answer) - 1 : -1].float().log_softmax(dim=-1)
+        logits = (
+            self.model.vlm(pixels or None, ids)
+            .logits[0, -len(answer) - 1 : -1]
+            .float()
+            .log_softmax(dim=-1)
+        )
         wanted = torch.tensor(answer, device=self.device)
-        return -float(logits.gather(1, wanted[:, None]).sum()), bool((logits.argmax(dim=-1) == wanted).all())
+        return -float(logits.gather(1, wanted[:, None]).sum()), bool(
+            (logits.argmax(dim=-1) == wanted).all()
+        )
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
         raise NotImplementedError(
@@ -150,7 +175,9 @@ class Answering:
 
 
 def _plain_messages(raw: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
-    """lmms-eval's messages for the chat template, and their images. Raises PromptError for media that the model cannot see."""
+    """lmms-eval's messages for the chat template, and their images. Raises PromptError for media
+    that the model cannot see.
+    """
     messages, images = [], []
     for message in raw:
         content = message["content"]

@@ -5,9 +5,11 @@
     inputs = processor(text=text, images=[image], return_tensors="pt")
     prefix = processor(text=processor.prompt("What is this?"), images=[image])      # Prismatic: no placeholder at all
 
-Two modes that give the model the same: `<image>` is expanded to as many placeholders as there are patches (LLaVA's way), or no
-placeholder stands in the text and patches go behind bos (Prismatic's). Guarantees: both tokenise as training does.
-Does not: put an image anywhere but right behind bos, where all training saw it; anything else is refused.
+Two modes that give the model the same: `<image>` is expanded to as many placeholders as there are
+patches (LLaVA's way), or no placeholder stands in the text and patches go behind bos (Prismatic's).
+Guarantees: both tokenise as training does.
+Does not: put an image anywhere but right behind bos, where all training saw it; anything else is
+refused.
 """
 
 from collections.abc import Sequence
@@ -41,12 +43,18 @@ CHAT_TEMPLATE = (
 
 
 class MoxinVLImageProcessor(BaseImageProcessor):
-    """`prepare_images` with the settings of the towers: `pixel_values_dino`, `pixel_values_siglip` [B, 3, S, S]."""
+    """`prepare_images` with the settings of the towers: `pixel_values_dino`, `pixel_values_siglip`
+    [B, 3, S, S].
+    """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values_dino", "pixel_values_siglip"]
 
     def __init__(
-        self, image_size: int = 224, resize: str = "naive", which: Sequence[str] = ("dino", "siglip"), **kwargs: Any
+        self,
+        image_size: int = 224,
+        resize: str = "naive",
+        which: Sequence[str] = ("dino", "siglip"),
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.image_size, self.resize_how, self.which = image_size, resize, list(which)
@@ -57,7 +65,9 @@ class MoxinVLImageProcessor(BaseImageProcessor):
         return values
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
-        settings = TowerSettings(image_size=self.image_size, resize=self.resize_how, which=tuple(self.which))
+        settings = TowerSettings(
+            image_size=self.image_size, resize=self.resize_how, which=tuple(self.which)
+        )
         images = images if isinstance(images, list | tuple) else [images]
         pixels = prepare_images(images, settings)
         return BatchFeature({f"pixel_values_{name}": values for name, values in pixels.items()})
@@ -89,16 +99,25 @@ class MoxinVLProcessor(ProcessorMixin):
         return self.tokenizer.bos_token + question(text)
 
     def __call__(
-        self, images: Any = None, text: str | Sequence[str] | None = None, return_tensors: str = "pt", **kwargs: Any
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str = "pt",
+        **kwargs: Any,
     ) -> BatchFeature:
         """input_ids and attention_mask [B, T], padded on the left; pixels; has_image bool [B].
 
-        One image a text at most: texts that have `<image>`, or without any placeholder every text. Raises PromptError.
+        One image a text at most: texts that have `<image>`, or without any placeholder every text.
+        Raises PromptError.
         """
         if text is None:
-            raise PromptError("a prompt is needed: processor(text=processor.prompt('What is this?'), images=[image])")
+            raise PromptError(
+                "a prompt is needed: processor(text=processor.prompt('What is this?'), images=[image])"
+            )
         texts = [text] if isinstance(text, str) else list(text)
-        images = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
+        images = (
+            [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
+        )
         marks = [one.count(IMAGE_MARK) for one in texts]
         has_image = [bool(mark) for mark in marks] if any(marks) else [bool(images)] * len(texts)
         if sum(has_image) != len(images) or max(marks) > 1:
@@ -115,7 +134,9 @@ class MoxinVLProcessor(ProcessorMixin):
                 )
             body = body.removeprefix(IMAGE_MARK)
             rows.append(
-                [self.tokenizer.bos_token_id] + [self.image_token_id] * (self.num_patches * mark) + self._turns(body)
+                [self.tokenizer.bos_token_id]
+                + [self.image_token_id] * (self.num_patches * mark)
+                + self._turns(body)
             )
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id or 0

@@ -5,7 +5,8 @@
     <s> [patches] a cat, sitting</s>                                  align: no prompt, the caption alone
                   ^^^^^^^^^^^^^^^^^^
 
-Each turn is tokenised by itself, as at inference, so no token lies over a border. Text cannot spell a special token.
+Each turn is tokenised by itself, as at inference, so no token lies over a border. Text cannot spell
+a special token.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,15 @@ IGNORE = -100
 
 
 class PromptError(ValueError):
-    """An example that nothing can be learned from, or a tokenizer that lacks a token; the message says which."""
+    """An example that nothing can be learned from, or a tokenizer that lacks a token; the message
+    says which.
+    """
 
 
 class EncodedExample(NamedTuple):
-    """input_ids, labels: int64 [T], the labels IGNORE where no loss is; image: what the example's image is found by, or None."""
+    """input_ids, labels: int64 [T], the labels IGNORE where no loss is; image: what the example's
+    image is found by, or None.
+    """
 
     input_ids: np.ndarray
     labels: np.ndarray
@@ -51,15 +56,20 @@ def encode_prompt(tokenizer: Any, turns: Sequence[tuple[str, str]], text: str) -
     """bos, earlier turns with their answers, and the question `text`, ready for an answer."""
     ids = [_special(tokenizer, "bos")]
     for asked, answered in turns:
-        ids += tokens(tokenizer, question(asked)) + tokens(tokenizer, answered.strip()) + [_special(tokenizer, "eos")]
+        ids += (
+            tokens(tokenizer, question(asked))
+            + tokens(tokenizer, answered.strip())
+            + [_special(tokenizer, "eos")]
+        )
     return ids + tokens(tokenizer, question(text))
 
 
 def encode_example(tokenizer: Any, example: Any, *, stage: str, max_tokens: int) -> EncodedExample:
-    """A conversation (`id, image, turns`) as tokens. stage `align`: the answers alone, without their prompts.
+    """A conversation (`id, image, turns`) as tokens. stage `align`: the answers alone, without
+    their prompts.
 
-    What is beyond `max_tokens` is cut off. Raises PromptError if no token with loss is left: LLaVA's trainers go on with a loss
-    of 0 there.
+    What is beyond `max_tokens` is cut off. Raises PromptError if no token with loss is left:
+    LLaVA's trainers go on with a loss of 0 there.
     """
     end = _special(tokenizer, "eos")
     ids, labels = [_special(tokenizer, "bos")], [IGNORE]

@@ -1,14 +1,19 @@
-"""Table 8 with what it leaves out: how each row was trained, and the closest published controls beside it.
+"""Table 8 with what it leaves out: how each row was trained, and the closest published controls
+beside it.
 
-Guarantees: digits as printed, each average recomputed by a test; a configuration that no source states says so.
-Does not: run a benchmark. Moxin's row names this lab's own command, which trains; the other rows' models are Prismatic's.
+Guarantees: digits as printed, each average recomputed by a test; a configuration that no source
+states says so.
+Does not: run a benchmark. Moxin's row names this lab's own command, which trains; the other rows'
+models are Prismatic's.
 """
 
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
+from moxin_lab.lab import published
+
+TABLE = "table_8_vlm.csv"
 COLUMNS = ("encoder", "pixels", "resize", "epochs", "data")
 HERE = "not attempted at this scale"
 COMMANDS = {
@@ -21,23 +26,31 @@ COMMANDS = {
 OTHER_ROWS = "torchrun scripts/pretrain.py --model.type with the row's configuration (Prismatic)"
 
 
-def table_8(papers: Path) -> pd.DataFrame:
-    """Rows of table 8 and controls by average: configuration, seven scores, average, our verdict and the command.
+def table_8(folder: Path) -> pd.DataFrame:
+    """Rows of table 8 and controls by average: configuration, seven scores, average, our verdict
+    and the command.
 
-    papers: the folder `papers`. Raises ValueError naming a row without a configuration.
+    folder: `papers/tables`. Raises ValueError naming a row without a configuration.
     """
-    index = yaml.safe_load((papers / "tables" / "index.yml").read_text(encoding="utf-8"))
-    entry = next(entry for entry in index["tables"] if entry["file"] == "table_8_vlm.csv")
-    printed = pd.read_csv(papers / "tables" / entry["file"], index_col="model")
+    entry = next(entry for entry in published.index(folder) if entry["file"] == TABLE)
+    printed = published.table(folder, TABLE)
     unknown = set(printed.index) ^ set(entry["configurations"])
     if unknown:
-        raise ValueError(f"index.yml and table_8_vlm.csv do not name the same rows: {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"index.yml and table_8_vlm.csv do not name the same rows: {', '.join(sorted(unknown))}"
+        )
     rows = {
-        (name, "Moxin's table 8"): [*(entry["configurations"][name][column] for column in COLUMNS), *printed.loc[name]]
+        (name, "Moxin's table 8"): [
+            *(entry["configurations"][name][column] for column in COLUMNS),
+            *printed.loc[name],
+        ]
         for name in printed.index
     }
     for name, control in entry["controls"].items():
-        rows[name, "Prismatic"] = [*(control["configuration"][column] for column in COLUMNS), *control["values"]]
+        rows[name, "Prismatic"] = [
+            *(control["configuration"][column] for column in COLUMNS),
+            *control["values"],
+        ]
     frame = pd.DataFrame(rows, index=[*COLUMNS, *printed.columns]).T
     frame.index.names = ["model", "printed in"]
     frame = frame.sort_values("Ave", ascending=False)

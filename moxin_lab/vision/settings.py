@@ -1,7 +1,9 @@
-"""What the towers are told, as a checkpoint keeps it. Defaults are the full scale's: Prismatic's and Moxin-VLM's values.
+"""What the towers are told, as a checkpoint keeps it. Defaults are the full scale's: Prismatic's
+and Moxin-VLM's values.
 
-Any object with the same attributes serves (the scale file's section does); what the trainings are told is in the scale files
-alone. Sources: `conf/models.py` of prismatic-vlms, `prism-moxin-dinosiglip-224px+7b` of Moxin-VLM for 224 pixels, naive resize.
+Any object with the same attributes serves (the scale file's section does); what the trainings are
+told is in the scale files alone. Sources: `conf/models.py` of prismatic-vlms,
+`prism-moxin-dinosiglip-224px+7b` of Moxin-VLM for 224 pixels, naive resize.
 """
 
 from collections.abc import Mapping
@@ -15,8 +17,10 @@ STAGES = ("align", "finetune", "full-finetune")
 
 @dataclass(frozen=True, kw_only=True)
 class TowerSettings:
-    """Two vision transformers by timm's names. `*_shape` are further arguments of `timm.create_model`: a narrow tower of the same
-    class has e.g. `{"embed_dim": 96, "depth": 6, "num_heads": 4, "patch_size": 16}`."""
+    """Two vision transformers by timm's names. `*_shape` are further arguments of
+    `timm.create_model`: a narrow tower of the same class has e.g. `{"embed_dim": 96, "depth": 6,
+    "num_heads": 4, "patch_size": 16}`.
+    """
 
     image_size: int = 224
     dino: str = "vit_large_patch14_reg4_dinov2.lvd142m"

@@ -1,4 +1,5 @@
-"""Questions with exact answers about pictures composed of emoji, and about charts: the stand-ins of the Prismatic suite's tasks.
+"""Questions with exact answers about pictures composed of emoji, and about charts: the stand-ins of
+the Prismatic suite's tasks.
 
     task        stands for        the picture                                   answer
     caption     captioning        one drawing                                   its label, among four
@@ -11,10 +12,12 @@
     presence    POPE              three drawings of 60 that training knows      yes or no; negatives random, popular, adversarial
     chart       chart reading     a chart of `data_cards/charts`                see `data/charts.py`
 
-Guarantees: item i of a task is a function of (seed, task, split, i) and the concepts given; answers are drawn evenly where the
-task allows it; a box item's IoU after rounding to tenths is at least 0.5; train and test items share no concept where the
-caller's concepts share none (`presence` asks for known concepts in new scenes, as POPE does).
-Does not: judge answers (`scoring.py`), or use any drawing of the style that the caller does not name.
+Guarantees: item i of a task is a function of (seed, task, split, i) and the concepts given; answers
+are drawn evenly where the task allows it; a box item's IoU after rounding to tenths is at least
+0.5; train and test items share no concept where the caller's concepts share none (`presence` asks
+for known concepts in new scenes, as POPE does).
+Does not: judge answers (`scoring.py`), or use any drawing of the style that the caller does not
+name.
 """
 
 import hashlib
@@ -75,9 +78,18 @@ Maker = Callable[[np.random.Generator, Sequence[Concept], int, str], Made]
 
 
 def make(
-    task: str, count: int, concepts: Sequence[Concept], *, edge: int, seed: int, split: str, style: str = "google"
+    task: str,
+    count: int,
+    concepts: Sequence[Concept],
+    *,
+    edge: int,
+    seed: int,
+    split: str,
+    style: str = "google",
 ) -> list[Item]:
-    """`count` items of a task from `TASKS`, of drawings `concepts`. Raises ValueError if so few concepts cannot give them."""
+    """`count` items of a task from `TASKS`, of drawings `concepts`. Raises ValueError if so few
+    concepts cannot give them.
+    """
     items: list[Item] = []
     for attempt in range(20 * count):
         if len(items) == count:
@@ -86,7 +98,17 @@ def make(
         made = TASKS[task](rng, concepts, edge, style)
         if made is not None:
             kind, question, answer, choices, picture = made
-            items.append(Item(f"{task}-{split}-{len(items):05d}", task, kind, question, answer, choices, picture))
+            items.append(
+                Item(
+                    f"{task}-{split}-{len(items):05d}",
+                    task,
+                    kind,
+                    question,
+                    answer,
+                    choices,
+                    picture,
+                )
+            )
     raise ValueError(f"{len(concepts)} concepts gave {len(items)} of {count} items of {task!r}")
 
 
@@ -96,13 +118,26 @@ def chart_items(card: Path, split: str, edge: int) -> list[Item]:
     for row in pq.read_table(card / "data" / f"{split}.parquet").to_pylist():
         image = Image.open(io.BytesIO(row["png"])).convert("RGB")
         picture = np.asarray(
-            image.resize((edge, edge), Image.Resampling.BOX if edge < image.width else Image.Resampling.BICUBIC)
+            image.resize(
+                (edge, edge),
+                Image.Resampling.BOX if edge < image.width else Image.Resampling.BICUBIC,
+            )
         )
         for asked in row["questions"]:
             if asked["pixels"] <= edge:
                 name = f"chart-{split}-{row['id']}-{asked['task'].removeprefix('chart ')}"
                 choices = tuple(asked["choices"])
-                items.append(Item(name, "chart", asked["task"], asked["question"], asked["answer"], choices, picture))
+                items.append(
+                    Item(
+                        name,
+                        "chart",
+                        asked["task"],
+                        asked["question"],
+                        asked["answer"],
+                        choices,
+                        picture,
+                    )
+                )
     return items
 
 
@@ -110,7 +145,11 @@ def caption_examples(concepts: Sequence[Concept], languages: Sequence[str]) -> l
     """Alignment's data: a picture and its caption, the 558K set's form, one a concept and language."""
     ask = {"en": "What is this?", "zh": "这是什么?", "ja": "これは何?", "ko": "이것은 무엇?"}
     return [
-        Example(f"{concept.id}-{language}", f"{concept.id}.png", ((ask[language], concept.caption(language)),))
+        Example(
+            f"{concept.id}-{language}",
+            f"{concept.id}.png",
+            ((ask[language], concept.caption(language)),),
+        )
         for concept in concepts
         for language in languages
     ]
@@ -140,7 +179,13 @@ def _category(rng: np.random.Generator, concepts: Sequence[Concept], edge: int, 
     groups = sorted({one.category for one in concepts if one.category != "Flags"})
     wanted = groups[rng.integers(len(groups))]
     pool = [one for one in concepts if one.category == wanted]
-    return "category", "Which group is it of?", wanted, tuple(groups), _alone(rng, _one(rng, pool), edge, style)
+    return (
+        "category",
+        "Which group is it of?",
+        wanted,
+        tuple(groups),
+        _alone(rng, _one(rng, pool), edge, style),
+    )
 
 
 def _colour(rng: np.random.Generator, concepts: Sequence[Concept], edge: int, style: str) -> Made:
@@ -148,7 +193,13 @@ def _colour(rng: np.random.Generator, concepts: Sequence[Concept], edge: int, st
     for _ in range(12):
         one = _one(rng, concepts)
         if _known_colour(one, style) == wanted:
-            return "colour", "Which colour is most of it?", wanted, tuple(COLOURS), _alone(rng, one, edge, style)
+            return (
+                "colour",
+                "Which colour is most of it?",
+                wanted,
+                tuple(COLOURS),
+                _alone(rng, one, edge, style),
+            )
     return None
 
 
@@ -158,21 +209,35 @@ def _count(rng: np.random.Generator, concepts: Sequence[Concept], edge: int, sty
     drawing = resized(_one(rng, concepts).drawings[style], size)
     for cell in rng.permutation(9)[:number]:
         shift = rng.integers(0, edge // 3 - size + 1, 2)
-        paste(canvas, drawing, int(cell // 3 * (edge // 3) + shift[0]), int(cell % 3 * (edge // 3) + shift[1]))
+        paste(
+            canvas,
+            drawing,
+            int(cell // 3 * (edge // 3) + shift[0]),
+            int(cell % 3 * (edge // 3) + shift[1]),
+        )
     return "count", "How many are there?", str(number), tuple("12345"), canvas
 
 
 def _same(rng: np.random.Generator, concepts: Sequence[Concept], edge: int, style: str) -> Made:
     first, answer = _one(rng, concepts), YES_NO[rng.integers(2)]
-    second = first if answer == "yes" else _one(rng, [one for one in concepts if one.family != first.family])
+    second = (
+        first
+        if answer == "yes"
+        else _one(rng, [one for one in concepts if one.family != first.family])
+    )
     canvas = _canvas(rng, edge)
     for place, one in enumerate((first, second)):
         size = int(rng.integers(edge * 3 // 10, edge * 9 // 20))
         drawing = one.drawings[style]
         if place:
-            turned = Image.fromarray(drawing).rotate(float(rng.uniform(-25, 25)), Image.Resampling.BILINEAR)
+            turned = Image.fromarray(drawing).rotate(
+                float(rng.uniform(-25, 25)), Image.Resampling.BILINEAR
+            )
             drawing = np.asarray(turned)
-        top, left = rng.integers(0, edge - size), rng.integers(0, edge // 2 - size + 1) + place * (edge // 2)
+        top, left = (
+            rng.integers(0, edge - size),
+            rng.integers(0, edge // 2 - size + 1) + place * (edge // 2),
+        )
         paste(canvas, resized(drawing, size), int(top), int(left))
     return "same", "Are the two the same?", answer, YES_NO, canvas
 
@@ -180,7 +245,10 @@ def _same(rng: np.random.Generator, concepts: Sequence[Concept], edge: int, styl
 def _side(rng: np.random.Generator, concepts: Sequence[Concept], edge: int, style: str) -> Made:
     answer, colour = SIDES[rng.integers(4)], MARK_COLOURS[rng.integers(len(MARK_COLOURS))]
     canvas, size, mark = _canvas(rng, edge), edge * 2 // 5, edge // 5
-    near, far = int(rng.integers(0, edge // 10 + 1)), edge - mark - int(rng.integers(0, edge // 10 + 1))
+    near, far = (
+        int(rng.integers(0, edge // 10 + 1)),
+        edge - mark - int(rng.integers(0, edge // 10 + 1)),
+    )
     along, across = int(rng.integers(0, edge - mark)), int(rng.integers(0, edge - size))
     at, behind = (near, edge - size) if answer in ("left", "above") else (far, 0)
     if answer in ("left", "right"):
@@ -195,9 +263,15 @@ def _side(rng: np.random.Generator, concepts: Sequence[Concept], edge: int, styl
 def _box(rng: np.random.Generator, concepts: Sequence[Concept], edge: int, style: str) -> Made:
     colour = MARK_COLOURS[rng.integers(len(MARK_COLOURS))]
     canvas = _canvas(rng, edge)
-    sizes = [int(rng.integers(edge * 2 // 5, edge * 3 // 5)), int(rng.integers(edge * 3 // 10, edge * 2 // 5))]
+    sizes = [
+        int(rng.integers(edge * 2 // 5, edge * 3 // 5)),
+        int(rng.integers(edge * 3 // 10, edge * 2 // 5)),
+    ]
     for _ in range(20):
-        places = [(int(rng.integers(0, edge - size)), int(rng.integers(0, edge - size)), size) for size in sizes]
+        places = [
+            (int(rng.integers(0, edge - size)), int(rng.integers(0, edge - size)), size)
+            for size in sizes
+        ]
         if not _overlap(*places):
             break
     else:
@@ -209,7 +283,13 @@ def _box(rng: np.random.Generator, concepts: Sequence[Concept], edge: int, style
     question = "Where is the drawing?" if asked == 0 else f"Where is the {colour} square?"
     y, x, length = places[asked]
     tenths = [round(10 * value / edge) for value in (x, y, x + length, y + length)]
-    return "box", question, "[" + ", ".join(f"{value / 10:.1f}" for value in tenths) + "]", (), canvas
+    return (
+        "box",
+        question,
+        "[" + ", ".join(f"{value / 10:.1f}" for value in tenths) + "]",
+        (),
+        canvas,
+    )
 
 
 def _presence(rng: np.random.Generator, concepts: Sequence[Concept], edge: int, style: str) -> Made:
@@ -224,7 +304,13 @@ def _presence(rng: np.random.Generator, concepts: Sequence[Concept], edge: int, 
         "popular": [one for one in absent if one in known[:POPULAR_CONCEPTS]],
         "adversarial": [one for one in absent if one.subcategory in groups],
     }
-    wanted = shown[rng.integers(3)] if answer == "yes" else _one(rng, pools[kind]) if pools[kind] else None
+    wanted = (
+        shown[rng.integers(3)]
+        if answer == "yes"
+        else _one(rng, pools[kind])
+        if pools[kind]
+        else None
+    )
     if wanted is None:
         return None
     canvas, size = _canvas(rng, edge), edge * 9 // 20
@@ -251,13 +337,17 @@ TASKS: dict[str, Maker] = {
 
 
 def presence_concepts(concepts: Sequence[Concept]) -> list[Concept]:
-    """The concepts that presence is asked of, commonest first: siblings by subcategory, no two of one family."""
+    """The concepts that presence is asked of, commonest first: siblings by subcategory, no two of
+    one family.
+    """
     by_group: dict[str, dict[str, Concept]] = {}
     for one in concepts:
         if one.category != "Flags":
             by_group.setdefault(one.subcategory, {}).setdefault(one.family, one)
     groups = sorted((name for name, found in by_group.items() if len(found) >= 3), key=_number)
-    known = [one for name in groups for one in list(by_group[name].values())[:3]][:PRESENCE_CONCEPTS]
+    known = [one for name in groups for one in list(by_group[name].values())[:3]][
+        :PRESENCE_CONCEPTS
+    ]
     if len(known) < 12:
         raise ValueError(
             f"presence needs subcategories with three families each; {len(concepts)} concepts give {len(known)}"

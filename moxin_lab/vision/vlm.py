@@ -5,8 +5,9 @@
     input_ids  <s>  In:  ...  -> embed_tokens ->  <s> | patches | In: ...  -> 36 blocks -> logits
     labels      -100 -100 ... answer               -100  -100 ...           answer
 
-Guarantees: patches stand right after the first token (bos); nothing but labelled text has loss; a row of a batch, with or without
-image, padded left or right, gets what it gets alone; cached generation equals uncached (tests/vision/test_vlm.py).
+Guarantees: patches stand right after the first token (bos); nothing but labelled text has loss; a
+row of a batch, with or without image, padded left or right, gets what it gets alone; cached
+generation equals uncached (tests/vision/test_vlm.py).
 Does not: tokenise (prompts.py), open images (images.py), train (vlm_training.py).
 """
 
@@ -27,7 +28,8 @@ PixelValues = Mapping[str, Tensor]
 
 
 class Projector(nn.Module):
-    """`fused-gelu-mlp`: Linear(v, 4v) GELU Linear(4v, d) GELU Linear(d, d): 2176, 8704, 4096, 4096 at full scale.
+    """`fused-gelu-mlp`: Linear(v, 4v) GELU Linear(4v, d) GELU Linear(d, d): 2176, 8704, 4096, 4096
+    at full scale.
 
     The paper says two layers; Prismatic's code for fused towers has three.
     """
@@ -43,12 +45,15 @@ class Projector(nn.Module):
 
     @torch.no_grad()
     def standardise(self, features: Tensor, rms: float) -> None:
-        """Rescale fresh weights so that each layer gives `features` [N, patches, channels] mean 0 and variance 1 a channel, the
-        last one `rms`: that of token embeddings, which patches then resemble in size from the first step on.
+        """Rescale fresh weights so that each layer gives `features` [N, patches, channels] mean 0
+        and variance 1 a channel, the
+        last one `rms`: that of token embeddings, which patches then resemble in size from the first
+        step on.
 
-        Layer by layer as Mishkin and Matas 2016 (arXiv 1511.06422), here a channel and with the mean. What a tower says alike of
-        every image is most of what it says (nine tenths of the length, of our tiny DINO tower), and all that the language model
-        would hear at first. The function stays one that the three layers can be.
+        Layer by layer as Mishkin and Matas 2016 (arXiv 1511.06422), here a channel and with the
+        mean. What a tower says alike of every image is most of what it says (nine tenths of the
+        length, of our tiny DINO tower), and all that the language model would hear at first. The
+        function stays one that the three layers can be.
         """
         channels = features.flatten(0, 1).float()
         mean, scale = channels.mean(dim=0), channels.std(dim=0).clamp_min(1e-3)
@@ -66,8 +71,10 @@ class Projector(nn.Module):
 
 
 class Output(NamedTuple):
-    """loss: mean nats a labelled token; nats: those of each labelled token in row order; rows: which row each belongs to.
-    logits [B, T, V] where no labels were given, at the places of `input_ids` of each row's joined sequence."""
+    """loss: mean nats a labelled token; nats: those of each labelled token in row order; rows:
+    which row each belongs to. logits [B, T, V] where no labels were given, at the places of
+    `input_ids` of each row's joined sequence.
+    """
 
     loss: Tensor | None
     nats: Tensor | None
@@ -76,7 +83,9 @@ class Output(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """Text and patches in one sequence a row: embeddings [B, T, C], labels [B, T] or None, and which places are real."""
+    """Text and patches in one sequence a row: embeddings [B, T, C], labels [B, T] or None, and
+    which places are real.
+    """
 
     embeddings: Tensor
     labels: Tensor | None
@@ -87,7 +96,12 @@ class MoxinVLM(nn.Module):
     """`decoder`, `towers`, and a projector between them, drawn from `seed` unless given."""
 
     def __init__(
-        self, decoder: MoxinForCausalLM, towers: Towers, projector: nn.Module | None = None, *, seed: int = 0
+        self,
+        decoder: MoxinForCausalLM,
+        towers: Towers,
+        projector: nn.Module | None = None,
+        *,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.decoder, self.towers = decoder, towers
@@ -106,22 +120,35 @@ class MoxinVLM(nn.Module):
         return self.decoder.lm_head.weight.device
 
     def image_features(self, pixel_values: PixelValues) -> Tensor:
-        """What the projector reads, [B, patches, channels]; it may be computed once an image while the towers are frozen."""
+        """What the projector reads, [B, patches, channels]; it may be computed once an image while
+        the towers are frozen.
+        """
         return self.towers.features(pixel_values)
 
     def join(
-        self, input_ids: Tensor, features: Tensor | None, *, labels: Tensor | None = None,
-        attention_mask: Tensor | None = None, has_image: Tensor | None = None, left: bool = False,
-    ) -> Joined:  # fmt: skip
-        """One sequence a row: first token, patches if the row has an image, rest of the text, padding on one side.
+        self,
+        input_ids: Tensor,
+        features: Tensor | None,
+        *,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        has_image: Tensor | None = None,
+        left: bool = False,
+    ) -> Joined:
+        """One sequence a row: first token, patches if the row has an image, rest of the text,
+        padding on one side.
 
-        features: [number of rows with image, patches, channels], in the rows' order. attention_mask [B, T]: 1 on real tokens,
-        which must be contiguous. has_image bool [B]; default: all rows if there are features. Raises ValueError for counts that
-        do not agree.
+        features: [number of rows with image, patches, channels], in the rows' order. attention_mask
+        [B, T]: 1 on real tokens, which must be contiguous. has_image bool [B]; default: all rows if
+        there are features. Raises ValueError for counts that do not agree.
         """
         batch, width = input_ids.shape
         device = input_ids.device
-        kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device).long()
+        kept = (
+            torch.ones_like(input_ids)
+            if attention_mask is None
+            else attention_mask.to(device).long()
+        )
         if has_image is None:
             has_image = torch.full((batch,), features is not None, device=device)
         count = int(has_image.sum())
@@ -158,19 +185,31 @@ class MoxinVLM(nn.Module):
         return Joined(embeddings, moved, mask)
 
     def forward(
-        self, pixel_values: PixelValues | None, input_ids: Tensor, labels: Tensor | None = None, *,
-        features: Tensor | None = None, attention_mask: Tensor | None = None, has_image: Tensor | None = None,
-    ) -> Output:  # fmt: skip
+        self,
+        pixel_values: PixelValues | None,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        has_image: Tensor | None = None,
+    ) -> Output:
         """Losses of labelled tokens, or logits without labels.
 
-        pixel_values: tower to [images, 3, S, S], or None with `features` [images, patches, channels] or without image.
-        input_ids, labels: int64 [B, T]; labels stand at the token itself (not shifted) and are -100 where no loss is.
-        Raises ValueError for a row with labels none of which carries loss.
+        pixel_values: tower to [images, 3, S, S], or None with `features` [images, patches,
+        channels] or without image.
+        input_ids, labels: int64 [B, T]; labels stand at the token itself (not shifted) and are -100
+        where no loss is. Raises ValueError for a row with labels none of which carries loss.
         """
         if pixel_values is not None:
             features = self.image_features(pixel_values)
         joined = self.join(
-            input_ids, features, labels=labels, attention_mask=attention_mask, has_image=has_image, left=False
+            input_ids,
+            features,
+            labels=labels,
+            attention_mask=attention_mask,
+            has_image=has_image,
+            left=False,
         )
         states = self.decoder.states_of_embeddings(joined.embeddings)
         if joined.labels is None:
@@ -179,31 +218,51 @@ class MoxinVLM(nn.Module):
         chosen = targets != IGNORE
         without = torch.nonzero(~chosen.any(dim=1))[:, 0].tolist()
         if without:
-            raise ValueError(f"rows {without[:8]} have no token with loss: they would train nothing")
-        # Scored under autocast, logits of half precision would tie; a training step may keep them narrow.
+            raise ValueError(
+                f"rows {without[:8]} have no token with loss: they would train nothing"
+            )
+        # Scored under autocast, logits of half precision would tie; a training step may keep them
+        # narrow.
         device = states.device.type
-        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and torch.is_grad_enabled()):
-            logits = self.decoder.lm_head(states[:, :-1][chosen].to(self.decoder.lm_head.weight.dtype))
+        with torch.autocast(
+            device, enabled=torch.is_autocast_enabled(device) and torch.is_grad_enabled()
+        ):
+            logits = self.decoder.lm_head(
+                states[:, :-1][chosen].to(self.decoder.lm_head.weight.dtype)
+            )
         nats = F.cross_entropy(logits.float(), targets[chosen], reduction="none")
         return Output(nats.mean(), nats, torch.nonzero(chosen)[:, 0], None)
 
     @torch.no_grad()
     def generate(
-        self, pixel_values: PixelValues | None, input_ids: Tensor, *, max_new_tokens: int, features: Tensor | None = None,
-        attention_mask: Tensor | None = None, has_image: Tensor | None = None, temperature: float = 0.0, top_p: float = 1.0,
-        eos_token_id: int | None = None, pad_token_id: int = 0, use_cache: bool = True,
+        self,
+        pixel_values: PixelValues | None,
+        input_ids: Tensor,
+        *,
+        max_new_tokens: int,
+        features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        has_image: Tensor | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        eos_token_id: int | None = None,
+        pad_token_id: int = 0,
+        use_cache: bool = True,
         generator: torch.Generator | None = None,
-    ) -> Tensor:  # fmt: skip
-        """New token ids int64 [B, up to max_new_tokens]; a row that has ended goes on with `pad_token_id`.
+    ) -> Tensor:
+        """New token ids int64 [B, up to max_new_tokens]; a row that has ended goes on with
+        `pad_token_id`.
 
-        use_cache False reads everything anew for each token: the reference that the cache is tested against.
-        Raises ValueError for more tokens than the decoder has positions.
+        use_cache False reads everything anew for each token: the reference that the cache is tested
+        against. Raises ValueError for more tokens than the decoder has positions.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
         if pixel_values is not None:
             features = self.image_features(pixel_values)
-        joined = self.join(input_ids, features, attention_mask=attention_mask, has_image=has_image, left=True)
+        joined = self.join(
+            input_ids, features, attention_mask=attention_mask, has_image=has_image, left=True
+        )
         embeddings, length = joined.embeddings, joined.embeddings.shape[1]
         if length + max_new_tokens > self.config.max_position_embeddings:
             raise ValueError(
@@ -215,15 +274,24 @@ class MoxinVLM(nn.Module):
         ended = torch.zeros(len(input_ids), dtype=torch.bool, device=embeddings.device)
         cache, step = None, embeddings
         kind = embeddings.device.type  # under autocast keys are narrower than embeddings
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else embeddings.dtype
+        dtype = (
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else embeddings.dtype
+        )
         for number in range(max_new_tokens):
             if cache is None or not use_cache:
                 cache = RollingCache(
-                    self.config, len(input_ids), padding=padding, dtype=dtype, device=embeddings.device
+                    self.config,
+                    len(input_ids),
+                    padding=padding,
+                    dtype=dtype,
+                    device=embeddings.device,
                 )
             states = self.decoder.states_of_embeddings(step, cache=cache)
             token = sample(
-                self.decoder.lm_head(states[:, -1]), temperature=temperature, top_p=top_p, generator=generator
+                self.decoder.lm_head(states[:, -1]),
+                temperature=temperature,
+                top_p=top_p,
+                generator=generator,
             )
             token = torch.where(ended, pad_token_id, token)
             made.append(token)
@@ -237,14 +305,22 @@ class MoxinVLM(nn.Module):
 
     @torch.no_grad()
     def answer_log_likelihoods(
-        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], *,
-        features: Tensor | None = None, pixel_values: PixelValues | None = None, batch_rows: int = 64,
-    ) -> list[list[float]]:  # fmt: skip
-        """log P(answer | image, prompt) of each answer of each prompt, in nats: the sum over all its tokens.
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[Sequence[int]]],
+        *,
+        features: Tensor | None = None,
+        pixel_values: PixelValues | None = None,
+        batch_rows: int = 64,
+    ) -> list[list[float]]:
+        """log P(answer | image, prompt) of each answer of each prompt, in nats: the sum over all
+        its tokens.
 
-        prompts: ids with bos (`prompts.encode_prompt`). answers: ids with eos at the end, so that an answer which begins another
-        is not favoured, and answers of several tokens need no normalisation by length: each is the probability that the model
-        says exactly this. Prismatic compares first tokens and asserts that they are single; no tokenizer has to here.
+        prompts: ids with bos (`prompts.encode_prompt`). answers: ids with eos at the end, so that
+        an answer which begins another
+        is not favoured, and answers of several tokens need no normalisation by length: each is the
+        probability that the model says exactly this. Prismatic compares first tokens and asserts
+        that they are single; no tokenizer has to here.
         features or pixel_values: one image a prompt, or none at all (blind).
         """
         rows = [(i, j) for i, choices in enumerate(answers) for j in range(len(choices))]
@@ -252,19 +328,34 @@ class MoxinVLM(nn.Module):
         found = [[0.0] * len(choices) for choices in answers]
         if features is None and pixel_values is not None:
             parts = [
-                self.image_features({name: pixels[start : start + batch_rows] for name, pixels in pixel_values.items()})
+                self.image_features(
+                    {
+                        name: pixels[start : start + batch_rows]
+                        for name, pixels in pixel_values.items()
+                    }
+                )
                 for start in range(0, len(prompts), batch_rows)
             ]
             features = torch.cat(parts)
         for start in range(0, len(rows), batch_rows):
             chosen = rows[start : start + batch_rows]
             batch = pad_examples(
-                [([*prompts[i], *answers[i][j]], [IGNORE] * len(prompts[i]) + list(answers[i][j])) for i, j in chosen]
+                [
+                    (
+                        [*prompts[i], *answers[i][j]],
+                        [IGNORE] * len(prompts[i]) + list(answers[i][j]),
+                    )
+                    for i, j in chosen
+                ]
             )
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
             seen = None if features is None else features[[i for i, _ in chosen]].to(self.device)
             output = self(
-                None, batch["input_ids"], batch["labels"], features=seen, attention_mask=batch["attention_mask"]
+                None,
+                batch["input_ids"],
+                batch["labels"],
+                features=seen,
+                attention_mask=batch["attention_mask"],
             )
             sums = torch.zeros(len(chosen), dtype=torch.float64, device=self.device)
             sums.index_add_(0, output.rows, -output.nats.double())
@@ -274,7 +365,9 @@ class MoxinVLM(nn.Module):
 
 
 def pad_examples(rows: Sequence[tuple[Any, Any]]) -> dict[str, Tensor]:
-    """`input_ids`, `labels`, `attention_mask`, int64 [B, T], of rows (ids, labels), padded on the right with hidden zeros."""
+    """`input_ids`, `labels`, `attention_mask`, int64 [B, T], of rows (ids, labels), padded on the
+    right with hidden zeros.
+    """
     width = max(len(ids) for ids, _ in rows)
     shape = (len(rows), width)
     batch = {

@@ -5,12 +5,13 @@
     finetune        projector, decoder           answers            665K instructions, towers frozen
     full-finetune   projector, decoder, towers   answers            the arm that Prismatic found to hurt
 
-`no-align`, which Moxin-VLM really used, is finetune on a fresh projector. While the towers are frozen their features can be
-given, looked at once; else each step looks at its images, as published trainings do, whose features would fill terabytes.
+`no-align`, which Moxin-VLM really used, is finetune on a fresh projector. While the towers are
+frozen their features can be given, looked at once; else each step looks at its images, as published
+trainings do, whose features would fill terabytes.
 
-Guarantees: a step's loss is the mean over all its labelled tokens however it is cut, so 1 x 8 equals 8 x 1 (Prismatic's users
-found that it did not there); kill and resume is bitwise on the CPU; an example without a labelled token is refused before work
-begins. Does not: choose examples.
+Guarantees: a step's loss is the mean over all its labelled tokens however it is cut, so 1 x 8
+equals 8 x 1 (Prismatic's users found that it did not there); kill and resume is bitwise on the CPU;
+an example without a labelled token is refused before work begins. Does not: choose examples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +23,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moxin_lab.lab import rates
-from moxin_lab.lab.step_training import Order, Progress, accumulation, fit
-from moxin_lab.model.optimizer import decay_matrices
+from moxin_lab.training import schedules
+from moxin_lab.training.fit import Order, Progress, accumulation, fit
+from moxin_lab.training.optimizer import decay_matrices
 from moxin_lab.vision.images import prepare_images
 from moxin_lab.vision.prompts import EncodedExample, encode_example
 from moxin_lab.vision.settings import STAGES
@@ -35,14 +36,25 @@ Images = Mapping[str, Any] | Callable[[str], Any]
 
 
 class ExampleStream:
-    """Steps of encoded examples: `input_ids, labels, attention_mask, has_image`, `features` or pixels, and the step's targets."""
+    """Steps of encoded examples: `input_ids, labels, attention_mask, has_image`, `features` or
+    pixels, and the step's targets.
+    """
 
     def __init__(
-        self, encoded: Sequence[EncodedExample], settings: Any, seed: int, look: Callable[[list[str]], Any]
+        self,
+        encoded: Sequence[EncodedExample],
+        settings: Any,
+        seed: int,
+        look: Callable[[list[str]], Any],
     ) -> None:
         self._encoded, self._look = encoded, look
         self.examples_per_step = settings.examples_per_step
-        self._order = Order(len(encoded), examples_per_step=self.examples_per_step, epochs=settings.epochs, seed=seed)
+        self._order = Order(
+            len(encoded),
+            examples_per_step=self.examples_per_step,
+            epochs=settings.epochs,
+            seed=seed,
+        )
         self.num_steps = self._order.num_steps
 
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
@@ -58,7 +70,11 @@ class ExampleStream:
 
 def vlm_loss(model: MoxinVLM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The part's share of the step's mean over labelled tokens."""
-    pixels = {name.removeprefix("pixels."): value for name, value in batch.items() if name.startswith("pixels.")}
+    pixels = {
+        name.removeprefix("pixels."): value
+        for name, value in batch.items()
+        if name.startswith("pixels.")
+    }
     output = model(
         pixels or None,
         batch["input_ids"],
@@ -68,7 +84,10 @@ def vlm_loss(model: MoxinVLM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         has_image=batch["has_image"],
     )
     assert output.nats is not None
-    return {"loss": output.nats.sum() / batch["step_targets"], "targets": torch.tensor(output.nats.numel())}
+    return {
+        "loss": output.nats.sum() / batch["step_targets"],
+        "targets": torch.tensor(output.nats.numel()),
+    }
 
 
 def set_trained(model: MoxinVLM, stage: str) -> None:
@@ -85,19 +104,35 @@ def set_trained(model: MoxinVLM, stage: str) -> None:
 
 
 def train_vlm(
-    model: MoxinVLM, examples: Sequence[Any], images: Images, tokenizer: Any, *, stage: str, settings: Any, folder: Path,
-    seed: int = 0, features: Mapping[str, Tensor] | None = None, progress: Progress | None = None,
+    model: MoxinVLM,
+    examples: Sequence[Any],
+    images: Images,
+    tokenizer: Any,
+    *,
+    stage: str,
+    settings: Any,
+    folder: Path,
+    seed: int = 0,
+    features: Mapping[str, Tensor] | None = None,
+    progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
-) -> pd.DataFrame:  # fmt: skip
-    """Train in place; the log, one row a step: loss (nats a token), gradient_norm, learning_rate, targets.
+) -> pd.DataFrame:
+    """Train in place; the log, one row a step: loss (nats a token), gradient_norm, learning_rate,
+    targets.
 
-    examples: with `id, image, turns` (data.Example). features: image name to [patches, channels] of all of them, which frozen
-    towers have seen already; without, every step opens its images. Raises PromptError for an example that trains nothing,
-    ImageError for an image, ValueError for features where the towers learn or for an image without.
+    examples: with `id, image, turns` (data.Example). features: image name to [patches, channels] of
+    all of them, which frozen towers have seen already; without, every step opens its images. Raises
+    PromptError for an example that trains nothing, ImageError for an image, ValueError for features
+    where the towers learn or for an image without.
     """
     set_trained(model, stage)
-    accumulation(settings, settings, 1)  # a step that does not divide is refused before anything is encoded
-    encoded = [encode_example(tokenizer, example, stage=stage, max_tokens=settings.max_tokens) for example in examples]
+    accumulation(
+        settings, settings, 1
+    )  # a step that does not divide is refused before anything is encoded
+    encoded = [
+        encode_example(tokenizer, example, stage=stage, max_tokens=settings.max_tokens)
+        for example in examples
+    ]
     find = images if callable(images) else images.__getitem__
     if features is None:
         tower_settings = model.towers.settings
@@ -123,9 +158,17 @@ def train_vlm(
     model.decoder.activation_checkpointing = settings.activation_checkpointing
     try:
         return fit(
-            model, ExampleStream(encoded, settings, seed, look), settings, vlm_loss, optimizer=decay_matrices,
-            rate=rates.cosine, resume_folder=folder, text=stage, progress=progress, trainer_options=trainer_options,
-        )  # fmt: skip
+            model,
+            ExampleStream(encoded, settings, seed, look),
+            settings,
+            vlm_loss,
+            optimizer=decay_matrices,
+            rate=schedules.cosine,
+            resume_folder=folder,
+            text=stage,
+            progress=progress,
+            trainer_options=trainer_options,
+        )
     finally:
         model.decoder.activation_checkpointing = "none"
         model.eval()
@@ -133,10 +176,15 @@ def train_vlm(
 
 @torch.no_grad()
 def caption_nats(
-    model: MoxinVLM, encoded: Sequence[EncodedExample], features: Tensor | None, *, batch_rows: int = 64
+    model: MoxinVLM,
+    encoded: Sequence[EncodedExample],
+    features: Tensor | None,
+    *,
+    batch_rows: int = 64,
 ) -> np.ndarray:
-    """Mean nats a labelled token of each example, float64 [N]. features [N, patches, channels]: the image each is shown (its
-    own, or another's), or None: blind."""
+    """Mean nats a labelled token of each example, float64 [N]. features [N, patches, channels]: the
+    image each is shown (its own, or another's), or None: blind.
+    """
     found = np.zeros(len(encoded))
     for start in range(0, len(encoded), batch_rows):
         rows = encoded[start : start + batch_rows]
@@ -145,7 +193,13 @@ def caption_nats(
             for name, value in pad_examples([(r.input_ids, r.labels) for r in rows]).items()
         }
         seen = None if features is None else features[start : start + len(rows)].to(model.device)
-        output = model(None, batch["input_ids"], batch["labels"], features=seen, attention_mask=batch["attention_mask"])
+        output = model(
+            None,
+            batch["input_ids"],
+            batch["labels"],
+            features=seen,
+            attention_mask=batch["attention_mask"],
+        )
         assert output.nats is not None and output.rows is not None
         sums = torch.zeros(len(rows), dtype=torch.float64, device=output.nats.device)
         counts = torch.zeros_like(sums)
@@ -156,9 +210,15 @@ def caption_nats(
 
 
 def others_nats(
-    model: MoxinVLM, encoded: Sequence[EncodedExample], features: Tensor, *, others: int, batch_rows: int = 64
+    model: MoxinVLM,
+    encoded: Sequence[EncodedExample],
+    features: Tensor,
+    *,
+    others: int,
+    batch_rows: int = 64,
 ) -> np.ndarray:
-    """`caption_nats` of each example with another's image, the mean over `others` rotations at even distances, float64 [N].
+    """`caption_nats` of each example with another's image, the mean over `others` rotations at even
+    distances, float64 [N].
 
     Raises ValueError for fewer examples than would give each so many different images.
     """
@@ -166,15 +226,20 @@ def others_nats(
     if count <= others:
         raise ValueError(f"{count} examples do not have {others} other images each")
     distances = [count * (number + 1) // (others + 1) for number in range(others)]
-    found = [caption_nats(model, encoded, features.roll(by, dims=0), batch_rows=batch_rows) for by in distances]
+    found = [
+        caption_nats(model, encoded, features.roll(by, dims=0), batch_rows=batch_rows)
+        for by in distances
+    ]
     return np.mean(found, axis=0)
 
 
 def caption_losses(
     model: MoxinVLM, encoded: Sequence[EncodedExample], styles: Sequence[Tensor], *, others: int
 ) -> dict[str, np.ndarray]:
-    """`caption_nats` by what is shown: the example's own image, others' (`others_nats`), each the mean over `styles`, and none.
-    styles: for each way to draw the images their features [N, patches, channels]."""
+    """`caption_nats` by what is shown: the example's own image, others' (`others_nats`), each the
+    mean over `styles`, and none.
+    styles: for each way to draw the images their features [N, patches, channels].
+    """
     own = [caption_nats(model, encoded, features) for features in styles]
     wrong = [others_nats(model, encoded, features, others=others) for features in styles]
     return {

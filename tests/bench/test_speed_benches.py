@@ -1,4 +1,6 @@
-"""The benches of attention, decoding and prefill run at tiny width on the CPU; a peer that cannot run is a row that says why."""
+"""The benches of attention, decoding and prefill run at tiny width on the CPU; a peer that cannot
+run is a row that says why.
+"""
 
 import json
 
@@ -15,25 +17,50 @@ def run_bench(tmp_path, *arguments: str) -> dict:
 
 @pytest.mark.parametrize("name", ["decode", "prefill"])
 def test_every_implementation_has_a_row_with_a_time_or_a_reason(name: str, tmp_path) -> None:
-    sizes = ["--shapes", "2x40", "--new-tokens", "2"] if name == "decode" else ["--tokens", "40", "--chunks", "40,16"]
+    sizes = (
+        ["--shapes", "2x40", "--new-tokens", "2"]
+        if name == "decode"
+        else ["--tokens", "40", "--chunks", "40,16"]
+    )
     result = run_bench(tmp_path, name, "--width", "tiny", *sizes)
     assert result["bench"] == name and result["machine"]["versions"]["torch"]
     times = [row.get("ms_per_token", row.get("ms")) for row in result["rows"]]
-    assert all(time is not None or row["reason"] for time, row in zip(times, result["rows"], strict=True))
+    assert all(
+        time is not None or row["reason"] for time, row in zip(times, result["rows"], strict=True)
+    )
     assert sum(time is not None for time in times) >= 2
     assert any("transformers" in row["implementation"] for row in result["rows"])
-    assert all(row["floor_ms"] > 0 for row, time in zip(result["rows"], times, strict=True) if time is not None)
+    assert all(
+        row["floor_ms"] > 0
+        for row, time in zip(result["rows"], times, strict=True)
+        if time is not None
+    )
 
 
 @pytest.mark.parametrize("documents", ["0", "35"])
-def test_attention_rows_are_right_where_they_ran_and_say_why_where_not(documents: str, tmp_path) -> None:
+def test_attention_rows_are_right_where_they_ran_and_say_why_where_not(
+    documents: str, tmp_path
+) -> None:
     result = run_bench(
-        tmp_path, "attention", "--width", "tiny", "--shapes", "70x1", "--repeats", "1", "--only", "sdpa,flash,auto",
-        "--document-tokens", documents,
-    )  # fmt: skip
+        tmp_path,
+        "attention",
+        "--width",
+        "tiny",
+        "--shapes",
+        "70x1",
+        "--repeats",
+        "1",
+        "--only",
+        "sdpa,flash,auto",
+        "--document-tokens",
+        documents,
+    )
     ran = {row["implementation"]: row for row in result["rows"] if "reason" not in row}
     assert {"auto", "sdpa, dense mask"} <= ran.keys()
-    assert all(row["relative_error"] < 1e-5 and row["forward_ms"] > 0 < row["backward_ms"] for row in ran.values())
+    assert all(
+        row["relative_error"] < 1e-5 and row["forward_ms"] > 0 < row["backward_ms"]
+        for row in ran.values()
+    )
     refused = {row["implementation"]: row["reason"] for row in result["rows"] if "reason" in row}
     assert "needs a GPU" in refused["flash (flash-attn-4)"]
 

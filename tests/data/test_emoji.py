@@ -1,4 +1,6 @@
-"""`moxin_lab.data.emoji` and its card: families stay together, drawings are the packages', names are in 28 languages."""
+"""`moxin_lab.data.emoji` and its card: families stay together, drawings are the packages', names
+are in 28 languages.
+"""
 
 import io
 import re
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from moxin_lab.data import emoji
-from moxin_lab.data.cards import read_card
+from moxin_lab.data.card_files import read_card
 
 SPLITS = ("train", "validation", "test", "flags")
 
@@ -39,7 +41,13 @@ def test_no_family_is_in_two_splits_and_no_concept_occurs_twice(rows):
 @pytest.mark.parametrize(
     "siblings",
     [
-        ["man running", "woman running", "person running", "person running: facing right", "man running: facing right"],
+        [
+            "man running",
+            "woman running",
+            "person running",
+            "person running: facing right",
+            "man running: facing right",
+        ],
         ["man astronaut", "woman astronaut", "astronaut"],
         ["cat", "black cat"],
         ["backhand index pointing left", "backhand index pointing right", "index pointing up"],
@@ -59,7 +67,17 @@ def test_versions_by_gender_age_direction_and_joiner_are_one_family(rows, siblin
 
 def test_other_things_are_other_families(rows):
     family = {english(row): row["family"] for row in rows}
-    others = ["locomotive", "train", "cat", "dog", "astronaut", "person running", "three o’clock", "left arrow", "girl"]
+    others = [
+        "locomotive",
+        "train",
+        "cat",
+        "dog",
+        "astronaut",
+        "person running",
+        "three o’clock",
+        "left arrow",
+        "girl",
+    ]
     assert len({family[name] for name in others}) == len(others)
 
 
@@ -87,20 +105,35 @@ def test_every_drawing_is_a_png_of_64_pixels_that_decodes(rows):
         for style in emoji.STYLES:
             image = Image.open(io.BytesIO(row[style]))
             image.load()
-            assert image.format == "PNG" and max(image.size) <= 66, (row["concept"], style, image.size)
+            assert image.format == "PNG" and max(image.size) <= 66, (
+                row["concept"],
+                style,
+                image.size,
+            )
 
 
 def test_every_concept_has_a_name_in_every_language_in_its_script(rows):
-    scripts = {"zh": "[\u4e00-\u9fff]", "ja": "[\u3041-\u30ff\u4e00-\u9fff]", "ko": "[\uac00-\ud7a3]"}
+    scripts = {
+        "zh": "[\u4e00-\u9fff]",
+        "ja": "[\u3041-\u30ff\u4e00-\u9fff]",
+        "ko": "[\uac00-\ud7a3]",
+    }
     for language, script in scripts.items():
-        labels = [text["label"] for row in rows for text in row["texts"] if text["language"] == language]
+        labels = [
+            text["label"] for row in rows for text in row["texts"] if text["language"] == language
+        ]
         assert len(labels) == len(rows)
         assert sum(bool(re.search(script, label)) for label in labels) > 0.95 * len(labels)
     assert all([text["language"] for text in row["texts"]] == list(emoji.LANGUAGES) for row in rows)
 
 
 def test_the_split_of_a_family_does_not_depend_on_the_other_families():
-    labels = {"1F600": "grinning face", "1F981": "lion", "1F468-200D-1F680": "man astronaut", "1F680": "rocket"}
+    labels = {
+        "1F600": "grinning face",
+        "1F981": "lion",
+        "1F468-200D-1F680": "man astronaut",
+        "1F680": "rocket",
+    }
     alone = {name: emoji.families({name: label})[name] for name, label in labels.items()}
     together = emoji.families(labels)
     assert together["1F981"] == alone["1F981"] == "1F981"

@@ -1,4 +1,6 @@
-"""`data_cards/instructions`, `data_cards/preferences` and their builders: same bytes, right answers, nothing on both sides."""
+"""`data_cards/instructions`, `data_cards/preferences` and their builders: same bytes, right
+answers, nothing on both sides.
+"""
 
 import dataclasses
 import json
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from moxin_lab import scales
 from moxin_lab.data import cards, instructions, preferences, sources, tasks
 from moxin_lab.data.archives import ArchiveError
+from moxin_lab.data.card_files import read_card
 from moxin_lab.data.split import NGRAM_TOKENS, is_heldout, tokens
 
 SIDES = ("train", "test")
@@ -42,7 +45,8 @@ def last(messages: list[dict]) -> str:
     return messages[-1]["content"]
 
 
-# --- the build ---------------------------------------------------------------------------------------------
+# --- the build
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["instructions", "preferences"])
@@ -53,12 +57,16 @@ def test_rebuilding_from_the_cards_in_the_tree_gives_the_committed_bytes(
     out.mkdir(parents=True)
     wanted = sources.SOURCES[name]
     for file in wanted.sampled.keys() & {path.name for path in (released / "data").iterdir()}:
-        sources.write_table(pq.read_table(released / "data" / file), out / "data" / file)  # which no build makes
+        sources.write_table(
+            pq.read_table(released / "data" / file), out / "data" / file
+        )  # which no build makes
     for card in wanted.cards:
         out.with_name(card).symlink_to(released.with_name(card))
     text = (released / "README.md").read_text(encoding="utf-8")
     begin, end = (text.index(marker) for marker in cards.MARKERS)
-    (out / "README.md").write_text(text[:begin] + cards.MARKERS[0] + "\n" + text[end:], encoding="utf-8")
+    (out / "README.md").write_text(
+        text[:begin] + cards.MARKERS[0] + "\n" + text[end:], encoding="utf-8"
+    )
     said: list[str] = []
     written = cards.rebuild(tmp_path, name, progress=said.append)
     assert {path.name: path.read_bytes() for path in written} == {
@@ -74,7 +82,9 @@ def test_rows_other_than_recorded_are_refused_before_anything_is_written(
     table = pq.read_table(repository / "data_cards" / "instructions" / "data" / "test.parquet")
     monkeypatch.setattr(instructions, "tables", lambda _: {"test.parquet": table})
     monkeypatch.setitem(
-        sources.SOURCES, "instructions", dataclasses.replace(sources.SOURCES["instructions"], rows_sha256="0" * 64)
+        sources.SOURCES,
+        "instructions",
+        dataclasses.replace(sources.SOURCES["instructions"], rows_sha256="0" * 64),
     )
     with pytest.raises(ArchiveError, match="Nothing was written"):
         cards.rebuild(tmp_path, "instructions")
@@ -91,21 +101,27 @@ def test_the_two_cards_are_small_and_the_licence_of_each_row_is_in_the_licence_f
         text = (folder / "LICENSE").read_text(encoding="utf-8")
         assert licences == set(re.findall(r'^Rows with license "(.+?)"', text, flags=re.MULTILINE))
         for card in instructions.CARDS:
-            assert (repository / "data_cards" / card / "LICENSE").read_text(encoding="utf-8").strip("\n") in text
+            assert (repository / "data_cards" / card / "LICENSE").read_text(encoding="utf-8").strip(
+                "\n"
+            ) in text
 
 
 @pytest.mark.parametrize(
-    ("card", "licence"), [("help_pages", "MPL-2.0"), ("python_docs", "Python-2.0"), ("conversations", "BSD-3-Clause")]
+    ("card", "licence"),
+    [("help_pages", "MPL-2.0"), ("python_docs", "Python-2.0"), ("conversations", "BSD-3-Clause")],
 )
 def test_a_row_keeps_the_licence_of_the_card_it_is_from(card: str, licence: str, rows) -> None:
     found = {row["license"] for row in both(rows) if row["source_item"].startswith(f"{card}/")}
     assert found == {licence}
     generated = [row for row in both(rows) if row["source_item"].startswith("generated/")]
     assert {row["license"] for row in generated} == {instructions.GENERATED_LICENCE}
-    assert {row["origin"] for row in generated} == {f"generated: {row['task']}" for row in generated}
+    assert {row["origin"] for row in generated} == {
+        f"generated: {row['task']}" for row in generated
+    }
 
 
-# --- rows --------------------------------------------------------------------------------------------------
+# --- rows
+# --------------------------------------------------------------------------------------------------
 
 
 def test_every_conversation_alternates_and_ends_with_an_answer(rows) -> None:
@@ -114,12 +130,17 @@ def test_every_conversation_alternates_and_ends_with_an_answer(rows) -> None:
         assert roles == ["user", "assistant"] * (len(roles) // 2)
         assert len(roles) >= 2
         assert all(message["content"].strip() for message in row["messages"])
-        assert sum(len(message["content"]) for message in row["messages"]) <= instructions.MAX_CHARACTERS
+        assert (
+            sum(len(message["content"]) for message in row["messages"])
+            <= instructions.MAX_CHARACTERS
+        )
     ids = [row["id"] for row in both(rows)]
     assert len(set(ids)) == len(ids)
 
 
-def test_the_answer_of_a_verifiable_row_satisfies_its_verifier_and_another_rows_does_not(rows) -> None:
+def test_the_answer_of_a_verifiable_row_satisfies_its_verifier_and_another_rows_does_not(
+    rows,
+) -> None:
     by_task = defaultdict(set)
     for row in both(rows):
         if row["verifier"]:
@@ -127,7 +148,9 @@ def test_the_answer_of_a_verifiable_row_satisfies_its_verifier_and_another_rows_
             by_task[row["task"], row["language"]].add(last(row["messages"]))
     assert {language for _, language in by_task} == LANGUAGES
     for (task, language), answers in by_task.items():
-        assert len(answers) > 1, f"{task} in {language} is always {answers}: a constant would be right"
+        assert len(answers) > 1, (
+            f"{task} in {language} is always {answers}: a constant would be right"
+        )
 
 
 ENGLISH = {
@@ -149,8 +172,14 @@ ENGLISH = {
     "first_letter": (r"First letter of (.+):", lambda a: re.match(".", a)[0]),
     "last_letter": (r"Last letter of (.+):", lambda a: re.search(".$", a)[0]),
     "reverse_word": (r"Spell backwards: (.+)", lambda a: "".join(reversed(a))),
-    "count_letter": (r"How often does the letter (.) occur in (.+)\?", lambda a, b: len(b) - len(b.replace(a, ""))),
-    "weekday": (r"What day is (\d) days after (\w+)\?", lambda a, b: DAYS[(DAYS.index(b) + int(a)) % 7]),
+    "count_letter": (
+        r"How often does the letter (.) occur in (.+)\?",
+        lambda a, b: len(b) - len(b.replace(a, "")),
+    ),
+    "weekday": (
+        r"What day is (\d) days after (\w+)\?",
+        lambda a, b: DAYS[(DAYS.index(b) + int(a)) % 7],
+    ),
 }
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
@@ -170,7 +199,15 @@ def test_every_english_task_is_solved_anew_from_its_prompt_alone(rows) -> None:
 def test_a_calculation_has_one_answer_in_all_four_languages() -> None:
     answers = defaultdict(dict)
     for task in tasks.generate():
-        if task.task in ("larger", "smaller", "add", "subtract", "multiply", "next_number", "to_binary"):
+        if task.task in (
+            "larger",
+            "smaller",
+            "add",
+            "subtract",
+            "multiply",
+            "next_number",
+            "to_binary",
+        ):
             answers[task.task, *re.findall(r"\d+", task.prompt)][task.language] = task.answer
     assert len(answers) > 500
     for key, by_language in answers.items():
@@ -188,13 +225,22 @@ def test_there_is_enough_of_each_kind_and_most_rows_are_short(rows) -> None:
         assert all(row["verifier"] for row in easy)
         found = {row["task"] for row in rows[side]}
         assert {"translate", "summarise", "find_heading", "document", "converse", *ENGLISH} <= found
-        short = [row for row in rows[side] if sum(len(message["content"]) for message in row["messages"]) < 100]
+        short = [
+            row
+            for row in rows[side]
+            if sum(len(message["content"]) for message in row["messages"]) < 100
+        ]
         assert len(short) > 0.75 * len(rows[side])
     assert {row["difficulty"] for row in both(rows)} == {1, 2, 3}
 
 
 def test_texts_from_help_pages_are_in_the_language_that_the_row_says(rows) -> None:
-    scripts = {"zh": "[\u4e00-\u9fff]", "ja": "[\u3041-\u30ff\u4e00-\u9fff]", "ko": "[\uac00-\ud7a3]", "en": "[A-Za-z]"}
+    scripts = {
+        "zh": "[\u4e00-\u9fff]",
+        "ja": "[\u3041-\u30ff\u4e00-\u9fff]",
+        "ko": "[\uac00-\ud7a3]",
+        "en": "[A-Za-z]",
+    }
     targets = {name: code for names in instructions._NAMES.values() for code, name in names.items()}
     translated = Counter()
     for row in both(rows):
@@ -214,33 +260,43 @@ def test_texts_from_help_pages_are_in_the_language_that_the_row_says(rows) -> No
 def test_documentation_rows_quote_their_page(rows, repository: Path) -> None:
     pages = {
         row["page"]: set(re.findall(r"\w+", row["rst"].decode()))
-        for row in cards.read_card(repository / "data_cards" / "python_docs").to_pylist()
+        for row in read_card(repository / "data_cards" / "python_docs").to_pylist()
     }
     documents = [row for row in both(rows) if row["task"] in ("document", "question")]
     assert len(documents) > 400
     assert sum("/faq/" in row["source_item"] for row in documents) > 60
     for row in documents:
         answer = last(row["messages"])
-        assert set(re.findall(r"\w+", answer)) <= pages[row["source_item"].removeprefix("python_docs/")], row
+        assert (
+            set(re.findall(r"\w+", answer))
+            <= pages[row["source_item"].removeprefix("python_docs/")]
+        ), row
         assert not re.search(r":\w+:`|`|::|^\.\. ", answer), "markup"
         assert re.search(r"\?$|^How ", row["messages"][0]["content"])
 
 
-# --- the split ---------------------------------------------------------------------------------------------
+# --- the split
+# ---------------------------------------------------------------------------------------------
 
 
 def test_no_source_item_is_on_both_sides(rows, pairs) -> None:
     for sides in (rows, pairs):
         items = {side: {row["source_item"] for row in sides[side]} for side in SIDES}
         assert not items["train"] & items["test"]
-    assert {row["source_item"] for row in pairs["train"]} <= {row["source_item"] for row in rows["train"]}
+    assert {row["source_item"] for row in pairs["train"]} <= {
+        row["source_item"] for row in rows["train"]
+    }
 
 
 @pytest.mark.parametrize("scale", ["tiny", "small", "full"])
 def test_pages_that_stage_01_holds_out_are_test_alone(scale: str, rows) -> None:
     share = scales.load(scale).data.heldout_share
     for side in SIDES:
-        pages = {row["source_item"] for row in rows[side] if not row["source_item"].startswith("generated/")}
+        pages = {
+            row["source_item"]
+            for row in rows[side]
+            if not row["source_item"].startswith("generated/")
+        }
         held_out = {page for page in pages if is_heldout(page, share, seed=0)}
         if side == "train":
             assert not held_out
@@ -255,9 +311,11 @@ def test_source_items_are_the_page_keys_of_stage_01(rows, repository: Path) -> N
     known = {
         f"{card}/{page}"
         for card, column in columns.items()
-        for page in cards.read_card(repository / "data_cards" / card)[column].to_pylist()
+        for page in read_card(repository / "data_cards" / card)[column].to_pylist()
     }
-    assert {row["source_item"] for row in both(rows) if not row["source_item"].startswith("generated/")} <= known
+    assert {
+        row["source_item"] for row in both(rows) if not row["source_item"].startswith("generated/")
+    } <= known
 
 
 def test_no_test_prompt_text_or_13_gram_stands_in_train(rows) -> None:
@@ -267,7 +325,9 @@ def test_no_test_prompt_text_or_13_gram_stands_in_train(rows) -> None:
     for row in rows["test"]:
         for text in instructions.texts(row):
             words = tokens(text)
-            grams |= {tuple(words[i : i + NGRAM_TOKENS]) for i in range(len(words) - NGRAM_TOKENS + 1)}
+            grams |= {
+                tuple(words[i : i + NGRAM_TOKENS]) for i in range(len(words) - NGRAM_TOKENS + 1)
+            }
             whole.add(text.casefold())
     assert len(grams) > 1_000
     for row in rows["train"]:
@@ -275,7 +335,9 @@ def test_no_test_prompt_text_or_13_gram_stands_in_train(rows) -> None:
         for text in instructions.texts(row):
             words = tokens(text)
             assert text.casefold() not in whole
-            assert not grams & {tuple(words[i : i + NGRAM_TOKENS]) for i in range(len(words) - NGRAM_TOKENS + 1)}
+            assert not grams & {
+                tuple(words[i : i + NGRAM_TOKENS]) for i in range(len(words) - NGRAM_TOKENS + 1)
+            }
 
 
 def test_generated_operands_of_a_test_row_are_in_no_train_row_of_any_task_or_language(rows) -> None:
@@ -292,30 +354,44 @@ def test_generated_operands_of_a_test_row_are_in_no_train_row_of_any_task_or_lan
     assert not sides["train"] & sides["test"]
 
 
-@pytest.mark.skipif(not BENCHMARKS, reason="MOXIN_BENCHMARKS does not name a folder with the sets; .ci/run sets it")
+@pytest.mark.skipif(
+    not BENCHMARKS, reason="MOXIN_BENCHMARKS does not name a folder with the sets; .ci/run sets it"
+)
 def test_no_13_gram_of_a_benchmark_problem_stands_in_the_set(rows) -> None:
-    grams = {gram for row in both(rows) for text in instructions.texts(row) for gram in instructions._ngrams(text)}
+    grams = {
+        gram
+        for row in both(rows)
+        for text in instructions.texts(row)
+        for gram in instructions._ngrams(text)
+    }
     problems = [
-        item["problem"] for file in Path(BENCHMARKS, "math").glob("*.json") for item in json.loads(file.read_text())
+        item["problem"]
+        for file in Path(BENCHMARKS, "math").glob("*.json")
+        for item in json.loads(file.read_text())
     ]
     assert len(problems) > 1_000
-    assert not [problem for problem in problems if not grams.isdisjoint(instructions._ngrams(problem))]
+    assert not [
+        problem for problem in problems if not grams.isdisjoint(instructions._ngrams(problem))
+    ]
 
 
 def test_decontamination_drops_what_shares_a_13_gram_a_text_or_a_prompt_and_nothing_else() -> None:
     def row(prompt: str, answer: str) -> dict:
-        return instructions._row("converse", "en", [prompt, answer], "o", "s", 3, "l", verified=False)
+        return instructions._row(
+            "converse", "en", [prompt, answer], "o", "s", 3, "l", verified=False
+        )
 
     words = [f"w{i}" for i in range(20)]
     test = [row("the question", " ".join(words))]
     shared = row("another", "before " + " ".join(words[3 : 3 + NGRAM_TOKENS]) + " after")
     short = row("a third", " ".join(words[3 : 2 + NGRAM_TOKENS]))
-    assert instructions.decontaminate([shared, short, row("The Question", "x"), row("y", "the question")], test) == [
-        short
-    ]
+    assert instructions.decontaminate(
+        [shared, short, row("The Question", "x"), row("y", "the question")], test
+    ) == [short]
 
 
-# --- verifier and choices ----------------------------------------------------------------------------------
+# --- verifier and choices
+# ----------------------------------------------------------------------------------
 
 
 @given(st.text(min_size=1).filter(lambda text: tasks.plain(text)))
@@ -347,17 +423,22 @@ def test_a_verifier_of_another_kind_is_refused() -> None:
 
 
 @given(st.text(), st.lists(st.integers(), unique=True), st.integers(0, 10))
-def test_choices_are_a_subset_without_repetition_and_stay_the_same(key: str, items: list[int], count: int) -> None:
+def test_choices_are_a_subset_without_repetition_and_stay_the_same(
+    key: str, items: list[int], count: int
+) -> None:
     chosen = tasks.chosen(key, items, count)
     assert len(chosen) == len(set(chosen)) == min(count, len(items))
     assert set(chosen) <= set(items)
     assert chosen == tasks.chosen(key, items, count)
 
 
-# --- preferences -------------------------------------------------------------------------------------------
+# --- preferences
+# -------------------------------------------------------------------------------------------
 
 
-def test_a_pair_is_a_row_of_instructions_and_a_labelled_corruption_of_its_answer(rows, pairs) -> None:
+def test_a_pair_is_a_row_of_instructions_and_a_labelled_corruption_of_its_answer(
+    rows, pairs
+) -> None:
     for side in SIDES:
         originals = {row["id"]: row for row in rows[side]}
         for pair in pairs[side]:
@@ -392,7 +473,9 @@ def test_each_construction_does_to_the_length_what_it_says(pairs) -> None:
         by_kind[pair["construction"].removeprefix("constructed corruption: ")].append(pair)
     for kind in ("repeated", "rambling"):
         assert by_kind[kind] and all(difference(pair) > 0 for pair in by_kind[kind])
-        assert all(last(pair["rejected"]).startswith(last(pair["chosen"])) for pair in by_kind[kind])
+        assert all(
+            last(pair["rejected"]).startswith(last(pair["chosen"])) for pair in by_kind[kind]
+        )
     for kind in ("dropped end", "truncated"):
         assert by_kind[kind] and all(difference(pair) < 0 for pair in by_kind[kind])
     for pair in by_kind["wrong number"]:

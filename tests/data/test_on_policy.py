@@ -1,4 +1,6 @@
-"""Pairs sampled from a model become a part of `data_cards/preferences`: of training rows alone, ranked by their verifier."""
+"""Pairs sampled from a model become a part of `data_cards/preferences`: of training rows alone,
+ranked by their verifier.
+"""
 
 import dataclasses
 import shutil
@@ -13,7 +15,7 @@ import pytest
 
 from moxin_lab import cli
 from moxin_lab.data import cards, preferences, sources, tasks
-from moxin_lab.data.cards import CardError
+from moxin_lab.data.card_files import CardError, read_card
 from moxin_lab.data.packaged import PREFERENCES_SCHEMA
 
 TASKS = ("add", "last_item", "parity", "find_heading", "identify_language", "weekday")
@@ -24,7 +26,9 @@ RECORDED = [file for file, digest in sources.SOURCES["preferences"].sampled.item
 @pytest.fixture(scope="module")
 def instructions(repository: Path) -> dict[str, list[dict]]:
     folder = repository / "data_cards" / "instructions" / "data"
-    return {side: pq.read_table(folder / f"{side}.parquet").to_pylist() for side in ("train", "test")}
+    return {
+        side: pq.read_table(folder / f"{side}.parquet").to_pylist() for side in ("train", "test")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +42,16 @@ def say(row: dict, text: str) -> list[dict]:
 
 
 def sample(row: dict, number: int = 0) -> dict:
-    """What `respond.on_policy_pairs` gives of a row, with a right answer that is not typed as the row's is."""
+    """What `respond.on_policy_pairs` gives of a row, with a right answer that is not typed as the
+    row's is.
+    """
     right = f" {row['messages'][-1]['content']}."
-    return {"chosen": say(row, right), "rejected": say(row, "?!"), "row": number, "construction": "on-policy"}
+    return {
+        "chosen": say(row, right),
+        "rejected": say(row, "?!"),
+        "row": number,
+        "construction": "on-policy",
+    }
 
 
 @pytest.fixture
@@ -76,12 +87,15 @@ def root(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
-# --- from a run's file to the card's form ------------------------------------------------------------------
+# --- from a run's file to the card's form
+# ------------------------------------------------------------------
 
 
 def test_no_two_verifiable_training_rows_ask_the_same(instructions) -> None:
     """A pair is tied to its row by the prompt."""
-    prompts = [preferences._key(row["messages"][:-1]) for row in instructions["train"] if row["verifier"]]
+    prompts = [
+        preferences._key(row["messages"][:-1]) for row in instructions["train"] if row["verifier"]
+    ]
     assert len(set(prompts)) == len(prompts) > 6_000
 
 
@@ -95,10 +109,20 @@ def test_a_sampled_pair_has_the_columns_of_its_row_and_the_models_own_answers(
     for row in chosen_rows:
         pair = pairs[f"on-policy-{row['id']}"]
         assert pair["prompt"] == row["messages"][:-1]
-        assert pair["chosen"] == [{"role": "assistant", "content": f" {row['messages'][-1]['content']}."}]
+        assert pair["chosen"] == [
+            {"role": "assistant", "content": f" {row['messages'][-1]['content']}."}
+        ]
         assert pair["rejected"] == [{"role": "assistant", "content": "?!"}]
         assert pair["construction"] == "on-policy"
-        for name in ("origin", "source_item", "task", "language", "difficulty", "verifier", "license"):
+        for name in (
+            "origin",
+            "source_item",
+            "task",
+            "language",
+            "difficulty",
+            "verifier",
+            "license",
+        ):
             assert pair[name] == row[name]
 
 
@@ -174,7 +198,9 @@ def with_one_row_twice(sampled: list[dict], rows: dict) -> None:
         (with_one_row_twice, "is there 2 times"),
     ],
 )
-def test_a_pair_that_may_not_be_in_the_card_is_refused(spoil: Callable, message: str, sampled, instructions) -> None:
+def test_a_pair_that_may_not_be_in_the_card_is_refused(
+    spoil: Callable, message: str, sampled, instructions
+) -> None:
     spoil(sampled, instructions)
     with pytest.raises(CardError, match=message):
         preferences.on_policy(sampled, **instructions)
@@ -183,18 +209,27 @@ def test_a_pair_that_may_not_be_in_the_card_is_refused(spoil: Callable, message:
 def test_a_refused_pair_leaves_the_card_as_it_was(sampled, root: Path, tmp_path: Path) -> None:
     with_a_wrong_answer_chosen(sampled, {})
     file = write(sampled, tmp_path)
-    before = {path: path.read_bytes() for path in (root / "data_cards").rglob("*") if path.is_file()}
+    before = {
+        path: path.read_bytes() for path in (root / "data_cards").rglob("*") if path.is_file()
+    }
     with pytest.raises(CardError, match="does not accept the chosen answer") as caught:
         cards.add_on_policy(root, file)
     assert str(file) in str(caught.value)
-    assert {path: path.read_bytes() for path in (root / "data_cards").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in (root / "data_cards").rglob("*") if path.is_file()
+    } == before
 
 
-def test_a_file_that_is_not_the_sampled_pairs_of_a_run_is_named(sampled, root: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_the_sampled_pairs_of_a_run_is_named(
+    sampled, root: Path, tmp_path: Path
+) -> None:
     for content, message in (
         (None, "not a readable parquet file"),
         (pa.table({"chosen": [1], "rejected": [2]}), "has no column construction"),
-        (pa.table({"chosen": [1], "rejected": [2], "construction": [3]}).slice(0, 0), "has no pairs"),
+        (
+            pa.table({"chosen": [1], "rejected": [2], "construction": [3]}).slice(0, 0),
+            "has no pairs",
+        ),
     ):
         file = tmp_path / "some.parquet"
         if content is not None:
@@ -204,7 +239,8 @@ def test_a_file_that_is_not_the_sampled_pairs_of_a_run_is_named(sampled, root: P
         assert str(file) in str(caught.value)
 
 
-# --- in the card -------------------------------------------------------------------------------------------
+# --- in the card
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -224,7 +260,11 @@ def replace_rows(path: Path, rows: list[dict], monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_command_writes_the_file_and_the_numbers_and_says_what_to_record(
-    root: Path, sampled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    root: Path,
+    sampled,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     file = write(sampled, tmp_path)
     readme = root / "data_cards" / "preferences" / "README.md"
@@ -240,36 +280,52 @@ def test_the_command_writes_the_file_and_the_numbers_and_says_what_to_record(
     text = readme.read_text(encoding="utf-8")
     assert f"| `data/{FILE}` | {len(TASKS)} |" in text
     assert f"SHA-256 of these rows: `{digest}`" in text
-    of_the_default = [line for line in without.splitlines() if line.startswith("| ") and "Measured over" not in line]
+    of_the_default = [
+        line
+        for line in without.splitlines()
+        if line.startswith("| ") and "Measured over" not in line
+    ]
     assert set(of_the_default) <= set(text.splitlines())
     assert all(f"| `{task}` | 1 |" in text for task in TASKS)
 
 
-def test_the_command_says_what_is_wrong_with_a_file(root: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_says_what_is_wrong_with_a_file(
+    root: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert cli.main(["--root", str(root), "cards", "on-policy"]) == 1
     assert "moxin-lab cards on-policy FILE" in capsys.readouterr().err
     assert cli.main(["--root", str(root), "cards", "on-policy", str(root / "none.parquet")]) == 1
     assert "none.parquet is not a readable parquet file" in capsys.readouterr().err
 
 
-def test_the_pairs_are_a_configuration_and_the_default_one_stays_as_it_is(added: Path, tmp_path: Path) -> None:
+def test_the_pairs_are_a_configuration_and_the_default_one_stays_as_it_is(
+    added: Path, tmp_path: Path
+) -> None:
     folder = str(added.parents[1])
-    loaded = datasets.load_dataset(folder, "on_policy", split="train", cache_dir=str(tmp_path / "cache"))
+    loaded = datasets.load_dataset(
+        folder, "on_policy", split="train", cache_dir=str(tmp_path / "cache")
+    )
     assert loaded.to_list() == pq.read_table(added).to_pylist()
     default = datasets.load_dataset(folder, cache_dir=str(tmp_path / "cache"))
     wanted = sources.SOURCES["preferences"].rows
     assert {f"{split}.parquet": rows.num_rows for split, rows in default.items()} == wanted
-    assert cards.read_card(added.parents[1]).num_rows == sum(wanted.values())
+    assert read_card(added.parents[1]).num_rows == sum(wanted.values())
 
 
 def test_a_build_leaves_the_pairs_and_their_numbers_as_they_are(root: Path, added: Path) -> None:
-    before = {path: path.read_bytes() for path in (root / "data_cards").rglob("*") if path.is_file()}
+    before = {
+        path: path.read_bytes() for path in (root / "data_cards").rglob("*") if path.is_file()
+    }
     written = cards.rebuild(root, "preferences", progress=lambda _: None)
     assert added not in written
-    assert {path: path.read_bytes() for path in (root / "data_cards").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in (root / "data_cards").rglob("*") if path.is_file()
+    } == before
 
 
-def test_a_recorded_file_that_is_missing_is_named_with_the_only_remedy(root: Path, added: Path) -> None:
+def test_a_recorded_file_that_is_missing_is_named_with_the_only_remedy(
+    root: Path, added: Path
+) -> None:
     added.unlink()
     (problem,) = cards.check(root)
     assert f"{added} is missing. Restore it with `git checkout" in problem
@@ -287,7 +343,12 @@ def test_a_recorded_file_that_is_missing_is_named_with_the_only_remedy(root: Pat
     ],
 )
 def test_check_looks_at_every_pair_even_if_its_file_was_recorded_and_rendered_again(
-    column: str, value: object, message: str, root: Path, added: Path, monkeypatch: pytest.MonkeyPatch
+    column: str,
+    value: object,
+    message: str,
+    root: Path,
+    added: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = pq.read_table(added).to_pylist()
     rows[3][column] = value
@@ -321,9 +382,15 @@ def test_check_finds_one_changed_answer_that_the_verifier_refuses_as_well(
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("config_name: on_policy", "config_name: sampled"), ("path: data/on_policy", "path: data/train")]
+    ("old", "new"),
+    [
+        ("config_name: on_policy", "config_name: sampled"),
+        ("path: data/on_policy", "path: data/train"),
+    ],
 )
-def test_check_wants_a_configuration_of_the_files_name(old: str, new: str, root: Path, added: Path) -> None:
+def test_check_wants_a_configuration_of_the_files_name(
+    old: str, new: str, root: Path, added: Path
+) -> None:
     readme = added.parents[1] / "README.md"
     text = readme.read_text(encoding="utf-8")
     assert text.count(old) == 1
@@ -332,7 +399,8 @@ def test_check_wants_a_configuration_of_the_files_name(old: str, new: str, root:
     assert f"no configuration on_policy loads data/{FILE} alone" in problem
 
 
-# --- the released file -------------------------------------------------------------------------------------
+# --- the released file
+# -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -345,11 +413,13 @@ def released(repository: Path) -> Path:
 def test_the_released_pairs_are_of_training_rows_and_ranked_as_their_verifiers_say(
     released: Path, instructions, tmp_path: Path
 ) -> None:
-    pairs = cards.read_card(released / "data" / FILE).to_pylist()
+    pairs = read_card(released / "data" / FILE).to_pylist()
     assert list(preferences.on_policy_faults(pairs, **instructions)) == []
     assert len(pairs) > 100
     assert {pair["language"] for pair in pairs} == {"en", "zh", "ja", "ko"}
-    loaded = datasets.load_dataset(str(released), "on_policy", split="train", cache_dir=str(tmp_path))
+    loaded = datasets.load_dataset(
+        str(released), "on_policy", split="train", cache_dir=str(tmp_path)
+    )
     assert loaded.to_list() == pairs
 
 

@@ -1,4 +1,6 @@
-"""`moxin_lab.data.archives` and `sources`: what is read is what was recorded, and the same archives give the same bytes."""
+"""`moxin_lab.data.archives` and `sources`: what is read is what was recorded, and the same archives
+give the same bytes.
+"""
 
 import dataclasses
 import hashlib
@@ -22,7 +24,9 @@ FROM_ARCHIVES = ["help_pages", "python_docs", "code_samples", "udhr", "conversat
 """`charts` needs whole tables and is drawn anew from its card's numbers in test_charts.py."""
 
 
-def tar_bytes(files: dict[str, bytes], links: dict[str, tuple[bytes, str]] | None = None, mode: str = "w") -> bytes:
+def tar_bytes(
+    files: dict[str, bytes], links: dict[str, tuple[bytes, str]] | None = None, mode: str = "w"
+) -> bytes:
     """A tar archive of `files`; `links` maps a name to a link type and its target."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as tar:
@@ -47,8 +51,16 @@ def ar_bytes(parts: dict[str, bytes]) -> bytes:
 
 
 def deb_bytes(files: dict[str, bytes], links: dict[str, tuple[bytes, str]] | None = None) -> bytes:
-    data = lzma.compress(tar_bytes({f"./{name}": content for name, content in files.items()}, links))
-    return ar_bytes({"debian-binary": b"2.0\n", "control.tar.xz": lzma.compress(tar_bytes({})), "data.tar.xz": data})
+    data = lzma.compress(
+        tar_bytes({f"./{name}": content for name, content in files.items()}, links)
+    )
+    return ar_bytes(
+        {
+            "debian-binary": b"2.0\n",
+            "control.tar.xz": lzma.compress(tar_bytes({})),
+            "data.tar.xz": data,
+        }
+    )
 
 
 def archive_of(content: bytes, kind: str = "deb", file_name: str = "thing_1.0_all.deb") -> Archive:
@@ -58,7 +70,8 @@ def archive_of(content: bytes, kind: str = "deb", file_name: str = "thing_1.0_al
 def help_files(language: str, pages: list[str]) -> dict[str, bytes]:
     folder = {"en": "en-US", "zh": "zh-CN"}.get(language, language)
     return {
-        f"usr/share/libreoffice/help/{folder}/text/{page}.html": f"<p>{language} {page}</p>".encode() for page in pages
+        f"usr/share/libreoffice/help/{folder}/text/{page}.html": f"<p>{language} {page}</p>".encode()
+        for page in pages
     } | {f"usr/share/libreoffice/help/{folder}/noscript.html": b"not a page"}
 
 
@@ -75,7 +88,8 @@ export const udhr = [
 
 FABRICATED: dict[str, list[dict[str, bytes]]] = {
     "help_pages": [
-        help_files(language, ["b/two", "a/one", f"only/{language}"]) for language in packaged.HELP_LANGUAGES
+        help_files(language, ["b/two", "a/one", f"only/{language}"])
+        for language in packaged.HELP_LANGUAGES
     ],
     "python_docs": [
         {
@@ -91,7 +105,11 @@ FABRICATED: dict[str, list[dict[str, bytes]]] = {
             "pygments-2.21.0/tests/examplefiles/lua/b.lua": b"-- under the GNU General Public License",
             "pygments-2.21.0/tests/examplefiles/conftest.py": b"in no language folder",
         },
-        {"usr/lib/python3.11/b.py": b"b = 1", "usr/lib/python3.11/b.so": b"\x7fELF", "etc/b.py": b"elsewhere"},
+        {
+            "usr/lib/python3.11/b.py": b"b = 1",
+            "usr/lib/python3.11/b.so": b"\x7fELF",
+            "etc/b.py": b"elsewhere",
+        },
         {"usr/lib/python3.11/a.py": b"a = 1"},
     ],
     "udhr": [
@@ -106,8 +124,12 @@ FABRICATED: dict[str, list[dict[str, bytes]]] = {
             "chatterbot_corpus-1.3.3/chatterbot_corpus/data/english/trivia.yml": conversation_file(
                 "- - Is it on?\n  - yes\n- - How many?\n  - 22\n- one string\n"
             ),
-            "chatterbot_corpus-1.3.3/chatterbot_corpus/data/korean/ai.yml": conversation_file("- - 안녕\n  - 네\n"),
-            "chatterbot_corpus-1.3.3/chatterbot_corpus/data/french/ai.yml": conversation_file("- - non\n  - oui\n"),
+            "chatterbot_corpus-1.3.3/chatterbot_corpus/data/korean/ai.yml": conversation_file(
+                "- - 안녕\n  - 네\n"
+            ),
+            "chatterbot_corpus-1.3.3/chatterbot_corpus/data/french/ai.yml": conversation_file(
+                "- - non\n  - oui\n"
+            ),
         }
     ],
 }
@@ -136,7 +158,11 @@ FABRICATED["emoji"] = [
     {
         f"package/{language}/data.json": json.dumps(
             [
-                {"hexcode": entry["unified"], "label": f"name {entry['unified']}", "tags": [language]}
+                {
+                    "hexcode": entry["unified"],
+                    "label": f"name {entry['unified']}",
+                    "tags": [language],
+                }
                 for entry in EMOJI
                 if entry["unified"] != "1F436"
             ]
@@ -146,18 +172,28 @@ FABRICATED["emoji"] = [
 ]
 
 
-def fabricate(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> sources.Source:
-    """Write small archives for data set `name`, members in a seeded order, and record them in place of the real ones."""
+def fabricate(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0
+) -> sources.Source:
+    """Write small archives for data set `name`, members in a seeded order, and record them in place
+    of the real ones.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = sources.SOURCES[name]
     recorded = []
     for archive, files in zip(wanted.archives, FABRICATED[name], strict=True):
         members = list(files.items())
         random.Random(seed).shuffle(members)
-        content = deb_bytes(dict(members)) if archive.kind == "deb" else tar_bytes(dict(members), mode="w:gz")
+        content = (
+            deb_bytes(dict(members))
+            if archive.kind == "deb"
+            else tar_bytes(dict(members), mode="w:gz")
+        )
         (folder / archive.file_name).write_bytes(content)
         recorded.append(dataclasses.replace(archive, sha256=hashlib.sha256(content).hexdigest()))
-    tables = dict(sorted(wanted.tables([dict(sorted(files.items())) for files in FABRICATED[name]]).items()))
+    tables = dict(
+        sorted(wanted.tables([dict(sorted(files.items())) for files in FABRICATED[name]]).items())
+    )
     fabricated = dataclasses.replace(
         wanted,
         archives=tuple(recorded),
@@ -175,26 +211,34 @@ def build_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
 
 
 @pytest.mark.parametrize("name", FROM_ARCHIVES)
-def test_the_same_archives_give_the_same_bytes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_archives_give_the_same_bytes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = []
     for seed in (1, 2, 2):  # another order of members in the archive must not show in the rows
         fabricated = fabricate(name, tmp_path / f"archives{seed}", monkeypatch, seed)
         out = tmp_path / f"out{len(built)}"
         paths = sources.build(name, tmp_path / f"archives{seed}", out)
         assert {path.name for path in paths} == set(fabricated.rows)
-        assert {path.name for path in (out / "data").iterdir()} == set(fabricated.rows), "no partial file is left"
+        assert {path.name for path in (out / "data").iterdir()} == set(fabricated.rows), (
+            "no partial file is left"
+        )
         built.append({path.name: path.read_bytes() for path in paths})
     assert built[0] == built[1] == built[2]
 
 
 @pytest.mark.parametrize("name", FROM_ARCHIVES)
-def test_built_tables_have_the_recorded_schema(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_tables_have_the_recorded_schema(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fabricate(name, tmp_path, monkeypatch)
     for path in sources.build(name, tmp_path, tmp_path / "out"):
         assert pa.parquet.read_schema(path).equals(sources.SOURCES[name].schema)
 
 
-def test_help_pages_keeps_the_pages_that_all_languages_have_in_one_order(tmp_path, monkeypatch) -> None:
+def test_help_pages_keeps_the_pages_that_all_languages_have_in_one_order(
+    tmp_path, monkeypatch
+) -> None:
     rows = build_rows("help_pages", tmp_path, monkeypatch)
     assert [(row["language"], row["page"]) for row in rows] == [
         (language, page) for language in ("en", "ja", "ko", "zh") for page in ("a/one", "b/two")
@@ -212,7 +256,9 @@ def test_file_content_keeps_bytes_that_are_not_utf8(tmp_path, monkeypatch) -> No
 
 def test_code_samples_marks_files_with_a_copyleft_notice(tmp_path, monkeypatch) -> None:
     rows = build_rows("code_samples", tmp_path, monkeypatch)
-    assert [(row["source"], row["language"], Path(row["path"]).name, row["license"]) for row in rows] == [
+    assert [
+        (row["source"], row["language"], Path(row["path"]).name, row["license"]) for row in rows
+    ] == [
         ("cpython", "python", "a.py", "Python-2.0"),
         ("cpython", "python", "b.py", "Python-2.0"),
         ("pygments", "lua", "b.lua", "LicenseRef-own-notice"),
@@ -247,15 +293,21 @@ def test_emoji_keeps_concepts_that_both_draw_and_that_have_a_name(tmp_path, monk
     assert [text["language"] for text in heart["texts"]] == list(emoji.LANGUAGES)
 
 
-def test_rows_other_than_recorded_are_refused_before_anything_is_written(tmp_path, monkeypatch) -> None:
+def test_rows_other_than_recorded_are_refused_before_anything_is_written(
+    tmp_path, monkeypatch
+) -> None:
     fabricated = fabricate("udhr", tmp_path / "archives", monkeypatch)
-    monkeypatch.setitem(sources.SOURCES, "udhr", dataclasses.replace(fabricated, rows_sha256="0" * 64))
+    monkeypatch.setitem(
+        sources.SOURCES, "udhr", dataclasses.replace(fabricated, rows_sha256="0" * 64)
+    )
     with pytest.raises(ArchiveError, match="Nothing was written"):
         sources.build("udhr", tmp_path / "archives", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["help_pages", "python_docs", "udhr", "conversations", "emoji", "charts"])
+@pytest.mark.parametrize(
+    "name", ["help_pages", "python_docs", "udhr", "conversations", "emoji", "charts"]
+)
 def test_archives_without_the_expected_files_are_refused(name: str) -> None:
     wanted = sources.SOURCES[name]
     with pytest.raises(ArchiveError):
@@ -265,11 +317,13 @@ def test_archives_without_the_expected_files_are_refused(name: str) -> None:
 def test_a_set_is_made_of_archives_or_of_such_sets() -> None:
     for name, wanted in sources.SOURCES.items():
         assert bool(wanted.archives) != bool(wanted.cards)
-        assert set(wanted.cards) <= set(list(sources.SOURCES)[: list(sources.SOURCES).index(name)]), (
-            "made of earlier sets"
-        )
+        assert set(wanted.cards) <= set(
+            list(sources.SOURCES)[: list(sources.SOURCES).index(name)]
+        ), "made of earlier sets"
         if wanted.cards:
-            with pytest.raises(ArchiveError, match=f"{name} has no archives: it is made of {wanted.cards[0]}"):
+            with pytest.raises(
+                ArchiveError, match=f"{name} has no archives: it is made of {wanted.cards[0]}"
+            ):
                 sources.build(name, Path("nowhere"), Path("nowhere"))
 
 
@@ -285,7 +339,9 @@ def test_an_unknown_data_set_is_named_with_those_that_exist() -> None:
         max_size=5,
     )
 )
-def test_every_regular_file_comes_out_of_a_debian_package_unchanged(files: dict[str, bytes]) -> None:
+def test_every_regular_file_comes_out_of_a_debian_package_unchanged(
+    files: dict[str, bytes],
+) -> None:
     path = Path("memory.deb")
     data = archives._deb_data(deb_bytes(files), path)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -294,11 +350,15 @@ def test_every_regular_file_comes_out_of_a_debian_package_unchanged(files: dict[
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/passwd", "a\\..\\evil", ".."])
 @pytest.mark.parametrize("kind", ["deb", "npm"])
-def test_an_archive_with_an_unsafe_name_is_refused_whole(name: str, kind: str, tmp_path: Path) -> None:
+def test_an_archive_with_an_unsafe_name_is_refused_whole(
+    name: str, kind: str, tmp_path: Path
+) -> None:
     files = {"good": b"fine", name: b"evil"}
     path = tmp_path / "archive"
     if kind == "deb":
-        path.write_bytes(ar_bytes({"debian-binary": b"2.0\n", "data.tar.xz": lzma.compress(tar_bytes(files))}))
+        path.write_bytes(
+            ar_bytes({"debian-binary": b"2.0\n", "data.tar.xz": lzma.compress(tar_bytes(files))})
+        )
     else:
         path.write_bytes(tar_bytes(files, mode="w:gz"))
     with pytest.raises(ArchiveError, match="unsafe member name"):
@@ -306,7 +366,9 @@ def test_an_archive_with_an_unsafe_name_is_refused_whole(name: str, kind: str, t
     assert sorted(tmp_path.iterdir()) == [path], "reading writes nothing"
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
+)
 def test_links_and_devices_are_not_followed(kind: bytes, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"outside")
@@ -335,7 +397,9 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
         (b"!<arch>\n" + b"x" * 60, "no ar header at byte 8"),
     ],
 )
-def test_a_damaged_debian_package_gets_a_clear_error(content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_damaged_debian_package_gets_a_clear_error(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "broken.deb"
     path.write_bytes(content)
     with pytest.raises(ArchiveError, match=f"broken.deb.*{message}"):
@@ -349,10 +413,14 @@ def test_an_archive_is_found_by_its_hash_whatever_its_name(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["thing_1.0_all.deb", "thing_4%3a1.0_all.deb"])
-def test_an_archive_with_the_wrong_hash_is_refused_unread(name: str, tmp_path: Path, monkeypatch) -> None:
+def test_an_archive_with_the_wrong_hash_is_refused_unread(
+    name: str, tmp_path: Path, monkeypatch
+) -> None:
     (tmp_path / name).write_bytes(b"changed")
     monkeypatch.setattr(archives, "read_files", lambda *_: pytest.fail("it was read"))
-    with pytest.raises(ArchiveError, match=f"{name} is not the recorded deb package thing 1.0.*expected"):
+    with pytest.raises(
+        ArchiveError, match=f"{name} is not the recorded deb package thing 1.0.*expected"
+    ):
         archives.find(archive_of(b"the archive"), tmp_path)
 
 
@@ -366,14 +434,18 @@ def test_build_checks_every_hash_before_it_reads_an_archive(tmp_path: Path, monk
 
 def test_a_missing_archive_is_named_with_what_to_do(tmp_path: Path) -> None:
     archive = archive_of(b"the archive")
-    with pytest.raises(ArchiveError, match=rf"Get thing_1.0_all.deb \(SHA-256 {archive.sha256}\).*--archives DIR"):
+    with pytest.raises(
+        ArchiveError, match=rf"Get thing_1.0_all.deb \(SHA-256 {archive.sha256}\).*--archives DIR"
+    ):
         archives.find(archive, tmp_path)
     with pytest.raises(ArchiveError, match="not a folder of archives"):
         archives.find(archive, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(("kind", "client"), [("deb", "apt-get"), ("npm", "npm")])
-def test_a_missing_client_is_named(kind: str, client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_client_is_named(
+    kind: str, client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ArchiveError, match=f"`{client}` is not installed.*--archives DIR"):
         archives.fetch(archive_of(b"", kind), tmp_path / "archives")
@@ -387,27 +459,39 @@ def fake_client(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
 
-def test_fetch_asks_the_client_by_name_and_version_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_asks_the_client_by_name_and_version_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = dataclasses.replace(archive_of(b"the archive"), epoch="4", architecture="amd64")
-    fake_client(tmp_path / "bin", 'echo "$@" >> calls; printf "the archive" > thing_4%3a1.0_amd64.deb', monkeypatch)
+    fake_client(
+        tmp_path / "bin",
+        'echo "$@" >> calls; printf "the archive" > thing_4%3a1.0_amd64.deb',
+        monkeypatch,
+    )
     for _ in range(2):
         assert archives.fetch(archive, tmp_path / "a").name == "thing_4%3a1.0_amd64.deb"
     assert (tmp_path / "a" / "calls").read_text() == "download thing:amd64=4:1.0\n"
 
 
-def test_fetch_refuses_what_the_client_delivers_under_another_hash(tmp_path: Path, monkeypatch) -> None:
+def test_fetch_refuses_what_the_client_delivers_under_another_hash(
+    tmp_path: Path, monkeypatch
+) -> None:
     fake_client(tmp_path / "bin", "printf changed > thing_1.0_all.deb", monkeypatch)
     with pytest.raises(ArchiveError, match="is not the recorded"):
         archives.fetch(archive_of(b"the archive"), tmp_path / "a")
 
 
-def test_fetch_reports_what_a_failing_client_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_reports_what_a_failing_client_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_client(tmp_path / "bin", 'echo "E: no such version" >&2; exit 100', monkeypatch)
     with pytest.raises(ArchiveError, match=r"(?s)status 100.*no such version.*--archives DIR"):
         archives.fetch(archive_of(b"the archive"), tmp_path / "a")
 
 
-def test_pip_is_told_the_hash_before_it_runs_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_is_told_the_hash_before_it_runs_a_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = sources.SOURCES["conversations"].archives[0]
     seen = {}
 
@@ -444,8 +528,15 @@ def test_every_archive_is_recorded_completely() -> None:
 
 
 def test_no_registry_is_named(repository: Path) -> None:
-    texts = [repository / "moxin_lab" / "data" / f"{name}.py" for name in ("archives", "sources", "cards")]
+    texts = [
+        repository / "moxin_lab" / "data" / f"{name}.py"
+        for name in ("archives", "sources", "cards")
+    ]
     texts += sorted((repository / "data_cards").glob("*/README.md"))
     hosts = re.compile(r"https?://|\.(org|com|io)/|debian\.org|npmjs|pythonhosted")
-    found = {str(path): match[0] for path in texts if (match := hosts.search(path.read_text(encoding="utf-8")))}
+    found = {
+        str(path): match[0]
+        for path in texts
+        if (match := hosts.search(path.read_text(encoding="utf-8")))
+    }
     assert not found

@@ -1,4 +1,6 @@
-"""`moxin_lab.data.tulu`: files of the two Tülu 3 schemas are read; what cannot be used is counted; other files are refused."""
+"""`moxin_lab.data.tulu`: files of the two Tülu 3 schemas are read; what cannot be used is counted;
+other files are refused.
+"""
 
 import json
 from pathlib import Path
@@ -34,14 +36,21 @@ GOOD, BAD = ("assistant", "Short waves scatter more."), ("assistant", "It is not
 def folder(tmp_path: Path, schema: pa.Schema, rows: list[dict]) -> str:
     """A local data set that `datasets` loads as it loads the hub's: parquet files named train-*."""
     (tmp_path / "data").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "data" / "train-00000-of-00001.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=schema),
+        tmp_path / "data" / "train-00000-of-00001.parquet",
+    )
     return str(tmp_path)
 
 
 def test_conversations_of_the_sft_schema_come_out_with_their_source(tmp_path: Path) -> None:
     rows = [
         {"id": "a", "messages": talk(QUESTION, GOOD), "source": "ai2-adapt-dev/oasst1_converted"},
-        {"id": "b", "messages": talk(("system", "Be brief."), QUESTION, GOOD, QUESTION, BAD), "source": "x"},
+        {
+            "id": "b",
+            "messages": talk(("system", "Be brief."), QUESTION, GOOD, QUESTION, BAD),
+            "source": "x",
+        },
     ]
     found = tulu.instructions(path=folder(tmp_path, SFT, rows))
     read = list(found.rows)
@@ -80,7 +89,9 @@ def test_a_pair_has_its_prompt_once_and_one_answer_a_side(tmp_path: Path) -> Non
         (talk(QUESTION, GOOD, QUESTION), "does not end with an answer"),
     ],
 )
-def test_a_conversation_that_cannot_be_used_is_counted_with_its_reason(messages, reason: str, tmp_path: Path) -> None:
+def test_a_conversation_that_cannot_be_used_is_counted_with_its_reason(
+    messages, reason: str, tmp_path: Path
+) -> None:
     rows = [
         {"id": "bad", "messages": messages, "source": "s"},
         {"id": "good", "messages": talk(QUESTION, GOOD), "source": "s"},
@@ -94,11 +105,17 @@ def test_a_conversation_that_cannot_be_used_is_counted_with_its_reason(messages,
     ("chosen", "rejected", "reason"),
     [
         (talk(QUESTION, GOOD), talk(QUESTION, GOOD), "chosen and rejected are equal"),
-        (talk(QUESTION, GOOD), talk(("user", "Why?"), BAD), "chosen and rejected answer different conversations"),
+        (
+            talk(QUESTION, GOOD),
+            talk(("user", "Why?"), BAD),
+            "chosen and rejected answer different conversations",
+        ),
         (talk(QUESTION, GOOD), talk(QUESTION), "does not end with an answer"),
     ],
 )
-def test_a_pair_that_cannot_be_used_is_counted_with_its_reason(chosen, rejected, reason: str, tmp_path: Path) -> None:
+def test_a_pair_that_cannot_be_used_is_counted_with_its_reason(
+    chosen, rejected, reason: str, tmp_path: Path
+) -> None:
     row = {"id": "a", "prompt": "p", "chosen": chosen, "rejected": rejected, "source": "s"}
     found = tulu.preferences(path=folder(tmp_path, PREFERENCES, [row]))
     assert list(found.rows) == []
@@ -107,14 +124,18 @@ def test_a_pair_that_cannot_be_used_is_counted_with_its_reason(chosen, rejected,
 
 def test_a_limit_reads_the_first_rows_alone(tmp_path: Path) -> None:
     rows = [{"id": str(i), "messages": talk(QUESTION, GOOD), "source": "s"} for i in range(5)]
-    assert [row["id"] for row in tulu.instructions(2, path=folder(tmp_path, SFT, rows)).rows] == ["0", "1"]
+    assert [row["id"] for row in tulu.instructions(2, path=folder(tmp_path, SFT, rows)).rows] == [
+        "0",
+        "1",
+    ]
 
 
 def test_a_set_with_other_columns_is_refused_before_the_first_row(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps({"id": "a", "conversations": []}) + "\n")
     with pytest.raises(
-        TuluError, match=r"has the columns id, conversations; allenai/tulu-3-sft-mixture .* messages, source missing"
+        TuluError,
+        match=r"has the columns id, conversations; allenai/tulu-3-sft-mixture .* messages, source missing",
     ):
         tulu.instructions(path=str(tmp_path))
     with pytest.raises(TuluError, match="prompt, chosen, rejected, source missing"):

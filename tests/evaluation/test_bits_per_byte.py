@@ -25,9 +25,16 @@ VOCAB = 300
 def model():
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, sliding_window=16, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=16,
+        max_position_embeddings=64,
+    )
     return MistralForCausalLM(config).eval()
 
 
@@ -45,7 +52,11 @@ def uniform(input_ids):
 @settings(max_examples=200, deadline=None)
 def test_windows_score_every_token_once_in_order(num_tokens, context, data):
     stride = data.draw(st.integers(1, context))
-    scored = [i for start, end, count in windows(num_tokens, context, stride) for i in range(end - count, end)]
+    scored = [
+        i
+        for start, end, count in windows(num_tokens, context, stride)
+        for i in range(end - count, end)
+    ]
     assert scored == list(range(num_tokens))
     for i, (start, end, count) in enumerate(windows(num_tokens, context, stride)):
         assert end - start <= context
@@ -58,7 +69,9 @@ def test_losses_equal_one_unpadded_pass_when_the_document_fits(model, documents)
         with torch.no_grad():
             logits = model(torch.tensor([[1, *tokens]])).logits[0, :-1]
         expected = (
-            torch.nn.functional.cross_entropy(logits, torch.tensor(tokens), reduction="sum").item() if tokens else 0.0
+            torch.nn.functional.cross_entropy(logits, torch.tensor(tokens), reduction="sum").item()
+            if tokens
+            else 0.0
         )
         assert loss == pytest.approx(expected, rel=1e-5)
 
@@ -67,21 +80,31 @@ def test_losses_equal_one_unpadded_pass_when_the_document_fits(model, documents)
 def test_losses_do_not_depend_on_batching_or_order(model, documents, stride):
     one_by_one = document_losses(model, documents, context=16, stride=stride, batch_tokens=1)
     batched = document_losses(model, documents, context=16, stride=stride, batch_tokens=500)
-    backwards = document_losses(model, documents[::-1], context=16, stride=stride, batch_tokens=70)[::-1]
+    backwards = document_losses(model, documents[::-1], context=16, stride=stride, batch_tokens=70)[
+        ::-1
+    ]
     np.testing.assert_allclose(batched, one_by_one, rtol=1e-5)
     np.testing.assert_allclose(backwards, one_by_one, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("context", "stride"), [(200, None), (16, None), (16, 3), (16, 16), (1, 1)])
-def test_uniform_model_gives_log2_of_the_vocabulary_times_tokens_over_bytes(documents, context, stride):
+@pytest.mark.parametrize(
+    ("context", "stride"), [(200, None), (16, None), (16, 3), (16, 16), (1, 1)]
+)
+def test_uniform_model_gives_log2_of_the_vocabulary_times_tokens_over_bytes(
+    documents, context, stride
+):
     nats = document_losses(uniform, documents, context=context, stride=stride, batch_tokens=64)
     num_bytes = np.array([3 * len(tokens) + 1 for tokens in documents])
     tokens = sum(map(len, documents))
-    assert bits_per_byte(nats, num_bytes) == pytest.approx(math.log2(VOCAB) * tokens / num_bytes.sum(), rel=1e-6)
+    assert bits_per_byte(nats, num_bytes) == pytest.approx(
+        math.log2(VOCAB) * tokens / num_bytes.sum(), rel=1e-6
+    )
 
 
 def test_padding_never_enters_the_loss(documents):
-    def certain_of_padding(input_ids):  # a model that would gain from being scored on bos, with which rows are padded
+    def certain_of_padding(
+        input_ids,
+    ):  # a model that would gain from being scored on bos, with which rows are padded
         logits = torch.zeros(*input_ids.shape, VOCAB)
         logits[..., 1] = 30.0
         return logits
@@ -96,7 +119,9 @@ def test_long_documents_use_the_stated_context(model):
     sequence = [1, *tokens]
     expected = 0.0
     for i in range(1, len(sequence)):
-        start = 0 if i <= 16 else max(0, 8 * math.ceil((i - 16) / 8))  # last window starts at 24, as 40 = 16 + 3 * 8
+        start = (
+            0 if i <= 16 else max(0, 8 * math.ceil((i - 16) / 8))
+        )  # last window starts at 24, as 40 = 16 + 3 * 8
         with torch.no_grad():
             logits = model(torch.tensor([sequence[start:i]])).logits[0, -1]
         expected -= torch.log_softmax(logits, -1)[sequence[i]].item()
@@ -107,7 +132,11 @@ def test_progress_counts_windows_and_training_mode_is_restored(model, documents)
     seen = []
     model.train()
     document_losses(
-        model, documents, context=16, batch_tokens=64, progress=lambda done, total: seen.append((done, total))
+        model,
+        documents,
+        context=16,
+        batch_tokens=64,
+        progress=lambda done, total: seen.append((done, total)),
     )
     assert model.training
     model.eval()

@@ -1,4 +1,6 @@
-"""Cloze items: the same again for the same seed, and each shortcut that the module closes stays closed."""
+"""Cloze items: the same again for the same seed, and each shortcut that the module closes stays
+closed.
+"""
 
 from collections import Counter
 
@@ -32,7 +34,22 @@ ENGLISH = [
     "block",
     "norm",
 ]
-CHINESE = ["窗口", "缓存", "词元", "层", "权重", "页面", "文本", "模型", "查询", "数值", "头部", "模块", "归一", "缩放"]
+CHINESE = [
+    "窗口",
+    "缓存",
+    "词元",
+    "层",
+    "权重",
+    "页面",
+    "文本",
+    "模型",
+    "查询",
+    "数值",
+    "头部",
+    "模块",
+    "归一",
+    "缩放",
+]
 WORDS = {"en": ENGLISH, "zh": CHINESE, "code": ENGLISH}
 
 
@@ -43,7 +60,9 @@ def pages(language, count, seed, suffix="", sentences=14, words_each=(7, 16)):
     for number in range(count):
         lines = []
         for _ in range(sentences):
-            words = [str(rng.choice(WORDS[language])) for _ in range(int(rng.integers(*words_each)))]
+            words = [
+                str(rng.choice(WORDS[language])) for _ in range(int(rng.integers(*words_each)))
+            ]
             first, size = (0x4E00, 5000) if language == "zh" else (ord("a"), 26)
             unique = "".join(chr(first + int(rng.integers(size))) for _ in range(8))
             words.insert(int(rng.integers(0, len(words))), unique)
@@ -53,7 +72,15 @@ def pages(language, count, seed, suffix="", sentences=14, words_each=(7, 16)):
                 lines.append("".join(words) + "。" if language == "zh" else " ".join(words) + ".")
         text = ("\n" if language == "code" else "" if language == "zh" else " ").join(lines)
         identifier = f"{language}/{seed}/{number:03d}{suffix}"
-        rows.append({"id": identifier, "source": "made_up", "language": language, "page": identifier, "text": text})
+        rows.append(
+            {
+                "id": identifier,
+                "source": "made_up",
+                "language": language,
+                "page": identifier,
+                "text": text,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -87,7 +114,9 @@ def test_no_item_offers_the_same_choice_twice_and_lengths_are_close(case):
         assert max(sizes) <= (1 + LENGTH_TOLERANCE) * min(sizes)
         assert all(PASSAGE_BYTES[0] <= size <= PASSAGE_BYTES[1] for size in sizes)
         assert CONTEXT_BYTES[0] <= len(item["context"].encode()) <= CONTEXT_BYTES[1]
-        assert len({choice[: len(choice) - len(choice.lstrip())] for choice in item["choices"]}) == 1
+        assert (
+            len({choice[: len(choice) - len(choice.lstrip())] for choice in item["choices"]}) == 1
+        )
 
 
 def test_right_answers_take_each_place_equally_often(case):
@@ -115,12 +144,18 @@ def test_no_choice_stands_in_training_text():
     pages_used = {page for item in items for page in item["choice_pages"]}
     assert pages_used and not pages_used & set(heldout["id"].head(15))
     everything = " ".join(" ".join(train["text"]).split()).casefold()
-    assert all(" ".join(choice.split()).casefold() not in everything for item in items for choice in item["choices"])
+    assert all(
+        " ".join(choice.split()).casefold() not in everything
+        for item in items
+        for choice in item["choices"]
+    )
 
 
 def test_boilerplate_on_two_heldout_pages_is_never_a_choice():
     heldout, train = both()
-    boilerplate = "This very same sentence of the footer stands on each and every page of the manual."
+    boilerplate = (
+        "This very same sentence of the footer stands on each and every page of the manual."
+    )
     heldout["text"] = [f"{text[:400]}\n{boilerplate}\n{text[400:]}" for text in heldout["text"]]
     items = build_items(heldout, train, language="en", num_items=60, seed=0)
     assert any(boilerplate in item["context"] for item in items)
@@ -129,7 +164,9 @@ def test_boilerplate_on_two_heldout_pages_is_never_a_choice():
 
 def test_code_is_compared_within_a_file_type():
     python, other = pages("code", 20, seed=1, suffix=".py"), pages("code", 20, seed=3, suffix=".rb")
-    items = build_items(pd.concat([python, other]), pages("code", 5, seed=2), language="code", num_items=20, seed=0)
+    items = build_items(
+        pd.concat([python, other]), pages("code", 5, seed=2), language="code", num_items=20, seed=0
+    )
     for item in items:
         assert len({page.rsplit(".")[-1] for page in item["choice_pages"]}) == 1
 
@@ -137,7 +174,9 @@ def test_code_is_compared_within_a_file_type():
 def test_latin_leftovers_are_no_passages_of_a_chinese_page():
     latin = "This sentence was never translated and still stands on the page in English."
     text = latin + "\n" + "这个句子已经翻译成中文，并且足够长，可以作为一个选项出现在题目中。"
-    assert [passage.body for passage in find_passages("p", "s", text, "zh")] == [text.split("\n")[1]]
+    assert [passage.body for passage in find_passages("p", "s", text, "zh")] == [
+        text.split("\n")[1]
+    ]
 
 
 @given(st.text(alphabet="ab 。.!\n\tあ字1", max_size=400))
@@ -147,7 +186,9 @@ def test_passages_are_disjoint_pieces_of_the_text(text):
     for passage in find_passages("page", "source", text, "ja"):
         assert passage.start >= end
         assert text[passage.start : passage.end] == passage.body == passage.body.strip()
-        assert passage.gap == "" or (text[: passage.start].endswith(passage.gap) and passage.gap.isspace())
+        assert passage.gap == "" or (
+            text[: passage.start].endswith(passage.gap) and passage.gap.isspace()
+        )
         end = passage.end
 
 
@@ -160,11 +201,23 @@ def test_length_and_overlap_rules_are_at_chance_on_random_sentences():
 
 
 def test_cue_accuracy_finds_a_cue_that_is_there():
-    items = [{"context": "about windows", "choices": ["xxxx", "about windows", "yyyyy", "zzzz"], "label": 1}] * 3
+    items = [
+        {
+            "context": "about windows",
+            "choices": ["xxxx", "about windows", "yyyyy", "zzzz"],
+            "label": 1,
+        }
+    ] * 3
     found = cue_accuracy(items)
-    assert found == {"shortest choice": 0.0, "longest choice": 1.0, "most trigrams shared with the context": 1.0}
+    assert found == {
+        "shortest choice": 0.0,
+        "longest choice": 1.0,
+        "most trigrams shared with the context": 1.0,
+    }
 
 
 def test_too_few_pages_is_an_error_that_says_so():
     with pytest.raises(ValueError, match="no cloze items for 'en'"):
-        build_items(pages("en", 2, seed=1), pages("en", 2, seed=2), language="en", num_items=10, seed=0)
+        build_items(
+            pages("en", 2, seed=1), pages("en", 2, seed=2), language="en", num_items=10, seed=0
+        )

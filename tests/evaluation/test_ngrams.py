@@ -1,4 +1,6 @@
-"""N-gram baselines: proper distributions, and equal to a second implementation written with dictionaries."""
+"""N-gram baselines: proper distributions, and equal to a second implementation written with
+dictionaries.
+"""
 
 import math
 from collections import Counter, defaultdict
@@ -23,7 +25,9 @@ def zipf_documents(seed, vocab_size=40, documents=60, length=50):
         tokens = [4, 5]
         for _ in range(rng.integers(1, length)):
             follows = 4 + (7 * tokens[-1] + 3 * tokens[-2]) % (vocab_size - 4)
-            tokens.append(int(follows if rng.random() < 0.5 else 4 + rng.choice(vocab_size - 4, p=shares)))
+            tokens.append(
+                int(follows if rng.random() < 0.5 else 4 + rng.choice(vocab_size - 4, p=shares))
+            )
         result.append(tokens)
     return result
 
@@ -33,7 +37,9 @@ class DictionaryKneserNey:
 
     def __init__(self, documents, order, vocab_size):
         self.order, self.vocab_size = order, vocab_size
-        self.counts = {order: Counter(gram for tokens in documents for gram in self.grams(tokens, order))}
+        self.counts = {
+            order: Counter(gram for tokens in documents for gram in self.grams(tokens, order))
+        }
         for k in range(order - 1, 0, -1):
             left = defaultdict(set)
             for gram in self.counts[k + 1]:
@@ -76,11 +82,17 @@ def test_losses_equal_the_dictionary_implementation(order, seed):
     train, heldout = zipf_documents(seed), zipf_documents(seed + 100, documents=8)
     model = NGram.fit(train, order=order, vocab_size=50)
     reference = DictionaryKneserNey(train, order, 50)
-    assert order == 1 or model.levels[-1].estimated, "the data should exercise the estimated discounts"
-    np.testing.assert_allclose(model.document_losses(heldout), [reference.loss(t) for t in heldout], rtol=1e-10)
+    assert order == 1 or model.levels[-1].estimated, (
+        "the data should exercise the estimated discounts"
+    )
+    np.testing.assert_allclose(
+        model.document_losses(heldout), [reference.loss(t) for t in heldout], rtol=1e-10
+    )
 
 
-documents = st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=8).filter(lambda d: any(d))
+documents = st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=8).filter(
+    lambda d: any(d)
+)
 
 
 @given(train=documents, history=st.lists(st.integers(0, 9), max_size=4), order=st.integers(1, 4))
@@ -91,11 +103,18 @@ def test_probabilities_sum_to_one_after_any_history(train, history, order):
     assert probabilities.sum() == pytest.approx(1.0, abs=1e-12)
 
 
-@given(train=documents, heldout=st.lists(st.integers(0, 9), min_size=1, max_size=8), order=st.integers(1, 3))
+@given(
+    train=documents,
+    heldout=st.lists(st.integers(0, 9), min_size=1, max_size=8),
+    order=st.integers(1, 3),
+)
 @settings(max_examples=60, deadline=None)
 def test_a_document_loss_is_the_chain_of_next_token_probabilities(train, heldout, order):
     model = NGram.fit(train, order=order, vocab_size=10)
-    chain = -sum(math.log(model.next_token_probabilities(heldout[:i])[token]) for i, token in enumerate(heldout))
+    chain = -sum(
+        math.log(model.next_token_probabilities(heldout[:i])[token])
+        for i, token in enumerate(heldout)
+    )
     assert model.document_losses([heldout])[0] == pytest.approx(chain, rel=1e-9)
 
 
@@ -122,7 +141,8 @@ def test_a_trigram_beats_a_unigram_where_order_matters_and_both_beat_uniform():
     train, heldout = zipf_documents(7, documents=300), zipf_documents(8)
     tokens = sum(map(len, heldout))
     unigram, trigram = (
-        NGram.fit(train, order=k, vocab_size=50).document_losses(heldout).sum() / tokens for k in (1, 3)
+        NGram.fit(train, order=k, vocab_size=50).document_losses(heldout).sum() / tokens
+        for k in (1, 3)
     )
     assert trigram < unigram - 0.3
     assert unigram < math.log(50)

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moxin_lab.evaluation.published import HARNESS_TASKS, NEAREST_TASKS, OTHER_SUITES, attempt, judge, load_tables
+from moxin_lab.evaluation.published import (
+    HARNESS_TASKS,
+    NEAREST_TASKS,
+    OTHER_SUITES,
+    attempt,
+    judge,
+    load_tables,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ROOT / "papers" / "tables"
@@ -21,8 +28,13 @@ def test_every_table_has_tasks_or_a_stated_suite_and_nothing_is_left_over(tables
     assert not set(HARNESS_TASKS) & set(OTHER_SUITES)
     for table in tables.values():
         assert table.requirement() in table.how_to_attempt()
-        assert ("no command" in table.how_to_attempt()) == (not table.tasks and table.name != "table_1_architecture")
-        assert all(line in table.how_to_attempt() for line in [*table.commands(), *table.nearest_commands()])
+        assert ("no command" in table.how_to_attempt()) == (
+            not table.tasks and table.name != "table_1_architecture"
+        )
+        assert all(
+            line in table.how_to_attempt()
+            for line in [*table.commands(), *table.nearest_commands()]
+        )
 
 
 def test_digits_are_shown_as_printed(tables):
@@ -33,7 +45,9 @@ def test_digits_are_shown_as_printed(tables):
         for line, row in zip(lines, shown.itertuples(index=False), strict=True):
             printed = line.split(",")
             assert row[0].removesuffix(" *") == printed[0]
-            assert [float(a) for a in row[1:] if _is_number(a)] == [float(b) for b in printed[1:] if _is_number(b)]
+            assert [float(a) for a in row[1:] if _is_number(a)] == [
+                float(b) for b in printed[1:] if _is_number(b)
+            ]
 
 
 def test_claims_of_the_tables_exist(tables):
@@ -46,9 +60,21 @@ def test_every_task_is_one_of_the_installed_harness():
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    names = ["hellaswag", "winogrande", "piqa", "arc", "mmlu", "gsm8k", "minerva_math", "bbh", "benchmarks"]
+    names = [
+        "hellaswag",
+        "winogrande",
+        "piqa",
+        "arc",
+        "mmlu",
+        "gsm8k",
+        "minerva_math",
+        "bbh",
+        "benchmarks",
+    ]
     folders = [Path(lm_eval.__file__).parent / "tasks" / name for name in names]
-    known = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False).task_index
+    known = TaskManager(
+        include_path=[str(folder) for folder in folders], include_defaults=False
+    ).task_index
     wanted = [*HARNESS_TASKS.values(), *NEAREST_TASKS.values()]
     assert {task for tasks in wanted for task, _ in tasks.values()} <= set(known)
 
@@ -67,12 +93,18 @@ def test_the_command_line_names_release_tasks_and_shots(tables):
     ]
 
 
-def test_attempt_asks_for_released_weights_and_returns_both_accuracies_beside_the_printed_number(tables):
+def test_attempt_asks_for_released_weights_and_returns_both_accuracies_beside_the_printed_number(
+    tables,
+):
     asked = []
 
     def run(**options):
         asked.append(options)
-        numbers = {"acc,none": 0.5} if options["tasks"] == ["winogrande"] else {"acc,none": 0.5, "acc_norm,none": 0.6}
+        numbers = (
+            {"acc,none": 0.5}
+            if options["tasks"] == ["winogrande"]
+            else {"acc,none": 0.5, "acc_norm,none": 0.6}
+        )
         return {"results": {options["tasks"][0]: numbers}}
 
     found = attempt(tables["table_2_zero_shot_base"], run=run).set_index("column")
@@ -83,14 +115,26 @@ def test_attempt_asks_for_released_weights_and_returns_both_accuracies_beside_th
     assert set(found["row"]) == {"Moxin-7B-Enhanced"}
 
 
-@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "reproduced"), (0.4, "reproduced"), (2.0, "contradicted")])
+@pytest.mark.parametrize(
+    ("shift", "verdict"), [(0.0, "reproduced"), (0.4, "reproduced"), (2.0, "contradicted")]
+)
 def test_a_verdict_follows_the_tolerance_of_the_claim(tables, shift, verdict):
     def run(**options):
         column = next(
-            c for c, (task, _) in tables["table_2_zero_shot_base"].tasks.items() if task == options["tasks"][0]
+            c
+            for c, (task, _) in tables["table_2_zero_shot_base"].tasks.items()
+            if task == options["tasks"][0]
         )
-        printed = tables["table_2_zero_shot_base"].frame.set_index("model").at["Moxin-7B-Enhanced", column]
-        return {"results": {options["tasks"][0]: {"acc,none": 0.1, "acc_norm,none": (printed + shift) / 100}}}
+        printed = (
+            tables["table_2_zero_shot_base"]
+            .frame.set_index("model")
+            .at["Moxin-7B-Enhanced", column]
+        )
+        return {
+            "results": {
+                options["tasks"][0]: {"acc,none": 0.1, "acc_norm,none": (printed + shift) / 100}
+            }
+        }
 
     measured = attempt(tables["table_2_zero_shot_base"], run=run)
     found, evidence = judge("eval.zero-shot-base", measured, ROOT)

@@ -1,4 +1,6 @@
-"""Tables from the harness's samples: the numbers of the samples, paired where two models are compared."""
+"""Tables from the harness's samples: the numbers of the samples, paired where two models are
+compared.
+"""
 
 import json
 import math
@@ -11,9 +13,21 @@ from moxin_lab.evaluation import results
 
 def result(answers, nats):
     """The part of lm-eval's result structure that the tables read."""
-    cloze = [{"doc_id": i, "doc": {"id": f"q{i}"}, "acc": float(a), "acc_norm": 1.0 - a} for i, a in enumerate(answers)]
-    bits = [{"doc_id": i, "doc": {"id": f"d{i}"}, "bits_per_byte": (-n, 100)} for i, n in enumerate(nats)]
-    return {"samples": {"moxin_cloze_en": cloze, "moxin_cloze_zh": cloze[:4], "moxin_bits_per_byte_en": bits}}
+    cloze = [
+        {"doc_id": i, "doc": {"id": f"q{i}"}, "acc": float(a), "acc_norm": 1.0 - a}
+        for i, a in enumerate(answers)
+    ]
+    bits = [
+        {"doc_id": i, "doc": {"id": f"d{i}"}, "bits_per_byte": (-n, 100)}
+        for i, n in enumerate(nats)
+    ]
+    return {
+        "samples": {
+            "moxin_cloze_en": cloze,
+            "moxin_cloze_zh": cloze[:4],
+            "moxin_bits_per_byte_en": bits,
+        }
+    }
 
 
 FOUND = {
@@ -42,19 +56,30 @@ def test_a_difference_is_paired_by_item_and_refuses_other_items():
 
 
 def test_task_data_is_one_file_a_task_and_language(tmp_path):
-    texts = pd.DataFrame({"id": ["a", "b"], "language": ["zh", "en"], "text": ["字\n", "x"], "num_bytes": [4, 1]})
+    texts = pd.DataFrame(
+        {"id": ["a", "b"], "language": ["zh", "en"], "text": ["字\n", "x"], "num_bytes": [4, 1]}
+    )
     tasks = results.write_task_data(
         tmp_path, texts, {"zh": [{"id": "q", "context": "c", "choices": ["字"], "label": 0}]}
     )
     assert tasks == ["moxin_bits_per_byte_zh", "moxin_bits_per_byte_en", "moxin_cloze_zh"]
     row = json.loads((tmp_path / "moxin_bits_per_byte_zh.jsonl").read_text(encoding="utf-8"))
     assert row == {"id": "a", "language": "zh", "text": "字\n"}
-    assert json.loads((tmp_path / "moxin_cloze_zh.jsonl").read_text(encoding="utf-8"))["choices"] == ["字"]
+    assert json.loads((tmp_path / "moxin_cloze_zh.jsonl").read_text(encoding="utf-8"))[
+        "choices"
+    ] == ["字"]
 
 
 def test_figures_show_every_model_and_the_line_of_chance():
     bits = results.bits_figure(results.bits_table(FOUND, seed=0))
-    assert [text.get_text() for text in bits.axes[0].get_legend().get_texts()] == ["trained", "untrained"]
+    assert [text.get_text() for text in bits.axes[0].get_legend().get_texts()] == [
+        "trained",
+        "untrained",
+    ]
     cloze = results.cloze_figure(results.cloze_table(FOUND))
-    assert {text.get_text() for text in cloze.legends[0].get_texts()} == {"trained", "untrained", "chance, 25 %"}
+    assert {text.get_text() for text in cloze.legends[0].get_texts()} == {
+        "trained",
+        "untrained",
+        "chance, 25 %",
+    }
     assert all(any(line.get_ydata()[0] == 25 for line in axes.lines) for axes in cloze.axes)

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from moxin_lab.evaluation.statistics import bootstrap_interval, paired_bootstrap, seed_interval, wilson_interval
+from moxin_lab.evaluation.statistics import (
+    bootstrap_interval,
+    paired_bootstrap,
+    seed_interval,
+    wilson_interval,
+)
 
 
 def test_bootstrap_agrees_with_the_normal_interval_of_a_mean():
@@ -12,7 +17,9 @@ def test_bootstrap_agrees_with_the_normal_interval_of_a_mean():
     estimate = bootstrap_interval(values, resamples=5000)
     half = 1.96 * values.std() / 20
     assert estimate.value == pytest.approx(values.mean())
-    assert (estimate.low, estimate.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+    assert (estimate.low, estimate.high) == pytest.approx(
+        (values.mean() - half, values.mean() + half), abs=0.03
+    )
 
 
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
@@ -43,14 +50,17 @@ def test_pairing_removes_shared_difficulty():
 
 
 def test_wilson_against_published_values():
-    # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3 (score without continuity correction)
+    # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3 (score without
+    # continuity correction)
     assert wilson_interval(81, 263)[1:] == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson_interval(15, 148)[1:] == pytest.approx((0.0624, 0.1605), abs=5e-5)
     assert wilson_interval(0, 20)[1:] == pytest.approx((0.0, 0.1611), abs=5e-5)
     assert wilson_interval(1, 29)[1:] == pytest.approx((0.0061, 0.1718), abs=5e-5)
 
 
-@pytest.mark.parametrize(("values", "weights"), [([], None), ([1.0], [0]), ([1.0, 2.0], [1.0]), ([[1.0]], None)])
+@pytest.mark.parametrize(
+    ("values", "weights"), [([], None), ([1.0], [0]), ([1.0, 2.0], [1.0]), ([[1.0]], None)]
+)
 def test_impossible_input_is_refused(values, weights):
     with pytest.raises(ValueError, match=r"item|weight"):
         bootstrap_interval(values, weights)
@@ -66,8 +76,13 @@ def test_seed_interval_is_scipys_student_interval_and_one_seed_has_none():
     values = [0.71, 0.78, 0.74]
     found = seed_interval(values)
     sem = np.std(values, ddof=1) / np.sqrt(3)
-    assert found[1:] == pytest.approx(scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=sem))
-    assert found.value == pytest.approx(np.mean(values)) and found.low < min(values) < max(values) < found.high
+    assert found[1:] == pytest.approx(
+        scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=sem)
+    )
+    assert (
+        found.value == pytest.approx(np.mean(values))
+        and found.low < min(values) < max(values) < found.high
+    )
     alone = seed_interval([0.5])
     assert alone.value == 0.5 and np.isnan(alone.low) and np.isnan(alone.high)
     for wrong in ([], [0.1, np.nan], [[0.1, 0.2]]):

@@ -1,6 +1,8 @@
-"""Compile every kernel for compute capability 9.0 with the Triton at hand, without a GPU. Run as a script by test_compile.py.
+"""Compile every kernel for compute capability 9.0 with the Triton at hand, without a GPU. Run as a
+script by test_compile.py.
 
-Prints one line a kernel, and exits with the first error. Types and sizes are those of the full scale's layer.
+Prints one line a kernel, and exits with the first error. Types and sizes are those of the full
+scale's layer.
 """
 
 from typing import Any
@@ -24,9 +26,18 @@ def descriptor(block: list[int], kind: str = "bf16") -> str:
     return f"tensordesc<{kind}{block},{layout}transposed=False, fp4_padded=False, cga_layout=[])>"
 
 
-def build(function: Any, constants: dict[str, Any], types: dict[str, str] | None = None, **options: int) -> None:
-    """Arguments not in `constants` are bf16 pointers if they end in _ptr, float32 if they are a scale, else integers."""
-    pointers = {"log_sum_ptr": "*fp32", "delta_ptr": "*fp32", "starts_ptr": "*i32", "ends_ptr": "*i32"} | (types or {})
+def build(
+    function: Any, constants: dict[str, Any], types: dict[str, str] | None = None, **options: int
+) -> None:
+    """Arguments not in `constants` are bf16 pointers if they end in _ptr, float32 if they are a
+    scale, else integers.
+    """
+    pointers = {
+        "log_sum_ptr": "*fp32",
+        "delta_ptr": "*fp32",
+        "starts_ptr": "*i32",
+        "ends_ptr": "*i32",
+    } | (types or {})
     signature, attributes = {}, {}
     for place, name in enumerate(function.arg_names):
         if name in constants:
@@ -48,21 +59,36 @@ def main() -> None:
     rows, matrix = [1, 1, 64, 128], [1, 1, 128, 128]
     sums = {"log_sum_desc": descriptor([1, 64], "fp32"), "delta_desc": descriptor([1, 64], "fp32")}
     build(
-        hopper_forward.forward, layer | flags | {"BM": 128, "BN": 128, "STAGES": 2, "UNITS": 32, "num_warps": 4},
-        {"query_desc": descriptor(rows), "key_desc": descriptor(matrix), "value_desc": descriptor(matrix)}, num_warps=4,
-    )  # fmt: skip
+        hopper_forward.forward,
+        layer | flags | {"BM": 128, "BN": 128, "STAGES": 2, "UNITS": 32, "num_warps": 4},
+        {
+            "query_desc": descriptor(rows),
+            "key_desc": descriptor(matrix),
+            "value_desc": descriptor(matrix),
+        },
+        num_warps=4,
+    )
     build(
         hopper_backward.backward_keys,
         layer | flags | {"BM": 64, "BN": 128, "STAGES": 2, "STORE": True, "num_warps": 4},
         {f"{name}_desc": descriptor(rows) for name in ("query", "key", "value", "gradient")}
-        | sums | {"scores_desc": descriptor([64, 64])}, num_warps=4,
-    )  # fmt: skip
+        | sums
+        | {"scores_desc": descriptor([64, 64])},
+        num_warps=4,
+    )
     build(
-        hopper_backward.backward_queries, layer | flags | {"BM": 128, "STAGES": 3, "num_warps": 4},
-        {"scores_desc": descriptor([128, 64]), "key_desc": descriptor(matrix)}, num_warps=4,
-    )  # fmt: skip
+        hopper_backward.backward_queries,
+        layer | flags | {"BM": 128, "STAGES": 3, "num_warps": 4},
+        {"scores_desc": descriptor([128, 64]), "key_desc": descriptor(matrix)},
+        num_warps=4,
+    )
     build(tiles.forward, layer | flags | {"BM": 128, "BN": 64}, num_warps=4, num_stages=3)
-    build(tiles.backward_keys, layer | flags | {"BM": 64, "BN": 128, "STORE": True}, num_warps=8, num_stages=2)
+    build(
+        tiles.backward_keys,
+        layer | flags | {"BM": 64, "BN": 128, "STORE": True},
+        num_warps=8,
+        num_stages=2,
+    )
     build(tiles.backward_queries, layer | flags | {"BM": 128, "BN": 64}, num_warps=8, num_stages=2)
     build(tiles.backward_queries_stored, layer | flags | {"BM": 128}, num_warps=8, num_stages=3)
     build(tiles.output_dot_gradient, {"HEADS": 32, "D": 128, "BM": 64}, num_warps=4)
@@ -78,16 +104,36 @@ def main() -> None:
             "DOT": dot,
         }
         build(decode._few_rows, few, num_warps=warps, num_stages=stages)
-    ring = {"HEADS": 32, "KV_HEADS": 8, "GROUP": 4, "BN": 64, "SPLITS": 16, "SPLITS_ROUNDED": 16, "HAS_PADDING": True}
+    ring = {
+        "HEADS": 32,
+        "KV_HEADS": 8,
+        "GROUP": 4,
+        "BN": 64,
+        "SPLITS": 16,
+        "SPLITS_ROUNDED": 16,
+        "HAS_PADDING": True,
+    }
     for head_dim in (32, 128):
         build(
-            decode._ring, ring | {"D": head_dim},
-            {"cos_ptr": "*fp32", "sin_ptr": "*fp32", "length_ptr": "*i32", "padding_ptr": "*i32", "partial_ptr": "*fp32",
-             "counter_ptr": "*i32"}, num_warps=4, num_stages=3,
-        )  # fmt: skip
+            decode._ring,
+            ring | {"D": head_dim},
+            {
+                "cos_ptr": "*fp32",
+                "sin_ptr": "*fp32",
+                "length_ptr": "*i32",
+                "padding_ptr": "*i32",
+                "partial_ptr": "*fp32",
+                "counter_ptr": "*i32",
+            },
+            num_warps=4,
+            num_stages=3,
+        )
     build(adamw._update, {"BLOCK": 2048}, {"corrections_ptr": "*fp32"}, num_warps=4)
     build(
-        cross_entropy._rows, {"IGNORE": -100, "BLOCK": 4096}, {"labels_ptr": "*i64", "losses_ptr": "*fp32"}, num_warps=8
+        cross_entropy._rows,
+        {"IGNORE": -100, "BLOCK": 4096},
+        {"labels_ptr": "*i64", "losses_ptr": "*fp32"},
+        num_warps=8,
     )
 
 

@@ -1,4 +1,6 @@
-"""Kernels compile for the GPU they are written for, whatever Triton the lock holds: an interpreter would not notice."""
+"""Kernels compile for the GPU they are written for, whatever Triton the lock holds: an interpreter
+would not notice.
+"""
 
 import os
 import subprocess
@@ -14,6 +16,8 @@ def test_every_kernel_compiles_for_hopper_without_a_gpu(repository: Path, tmp_pa
         "PYTHONPATH": str(repository),
     }
     script = repository / "tests" / "kernels" / "compile_kernels.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=400)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=400
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("compiled") == 14

@@ -27,4 +27,8 @@ def test_losses_and_gradient_equal_those_of_pytorch(vocabulary: int, smoothing: 
 def test_large_and_infinitely_small_logits_give_no_nan() -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0], [float("-inf"), 1.0, 2.0]], device=DEVICE)
     losses = cross_entropy_(logits, torch.tensor([1, 2], device=DEVICE), 0.0)
-    assert losses[0].item() == pytest.approx(2e4) and losses.isfinite().all() and logits.isfinite().all()
+    assert (
+        losses[0].item() == pytest.approx(2e4)
+        and losses.isfinite().all()
+        and logits.isfinite().all()
+    )

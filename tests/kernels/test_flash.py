@@ -1,5 +1,7 @@
-"""How flash-attn-4 is called: layouts, windows, documents, gradients. A stand-in with its signatures and the definition inside
-takes the package's place on the CPU; the package itself is compared in test_window_attention.py on a GPU."""
+"""How flash-attn-4 is called: layouts, windows, documents, gradients. A stand-in with its
+signatures and the definition inside takes the package's place on the CPU; the package itself is
+compared in test_window_attention.py on a GPU.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,43 +20,85 @@ class StandIn:
         self.calls: list[dict] = []
 
     def _flash_attn_fwd(
-        self, q, k, v, *, causal, window_size_left, window_size_right, cu_seqlens_q, cu_seqlens_k, return_lse
+        self,
+        q,
+        k,
+        v,
+        *,
+        causal,
+        window_size_left,
+        window_size_right,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        return_lse,
     ):
         assert causal and return_lse and (window_size_left is None) == (window_size_right is None)
         self.calls.append({"shape": tuple(q.shape), "runs": cu_seqlens_q is not None})
         output = attend(q, k, v, window_size_left, cu_seqlens_q, cu_seqlens_k).contiguous()
-        shape = (q.shape[0], q.shape[2], q.shape[1]) if cu_seqlens_q is None else (q.shape[1], q.shape[0])
+        shape = (
+            (q.shape[0], q.shape[2], q.shape[1])
+            if cu_seqlens_q is None
+            else (q.shape[1], q.shape[0])
+        )
         return output, q.new_zeros(shape, dtype=torch.float32), None, None, None
 
     def _flash_attn_bwd(
-        self, q, k, v, out, dout, lse, *, causal, window_size_left, window_size_right, cu_seqlens_q, cu_seqlens_k
+        self,
+        q,
+        k,
+        v,
+        out,
+        dout,
+        lse,
+        *,
+        causal,
+        window_size_left,
+        window_size_right,
+        cu_seqlens_q,
+        cu_seqlens_k,
     ):
         assert causal and dout.is_contiguous() and out.shape == dout.shape == q.shape
-        assert lse.shape == ((q.shape[0], q.shape[2], q.shape[1]) if cu_seqlens_q is None else (q.shape[1], q.shape[0]))
+        assert lse.shape == (
+            (q.shape[0], q.shape[2], q.shape[1])
+            if cu_seqlens_q is None
+            else (q.shape[1], q.shape[0])
+        )
 
         def gradients() -> tuple[Tensor, ...]:
             leaves = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
             output = attend(*leaves, window_size_left, cu_seqlens_q, cu_seqlens_k)
             return torch.autograd.grad(output, leaves, dout)
 
-        with ThreadPoolExecutor(1) as pool:  # within an operator nothing is recorded in the operator's own thread
+        with ThreadPoolExecutor(
+            1
+        ) as pool:  # within an operator nothing is recorded in the operator's own thread
             return pool.submit(gradients).result()
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, left: int | None, queries: Tensor | None, keys: Tensor | None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, left: int | None, queries: Tensor | None, keys: Tensor | None
+) -> Tensor:
     window = None if left is None else left + 1
 
     def one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         places = torch.arange(k.shape[1])
-        mask = AttentionMask(places[k.shape[1] - q.shape[1] :], places, window, False, False, first_key=0)
-        return reference_attention(*(tensor.transpose(1, 2) for tensor in (q, k, v)), mask).transpose(1, 2)
+        mask = AttentionMask(
+            places[k.shape[1] - q.shape[1] :], places, window, False, False, first_key=0
+        )
+        return reference_attention(
+            *(tensor.transpose(1, 2) for tensor in (q, k, v)), mask
+        ).transpose(1, 2)
 
     if queries is None or keys is None:
         return one(q, k, v)
-    assert queries.dtype == keys.dtype == torch.int32 and queries[-1] == len(q) and keys[-1] == len(k)
+    assert (
+        queries.dtype == keys.dtype == torch.int32 and queries[-1] == len(q) and keys[-1] == len(k)
+    )
     cuts = zip(q.tensor_split(queries[1:-1].long()), k.tensor_split(keys[1:-1].long()), strict=True)
     values = v.tensor_split(keys[1:-1].long())
-    return torch.cat([one(a[None], b[None], c[None])[0] for (a, b), c in zip(cuts, values, strict=True)])
+    return torch.cat(
+        [one(a[None], b[None], c[None])[0] for (a, b), c in zip(cuts, values, strict=True)]
+    )
 
 
 @pytest.fixture
@@ -71,27 +115,40 @@ def test_the_package_is_given_rows_windows_and_documents_as_it_reads_them(
     package: StandIn, packed: bool, window: int | None
 ) -> None:
     generator = torch.Generator().manual_seed(1)
-    tensors = [torch.randn(2, heads, 23, 16, generator=generator).requires_grad_() for heads in (4, 2, 2)]
+    tensors = [
+        torch.randn(2, heads, 23, 16, generator=generator).requires_grad_() for heads in (4, 2, 2)
+    ]
     numbers = torch.stack(
-        (torch.arange(23) * 3 // 23, torch.arange(23).clamp(max=15) // 4 - 4 * (torch.arange(23) > 19))
+        (
+            torch.arange(23) * 3 // 23,
+            torch.arange(23).clamp(max=15) // 4 - 4 * (torch.arange(23) > 19),
+        )
     )
-    mask = AttentionMask.build(23, sliding_window=window, document_ids=numbers if packed else None).prepare("flash")
+    mask = AttentionMask.build(
+        23, sliding_window=window, document_ids=numbers if packed else None
+    ).prepare("flash")
     gradient = torch.randn(2, 4, 23, 16, generator=generator)
     ours = attention(*tensors, mask, backend="flash")
     expected = attention(*tensors, mask, backend="reference")
     torch.testing.assert_close(ours, expected)
     for a, b in zip(
-        torch.autograd.grad(ours, tensors, gradient), torch.autograd.grad(expected, tensors, gradient), strict=True
+        torch.autograd.grad(ours, tensors, gradient),
+        torch.autograd.grad(expected, tensors, gradient),
+        strict=True,
     ):
         torch.testing.assert_close(a, b)
     assert package.calls == [{"shape": (46, 4, 16) if packed else (2, 23, 4, 16), "runs": packed}]
 
 
-def test_the_operators_declare_shapes_layouts_and_gradients_that_they_have(package: StandIn) -> None:
+def test_the_operators_declare_shapes_layouts_and_gradients_that_they_have(
+    package: StandIn,
+) -> None:
     """torch.library's own check: what torch.compile sees of the operators is what they do."""
     tensors = [torch.randn(2, 8, heads, 16).transpose(1, 2).requires_grad_() for heads in (4, 2, 2)]
     runs = torch.tensor([0, 3, 8, 12, 16], dtype=torch.int32)
     for borders in (None, runs):
         torch.library.opcheck(
-            flash._flash, (*tensors, borders, borders, 5), test_utils=("test_schema", "test_faketensor")
+            flash._flash,
+            (*tensors, borders, borders, 5),
+            test_utils=("test_schema", "test_faketensor"),
         )

@@ -1,4 +1,6 @@
-"""The kernels at their real tile sizes and types, on a GPU; tests/model/test_attention.py has small sizes in the interpreter."""
+"""The kernels at their real tile sizes and types, on a GPU; tests/model/test_attention.py has small
+sizes in the interpreter.
+"""
 
 import pytest
 import torch
@@ -8,20 +10,31 @@ from moxin_lab.kernels import flash, window_attention
 from moxin_lab.model.attention import AttentionMask, attention, reference_attention
 
 needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="16-bit kernels at full tile size need a GPU; runs on the GPU machine"
+    not torch.cuda.is_available(),
+    reason="16-bit kernels at full tile size need a GPU; runs on the GPU machine",
 )
 
 
-def inputs(tokens: int, keys: int, head_dim: int, dtype: torch.dtype, kv_heads: int = 2) -> list[Tensor]:
+def inputs(
+    tokens: int, keys: int, head_dim: int, dtype: torch.dtype, kv_heads: int = 2
+) -> list[Tensor]:
     generator = torch.Generator("cuda").manual_seed(tokens + keys)
-    shapes = ((2, tokens, 8, head_dim), (2, keys, kv_heads, head_dim), (2, keys, kv_heads, head_dim))
-    drawn = [torch.randn(shape, device="cuda", dtype=dtype, generator=generator) for shape in shapes]
+    shapes = (
+        (2, tokens, 8, head_dim),
+        (2, keys, kv_heads, head_dim),
+        (2, keys, kv_heads, head_dim),
+    )
+    drawn = [
+        torch.randn(shape, device="cuda", dtype=dtype, generator=generator) for shape in shapes
+    ]
     return [tensor.transpose(1, 2).requires_grad_() for tensor in drawn]
 
 
 def documents(tokens: int) -> Tensor:
     place = torch.arange(tokens, device="cuda")
-    return torch.stack((place * 3 // tokens, torch.where(place < tokens * 3 // 4, place * 5 // tokens, -1)))
+    return torch.stack(
+        (place * 3 // tokens, torch.where(place < tokens * 3 // 4, place * 5 // tokens, -1))
+    )
 
 
 def results(call, tensors: list[Tensor], gradient: Tensor | None) -> list[Tensor]:
@@ -36,12 +49,15 @@ def results(call, tensors: list[Tensor], gradient: Tensor | None) -> list[Tensor
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize(
-    ("tokens", "window", "packed"), [(1000, 300, False), (777, None, True), (1000, 300, True), (129, 4096, False)]
+    ("tokens", "window", "packed"),
+    [(1000, 300, False), (777, None, True), (1000, 300, True), (129, 4096, False)],
 )
 def test_sixteen_bit_kernels_are_no_further_from_the_truth_than_plain_operations(
     tokens: int, window: int | None, packed: bool, head_dim: int, dtype: torch.dtype, backend: str
 ) -> None:
-    """Distance to float64, forward and every gradient; plain operations in the same type are the yardstick."""
+    """Distance to float64, forward and every gradient; plain operations in the same type are the
+    yardstick.
+    """
     if backend == "flash" and isinstance(flash.package(), str):
         pytest.skip(str(flash.package()))
     if backend == "flex" and (dtype, head_dim, window) != (torch.bfloat16, 128, 300):
@@ -53,7 +69,9 @@ def test_sixteen_bit_kernels_are_no_further_from_the_truth_than_plain_operations
     ours = results(lambda *t: attention(*t, mask, backend=backend), tensors, gradient)
     plain = results(lambda *t: reference_attention(*t, mask), tensors, gradient)
     exact = results(
-        lambda *t: reference_attention(*t, mask), [t.detach().double().requires_grad_() for t in tensors], gradient
+        lambda *t: reference_attention(*t, mask),
+        [t.detach().double().requires_grad_() for t in tensors],
+        gradient,
     )
     for mine, theirs, truth in zip(ours, plain, exact, strict=True):
         error, yardstick = ((x.double() - truth).norm() / truth.norm() for x in (mine, theirs))
@@ -62,16 +80,22 @@ def test_sixteen_bit_kernels_are_no_further_from_the_truth_than_plain_operations
 
 @needs_gpu
 def test_flash_attn_4_reads_a_chunk_over_a_padded_past_as_the_definition_does() -> None:
-    """Queries at the end of more keys; keys that are padding before the chunk are a run without queries."""
+    """Queries at the end of more keys; keys that are padding before the chunk are a run without
+    queries.
+    """
     if isinstance(flash.package(), str):
         pytest.skip(str(flash.package()))
     query, key, value = (tensor.detach() for tensor in inputs(900, 900, 128, torch.bfloat16))
     places = torch.arange(900, device="cuda")
     starts = torch.minimum(torch.tensor([[450], [850]], device="cuda"), places[None, 800:]).int()
-    mask = AttentionMask(places[800:], places[400:], 256, False, False, starts=starts, first_key=400)
+    mask = AttentionMask(
+        places[800:], places[400:], 256, False, False, starts=starts, first_key=400
+    )
     chunk = query[:, :, 800:], key[:, :, 400:], value[:, :, 400:]
     ours = attention(*chunk, mask, backend="flash")
-    torch.testing.assert_close(ours, attention(*chunk, mask, backend="reference"), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(
+        ours, attention(*chunk, mask, backend="reference"), rtol=2e-2, atol=2e-2
+    )
 
 
 @needs_gpu
@@ -81,7 +105,9 @@ def test_the_same_inputs_give_the_same_bytes_and_every_group_of_heads_the_same_g
     gradient = torch.randn_like(tensors[0])
     output, log_sum = window_attention._attention(*tensors, None, None, 256)
     runs = [
-        window_attention._attention_backward(gradient, *tensors, output, log_sum, None, None, 256, workspace)
+        window_attention._attention_backward(
+            gradient, *tensors, output, log_sum, None, None, 256, workspace
+        )
         for workspace in (2**30, 2**30, 2**24, 0)
     ]
     for other in runs[1:3]:
@@ -93,7 +119,13 @@ def test_the_same_inputs_give_the_same_bytes_and_every_group_of_heads_the_same_g
 @needs_gpu
 def test_a_chunk_over_a_longer_past_equals_the_whole() -> None:
     query, key, value = (tensor.detach() for tensor in inputs(900, 900, 128, torch.bfloat16))
-    whole = attention(query, key, value, AttentionMask.build(900, sliding_window=256, device="cuda"), backend="triton")
+    whole = attention(
+        query,
+        key,
+        value,
+        AttentionMask.build(900, sliding_window=256, device="cuda"),
+        backend="triton",
+    )
     places = torch.arange(900, device="cuda")
     mask = AttentionMask(places[800:], places[400:], 256, False, False, first_key=400)
     part = attention(query[:, :, 800:], key[:, :, 400:], value[:, :, 400:], mask, backend="triton")
@@ -101,7 +133,9 @@ def test_a_chunk_over_a_longer_past_equals_the_whole() -> None:
 
 
 def test_the_workspace_is_worked_through_in_groups_that_fit() -> None:
-    """Small workspaces change when dS is stored, never the result (on the CPU in Triton's interpreter, in float32)."""
+    """Small workspaces change when dS is stored, never the result (on the CPU in Triton's
+    interpreter, in float32).
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
     query, key, value, gradient = (
@@ -113,7 +147,9 @@ def test_the_workspace_is_worked_through_in_groups_that_fit() -> None:
     ends[:, :20] = 19
     output, log_sum = window_attention._attention(query, key, value, starts, ends, 13)
     runs = [
-        window_attention._attention_backward(gradient, query, key, value, output, log_sum, starts, ends, 13, workspace)
+        window_attention._attention_backward(
+            gradient, query, key, value, output, log_sum, starts, ends, 13, workspace
+        )
         for workspace in (2**26, 2**16, 0)
     ]
     for other in runs[1:]:

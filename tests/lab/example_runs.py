@@ -1,6 +1,8 @@
-"""A small run folder written by hand: what the report's tests build a site from, with one stage of each fate.
+"""A small run folder written by hand: what the report's tests build a site from, with one stage of
+each fate.
 
-The notebooks look as papermill leaves them; figures and tables in them are made by the real `show.py`.
+The notebooks look as papermill leaves them; figures and tables in them are made by the real
+`show.py`.
 """
 
 import json
@@ -33,7 +35,9 @@ raw HTML ──▶ resiliparse ──▶ NFC ──▶ language ──▶ exact 
 """
 
 
-def code(source: str, outputs: list[dict[str, Any]] | None = None, tags: list[str] | None = None) -> dict[str, Any]:
+def code(
+    source: str, outputs: list[dict[str, Any]] | None = None, tags: list[str] | None = None
+) -> dict[str, Any]:
     return {
         "cell_type": "code",
         "metadata": {"tags": tags} if tags else {},
@@ -48,7 +52,11 @@ def words(source: str) -> dict[str, Any]:
 
 
 def html(text: str) -> dict[str, Any]:
-    return {"output_type": "display_data", "metadata": {}, "data": {"text/html": text, "text/plain": "…"}}
+    return {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {"text/html": text, "text/plain": "…"},
+    }
 
 
 def printed(text: str, name: str = "stdout") -> dict[str, Any]:
@@ -68,7 +76,9 @@ def example_figure() -> str:
     axes.set(xlabel="step", ylabel="held-out bits per byte", title="Loss falls in both languages")
     axes.legend()
     alt = "Bits per byte over 300 steps: English falls from 3.1 to 1.7, Chinese from 4.0 to 2.5."
-    text = show.figure_html(figure, alt=alt, caption="Held-out bits per byte during training.", scale="tiny")
+    text = show.figure_html(
+        figure, alt=alt, caption="Held-out bits per byte during training.", scale="tiny"
+    )
     plt.close(figure)
     return text
 
@@ -82,7 +92,10 @@ def example_table() -> str:
             "documents kept after every filter": [12345, 678],
             "share": [0.91234, None],
             "smallest probability": [0.00001, -0.5],
-            "a <rather> long column name that makes the table wider than a telephone": ["help_pages", "python_docs"],
+            "a <rather> long column name that makes the table wider than a telephone": [
+                "help_pages",
+                "python_docs",
+            ],
         }
     )
     return show.table_html(frame, caption="Documents kept.", scale="tiny", decimals=3)
@@ -102,7 +115,13 @@ def record(stage: str, title: str, **more: Any) -> dict[str, Any]:
         "inputs": {"documents": {"stage": "01_data_curation", "sha256": digest, "size": 123456}},
         "outputs": {"documents": {"sha256": digest, "size": 7_340_032, "files": {}}},
         "measures": [
-            {"name": "documents_kept", "value": 12345, "unit": "documents", "labels": {}, "interval": None},
+            {
+                "name": "documents_kept",
+                "value": 12345,
+                "unit": "documents",
+                "labels": {},
+                "interval": None,
+            },
             {
                 "name": "bytes_per_token",
                 "value": 4.1234567,
@@ -111,7 +130,9 @@ def record(stage: str, title: str, **more: Any) -> dict[str, Any]:
                 "interval": [4.0, 4.2],
             },
         ],
-        "claims": [{"id": "data.kept", "verdict": "reproduced", "evidence": "12,345 documents were kept."}],
+        "claims": [
+            {"id": "data.kept", "verdict": "reproduced", "evidence": "12,345 documents were kept."}
+        ],
         "environment": {
             "python": "3.11.9",
             "platform": "Linux 6.1 x86_64",
@@ -132,24 +153,47 @@ def record(stage: str, title: str, **more: Any) -> dict[str, Any]:
 
 def write_notebook(path: Path, cells: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}), encoding="utf-8")
+    path.write_text(
+        json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}),
+        encoding="utf-8",
+    )
 
 
 def good_cells() -> list[dict[str, Any]]:
     setup = "from moxin_lab import lab\n\nstage = lab.stage('01_data_curation', scale=scale, seed=seed, root=root)  # opens it"
-    markdown = {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": "Kept **91 %**, so $p<0.5$."}}
+    markdown = {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {"text/markdown": "Kept **91 %**, so $p<0.5$."},
+    }
     return [
         words(OPENING),
         code('scale = "tiny"\nseed = 0\nroot = "."', tags=["parameters"]),
         code('scale = "tiny"', tags=["injected-parameters"]),
-        code(setup, [printed("step 1\rstep 2\rstep 3\n" + "\n".join(f"line {i}" for i in range(100)), "stderr")]),
+        code(
+            setup,
+            [
+                printed(
+                    "step 1\rstep 2\rstep 3\n" + "\n".join(f"line {i}" for i in range(100)),
+                    "stderr",
+                )
+            ],
+        ),
         words("## The funnel\n\nLook at the last column."),
         code("stage.show_table(frame, caption='Documents kept.')", [html(example_table())]),
         words("### By language"),
-        code("stage.show_figure(fig, alt=alt, caption=caption)", [html(example_figure()), markdown]),
-        code("1 + 1", [{"output_type": "execute_result", "metadata": {}, "data": {"text/plain": "2"}}]),
+        code(
+            "stage.show_figure(fig, alt=alt, caption=caption)", [html(example_figure()), markdown]
+        ),
+        code(
+            "1 + 1",
+            [{"output_type": "execute_result", "metadata": {}, "data": {"text/plain": "2"}}],
+        ),
         words("## What this does not show\n\nAnything at the paper's scale."),
-        code("stage.finish()", [{"output_type": "display_data", "metadata": {}, "data": {"text/markdown": "Done."}}]),
+        code(
+            "stage.finish()",
+            [{"output_type": "display_data", "metadata": {}, "data": {"text/markdown": "Done."}}],
+        ),
     ]
 
 
@@ -166,7 +210,13 @@ def failing_cells(root: Path) -> list[dict[str, Any]]:
     }
     notice = {**words('<span style="color:red">An Exception was encountered</span>')}
     notice["metadata"] = {"tags": ["papermill-error-cell-tag"]}
-    return [notice, words("# 02 · The tokenizer\n\nText."), code("f()", [error]), words("## Later"), code("g()")]
+    return [
+        notice,
+        words("# 02 · The tokenizer\n\nText."),
+        code("f()", [error]),
+        words("## Later"),
+        code("g()"),
+    ]
 
 
 def claim(claim_id: str, text: str, **fields: str) -> dict[str, str]:
@@ -185,7 +235,9 @@ def write_example(root: Path) -> None:
     (root / "papers").mkdir(parents=True)
     claims = [
         claim("data.kept", "Most documents are kept.", topic="data", tested_in="01_data_curation"),
-        claim("model.size", "It has 8 billion parameters.", tested_in="03_model", scale_needed="full"),
+        claim(
+            "model.size", "It has 8 billion parameters.", tested_in="03_model", scale_needed="full"
+        ),
         claim("vlm.loss", "<b>Vision</b> works.", tested_in="07_vision_language"),
     ]
     content = {"planned_notebooks": ["07_vision_language"], "claims": claims}
@@ -193,9 +245,12 @@ def write_example(root: Path) -> None:
     card = root / "data_cards" / "help_pages"
     card.mkdir(parents=True)
     (card / "README.md").write_text(
-        "---\npretty_name: LibreOffice help\nlicense: mpl-2.0\n---\n# Help pages\n", encoding="utf-8"
+        "---\npretty_name: LibreOffice help\nlicense: mpl-2.0\n---\n# Help pages\n",
+        encoding="utf-8",
     )
     first = root / "runs" / "tiny" / "01_data_curation"
     write_notebook(first / "notebook.ipynb", good_cells())
-    (first / "stage.json").write_text(json.dumps(record("01_data_curation", "Data curation")), encoding="utf-8")
+    (first / "stage.json").write_text(
+        json.dumps(record("01_data_curation", "Data curation")), encoding="utf-8"
+    )
     write_notebook(root / "runs" / "tiny" / "02_tokenizer" / "failed.ipynb", failing_cells(root))

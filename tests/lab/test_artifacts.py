@@ -14,7 +14,9 @@ def folder(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", [".DS_Store", "inner/.hidden", ".git/config", "inner/__pycache__/b.cpython-311.pyc"])
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "inner/.hidden", ".git/config", "inner/__pycache__/b.cpython-311.pyc"]
+)
 def test_working_state_in_a_folder_does_not_change_its_hash(folder, name):
     before = describe(folder)
     assert (before["files"].keys(), before["size"]) == ({"a.txt", "inner/b.txt"}, 3)

@@ -23,7 +23,14 @@ def claim(claim_id, **changes):
 
 @pytest.fixture
 def root(tmp_path):
-    write(tmp_path, [claim("a.one"), claim("b.two", scale_needed="full"), claim("c.three", tested_in="06_reasoning")])
+    write(
+        tmp_path,
+        [
+            claim("a.one"),
+            claim("b.two", scale_needed="full"),
+            claim("c.three", tested_in="06_reasoning"),
+        ],
+    )
     return tmp_path
 
 
@@ -40,20 +47,32 @@ def record(*statements, scale="tiny", stage="03_model"):
 
 def test_recorded_verdict_is_reported_with_its_scale_and_stage(root):
     first = claims.verdicts(root, [record(("a.one", "reproduced"))], "tiny")[0]
-    assert (first.verdict, first.evidence, first.scale, first.stage) == ("reproduced", "seen", "tiny", "03_model")
+    assert (first.verdict, first.evidence, first.scale, first.stage) == (
+        "reproduced",
+        "seen",
+        "tiny",
+        "03_model",
+    )
     assert first.command == first.reason == ""
 
 
 def test_silence_is_not_attempted_with_a_reason_and_the_command(root):
     one, two, three = claims.verdicts(root, [], "tiny")
     assert {one.verdict, two.verdict, three.verdict} == {"not attempted"}
-    assert two.command == "moxin-lab run --scale full --only 03" and "full scale would decide it" in two.evidence
+    assert (
+        two.command == "moxin-lab run --scale full --only 03"
+        and "full scale would decide it" in two.evidence
+    )
     assert "not built yet" in three.evidence and three.command.endswith("(once notebook 06 exists)")
 
 
 def test_a_notebook_may_say_not_attempted_and_its_own_reason_is_kept(root):
     two = claims.verdicts(root, [record(("b.two", "not attempted"))], "tiny")[1]
-    assert (two.verdict, two.evidence, two.reason) == ("not attempted", "seen", "the notebook says why")
+    assert (two.verdict, two.evidence, two.reason) == (
+        "not attempted",
+        "seen",
+        "the notebook says why",
+    )
     assert two.command == "moxin-lab run --scale full --only 03"
 
 
@@ -71,13 +90,21 @@ def test_each_open_claim_has_one_short_reason_that_fits_the_scale_and_what_has_r
 def test_verdict_from_a_smaller_scale_than_the_claim_needs_is_refused(root, verdict):
     with pytest.raises(LabError, match="only full scale can decide"):
         claims.verdicts(root, [record(("b.two", verdict))], "tiny")
-    assert claims.verdicts(root, [record(("b.two", verdict), scale="full")], "full")[1].verdict == verdict
+    assert (
+        claims.verdicts(root, [record(("b.two", verdict), scale="full")], "full")[1].verdict
+        == verdict
+    )
 
 
 def test_two_stages_that_disagree_are_refused(root):
     with pytest.raises(LabError, match="one notebook decides"):
         claims.verdicts(
-            root, [record(("a.one", "reproduced")), record(("a.one", "contradicted"), stage="08_benchmarks")], "tiny"
+            root,
+            [
+                record(("a.one", "reproduced")),
+                record(("a.one", "contradicted"), stage="08_benchmarks"),
+            ],
+            "tiny",
         )
 
 

@@ -1,4 +1,6 @@
-"""Guarantees of the runner and the stage object, with small notebooks in a repository of its own and real papermill."""
+"""Guarantees of the runner and the stage object, with small notebooks in a repository of its own
+and real papermill.
+"""
 
 import json
 import os
@@ -21,22 +23,27 @@ from moxin_lab.stages import STAGES, stage_info
 
 FIRST, SECOND = STAGES[0], STAGES[1]
 OPEN = "from moxin_lab import lab\nstage = lab.stage({name!r}, scale=scale, seed=seed, root=root)"
-WRITE_DOCUMENTS = (
-    'folder = stage.output("documents")\nfolder.mkdir()\n(folder / "text").write_text(f"documents {seed}")'
-)
+WRITE_DOCUMENTS = 'folder = stage.output("documents")\nfolder.mkdir()\n(folder / "text").write_text(f"documents {seed}")'
 WRITE_TOKENIZER = 'stage.output("tokenizer").write_text("tokens of " + (stage.input("documents") / "text").read_text())'
 
-ABOUT = "topic: t, claim: text, source: s, tested_in: 01_data_curation, how: h, status: not attempted"
-CLAIMS = (
-    f"claims:\n- {{id: known.claim, scale_needed: tiny, {ABOUT}}}\n- {{id: large.claim, scale_needed: full, {ABOUT}}}\n"
+ABOUT = (
+    "topic: t, claim: text, source: s, tested_in: 01_data_curation, how: h, status: not attempted"
 )
+CLAIMS = f"claims:\n- {{id: known.claim, scale_needed: tiny, {ABOUT}}}\n- {{id: large.claim, scale_needed: full, {ABOUT}}}\n"
 
 
 def write_notebook(root: Path, name: str, *cells: str) -> None:
-    parameters = nbformat.v4.new_code_cell('scale = "tiny"\nseed = 0\nroot = "."', metadata={"tags": ["parameters"]})
-    code = [nbformat.v4.new_code_cell(cell) for cell in (OPEN.format(name=name), *cells, "stage.finish()")]
+    parameters = nbformat.v4.new_code_cell(
+        'scale = "tiny"\nseed = 0\nroot = "."', metadata={"tags": ["parameters"]}
+    )
+    code = [
+        nbformat.v4.new_code_cell(cell)
+        for cell in (OPEN.format(name=name), *cells, "stage.finish()")
+    ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A stage"), parameters, *code])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# A stage"), parameters, *code]
+    )
     notebook.metadata["kernelspec"] = kernel
     nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
 
@@ -51,7 +58,9 @@ def lab_root(tmp_path):
         (tmp_path / "data_cards" / card / "data" / "rows").write_text("rows")
     (tmp_path / "papers" / "claims.yml").write_text(CLAIMS)
     (tmp_path / "requirements.lock").write_text("one==1\n")
-    (tmp_path / "moxin_lab" / "text").write_text("the kernels import the installed package; here only its hash matters")
+    (tmp_path / "moxin_lab" / "text").write_text(
+        "the kernels import the installed package; here only its hash matters"
+    )
     for info in STAGES:
         write_notebook(tmp_path, info.name)
     write_notebook(tmp_path, FIRST.name, WRITE_DOCUMENTS)
@@ -69,7 +78,9 @@ def reasons(root, stage=FIRST):
     return dict(runner.status(root, "tiny"))[stage.name]
 
 
-def test_a_second_run_executes_nothing_and_a_changed_cell_runs_its_stage_alone_if_the_result_is_the_same(lab_root):
+def test_a_second_run_executes_nothing_and_a_changed_cell_runs_its_stage_alone_if_the_result_is_the_same(
+    lab_root,
+):
     assert run(lab_root)[0] == [FIRST.name, SECOND.name]
     assert run(lab_root)[0] == []
     write_notebook(lab_root, FIRST.name, WRITE_DOCUMENTS, "1 + 1")
@@ -93,7 +104,9 @@ def test_markdown_does_not_count_and_imported_source_does(lab_root):
     helper = lab_root / "moxin_lab" / "data" / "helper.py"
     helper.write_text("import moxin_lab.data.deeper\n")
     (lab_root / "moxin_lab" / "data" / "deeper.py").write_text("x = 1\n")
-    write_notebook(lab_root, FIRST.name, WRITE_DOCUMENTS, "if False:\n    from moxin_lab.data import helper")
+    write_notebook(
+        lab_root, FIRST.name, WRITE_DOCUMENTS, "if False:\n    from moxin_lab.data import helper"
+    )
     run(lab_root, stages=(FIRST,))
     notebook = nbformat.read(lab_root / "notebooks" / f"{FIRST.name}.ipynb", as_version=4)
     notebook.cells[0].source += "\n\nMore words."
@@ -103,14 +116,20 @@ def test_markdown_does_not_count_and_imported_source_does(lab_root):
     assert reasons(lab_root) == ["source: moxin_lab/data/deeper.py"]
 
 
-def test_a_failed_stage_keeps_its_notebook_and_the_last_good_result_and_the_next_run_resumes_there(lab_root):
+def test_a_failed_stage_keeps_its_notebook_and_the_last_good_result_and_the_next_run_resumes_there(
+    lab_root,
+):
     run(lab_root)
     before = describe(lab_root / "runs/tiny" / SECOND.name / "tokenizer")
     write_notebook(lab_root, SECOND.name, WRITE_TOKENIZER, 'raise ValueError("broken on purpose")')
-    with pytest.raises(LabError, match=r"failed in cell \d+: ValueError: broken on purpose") as error:
+    with pytest.raises(
+        LabError, match=r"failed in cell \d+: ValueError: broken on purpose"
+    ) as error:
         run(lab_root)
     assert "failed.ipynb" in str(error.value)
-    assert "broken on purpose" in (lab_root / "runs/tiny" / SECOND.name / "failed.ipynb").read_text()
+    assert (
+        "broken on purpose" in (lab_root / "runs/tiny" / SECOND.name / "failed.ipynb").read_text()
+    )
     assert describe(lab_root / "runs/tiny" / SECOND.name / "tokenizer") == before
     write_notebook(lab_root, SECOND.name, WRITE_TOKENIZER)
     assert reasons(lab_root) == []
@@ -119,7 +138,9 @@ def test_a_failed_stage_keeps_its_notebook_and_the_last_good_result_and_the_next
     assert not (lab_root / "runs/tiny" / SECOND.name / "failed.ipynb").exists()
 
 
-def test_a_run_killed_with_sigkill_is_resumed_at_the_stage_and_earlier_stages_stay_untouched(lab_root):
+def test_a_run_killed_with_sigkill_is_resumed_at_the_stage_and_earlier_stages_stay_untouched(
+    lab_root,
+):
     write_notebook(lab_root, SECOND.name, "import time\ntime.sleep(60)", WRITE_TOKENIZER)
     command = [sys.executable, "-m", "moxin_lab.cli", "--root", str(lab_root), "run"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -140,22 +161,29 @@ def test_a_run_killed_with_sigkill_is_resumed_at_the_stage_and_earlier_stages_st
 
 def test_a_kernel_that_dies_is_reported_with_what_to_do(lab_root):
     write_notebook(lab_root, FIRST.name, "import os\nos.kill(os.getpid(), 9)")
-    with pytest.raises(LabError, match=r"the kernel died .* run again: the run resumes at this stage"):
+    with pytest.raises(
+        LabError, match=r"the kernel died .* run again: the run resumes at this stage"
+    ):
         run(lab_root)
 
 
 def test_a_missing_earlier_stage_is_refused_with_the_command_that_makes_it(lab_root):
     with pytest.raises(
-        LabError, match=r"needs 'documents' of stage 01_data_curation.*moxin-lab run --scale tiny --only 01"
+        LabError,
+        match=r"needs 'documents' of stage 01_data_curation.*moxin-lab run --scale tiny --only 01",
     ):
         run(lab_root, stages=(SECOND,))
 
 
-def test_an_artifact_changed_by_hand_is_refused_by_the_next_stage_and_remade_by_the_runner(lab_root):
+def test_an_artifact_changed_by_hand_is_refused_by_the_next_stage_and_remade_by_the_runner(
+    lab_root,
+):
     run(lab_root)
     (lab_root / "runs/tiny" / FIRST.name / "documents" / "text").write_text("documents 0 edited")
     assert reasons(lab_root) == ["artifact documents was changed after the stage wrote it"]
-    with pytest.raises(LabError, match=r"has changed since 01_data_curation wrote it.*--only 01 --force"):
+    with pytest.raises(
+        LabError, match=r"has changed since 01_data_curation wrote it.*--only 01 --force"
+    ):
         run(lab_root, stages=(SECOND,), force=True)
     assert run(lab_root)[0] == [
         FIRST.name,
@@ -171,13 +199,17 @@ def test_what_a_stage_may_take_is_missed_only_when_it_is_asked_for(lab_root):
     assert run(lab_root, stages=(info,))[0] == [info.name]
     assert set(read_record(lab_root, "tiny", info.name)["inputs"]) == {"tokenizer"}
     write_notebook(lab_root, info.name, 'stage.input("pretrained")', *leave)
-    with pytest.raises(LabError, match=r"needs 'pretrained' of stage 04_pretraining, which has not run.*--only 04"):
+    with pytest.raises(
+        LabError, match=r"needs 'pretrained' of stage 04_pretraining, which has not run.*--only 04"
+    ):
         run(lab_root, stages=(info,))
 
 
 def test_from_only_force_and_dry_run_choose_stages(lab_root, capsys, monkeypatch):
     run(lab_root)
-    monkeypatch.setattr(cli, "_publish", lambda root, scale: root / "reports" / scale / "index.html")
+    monkeypatch.setattr(
+        cli, "_publish", lambda root, scale: root / "reports" / scale / "index.html"
+    )
     monkeypatch.setattr(cli, "_chosen_stages", limited(cli._chosen_stages))
     assert cli.main(["--root", str(lab_root), "run", "--only", "1", "--force", "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{FIRST.name:24} would run: forced"]
@@ -199,7 +231,8 @@ def test_an_unknown_scale_and_an_unknown_parameter_are_refused(lab_root, capsys)
     import papermill
 
     with pytest.raises(
-        papermill.PapermillExecutionError, match="unknown parameter scal: a notebook has scale, seed, root"
+        papermill.PapermillExecutionError,
+        match="unknown parameter scal: a notebook has scale, seed, root",
     ):
         papermill.execute_notebook(
             lab_root / "notebooks" / f"{FIRST.name}.ipynb",
@@ -222,7 +255,9 @@ def test_a_notebook_run_by_hand_works_and_status_says_so(lab_root):
         cwd=lab_root / "notebooks",
         progress_bar=False,
     )
-    assert reasons(lab_root) == ["it was last run by hand, so no executed notebook belongs to its result"]
+    assert reasons(lab_root) == [
+        "it was last run by hand, so no executed notebook belongs to its result"
+    ]
     assert reasons(lab_root, SECOND) == [f"if the result of {FIRST.name} differs"]
     assert read_record(lab_root, "tiny", FIRST.name)["outputs"]["documents"]["sha256"]
 
@@ -233,13 +268,20 @@ def test_two_runs_at_once_in_one_folder_the_second_refuses(lab_root):
         environment = {name: value for name, value in os.environ.items() if name != RUNNER_VARIABLE}
         second = subprocess.run(
             [sys.executable, "-m", "moxin_lab.cli", "--root", str(lab_root), "run"],
-            capture_output=True, text=True, env=environment,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
     finally:
         release_lock(lab_root, "tiny")
     assert second.returncode == 1
-    assert f"another run is at work in {lab_root / 'runs/tiny'} (process {os.getpid()})" in second.stderr
-    assert not (lab_root / "reports").exists()  # the refused run leaves the report to the one at work
+    assert (
+        f"another run is at work in {lab_root / 'runs/tiny'} (process {os.getpid()})"
+        in second.stderr
+    )
+    assert not (
+        lab_root / "reports"
+    ).exists()  # the refused run leaves the report to the one at work
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused_before_work(lab_root):
@@ -260,13 +302,17 @@ def test_a_read_only_output_folder_is_refused_before_work():
         if user == 0:  # root may write anywhere: be somebody else for the attempt
             os.seteuid(65534)
         try:
-            with pytest.raises(LabError, match=r"cannot write under .*Permission denied.*make it writable"):
+            with pytest.raises(
+                LabError, match=r"cannot write under .*Permission denied.*make it writable"
+            ):
                 acquire_lock(root, "tiny")
         finally:
             os.seteuid(user)
 
 
-def test_a_run_from_another_folder_finds_the_clone_and_a_folder_without_one_is_refused(lab_root, tmp_path_factory):
+def test_a_run_from_another_folder_finds_the_clone_and_a_folder_without_one_is_refused(
+    lab_root, tmp_path_factory
+):
     assert find_root(lab_root / "notebooks") == lab_root
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     with pytest.raises(LabError, match="is not inside a Moxin Lab repository"):
@@ -291,15 +337,29 @@ def test_what_a_stage_leaves_must_be_what_its_row_promises(lab_root):
 
 def test_unknown_claims_verdicts_beyond_the_scale_and_nan_measures_are_refused(lab_root):
     for cell, message in (
-        ('stage.claim("unknown.claim", "reproduced", "x")', r"of 'unknown\.claim', which is not in papers/claims\.yml"),
-        ('stage.claim("known.claim", "proven", "x")', r"'proven' of 'known\.claim'; a verdict is one of reproduced,"),
-        ('stage.claim("large.claim", "reproduced", "x")', r"'large\.claim', but only full scale can decide that claim"),
+        (
+            'stage.claim("unknown.claim", "reproduced", "x")',
+            r"of 'unknown\.claim', which is not in papers/claims\.yml",
+        ),
+        (
+            'stage.claim("known.claim", "proven", "x")',
+            r"'proven' of 'known\.claim'; a verdict is one of reproduced,",
+        ),
+        (
+            'stage.claim("large.claim", "reproduced", "x")',
+            r"'large\.claim', but only full scale can decide that claim",
+        ),
         (f'stage.measure("m", float("nan"), unit="1")\n{WRITE_DOCUMENTS}', "not JSON compliant"),
     ):
         write_notebook(lab_root, FIRST.name, cell)
         with pytest.raises(LabError, match=message):
             run(lab_root, stages=(FIRST,))
-    write_notebook(lab_root, FIRST.name, WRITE_DOCUMENTS, 'stage.claim("large.claim", "not attempted", "3 seen")')
+    write_notebook(
+        lab_root,
+        FIRST.name,
+        WRITE_DOCUMENTS,
+        'stage.claim("large.claim", "not attempted", "3 seen")',
+    )
     run(lab_root, stages=(FIRST,))
     said = {"id": "large.claim", "verdict": "not attempted", "evidence": "3 seen"}
     assert read_record(lab_root, "tiny", FIRST.name)["claims"] == [said]

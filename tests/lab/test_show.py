@@ -1,4 +1,6 @@
-"""Figures and tables keep what they promise: names for those who cannot see them, the scale, and the same bytes."""
+"""Figures and tables keep what they promise: names for those who cannot see them, the scale, and
+the same bytes.
+"""
 
 import re
 import subprocess
@@ -27,7 +29,12 @@ def simple_figure(title: str = "Title"):
 
 
 def figure_soup(**more: str) -> BeautifulSoup:
-    arguments = {"alt": "Loss falls <from> 3 to 1.5.", "caption": 'Loss & "steps".', "scale": "tiny", **more}
+    arguments = {
+        "alt": "Loss falls <from> 3 to 1.5.",
+        "caption": 'Loss & "steps".',
+        "scale": "tiny",
+        **more,
+    }
     figure = simple_figure()
     try:
         return BeautifulSoup(show.figure_html(figure, **arguments), "html.parser")
@@ -36,9 +43,7 @@ def figure_soup(**more: str) -> BeautifulSoup:
 
 
 def test_importing_show_imports_neither_matplotlib_nor_pandas():
-    check = (
-        "import sys, moxin_lab.lab.show; print([m for m in ('matplotlib', 'pandas', 'IPython') if m in sys.modules])"
-    )
+    check = "import sys, moxin_lab.lab.show; print([m for m in ('matplotlib', 'pandas', 'IPython') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -126,7 +131,8 @@ FRAME = pd.DataFrame(
 
 def table_soup(frame: pd.DataFrame = FRAME, **more) -> BeautifulSoup:
     return BeautifulSoup(
-        show.table_html(frame, **{"caption": "What <was> kept.", "scale": "tiny", **more}), "html.parser"
+        show.table_html(frame, **{"caption": "What <was> kept.", "scale": "tiny", **more}),
+        "html.parser",
     )
 
 
@@ -144,11 +150,20 @@ def test_every_table_header_has_a_scope_and_text_columns_head_their_rows():
 
 def test_numbers_stand_to_the_right_and_words_to_the_left():
     styles = [cell["style"] for cell in table_soup().tbody.tr.find_all(["th", "td"])]
-    assert styles == ["text-align:left", "text-align:right", "text-align:right", "text-align:right", "text-align:left"]
+    assert styles == [
+        "text-align:left",
+        "text-align:right",
+        "text-align:right",
+        "text-align:right",
+        "text-align:left",
+    ]
 
 
 def test_cells_read_as_a_person_would_write_them():
-    rows = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in table_soup().tbody.find_all("tr")]
+    rows = [
+        [cell.get_text() for cell in row.find_all(["th", "td"])]
+        for row in table_soup().tbody.find_all("tr")
+    ]
     assert rows == [["en", "12,345", "0.912", "−1.0e−05", "yes"], ["zh", "7", "–", "0.500", "no"]]
 
 
@@ -159,7 +174,12 @@ def test_a_column_separates_thousands_in_all_of_its_numbers_or_in_none():
 
 def test_only_columns_of_long_words_wrap():
     soup = table_soup(
-        pd.DataFrame({"name": ["a", "b"], "note": ["short", "words that go on for longer than a line of a table"]})
+        pd.DataFrame(
+            {
+                "name": ["a", "b"],
+                "note": ["short", "words that go on for longer than a line of a table"],
+            }
+        )
     )
     assert [cell.get("class") for cell in soup.tbody.tr.find_all(["th", "td"])] == [None, ["wrap"]]
 
@@ -185,7 +205,9 @@ def test_index_of_words_without_a_name_leaves_no_empty_header():
 
 
 def test_several_index_and_column_levels_are_spelled_out():
-    frame = FRAME.pivot_table(index=["language", "ok"], values=["share", "documents"], aggfunc=["mean"])
+    frame = FRAME.pivot_table(
+        index=["language", "ok"], values=["share", "documents"], aggfunc=["mean"]
+    )
     soup = table_soup(frame)
     assert "mean · documents" in [th.get_text() for th in soup.thead.find_all("th")]
     assert len(soup.tbody.tr.find_all("th")) == 2
@@ -217,12 +239,15 @@ def test_measured_numbers_have_four_significant_digits(value, interval, text):
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(12, "12 bytes"), (7_340_032, "7.00 MiB"), (1_503_238_553, "1.40 GiB"), (None, "")]
+    ("size", "text"),
+    [(12, "12 bytes"), (7_340_032, "7.00 MiB"), (1_503_238_553, "1.40 GiB"), (None, "")],
 )
 def test_sizes_are_binary_units(size, text):
     assert show.format_bytes(size) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(3.21, "3.2 s"), (71.25, "1 min 11 s"), (7300, "2 h 1 min"), (None, "")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.21, "3.2 s"), (71.25, "1 min 11 s"), (7300, "2 h 1 min"), (None, "")]
+)
 def test_durations_are_said_as_one_would(seconds, text):
     assert show.format_seconds(seconds) == text

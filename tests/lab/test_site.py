@@ -1,4 +1,6 @@
-"""The report needs no script, no network and no eyesight, and says what is known: failures, provenance, verdicts."""
+"""The report needs no script, no network and no eyesight, and says what is known: failures,
+provenance, verdicts.
+"""
 
 import itertools
 import json
@@ -8,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import example_runs
 import pytest
 import yaml
 from bs4 import BeautifulSoup
@@ -16,6 +17,7 @@ from bs4 import BeautifulSoup
 from moxin_lab.lab import cells, site
 from moxin_lab.lab.artifacts import LabError
 from moxin_lab.stages import STAGES
+from tests.lab import example_runs
 
 PAGES = ("index", "01_data_curation", "02_tokenizer")
 
@@ -29,7 +31,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def page(root: Path, name: str) -> BeautifulSoup:
-    return BeautifulSoup((root / "reports" / "tiny" / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+    return BeautifulSoup(
+        (root / "reports" / "tiny" / f"{name}.html").read_text(encoding="utf-8"), "html.parser"
+    )
 
 
 def rebuilt(tmp_path: Path, notebook: list[dict], **record_fields) -> BeautifulSoup:
@@ -66,7 +70,9 @@ def check_page(soup: BeautifulSoup, folder: Path) -> None:
         assert image["alt"].strip()
     for svg in soup.find_all("svg"):
         named_by = svg.get("aria-labelledby")
-        assert svg["role"] == "img" and (soup.find(id=named_by).get_text().strip() if named_by else svg["aria-label"])
+        assert svg["role"] == "img" and (
+            soup.find(id=named_by).get_text().strip() if named_by else svg["aria-label"]
+        )
     levels = [int(heading.name[1]) for heading in soup.find_all(re.compile("^h[1-6]$"))]
     assert levels.count(1) == 1 and levels[0] == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels)), levels
@@ -86,7 +92,9 @@ def test_page_runs_nothing_loads_nothing_and_names_everything(built, name):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_page_forbids_the_browser_to_load_anything(built, name):
-    policy = page(built, name).find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
+    policy = page(built, name).find("meta", attrs={"http-equiv": "Content-Security-Policy"})[
+        "content"
+    ]
     assert "default-src 'none'" in policy and "http" not in policy
 
 
@@ -105,7 +113,9 @@ def test_pages_fit_their_size_budget_even_with_the_projects_own_claims(tmp_path,
     path = tmp_path / "papers" / "claims.yml"
     real = yaml.safe_load((repository / "papers" / "claims.yml").read_text(encoding="utf-8"))
     example = yaml.safe_load(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**real, "claims": real["claims"] + example["claims"]}), encoding="utf-8")
+    path.write_text(
+        json.dumps({**real, "claims": real["claims"] + example["claims"]}), encoding="utf-8"
+    )
     index = site.build_site(tmp_path, "tiny")
     assert index.stat().st_size <= 100_000
     assert all(path.stat().st_size <= 500_000 for path in index.parent.iterdir())
@@ -156,7 +166,9 @@ def test_code_and_printed_output_are_folded(built):
         assert folded is not None or "fence" in block.get("class", []) or block.get_text() == "2"
     assert all(not details.has_attr("open") for details in soup.find_all("details"))
     source = main.find("details", class_="code").pre.get_text()
-    assert source == 'scale = "tiny"'  # the injected parameters; the defaults that they replace are left out
+    assert (
+        source == 'scale = "tiny"'
+    )  # the injected parameters; the defaults that they replace are left out
 
 
 def test_long_printed_output_keeps_its_ends_and_overwritten_lines_their_last_state(built):
@@ -188,15 +200,26 @@ HOSTILE = """
 
 def test_hostile_markup_in_words_and_outputs_is_disarmed(tmp_path):
     soup = rebuilt(
-        tmp_path, [example_runs.words("# T\n\n" + HOSTILE), example_runs.code("x", [example_runs.html(HOSTILE)])]
+        tmp_path,
+        [
+            example_runs.words("# T\n\n" + HOSTILE),
+            example_runs.code("x", [example_runs.html(HOSTILE)]),
+        ],
     )
     check_page(soup, tmp_path / "reports" / "tiny")
-    assert "alert" not in soup.get_text() and "[picture not part of this page: a cat]" in soup.get_text()
+    assert (
+        "alert" not in soup.get_text()
+        and "[picture not part of this page: a cat]" in soup.get_text()
+    )
 
 
 def test_pictures_take_their_alternative_from_the_output_or_say_there_is_none(tmp_path):
     def picture(**metadata):
-        return {"output_type": "display_data", "metadata": metadata, "data": {"image/png": "iVBORw0KGgo=\n"}}
+        return {
+            "output_type": "display_data",
+            "metadata": metadata,
+            "data": {"image/png": "iVBORw0KGgo=\n"},
+        }
 
     outputs = [picture(**{"image/png": {"alt": 'A "quoted" curve.'}}), picture()]
     soup = rebuilt(tmp_path, [example_runs.words("# T"), example_runs.code("x", outputs)])
@@ -220,7 +243,11 @@ def test_notebook_without_or_with_several_titles_gets_exactly_one(tmp_path):
 def test_contents_lead_to_every_section(built):
     soup = page(built, "01_data_curation")
     contents = soup.find("nav", attrs={"aria-label": "On this page"})
-    assert [a.get_text() for a in contents.find_all("a")] == ["The funnel", "By language", "What this does not show"]
+    assert [a.get_text() for a in contents.find_all("a")] == [
+        "The funnel",
+        "By language",
+        "What this does not show",
+    ]
     assert contents.find("a")["href"] == "#The-funnel"  # as JupyterLab names it
 
 
@@ -234,7 +261,11 @@ def test_failed_stage_shows_its_error_first_and_what_to_do(built):
     assert "train.parquet has no column <text>" in failure.get_text()
     assert "moxin-lab run --scale tiny --from 02" in failure.get_text()
     traceback = failure.find("details").get_text()
-    assert "File moxin_lab/x.py:3" in traceback and "\x1b" not in traceback and str(built) not in traceback
+    assert (
+        "File moxin_lab/x.py:3" in traceback
+        and "\x1b" not in traceback
+        and str(built) not in traceback
+    )
     assert main.find(id=failure.find("a")["href"][1:]).find(class_="stopped")
     assert "An Exception was encountered" not in main.get_text()
 
@@ -242,7 +273,8 @@ def test_failed_stage_shows_its_error_first_and_what_to_do(built):
 def test_stage_killed_without_an_exception_says_so(tmp_path):
     example_runs.write_example(tmp_path)
     example_runs.write_notebook(
-        tmp_path / "runs/tiny/02_tokenizer/failed.ipynb", [example_runs.words("# 02"), example_runs.code("f()")]
+        tmp_path / "runs/tiny/02_tokenizer/failed.ipynb",
+        [example_runs.words("# 02"), example_runs.code("f()")],
     )
     site.build_site(tmp_path, "tiny")
     assert "left no exception" in page(tmp_path, "02_tokenizer").find(class_="failure").get_text()
@@ -262,14 +294,22 @@ def test_index_tells_the_state_and_cost_of_each_stage(built):
     rows = page(built, "index").find("table", class_="stage-table").tbody.find_all("tr")
     cells_of = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in rows]
     assert len(rows) == len(STAGES)
-    assert cells_of[0] == ["01 Data curation", "done", "1 min 11 s", "1.40 GiB", "documents kept: 12,345 documents"]
+    assert cells_of[0] == [
+        "01 Data curation",
+        "done",
+        "1 min 11 s",
+        "1.40 GiB",
+        "documents kept: 12,345 documents",
+    ]
     assert cells_of[1][1] == "failed" and cells_of[2][1] == "not run"
     assert rows[2].find("a") is None
 
 
 def test_index_counts_verdicts_and_says_why_the_rest_is_open(built):
     soup = page(built, "index")
-    states = [state.get_text() for state in soup.find(id="claims").find_next("p").find_all(class_="state")]
+    states = [
+        state.get_text() for state in soup.find(id="claims").find_next("p").find_all(class_="state")
+    ]
     assert states == ["1 reproduced", "0 contradicted", "2 not attempted"]
     decided = soup.find(id="claim-data.kept").get_text()
     assert "Most documents are kept." in decided and "12,345 documents were kept." in decided
@@ -317,7 +357,9 @@ def test_record_without_optional_fields_makes_a_page_that_invents_nothing(tmp_pa
 def test_result_of_a_run_by_hand_is_not_shown_beside_an_older_notebook(tmp_path):
     example_runs.write_example(tmp_path)
     record = {**example_runs.record("01_data_curation", "Data curation"), "key": None}
-    (tmp_path / "runs/tiny/01_data_curation/stage.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "runs/tiny/01_data_curation/stage.json").write_text(
+        json.dumps(record), encoding="utf-8"
+    )
     site.build_site(tmp_path, "tiny")
     assert not (tmp_path / "reports/tiny/01_data_curation.html").exists()
     row = page(tmp_path, "index").find("table", class_="stage-table").tbody.tr.get_text(" ")

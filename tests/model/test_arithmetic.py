@@ -1,14 +1,16 @@
-"""The arithmetic of notebook 03: the published sizes, bytes that autograd really holds, operations counted one by one."""
+"""The arithmetic of notebook 03: the published sizes, bytes that autograd really holds, operations
+counted one by one.
+"""
 
 import gc
 
 import pytest
 import torch
-from test_checkpointing import LAYERS, Watch, ids, loss_of, make
 from torch.utils.flop_counter import FlopCounterMode
 
 from moxin_lab.model import arithmetic
 from moxin_lab.model.config import MoxinConfig
+from tests.model.test_checkpointing import LAYERS, Watch, ids, loss_of, make
 
 FULL = MoxinConfig()
 
@@ -37,7 +39,8 @@ def test_a_block_more_holds_the_bytes_that_the_formula_says(name):
         held.append(watch.alive(but=[*model.parameters(), tokens]))
         assert loss.requires_grad
     formula = arithmetic.block_activation_bytes(model.config, name, element=4) * 2 * 30
-    # "none": the CPU's norms also keep their float32 inner values, a few numbers a token; the formula is the fused GPU's.
+    # "none": the CPU's norms also keep their float32 inner values, a few numbers a token; the
+    # formula is the fused GPU's.
     assert formula <= held[1] - held[0] <= formula * (1.2 if name == "none" else 1.0)
 
 
@@ -62,5 +65,7 @@ def test_decoding_does_not_grow_beyond_the_window():
 
 
 def test_an_unknown_checkpointing_is_refused():
-    with pytest.raises(ValueError, match="unknown checkpointing 'some': available are none, selective, full"):
+    with pytest.raises(
+        ValueError, match="unknown checkpointing 'some': available are none, selective, full"
+    ):
         arithmetic.block_activation_bytes(FULL, "some")

@@ -1,22 +1,36 @@
 """What attention sees: the window to the token, documents apart, every back end the same function.
 
-Where there is a GPU the back ends run on it; without one, `triton` runs in Triton's interpreter (tests/conftest.py asks for it).
+Where there is a GPU the back ends run on it; without one, `triton` runs in Triton's interpreter
+(tests/conftest.py asks for it).
 """
 
 import pytest
 import torch
 from torch import Tensor
 
-from moxin_lab.model.attention import BACKENDS, AttentionMask, attention, backend_refusal, choose_backend
+from moxin_lab.model.attention import (
+    BACKENDS,
+    AttentionMask,
+    attention,
+    backend_refusal,
+    choose_backend,
+)
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WINDOW = 8
 LENGTHS = [WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 5 * WINDOW + 3]
-DTYPES = {"reference": torch.float64, "sdpa": torch.float64, "flex": torch.float32, "triton": torch.float32}
+DTYPES = {
+    "reference": torch.float64,
+    "sdpa": torch.float64,
+    "flex": torch.float32,
+    "triton": torch.float32,
+}
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
-EXACT = [name for name in BACKENDS if name != "flash"]  # flash knows 16-bit types only: tests/kernels
+EXACT = [
+    name for name in BACKENDS if name != "flash"
+]  # flash knows 16-bit types only: tests/kernels
 WITH_GRADIENT = [
     name for name in EXACT if name != "flex" or DEVICE == "cuda"
 ]  # FlexAttention has no backward on the CPU
@@ -27,9 +41,15 @@ def float32_products_in_float32() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def heads(length: int, *, num_heads: int = 4, num_kv_heads: int = 2, backend: str = "reference") -> list[Tensor]:
+def heads(
+    length: int, *, num_heads: int = 4, num_kv_heads: int = 2, backend: str = "reference"
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(length)
-    shapes = [(2, num_heads, length, 16), (2, num_kv_heads, length, 16), (2, num_kv_heads, length, 16)]
+    shapes = [
+        (2, num_heads, length, 16),
+        (2, num_kv_heads, length, 16),
+        (2, num_kv_heads, length, 16),
+    ]
     drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     return [tensor.to(DEVICE, DTYPES[backend]).requires_grad_() for tensor in drawn]
 
@@ -37,10 +57,14 @@ def heads(length: int, *, num_heads: int = 4, num_kv_heads: int = 2, backend: st
 def documents(length: int) -> Tensor:
     """Two rows: three documents, and two documents before padding."""
     row = torch.arange(length, device=DEVICE)
-    return torch.stack((row * 3 // length, torch.where(row < length * 2 // 3, row * 2 // length, -1)))
+    return torch.stack(
+        (row * 3 // length, torch.where(row < length * 2 // 3, row * 2 // length, -1))
+    )
 
 
-def output_and_gradients(backend: str, length: int, kv_heads: int, mask: AttentionMask, gradient: bool) -> list[Tensor]:
+def output_and_gradients(
+    backend: str, length: int, kv_heads: int, mask: AttentionMask, gradient: bool
+) -> list[Tensor]:
     inputs = heads(length, num_kv_heads=kv_heads, backend=backend)
     if not gradient:
         return [attention(*(tensor.detach() for tensor in inputs), mask, backend=backend)]
@@ -53,9 +77,12 @@ def output_and_gradients(backend: str, length: int, kv_heads: int, mask: Attenti
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_back_end_equals_reference_forward_and_backward(length: int, kv_heads: int, packed: bool, backend: str) -> None:
+def test_back_end_equals_reference_forward_and_backward(
+    length: int, kv_heads: int, packed: bool, backend: str
+) -> None:
     if backend == "flex" and DEVICE == "cuda" and (kv_heads, length) != (2, WINDOW + 1):
-        # It compiles anew for every shape, and torch 2.11 finds no kernel for four heads over one at 43 tokens.
+        # It compiles anew for every shape, and torch 2.11 finds no kernel for four heads over one
+        # at 43 tokens.
         pytest.skip("FlexAttention: one shape runs on a GPU, all of them on the CPU")
     numbers = documents(length) if packed else None
     mask = AttentionMask.build(length, sliding_window=WINDOW, document_ids=numbers, device=DEVICE)
@@ -69,34 +96,47 @@ def test_back_end_equals_reference_forward_and_backward(length: int, kv_heads: i
 
 @pytest.mark.parametrize("backend", [name for name in EXACT if name != "reference"])
 @pytest.mark.parametrize("window", [5, None])
-def test_back_end_equals_reference_where_queries_are_the_last_of_more_keys(window: int | None, backend: str) -> None:
+def test_back_end_equals_reference_where_queries_are_the_last_of_more_keys(
+    window: int | None, backend: str
+) -> None:
     """A chunk of a longer text over a cache, the first row padded on the left."""
     query, key, value = (tensor.detach() for tensor in heads(29, backend=backend))
     places = torch.arange(40, 69, device=DEVICE)
     starts = torch.minimum(torch.tensor([[45], [0]], device=DEVICE), places[None, 18:]).int()
     mask = AttentionMask(places[18:], places, window, False, False, starts=starts, first_key=40)
     ours = attention(query[:, :, 18:], key, value, mask, backend=backend)
-    expected = attention(query[:, :, 18:].double(), key.double(), value.double(), mask, backend="reference")
+    expected = attention(
+        query[:, :, 18:].double(), key.double(), value.double(), mask, backend="reference"
+    )
     tolerance = TOLERANCES[DTYPES[backend]]
     torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_a_document_is_a_run_of_one_number_and_padding_stands_alone() -> None:
     numbers = torch.tensor([[4, 4, 2, 4, 4, -1, -1]], device=DEVICE)
-    seen = AttentionMask.build(7, sliding_window=None, document_ids=numbers, device=DEVICE).dense[0, 0]
+    seen = AttentionMask.build(7, sliding_window=None, document_ids=numbers, device=DEVICE).dense[
+        0, 0
+    ]
     rows = [[0], [0, 1], [2], [3], [3, 4], [5], [6]]
     assert [row.nonzero()[:, 0].tolist() for row in seen] == rows
 
 
 def attention_by_runs(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> Tensor:
-    """What a kernel for rows laid end to end does with `document_runs`: each run alone, its last query at its last key."""
+    """What a kernel for rows laid end to end does with `document_runs`: each run alone, its last
+    query at its last key.
+    """
     queries, keys = mask.document_runs
     rows = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]
     output = torch.full_like(rows[0], torch.nan)
     for a, b, c, d in zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True):
         places = torch.arange(d - c, device=query.device)
-        alone = AttentionMask(places[len(places) - (b - a) :], places, mask.sliding_window, False, False, first_key=0)
-        parts = [t[lo:hi].transpose(0, 1)[None] for t, lo, hi in zip(rows, (a, c, c), (b, d, d), strict=True)]
+        alone = AttentionMask(
+            places[len(places) - (b - a) :], places, mask.sliding_window, False, False, first_key=0
+        )
+        parts = [
+            t[lo:hi].transpose(0, 1)[None]
+            for t, lo, hi in zip(rows, (a, c, c), (b, d, d), strict=True)
+        ]
         if b > a:
             output[a:b] = attention(*parts, alone, backend="reference")[0].transpose(0, 1)
     return output.unflatten(0, (len(query), -1)).transpose(1, 2)
@@ -106,16 +146,21 @@ def attention_by_runs(query: Tensor, key: Tensor, value: Tensor, mask: Attention
 def test_runs_of_documents_cut_rows_into_what_each_document_sees(length: int) -> None:
     """What flash-attn-4 is given; the kernels themselves are compared on a GPU (tests/kernels)."""
     query, key, value = (tensor.detach() for tensor in heads(length))
-    mask = AttentionMask.build(length, sliding_window=WINDOW, document_ids=documents(length), device=DEVICE)
+    mask = AttentionMask.build(
+        length, sliding_window=WINDOW, document_ids=documents(length), device=DEVICE
+    )
     torch.testing.assert_close(
-        attention_by_runs(query, key, value, mask), attention(query, key, value, mask, backend="reference")
+        attention_by_runs(query, key, value, mask),
+        attention(query, key, value, mask, backend="reference"),
     )
     assert AttentionMask.build(length, sliding_window=WINDOW, device=DEVICE).document_runs is None
 
 
 @pytest.mark.parametrize("padding", [(45, 0), (40, 61), (60, 58), (66, 69)])
 @pytest.mark.parametrize("window", [5, None])
-def test_runs_of_a_chunk_leave_out_the_padding_before_it(window: int | None, padding: tuple[int, int]) -> None:
+def test_runs_of_a_chunk_leave_out_the_padding_before_it(
+    window: int | None, padding: tuple[int, int]
+) -> None:
     query, key, value = (tensor.detach() for tensor in heads(29))
     places = torch.arange(40, 69, device=DEVICE)
     starts = torch.minimum(torch.tensor(padding, device=DEVICE)[:, None], places[None, 18:]).int()
@@ -130,7 +175,9 @@ def test_reference_equals_a_loop_over_queries() -> None:
     length, window = 21, 5
     query, key, value = heads(length)
     row_documents = documents(length)
-    mask = AttentionMask.build(length, sliding_window=window, document_ids=row_documents, device=DEVICE)
+    mask = AttentionMask.build(
+        length, sliding_window=window, document_ids=row_documents, device=DEVICE
+    )
     output = attention(query, key, value, mask, backend="reference")
     for row in range(2):
         for head in range(4):
@@ -141,18 +188,25 @@ def test_reference_equals_a_loop_over_queries() -> None:
                     for j in range(max(0, i - window + 1), i + 1)
                     if j == i or (number >= 0 and row_documents[row, j] == number)
                 ]
-                scores = torch.stack([query[row, head, i] @ key[row, head // 2, j] for j in seen]) / 16**0.5
+                scores = (
+                    torch.stack([query[row, head, i] @ key[row, head // 2, j] for j in seen])
+                    / 16**0.5
+                )
                 expected = scores.softmax(0) @ torch.stack([value[row, head // 2, j] for j in seen])
                 torch.testing.assert_close(output[row, head, i], expected)
 
 
 @pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_key_just_outside_the_window_changes_nothing_and_just_inside_does(length: int, backend: str) -> None:
+def test_a_key_just_outside_the_window_changes_nothing_and_just_inside_does(
+    length: int, backend: str
+) -> None:
     query, key, value = (tensor.detach() for tensor in heads(length, backend=backend))
     mask = AttentionMask.build(length, sliding_window=WINDOW, device=DEVICE)
     before = attention(query, key, value, mask, backend=backend)[:, :, -1]
-    for distance in {0, 1, WINDOW - 2, WINDOW - 1, WINDOW, WINDOW + 1, length - 1} & set(range(length)):
+    for distance in {0, 1, WINDOW - 2, WINDOW - 1, WINDOW, WINDOW + 1, length - 1} & set(
+        range(length)
+    ):
         changed_key, changed_value = key.clone(), value.clone()
         changed_key[:, :, -1 - distance] += 1.0
         changed_value[:, :, -1 - distance] += 1.0
@@ -163,16 +217,27 @@ def test_a_key_just_outside_the_window_changes_nothing_and_just_inside_does(leng
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])
 def test_gradients_equal_finite_differences(backend: str) -> None:
     mask = AttentionMask.build(7, sliding_window=3, document_ids=documents(7), device=DEVICE)
-    assert torch.autograd.gradcheck(lambda *inputs: attention(*inputs, mask, backend=backend), heads(7))
+    assert torch.autograd.gradcheck(
+        lambda *inputs: attention(*inputs, mask, backend=backend), heads(7)
+    )
 
 
 def tiny(**changes: object) -> MoxinForCausalLM:
     values = {
-        "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "sliding_window": WINDOW, "max_position_embeddings": 128,
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "sliding_window": WINDOW,
+        "max_position_embeddings": 128,
         "initializer_range": 0.2,
-    }  # fmt: skip
-    model = MoxinForCausalLM(MoxinConfig(**{**values, **changes}), generator=torch.Generator().manual_seed(3))
+    }
+    model = MoxinForCausalLM(
+        MoxinConfig(**{**values, **changes}), generator=torch.Generator().manual_seed(3)
+    )
     return model.eval()
 
 
@@ -205,7 +270,9 @@ def test_packed_documents_never_see_each_other() -> None:
 
 def test_gradients_stay_inside_a_document() -> None:
     model = tiny()
-    ids = torch.arange(20)[None]  # every token once, so a row of the embedding's gradient belongs to one place
+    ids = torch.arange(20)[
+        None
+    ]  # every token once, so a row of the embedding's gradient belongs to one place
     model(ids, document_ids=ids // 10)[:, 10:].square().sum().backward()
     reached = model.model.embed_tokens.weight.grad.abs().sum(dim=1) > 0
     assert not reached[:10].any()
@@ -243,7 +310,10 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_same_seed_same_weights_and_residual_outputs_scaled_by_depth() -> None:
-    first, again = tiny(hidden_size=64, num_hidden_layers=8), tiny(hidden_size=64, num_hidden_layers=8)
+    first, again = (
+        tiny(hidden_size=64, num_hidden_layers=8),
+        tiny(hidden_size=64, num_hidden_layers=8),
+    )
     for (name, ours), other in zip(first.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(ours, other), name
     again.init_weights(torch.Generator().manual_seed(4))
@@ -264,17 +334,23 @@ def test_autocast_runs_forward_and_backward(precision: torch.dtype) -> None:
     with torch.autocast("cpu", precision):
         logits = model(ids)
     logits.float().square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in model.parameters()
+    )
     assert (logits.float() - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 def test_unknown_back_end_names_those_available() -> None:
     with pytest.raises(
-        ValueError, match="unknown attention back end 'cudnn': available are auto, reference, sdpa, flex"
+        ValueError,
+        match="unknown attention back end 'cudnn': available are auto, reference, sdpa, flex",
     ):
         MoxinForCausalLM(tiny().config, attention_backend="cudnn")
     with pytest.raises(ValueError, match="available are auto"):
-        attention(*heads(5), AttentionMask.build(5, sliding_window=3, device=DEVICE), backend="cudnn")
+        attention(
+            *heads(5), AttentionMask.build(5, sliding_window=3, device=DEVICE), backend="cudnn"
+        )
 
 
 def test_a_back_end_that_cannot_run_says_why() -> None:
@@ -284,7 +360,9 @@ def test_a_back_end_that_cannot_run_says_why() -> None:
     query, key, value = heads(5, backend="triton")
     with pytest.raises(ValueError, match="triton back end cannot run: head_dim is 6"):
         attention(query[..., :6], key[..., :6], value[..., :6], mask, backend="triton")
-    with pytest.raises(ValueError, match=r"triton back end has no dropout, and attention_dropout is 0\.1"):
+    with pytest.raises(
+        ValueError, match=r"triton back end has no dropout, and attention_dropout is 0\.1"
+    ):
         attention(query, key, value, mask, backend="triton", dropout_p=0.1)
     with pytest.raises(ValueError, match=r"flash back end cannot run: (flash-attn-4|dtype)"):
         attention(query, key, value, mask, backend="flash")

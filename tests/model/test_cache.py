@@ -10,9 +10,17 @@ from moxin_lab.model.decoder import MoxinForCausalLM
 
 WINDOW = 8
 CONFIG = MoxinConfig(
-    vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=8, sliding_window=WINDOW, max_position_embeddings=128, initializer_range=0.2,
-)  # fmt: skip
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    sliding_window=WINDOW,
+    max_position_embeddings=128,
+    initializer_range=0.2,
+)
 LENGTHS = [WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 5 * WINDOW + 3]
 
 
@@ -26,7 +34,9 @@ def tokens(length: int, batch: int = 2) -> Tensor:
 
 
 @torch.no_grad()
-def in_chunks(model: MoxinForCausalLM, ids: Tensor, sizes: int | list[int], cache: KeyValueCache) -> Tensor:
+def in_chunks(
+    model: MoxinForCausalLM, ids: Tensor, sizes: int | list[int], cache: KeyValueCache
+) -> Tensor:
     return torch.cat([model(chunk, cache=cache) for chunk in ids.split(sizes, dim=1)], dim=1)
 
 
@@ -65,9 +75,14 @@ def test_chunks_of_changing_size_across_many_turns_of_the_ring(model: MoxinForCa
 
 
 @pytest.mark.parametrize("size", [1, 3, 11])
-def test_slot_s_holds_the_latest_place_equal_to_s_modulo_the_window(model: MoxinForCausalLM, size: int) -> None:
+def test_slot_s_holds_the_latest_place_equal_to_s_modulo_the_window(
+    model: MoxinForCausalLM, size: int
+) -> None:
     ids = tokens(43)
-    ring, full = RollingCache(CONFIG, 2, dtype=torch.float64), FullCache(CONFIG, 2, dtype=torch.float64)
+    ring, full = (
+        RollingCache(CONFIG, 2, dtype=torch.float64),
+        FullCache(CONFIG, 2, dtype=torch.float64),
+    )
     for chunk in ids.split(size, dim=1):
         in_chunks(model, chunk, chunk.shape[1], ring)
         in_chunks(model, chunk, chunk.shape[1], full)
@@ -76,13 +91,18 @@ def test_slot_s_holds_the_latest_place_equal_to_s_modulo_the_window(model: Moxin
                 ring.keys[:, :, :, place % WINDOW], full.keys[:, :, :, place], rtol=0, atol=1e-12
             )
             torch.testing.assert_close(
-                ring.values[:, :, :, place % WINDOW], full.values[:, :, :, place], rtol=0, atol=1e-12
+                ring.values[:, :, :, place % WINDOW],
+                full.values[:, :, :, place],
+                rtol=0,
+                atol=1e-12,
             )
 
 
 @pytest.mark.parametrize("seen", [3, WINDOW - 1, WINDOW, 2 * WINDOW + 5])
 @pytest.mark.parametrize("new", [1, 4, 2 * WINDOW])
-def test_slots_outside_every_window_may_hold_nan(model: MoxinForCausalLM, seen: int, new: int) -> None:
+def test_slots_outside_every_window_may_hold_nan(
+    model: MoxinForCausalLM, seen: int, new: int
+) -> None:
     ids = tokens(seen + new)
     clean, poisoned = (RollingCache(CONFIG, 2, dtype=torch.float64) for _ in range(2))
     for cache in (clean, poisoned):
@@ -122,20 +142,30 @@ def test_a_padded_row_equals_the_row_alone(
 
 
 def test_without_a_window_the_ring_is_a_full_cache() -> None:
-    config = MoxinConfig(**{**CONFIG.__dict__, "sliding_window": None, "max_position_embeddings": 50})
+    config = MoxinConfig(
+        **{**CONFIG.__dict__, "sliding_window": None, "max_position_embeddings": 50}
+    )
     model = MoxinForCausalLM(config, generator=torch.Generator().manual_seed(5)).double().eval()
     ids = tokens(43)
     with torch.no_grad():
         uncached = model(ids)
     torch.testing.assert_close(
-        in_chunks(model, ids, 6, RollingCache(config, 2, dtype=torch.float64)), uncached, rtol=0, atol=1e-12
+        in_chunks(model, ids, 6, RollingCache(config, 2, dtype=torch.float64)),
+        uncached,
+        rtol=0,
+        atol=1e-12,
     )
 
 
 def test_at_32768_tokens_the_ring_holds_exactly_8_times_fewer_bytes() -> None:
     options = {"dtype": torch.float16, "device": "meta"}
-    full, ring = FullCache(MoxinConfig(), 1, num_tokens=32_768, **options), RollingCache(MoxinConfig(), 1, **options)
-    assert full.nbytes == 2 * 36 * 8 * 128 * 2 * 32_768  # keys and values, layers, heads, head_dim, bytes, tokens
+    full, ring = (
+        FullCache(MoxinConfig(), 1, num_tokens=32_768, **options),
+        RollingCache(MoxinConfig(), 1, **options),
+    )
+    assert (
+        full.nbytes == 2 * 36 * 8 * 128 * 2 * 32_768
+    )  # keys and values, layers, heads, head_dim, bytes, tokens
     assert full.nbytes / ring.nbytes == 8.0
 
 
@@ -150,6 +180,10 @@ def test_too_many_tokens_and_wrong_padding_are_refused(model: MoxinForCausalLM) 
     with pytest.raises(ValueError, match=r"padding has shape \(3,\), not \[2\]"):
         RollingCache(CONFIG, 2, padding=torch.tensor([1, 0, 0]))
     with pytest.raises(ValueError, match="document_ids do not go with a cache"):
-        model(tokens(4), document_ids=torch.zeros(2, 4, dtype=torch.long), cache=RollingCache(CONFIG, 2))
+        model(
+            tokens(4),
+            document_ids=torch.zeros(2, 4, dtype=torch.long),
+            cache=RollingCache(CONFIG, 2),
+        )
     with pytest.raises(ValueError, match="a cache of 2 rows does not go with 1 rows"):
         model(tokens(4, batch=1), cache=RollingCache(CONFIG, 2, dtype=torch.float64))

@@ -1,4 +1,6 @@
-"""Activation checkpointing: the same step to the bit, fewer bytes held, and exactly the recomputation that its name says."""
+"""Activation checkpointing: the same step to the bit, fewer bytes held, and exactly the
+recomputation that its name says.
+"""
 
 import gc
 from typing import Any
@@ -19,12 +21,21 @@ LAYERS = 4
 
 def make(name: str, **changes: Any) -> MoxinForCausalLM:
     values: dict[str, Any] = {
-        "vocab_size": 61, "hidden_size": 32, "intermediate_size": 112, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "max_position_embeddings": 128,
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 112,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 8,
+        "max_position_embeddings": 128,
         "initializer_range": 0.2,
-    }  # fmt: skip
+    }
     config = MoxinConfig(**{**values, **changes})
-    model = MoxinForCausalLM(config, generator=torch.Generator().manual_seed(5), activation_checkpointing=name)
+    model = MoxinForCausalLM(
+        config, generator=torch.Generator().manual_seed(5), activation_checkpointing=name
+    )
     return model.train()
 
 
@@ -38,14 +49,18 @@ def loss_of(model: MoxinForCausalLM, tokens: Tensor, **options: Any) -> Tensor:
 
 
 class Watch(TorchDispatchMode):
-    """Counts projections (mm) and holds a weak reference to the storage of every tensor that is made meanwhile."""
+    """Counts projections (mm) and holds a weak reference to the storage of every tensor that is
+    made meanwhile.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.projections = 0
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         self.projections += function is torch.ops.aten.mm.default
         output = function(*args, **(kwargs or {}))
         for tensor in output if isinstance(output, tuple | list) else [output]:
@@ -58,14 +73,20 @@ class Watch(TorchDispatchMode):
     def alive(self, but: list[Tensor]) -> int:
         """Bytes of those still held by anyone, without those of `but`."""
         apart = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in but}
-        return sum(size for place, (one, size) in self.storages.items() if place not in apart and not one.expired())
+        return sum(
+            size
+            for place, (one, size) in self.storages.items()
+            if place not in apart and not one.expired()
+        )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
 @pytest.mark.parametrize("name", ["selective", "full"])
-def test_losses_and_gradients_are_the_same_to_the_bit(name: str, packed: bool, backend: str, dropout: float) -> None:
+def test_losses_and_gradients_are_the_same_to_the_bit(
+    name: str, packed: bool, backend: str, dropout: float
+) -> None:
     options = {"document_ids": torch.arange(30).expand(2, 30) // 12} if packed else {}
     models = [make(one, attention_dropout=dropout, mlp_dropout=dropout) for one in ("none", name)]
     losses = []
@@ -79,7 +100,9 @@ def test_losses_and_gradients_are_the_same_to_the_bit(name: str, packed: bool, b
             losses[-1].append(loss.item())
     assert losses[0] == losses[1]
     assert (losses[0][0] != losses[0][1]) == (dropout > 0)
-    for (parameter, expected), ours in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+    for (parameter, expected), ours in zip(
+        models[0].named_parameters(), models[1].parameters(), strict=True
+    ):
         assert torch.equal(ours.grad, expected.grad), parameter
 
 
@@ -118,7 +141,9 @@ def test_each_step_of_checkpointing_holds_fewer_bytes_for_the_backward_pass() ->
     assert watch.alive(but=[*deeper.parameters(), tokens]) - held["full"] == 2 * 30 * 32 * 4
 
 
-@pytest.mark.parametrize(("name", "runs", "projections"), [("none", 1, 0), ("selective", 2, 0), ("full", 2, 7)])
+@pytest.mark.parametrize(
+    ("name", "runs", "projections"), [("none", 1, 0), ("selective", 2, 0), ("full", 2, 7)]
+)
 def test_full_runs_each_block_again_and_selective_no_projection(
     monkeypatch: pytest.MonkeyPatch, name: str, runs: int, projections: int
 ) -> None:

@@ -1,4 +1,6 @@
-"""Checkpoint folders: ours load in transformers, transformers' load here, and damaged ones are refused by name."""
+"""Checkpoint folders: ours load in transformers, transformers' load here, and damaged ones are
+refused by name.
+"""
 
 import json
 import subprocess
@@ -15,9 +17,19 @@ from moxin_lab.model.convert import CheckpointError, from_pretrained, save_pretr
 from moxin_lab.model.decoder import MoxinForCausalLM
 
 CONFIG = MoxinConfig(
-    vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=6, sliding_window=8, max_position_embeddings=128, initializer_range=0.2, pad_token_id=3, rope_theta=5000.0,
-)  # fmt: skip
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    sliding_window=8,
+    max_position_embeddings=128,
+    initializer_range=0.2,
+    pad_token_id=3,
+    rope_theta=5000.0,
+)
 
 
 @pytest.fixture
@@ -36,7 +48,9 @@ def ids() -> torch.Tensor:
 
 @pytest.mark.parametrize("shard_size", ["5GB", 20_000], ids=["one file", "shards"])
 @torch.no_grad()
-def test_a_saved_model_loads_bit_for_bit(model: MoxinForCausalLM, tmp_path: Path, shard_size: str | int) -> None:
+def test_a_saved_model_loads_bit_for_bit(
+    model: MoxinForCausalLM, tmp_path: Path, shard_size: str | int
+) -> None:
     folder = save_pretrained(model, tmp_path / "checkpoint", max_shard_size=shard_size)
     assert (folder / "model.safetensors.index.json").exists() == (shard_size != "5GB")
     loaded = from_pretrained(folder)
@@ -48,7 +62,9 @@ def test_a_saved_model_loads_bit_for_bit(model: MoxinForCausalLM, tmp_path: Path
 
 @pytest.mark.parametrize("shard_size", ["5GB", 20_000], ids=["one file", "shards"])
 @torch.no_grad()
-def test_transformers_loads_a_saved_model(model: MoxinForCausalLM, tmp_path: Path, shard_size: str | int) -> None:
+def test_transformers_loads_a_saved_model(
+    model: MoxinForCausalLM, tmp_path: Path, shard_size: str | int
+) -> None:
     folder = save_pretrained(model, tmp_path / "checkpoint", max_shard_size=shard_size)
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     assert isinstance(theirs, MistralForCausalLM)
@@ -61,7 +77,9 @@ def test_transformers_loads_a_saved_model_with_nothing_of_ours_imported(folder: 
         f"m = AutoModelForCausalLM.from_pretrained({str(folder)!r}); "
         "assert not [n for n in sys.modules if n.startswith('moxin_lab')]; print(type(m).__name__, m.config.sliding_window)"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert result.stdout.split() == ["MistralForCausalLM", "8"]
 
 
@@ -97,9 +115,14 @@ def test_missing_surplus_and_misshapen_tensors_are_named(folder: Path) -> None:
     for changes, message in (
         ({"lm_head.weight": None}, "1 missing.*lm_head.weight"),
         ({"model.extra": torch.zeros(2)}, "1 unknown.*model.extra"),
-        ({"model.norm.weight": torch.zeros(5)}, r"model.norm.weight has shape \(5,\), config.json asks for \(32,\)"),
+        (
+            {"model.norm.weight": torch.zeros(5)},
+            r"model.norm.weight has shape \(5,\), config.json asks for \(32,\)",
+        ),
     ):
-        changed = {name: tensor for name, tensor in {**weights, **changes}.items() if tensor is not None}
+        changed = {
+            name: tensor for name, tensor in {**weights, **changes}.items() if tensor is not None
+        }
         save_file(changed, path)
         with pytest.raises(CheckpointError, match=message):
             from_pretrained(folder)
@@ -119,7 +142,10 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_key_value_heads": 3}, "num_attention_heads 32 is not a multiple of num_key_value_heads 3"),
+        (
+            {"num_key_value_heads": 3},
+            "num_attention_heads 32 is not a multiple of num_key_value_heads 3",
+        ),
         ({"sliding_window": 0}, "sliding_window is 0"),
         ({"sliding_window": True}, "sliding_window is True"),
         ({"hidden_size": 4096.0}, "hidden_size is 4096.0"),
@@ -131,7 +157,9 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
         ({"eos_token_id": 32_000}, "eos_token_id is 32000"),
     ],
 )
-def test_a_wrong_configuration_is_refused_by_field(changes: dict[str, object], message: str) -> None:
+def test_a_wrong_configuration_is_refused_by_field(
+    changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         MoxinConfig(**changes)
 
@@ -140,8 +168,13 @@ def test_a_configuration_of_another_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="model_type is 'llama'"):
         MoxinConfig.from_hf_dict({**CONFIG.to_hf_dict(), "model_type": "llama"})
     with pytest.raises(ConfigError, match="lacks vocab_size, num_hidden_layers"):
-        MoxinConfig.from_hf_dict({**CONFIG.to_hf_dict(), "vocab_size": None, "num_hidden_layers": None})
-    scaled = {**CONFIG.to_hf_dict(), "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}
+        MoxinConfig.from_hf_dict(
+            {**CONFIG.to_hf_dict(), "vocab_size": None, "num_hidden_layers": None}
+        )
+    scaled = {
+        **CONFIG.to_hf_dict(),
+        "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0},
+    }
     with pytest.raises(ConfigError, match="rotary embedding of type 'yarn'"):
         MoxinConfig.from_hf_dict(scaled)
 
@@ -149,10 +182,25 @@ def test_a_configuration_of_another_model_is_refused() -> None:
 def test_the_released_config_json_is_read_as_moxin_7b() -> None:
     """The key set of the released file: transformers 4.34, `rope_theta` at the top, no `head_dim`."""
     released = {
-        "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
-        "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 32768,
-        "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
-        "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
-        "torch_dtype": "float16", "transformers_version": "4.34.0", "use_cache": True, "vocab_size": 32000,
-    }  # fmt: skip
+        "architectures": ["MistralForCausalLM"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 32768,
+        "model_type": "mistral",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "transformers_version": "4.34.0",
+        "use_cache": True,
+        "vocab_size": 32000,
+    }
     assert MoxinConfig.from_hf_dict(released) == MoxinConfig()

@@ -1,4 +1,6 @@
-"""The decoding step on kernels: the same logits and the same ring as the model's own forward pass, at every turn of the ring."""
+"""The decoding step on kernels: the same logits and the same ring as the model's own forward pass,
+at every turn of the ring.
+"""
 
 import pytest
 import torch
@@ -15,27 +17,48 @@ WINDOW = 24
 
 def tiny(**changes: object) -> MoxinForCausalLM:
     values = {
-        "vocab_size": 61, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 32, "sliding_window": WINDOW, "max_position_embeddings": 160,
+        "vocab_size": 61,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "sliding_window": WINDOW,
+        "max_position_embeddings": 160,
         "initializer_range": 0.2,
-    }  # fmt: skip
-    model = MoxinForCausalLM(MoxinConfig(**{**values, **changes}), generator=torch.Generator().manual_seed(3))
+    }
+    model = MoxinForCausalLM(
+        MoxinConfig(**{**values, **changes}), generator=torch.Generator().manual_seed(3)
+    )
     return model.eval().to(DEVICE)
 
 
 def prompt(batch: int, length: int) -> Tensor:
-    return torch.randint(61, (batch, length), generator=torch.Generator().manual_seed(length)).to(DEVICE)
+    return torch.randint(61, (batch, length), generator=torch.Generator().manual_seed(length)).to(
+        DEVICE
+    )
 
 
 @torch.inference_mode()
-def both(model: MoxinForCausalLM, batch: int, seen: int, new: int, padding: Tensor | None = None, **options: object):
+def both(
+    model: MoxinForCausalLM,
+    batch: int,
+    seen: int,
+    new: int,
+    padding: Tensor | None = None,
+    **options: object,
+):
     """Logits and rings of `new` single tokens after `seen`, by the model and by the step."""
     ids = prompt(batch, seen + new)
     caches = [RollingCache(model.config, batch, padding=padding, device=DEVICE) for _ in range(2)]
     for cache in caches:
         model(ids[:, :seen], cache=cache)
     step = DecodeStep(model, caches[1], **options)
-    expected = [model(ids[:, place : place + 1], cache=caches[0])[:, -1] for place in range(seen, seen + new)]
+    expected = [
+        model(ids[:, place : place + 1], cache=caches[0])[:, -1]
+        for place in range(seen, seen + new)
+    ]
     ours = [step(ids[:, place]).clone() for place in range(seen, seen + new)]
     return torch.stack(ours), torch.stack(expected), caches
 
@@ -50,8 +73,12 @@ def test_step_equals_the_model_token_by_token(batch: int, seen: int) -> None:
     assert caches[1].length == caches[0].length == seen + 4
 
 
-@pytest.mark.parametrize("shape", [{"num_key_value_heads": 4}, {"num_key_value_heads": 1}, {"sliding_window": None}])
-def test_step_equals_the_model_without_grouping_with_one_shared_head_and_without_a_window(shape: dict) -> None:
+@pytest.mark.parametrize(
+    "shape", [{"num_key_value_heads": 4}, {"num_key_value_heads": 1}, {"sliding_window": None}]
+)
+def test_step_equals_the_model_without_grouping_with_one_shared_head_and_without_a_window(
+    shape: dict,
+) -> None:
     ours, expected, _ = both(tiny(**shape), 2, 30, 3)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
@@ -95,7 +122,9 @@ def test_a_replayed_graph_equals_the_eager_step_to_the_bit(batch: int) -> None:
         with torch.inference_mode():
             model(prompt(batch, 20), cache=cache)
         step = DecodeStep(model, cache, graph=graph)
-        rows.append(torch.stack([step(prompt(batch, 60)[:, place]).clone() for place in range(20, 60)]))
+        rows.append(
+            torch.stack([step(prompt(batch, 60)[:, place]).clone() for place in range(20, 60)])
+        )
     assert torch.equal(*rows)
 
 

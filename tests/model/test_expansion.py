@@ -1,4 +1,6 @@
-"""Depth expansion: identity blocks change nothing and can learn, copies are copies, the result is an ordinary checkpoint."""
+"""Depth expansion: identity blocks change nothing and can learn, copies are copies, the result is
+an ordinary checkpoint.
+"""
 
 from pathlib import Path
 
@@ -15,9 +17,18 @@ from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.model.expansion import RECIPES, expand, layer_plan
 
 CONFIG = MoxinConfig(
-    vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=8, sliding_window=8, max_position_embeddings=128, initializer_range=0.2, mlp_dropout=0.1,
-)  # fmt: skip
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    sliding_window=8,
+    max_position_embeddings=128,
+    initializer_range=0.2,
+    mlp_dropout=0.1,
+)
 
 
 @pytest.fixture
@@ -31,9 +42,43 @@ def ids() -> Tensor:
 
 def test_the_plans_of_moxin_from_32_to_36_written_out() -> None:
     between = [
-        0, 1, 2, 3, 4, 5, 6, 7, -7, 8, 9, 10, 11, 12, 13, 14, 15, -15,
-        16, 17, 18, 19, 20, 21, 22, 23, -23, 24, 25, 26, 27, 28, 29, 30, 31, -31,
-    ]  # fmt: skip
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        -7,
+        8,
+        9,
+        10,
+        11,
+        12,
+        13,
+        14,
+        15,
+        -15,
+        16,
+        17,
+        18,
+        19,
+        20,
+        21,
+        22,
+        23,
+        -23,
+        24,
+        25,
+        26,
+        27,
+        28,
+        29,
+        30,
+        31,
+        -31,
+    ]
     spread = [(abs(layer), layer < 0) for layer in between]
     assert layer_plan(32, 36, "identity") == spread
     assert layer_plan(32, 36, "interleaved") == spread
@@ -42,7 +87,9 @@ def test_the_plans_of_moxin_from_32_to_36_written_out() -> None:
 
 
 @given(old=st.integers(1, 80), share=st.floats(0, 1), recipe=st.sampled_from(RECIPES))
-def test_a_plan_keeps_the_old_blocks_in_order_and_spreads_the_new_ones(old: int, share: float, recipe: str) -> None:
+def test_a_plan_keeps_the_old_blocks_in_order_and_spreads_the_new_ones(
+    old: int, share: float, recipe: str
+) -> None:
     added = round(share * old)
     plan = layer_plan(old, old + added, recipe)
     assert [source for source, is_new in plan if not is_new] == list(range(old))
@@ -54,12 +101,18 @@ def test_a_plan_keeps_the_old_blocks_in_order_and_spreads_the_new_ones(old: int,
         sizes = [after - before for before, after in zip([-1, *sources], sources, strict=False)]
         assert sum(sizes) == old
         assert max(sizes) - min(sizes) <= 1
-        assert all(plan[place - 1] == (source, False) for place, (source, is_new) in enumerate(plan) if is_new)
+        assert all(
+            plan[place - 1] == (source, False)
+            for place, (source, is_new) in enumerate(plan)
+            if is_new
+        )
 
 
 @pytest.mark.parametrize("num_layers", [4, 5, 6, 7, 8])
 @torch.no_grad()
-def test_identity_blocks_leave_the_logits_as_they_were_to_the_bit(model: MoxinForCausalLM, num_layers: int) -> None:
+def test_identity_blocks_leave_the_logits_as_they_were_to_the_bit(
+    model: MoxinForCausalLM, num_layers: int
+) -> None:
     deeper = expand(model, num_layers, "identity")
     assert len(deeper.model.layers) == deeper.config.num_hidden_layers == num_layers
     assert torch.equal(deeper(ids()), model(ids()))
@@ -72,13 +125,21 @@ def test_plain_copies_change_the_logits(model: MoxinForCausalLM, recipe: str) ->
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_blocks_are_copies_of_their_source_and_share_no_memory(model: MoxinForCausalLM, recipe: str) -> None:
+def test_blocks_are_copies_of_their_source_and_share_no_memory(
+    model: MoxinForCausalLM, recipe: str
+) -> None:
     deeper = expand(model, 7, recipe)
     for layer, (source, is_new) in enumerate(layer_plan(4, 7, recipe)):
         old = dict(model.model.layers[source].named_parameters())
         for name, ours in deeper.model.layers[layer].named_parameters():
-            zeroed = recipe == "identity" and is_new and name in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-            assert torch.equal(ours, torch.zeros_like(ours) if zeroed else old[name]), f"block {layer}, {name}"
+            zeroed = (
+                recipe == "identity"
+                and is_new
+                and name in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            )
+            assert torch.equal(ours, torch.zeros_like(ours) if zeroed else old[name]), (
+                f"block {layer}, {name}"
+            )
     for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
         assert torch.equal(deeper.state_dict()[name], model.state_dict()[name])
     memory = [tensor.data_ptr() for one in (model, deeper) for tensor in one.parameters()]
@@ -132,13 +193,21 @@ def test_dtype_mode_back_end_and_configuration_are_kept(model: MoxinForCausalLM)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_too_few_and_too_many_blocks_are_refused_with_both_numbers(model: MoxinForCausalLM, recipe: str) -> None:
-    with pytest.raises(ValueError, match="4 blocks cannot be expanded to 3: expansion only adds blocks"):
+def test_too_few_and_too_many_blocks_are_refused_with_both_numbers(
+    model: MoxinForCausalLM, recipe: str
+) -> None:
+    with pytest.raises(
+        ValueError, match="4 blocks cannot be expanded to 3: expansion only adds blocks"
+    ):
         expand(model, 3, recipe)
-    with pytest.raises(ValueError, match=rf"4 blocks cannot be expanded to 9: recipe '{recipe}' .* 8 is the most"):
+    with pytest.raises(
+        ValueError, match=rf"4 blocks cannot be expanded to 9: recipe '{recipe}' .* 8 is the most"
+    ):
         expand(model, 9, recipe)
 
 
 def test_an_unknown_recipe_names_those_available(model: MoxinForCausalLM) -> None:
-    with pytest.raises(ValueError, match="unknown recipe 'solar': available are identity, interleaved, top"):
+    with pytest.raises(
+        ValueError, match="unknown recipe 'solar': available are identity, interleaved, top"
+    ):
         expand(model, 6, "solar")

@@ -1,4 +1,6 @@
-"""Generation through the ring: transformers' tokens, rows independent of their batch, sampling within its set."""
+"""Generation through the ring: transformers' tokens, rows independent of their batch, sampling
+within its set.
+"""
 
 from pathlib import Path
 
@@ -12,9 +14,18 @@ from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.model.generate import generate, sample, stream
 
 CONFIG = MoxinConfig(
-    vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=8, sliding_window=8, max_position_embeddings=128, initializer_range=0.3, pad_token_id=3,
-)  # fmt: skip
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    sliding_window=8,
+    max_position_embeddings=128,
+    initializer_range=0.3,
+    pad_token_id=3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +38,18 @@ def prompt(length: int, batch: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("length", [3, 8, 29])
-def test_greedy_tokens_equal_transformers_generate(model: MoxinForCausalLM, tmp_path: Path, length: int) -> None:
+def test_greedy_tokens_equal_transformers_generate(
+    model: MoxinForCausalLM, tmp_path: Path, length: int
+) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(save_pretrained(model, tmp_path))
     ids = prompt(length, batch=2)
     expected = theirs.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=3
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=40,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=3,
     )
     ours = generate(model, ids, max_new_tokens=40)
     assert ours.tolist() == expected.tolist()
@@ -52,15 +70,22 @@ def test_a_row_of_a_padded_batch_gets_what_it_gets_alone(model: MoxinForCausalLM
 def test_the_prefill_chunk_does_not_matter(model: MoxinForCausalLM, chunk: int) -> None:
     ids = prompt(40)
     assert torch.equal(
-        generate(model, ids, max_new_tokens=20, prefill_chunk=chunk), generate(model, ids, max_new_tokens=20)
+        generate(model, ids, max_new_tokens=20, prefill_chunk=chunk),
+        generate(model, ids, max_new_tokens=20),
     )
 
 
-def test_a_row_stops_at_eos_and_is_padded_and_the_stream_ends_when_all_have(model: MoxinForCausalLM) -> None:
+def test_a_row_stops_at_eos_and_is_padded_and_the_stream_ends_when_all_have(
+    model: MoxinForCausalLM,
+) -> None:
     ids = prompt(6, batch=2)
     free = generate(model, ids, max_new_tokens=25)[:, 6:]
     first = {int(token): place for place, token in reversed(list(enumerate(free[0].tolist())))}
-    eos = next(token for token, place in first.items() if place >= 2 and token not in free[1, : place + 1].tolist())
+    eos = next(
+        token
+        for token, place in first.items()
+        if place >= 2 and token not in free[1, : place + 1].tolist()
+    )
     stopped = generate(model, ids, max_new_tokens=25, eos_token_id=eos, pad_token_id=3)[:, 6:]
     place = first[eos]
     assert stopped[0, : place + 1].tolist() == free[0, : place + 1].tolist()
@@ -89,7 +114,13 @@ def test_sampling_is_seeded_and_follows_temperature_and_top_p() -> None:
 
 def test_the_same_generator_gives_the_same_text(model: MoxinForCausalLM) -> None:
     runs = [
-        generate(model, prompt(5), max_new_tokens=30, temperature=1.0, generator=torch.Generator().manual_seed(seed))
+        generate(
+            model,
+            prompt(5),
+            max_new_tokens=30,
+            temperature=1.0,
+            generator=torch.Generator().manual_seed(seed),
+        )
         for seed in (1, 1, 2)
     ]
     assert torch.equal(runs[0], runs[1])
@@ -103,7 +134,10 @@ def test_the_same_generator_gives_the_same_text(model: MoxinForCausalLM) -> None
         ({"max_new_tokens": 200}, "more than the 128 positions"),
         ({"max_new_tokens": 2, "temperature": -1.0}, "temperature -1.0"),
         ({"max_new_tokens": 2, "top_p": 0.0}, "top_p 0.0"),
-        ({"max_new_tokens": 2, "attention_mask": torch.tensor([[1, 1, 0, 1]])}, "pad prompts on the left"),
+        (
+            {"max_new_tokens": 2, "attention_mask": torch.tensor([[1, 1, 0, 1]])},
+            "pad prompts on the left",
+        ),
         ({"max_new_tokens": 2, "attention_mask": torch.ones(1, 3)}, "attention_mask has shape"),
     ],
 )

@@ -51,20 +51,28 @@ def make_config(shape: str, **changes: object) -> MoxinConfig:
     return MoxinConfig(**{**values, **SHAPES[shape], **changes})
 
 
-def make_pair(config: MoxinConfig, implementation: str = "eager") -> tuple[MoxinForCausalLM, MistralForCausalLM]:
+def make_pair(
+    config: MoxinConfig, implementation: str = "eager"
+) -> tuple[MoxinForCausalLM, MistralForCausalLM]:
     torch.manual_seed(0)
     ours = MoxinForCausalLM(config).eval()
-    theirs = MistralForCausalLM(MistralConfig(**config.to_hf_dict(), attn_implementation=implementation)).eval()
+    theirs = MistralForCausalLM(
+        MistralConfig(**config.to_hf_dict(), attn_implementation=implementation)
+    ).eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     return ours, theirs
 
 
 def tokens(config: MoxinConfig, batch: int, length: int) -> Tensor:
-    return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])
-@pytest.mark.parametrize("length", [1, 15, 16, 17, 83], ids=lambda n: f"{n} tokens over a window of 16")
+@pytest.mark.parametrize(
+    "length", [1, 15, 16, 17, 83], ids=lambda n: f"{n} tokens over a window of 16"
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_equal_transformers(shape: str, length: int, backend: str) -> None:
     config = make_config(shape)
@@ -101,11 +109,17 @@ def test_gradients_equal_transformers() -> None:
     ids = tokens(config, 2, 40)
     for model in (ours, theirs):
         logits = model(ids) if model is ours else model(ids).logits
-        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+        torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        ).backward()
     expected = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(
-            parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            parameter.grad,
+            expected[name].grad,
+            rtol=1e-3,
+            atol=1e-6,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
@@ -122,14 +136,23 @@ def test_given_positions_are_used_as_transformers_uses_them() -> None:
 def test_state_dict_has_exactly_the_names_and_shapes_of_mistral() -> None:
     config = make_config("grouped heads")
     with torch.device("meta"):
-        ours, theirs = MoxinForCausalLM(config), MistralForCausalLM(MistralConfig(**config.to_hf_dict()))
-    assert {n: t.shape for n, t in ours.state_dict().items()} == {n: t.shape for n, t in theirs.state_dict().items()}
+        ours, theirs = (
+            MoxinForCausalLM(config),
+            MistralForCausalLM(MistralConfig(**config.to_hf_dict())),
+        )
+    assert {n: t.shape for n, t in ours.state_dict().items()} == {
+        n: t.shape for n, t in theirs.state_dict().items()
+    }
 
 
 def test_full_scale_has_8_114_180_096_parameters() -> None:
     with torch.device("meta"):
         model = MoxinForCausalLM(MoxinConfig())
     assert sum(parameter.numel() for parameter in model.parameters()) == 8_114_180_096
-    assert len(model.state_dict()) == 327  # 9 a block and 3, as in the index of the released weights
+    assert (
+        len(model.state_dict()) == 327
+    )  # 9 a block and 3, as in the index of the released weights
     assert count_parameters(MoxinConfig())["total"] == 8_114_180_096
-    assert count_parameters(MoxinConfig(num_hidden_layers=32))["total"] == 7_241_732_096  # Mistral 7B
+    assert (
+        count_parameters(MoxinConfig(num_hidden_layers=32))["total"] == 7_241_732_096
+    )  # Mistral 7B

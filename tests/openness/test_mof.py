@@ -1,4 +1,6 @@
-"""The MOF evaluator applies the Model Openness Tool's rules: on entries of our own, and on the tool's fixtures where present."""
+"""The MOF evaluator applies the Model Openness Tool's rules: on entries of our own, and on the
+tool's fixtures where present.
+"""
 
 import copy
 import json
@@ -25,11 +27,18 @@ CLASS_3 = [
     "Data card",
 ]
 CLASS_2 = ["Training code", "Inference code", "Evaluation code", "Evaluation data"]
-CLASS_1 = ["Datasets", "Data preprocessing code", "Model parameters (Intermediate)", "Research paper"]
+CLASS_1 = [
+    "Datasets",
+    "Data preprocessing code",
+    "Model parameters (Intermediate)",
+    "Research paper",
+]
 
 
 def entry(names, licence="OpenMDW-1.0", **licences):
-    components = [{"name": name, "license": licence} if licence else {"name": name} for name in names]
+    components = [
+        {"name": name, "license": licence} if licence else {"name": name} for name in names
+    ]
     return {
         "framework": {"name": "Model Openness Framework", "version": "1.0", "date": "2024-12-15"},
         "release": {
@@ -48,7 +57,8 @@ def result(names, licence="OpenMDW-1.0", **licences):
 def test_catalogue_has_seventeen_components_in_three_cumulative_classes():
     facts = mof.catalogue()["components"]
     required = {
-        number: {fact["name"] for fact in facts if fact["class"] == number and fact["required"]} for number in (1, 2, 3)
+        number: {fact["name"] for fact in facts if fact["class"] == number and fact["required"]}
+        for number in (1, 2, 3)
     }
     assert len({fact["id"] for fact in facts}) == len({fact["name"] for fact in facts}) == 17
     assert required == {3: set(CLASS_3), 2: set(CLASS_2), 1: set(CLASS_1)}
@@ -65,7 +75,9 @@ def test_catalogue_has_seventeen_components_in_three_cumulative_classes():
         (CLASS_2 + CLASS_1, 0, (None, 0, 0)),
     ],
 )
-def test_classes_build_on_each_other_and_progress_stops_at_the_first_unmet(names, expected_class, progress):
+def test_classes_build_on_each_other_and_progress_stops_at_the_first_unmet(
+    names, expected_class, progress
+):
     evaluation = result(names)
     assert evaluation.mof_class == expected_class
     three, two, one = progress
@@ -75,12 +87,19 @@ def test_classes_build_on_each_other_and_progress_stops_at_the_first_unmet(names
     assert evaluation.progress(1) == pytest.approx(one if evaluation.progress(2) == 100 else 0)
 
 
-@given(st.sets(st.sampled_from([fact["name"] for fact in mof.catalogue()["components"]])), st.data())
+@given(
+    st.sets(st.sampled_from([fact["name"] for fact in mof.catalogue()["components"]])), st.data()
+)
 def test_publishing_one_more_open_component_never_lowers_class_or_progress(names, data):
     more = data.draw(st.sampled_from([fact["name"] for fact in mof.catalogue()["components"]]))
     before, after = result(sorted(names)), result(sorted(names | {more}))
     assert all(after.progress(number) >= before.progress(number) for number in (1, 2, 3))
-    assert 0 <= min(after.progress(number) for number in (1, 2, 3)) <= max(after.progress(n) for n in (1, 2, 3)) <= 100
+    assert (
+        0
+        <= min(after.progress(number) for number in (1, 2, 3))
+        <= max(after.progress(n) for n in (1, 2, 3))
+        <= 100
+    )
     assert (before.mof_class or 4) >= (after.mof_class or 4)
 
 
@@ -116,10 +135,14 @@ def test_optional_components_never_change_progress():
         ({}, {}, "", ""),
     ],
 )
-def test_licence_is_the_components_own_then_its_types_then_the_distributions(component, licences, expected, source):
+def test_licence_is_the_components_own_then_its_types_then_the_distributions(
+    component, licences, expected, source
+):
     made = entry(["Training code"], licence=None, **licences)
     made["release"]["components"][0].update(component)
-    found = next(c for c in mof.evaluate_entry(mof.check(made)).components if c.name == "Training code")
+    found = next(
+        c for c in mof.evaluate_entry(mof.check(made)).components if c.name == "Training code"
+    )
     assert (found.licence, found.licence_from) == (expected, source)
     assert found.status == ("included" if expected else "unlicensed")
 
@@ -177,7 +200,9 @@ def test_broken_entry_is_refused_with_the_place(change, message):
 
 def test_unquoted_date_is_read_as_text(tmp_path):
     path = tmp_path / "MOF.yml"
-    path.write_text(yaml.safe_dump(entry(CLASS_3)).replace("'2024-12-15'", "2024-12-15"), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(entry(CLASS_3)).replace("'2024-12-15'", "2024-12-15"), encoding="utf-8"
+    )
     assert mof.evaluate(path).mof_class == 3
 
 
@@ -197,7 +222,8 @@ def test_committed_fixture_evaluates_to_what_its_name_says(path):
 
 
 @pytest.mark.skipif(
-    not MOT_FIXTURES, reason="MOXIN_BENCHMARKS is unset or has no mof/fixtures; .ci/run sets it where the files exist"
+    not MOT_FIXTURES,
+    reason="MOXIN_BENCHMARKS is unset or has no mof/fixtures; .ci/run sets it where the files exist",
 )
 @pytest.mark.parametrize("path", MOT_FIXTURES, ids=lambda path: path.stem)
 def test_agrees_with_the_model_openness_tools_own_fixture(path):
@@ -205,38 +231,49 @@ def test_agrees_with_the_model_openness_tools_own_fixture(path):
 
 
 @pytest.mark.skipif(
-    not MOT_FIXTURES, reason="MOXIN_BENCHMARKS is unset or has no mof/; .ci/run sets it where the files exist"
+    not MOT_FIXTURES,
+    reason="MOXIN_BENCHMARKS is unset or has no mof/; .ci/run sets it where the files exist",
 )
 def test_catalogue_holds_the_model_openness_tools_components_licences_and_enumerations():
     upstream = Path(BENCHMARKS) / "mof"
-    settings = yaml.safe_load((upstream / "mof.settings.yml").read_text(encoding="utf-8"))["components"]
+    settings = yaml.safe_load((upstream / "mof.settings.yml").read_text(encoding="utf-8"))[
+        "components"
+    ]
     fields = ("id", "name", "content_type", "class", "required")
     ours = {tuple(fact[field] for field in fields) for fact in mof.catalogue()["components"]}
     assert ours == {tuple(component[field] for field in fields) for component in settings}
     spdx = json.loads((upstream / "licenses.json").read_text(encoding="utf-8"))["licenses"]
     assert set(mof.catalogue()["open_licences"]["osi_or_fsf"]) == {
-        entry["licenseId"] for entry in spdx if entry.get("isOsiApproved") or entry.get("isFsfLibre")
+        entry["licenseId"]
+        for entry in spdx
+        if entry.get("isOsiApproved") or entry.get("isFsfLibre")
     }
     made_for = json.loads((upstream / "mof-licenses.json").read_text(encoding="utf-8"))["licenses"]
     for content_type, identifiers in mof.catalogue()["type_appropriate"].items():
         wanted = {entry["licenseId"] for entry in made_for if content_type in entry["ContentType"]}
         assert set(identifiers) == wanted
-    release = json.loads((upstream / "mof_schema.json").read_text(encoding="utf-8"))["properties"]["release"][
-        "properties"
-    ]
+    release = json.loads((upstream / "mof_schema.json").read_text(encoding="utf-8"))["properties"][
+        "release"
+    ]["properties"]
     for field in ("type", "architecture", "treatment"):
         assert mof.catalogue()["schema"][field] == release[field]["enum"]
 
 
 def check_fixture(path):
-    """Progress and counts as the file name states them, read the way the tool's own test script reads them.
+    """Progress and counts as the file name states them, read the way the tool's own test script
+    reads them.
 
-    That script sets the progress of a class to 0 while a lower class is not met (the names were made before that rule), and skips
-    the count of type-appropriate licences (made before upstream mended it); so does this.
+    That script sets the progress of a class to 0 while a lower class is not met (the names were
+    made before that rule), and skips the count of type-appropriate licences (made before upstream
+    mended it); so does this.
     """
-    match = re.search(r"_C1_(\d+)%-C2_(\d+)%-C3_(\d+)%_(\d+)C_(\d+)G_(\d+)L_(\d+)V_(\d+)I_", path.stem)
+    match = re.search(
+        r"_C1_(\d+)%-C2_(\d+)%-C3_(\d+)%_(\d+)C_(\d+)G_(\d+)L_(\d+)V_(\d+)I_", path.stem
+    )
     assert match, f"{path.name} does not state what to expect"
-    one, two, three, components, global_licences, own_licences, valid, invalid = map(int, match.groups())
+    one, two, three, components, global_licences, own_licences, valid, invalid = map(
+        int, match.groups()
+    )
     if three < 100:
         two = 0
     if two < 100:
@@ -250,7 +287,9 @@ def check_fixture(path):
 
 
 def test_text_report_states_class_progress_licence_source_and_the_next_step():
-    text = mof.format_text(result(CLASS_3[:-1], licence=None, code="MIT", distribution="Apache-2.0"))
+    text = mof.format_text(
+        result(CLASS_3[:-1], licence=None, code="MIT", distribution="Apache-2.0")
+    )
     assert "Unclassified" in text and "83.3 %" in text
     assert "release.license.code" in text and "release.license.distribution" in text
     assert "for Class III - Open Model:\n    add Data card" in text

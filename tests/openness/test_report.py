@@ -1,4 +1,6 @@
-"""The openness report's tables and pictures say what their inputs say, for the entries that this repository commits."""
+"""The openness report's tables and pictures say what their inputs say, for the entries that this
+repository commits.
+"""
 
 from pathlib import Path
 
@@ -37,8 +39,12 @@ def test_upstream_lacks_a_data_card_in_both_readings_and_so_has_no_class(reading
 
 
 def test_the_lab_lists_nothing_that_only_a_run_makes(readings):
-    local = [name for name, item in mof.evidence(ROOT / "MOF.yml").items() if item["status"] == "local"]
-    state = {component.name: component.status for component in readings["Lab, as published"].components}
+    local = [
+        name for name, item in mof.evidence(ROOT / "MOF.yml").items() if item["status"] == "local"
+    ]
+    state = {
+        component.name: component.status for component in readings["Lab, as published"].components
+    }
     assert local and all(state[name] == "absent" for name in local)
     with_results = {c.name: c.status for c in readings["Lab, with its local results"].components}
     assert all(with_results[name] == "included" for name in local)
@@ -58,7 +64,9 @@ def test_evidence_has_a_row_for_each_of_the_17_components_and_agrees_with_the_en
 
 
 def test_component_table_has_a_row_for_each_of_the_17_components(readings):
-    frame = report.component_table(readings["Lab, as published"], mof.evidence(ROOT / "MOF.yml")).set_index("component")
+    frame = report.component_table(
+        readings["Lab, as published"], mof.evidence(ROOT / "MOF.yml")
+    ).set_index("component")
     assert len(frame) == 17
     assert tuple(frame.loc["Datasets", ["licence", "licence from", "open", "fits its type"]]) == (
         "MPL-2.0",
@@ -80,7 +88,9 @@ def test_every_place_that_the_evidence_names_exists_and_is_hashed():
         if item["status"] == "absent":
             assert places == [item["note"]]
     rows = frame.set_index("component")
-    assert rows.loc["Model parameters (Final)", place] == "local: runs/tiny/04_pretraining/pretrained"
+    assert (
+        rows.loc["Model parameters (Final)", place] == "local: runs/tiny/04_pretraining/pretrained"
+    )
     assert rows.loc["Model parameters (Final)", "SHA-256"] == "c" * 12
     assert "not made yet" in rows.loc["Model parameters (Intermediate)", place]
     assert rows["SHA-256"].str.fullmatch("[0-9a-f]{12}|–").all()
@@ -88,12 +98,16 @@ def test_every_place_that_the_evidence_names_exists_and_is_hashed():
 
 def test_evidence_of_a_file_that_is_gone_is_an_error(tmp_path):
     with pytest.raises(LabError, match="gone does not exist"):
-        report.evidence_table({"Data card": {"status": "present", "paths": ["gone"], "note": "n"}}, tmp_path, [])
+        report.evidence_table(
+            {"Data card": {"status": "present", "paths": ["gone"], "note": "n"}}, tmp_path, []
+        )
 
 
 def test_data_card_table_has_every_card_with_its_own_licence():
     frame = report.data_card_table(ROOT).set_index("data set")
-    assert set(frame.index) == {path.parent.name for path in (ROOT / "data_cards").glob("*/README.md")}
+    assert set(frame.index) == {
+        path.parent.name for path in (ROOT / "data_cards").glob("*/README.md")
+    }
     assert frame.loc["help_pages", "licence on its card"] == "mpl-2.0"
     assert (frame["rows"] > 0).all()
 
@@ -101,7 +115,9 @@ def test_data_card_table_has_every_card_with_its_own_licence():
 def test_pictures_and_their_text_alternatives_come_from_the_same_numbers(readings):
     verdicts = claims.verdicts(ROOT, [record()], "tiny")
     counts = report.verdict_counts(verdicts)
-    assert counts.to_numpy().sum() == len(verdicts) and counts.loc["architecture", "reproduced"] == 1
+    assert (
+        counts.to_numpy().sum() == len(verdicts) and counts.loc["architecture", "reproduced"] == 1
+    )
     left = counts.loc["architecture", "not attempted"]
     assert f"architecture: 1 reproduced, {left} not attempted" in report.verdict_alt(verdicts)
     figure = report.verdict_figure(verdicts)
@@ -121,11 +137,20 @@ def test_every_claim_stands_in_exactly_one_of_the_two_claim_tables():
 
 
 def test_provenance_tables_show_where_stages_differ():
-    records = [record(), record(stage="04_pretraining", environment={"python": "3.12.1", "packages": {}})]
+    records = [
+        record(),
+        record(stage="04_pretraining", environment={"python": "3.12.1", "packages": {}}),
+    ]
     environment = report.environment_table(records).set_index("what")["value"]
-    assert environment["python"] == "3.11.7; 3.12.1" and environment["torch"] == "2.13.0" and "gpu" not in environment
+    assert (
+        environment["python"] == "3.11.7; 3.12.1"
+        and environment["torch"] == "2.13.0"
+        and "gpu" not in environment
+    )
     stages = report.stage_table(records)
-    assert stages.loc[0, "left"] == "architecture aaaaaaaaaaaa" and stages.loc[0, "GiB at peak"] == 1
+    assert (
+        stages.loc[0, "left"] == "architecture aaaaaaaaaaaa" and stages.loc[0, "GiB at peak"] == 1
+    )
 
 
 def test_deviation_table_keeps_every_source():

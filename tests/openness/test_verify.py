@@ -1,4 +1,6 @@
-"""`verify` sees every byte, file and link that differs from the manifest, and says clearly when there is no usable manifest."""
+"""`verify` sees every byte, file and link that differs from the manifest, and says clearly when
+there is no usable manifest.
+"""
 
 import json
 import os
@@ -59,7 +61,11 @@ def test_manifest_is_an_in_toto_statement_with_the_same_bytes_each_time(root):
     statement = json.loads(before)
     assert statement["_type"] == "https://in-toto.io/Statement/v1"
     assert statement["subject"] == sorted(statement["subject"], key=lambda entry: entry["name"])
-    assert statement["predicate"] == {"scale": "tiny", "files": len(FILES), "bytes": sum(map(len, FILES.values()))}
+    assert statement["predicate"] == {
+        "scale": "tiny",
+        "files": len(FILES),
+        "bytes": sum(map(len, FILES.values())),
+    }
     manifest.write_manifest(root, "tiny")
     assert path.read_bytes() == before
 
@@ -114,7 +120,9 @@ def test_surplus_link_and_pipe_are_caught_without_being_opened(root):
 
 def test_folder_without_a_report_cannot_be_bound(tmp_path):
     (tmp_path / "reports" / "tiny").mkdir(parents=True)
-    with pytest.raises(LabError, match="holds no report; make one with: moxin-lab run --scale tiny"):
+    with pytest.raises(
+        LabError, match="holds no report; make one with: moxin-lab run --scale tiny"
+    ):
         manifest.write_manifest(tmp_path, "tiny")
 
 

@@ -1,4 +1,6 @@
-"""What `papers/` says is complete, sourced and consistent with itself; the printed tables are intact."""
+"""What `papers/` says is complete, sourced and consistent with itself; the printed tables are
+intact.
+"""
 
 import csv
 import importlib.resources
@@ -11,15 +13,14 @@ import jsonschema
 import pytest
 import yaml
 
-from moxin_lab.lab import claims
-from moxin_lab.openness import published
+from moxin_lab.lab import claims, published
 from moxin_lab.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = ROOT / "papers"
 CLAIMS = claims.load(ROOT)
 DEVIATIONS = claims.deviations(ROOT)
-TABLES = published.index(ROOT)
+TABLES = published.index(ROOT / "papers" / "tables")
 STAGE_NAMES = {info.name for info in STAGES}
 
 
@@ -27,7 +28,9 @@ STAGE_NAMES = {info.name for info in STAGES}
 def test_claim_is_complete_and_names_a_notebook(claim):
     assert re.fullmatch(r"[a-z]+\.[A-Za-z0-9.-]+", claim["id"])
     assert claim["tested_in"] in STAGE_NAMES | set(claims.planned_notebooks(ROOT))
-    assert claim["status"] == "not attempted", "a verdict is what a notebook records, never what this file says"
+    assert claim["status"] == "not attempted", (
+        "a verdict is what a notebook records, never what this file says"
+    )
     assert ("unit" in claim) == ("value" in claim)
     if "tolerance" in claim:
         assert isinstance(claim["value"], int | float) and claim["tolerance"] >= 0
@@ -43,11 +46,22 @@ def test_planned_notebooks_do_not_exist_yet():
 
 @pytest.mark.parametrize("deviation", DEVIATIONS, ids=lambda deviation: deviation["id"])
 def test_deviation_quotes_its_sources_and_says_how_it_is_read(deviation):
-    assert deviation.keys() == {"id", "topic", "title", "sources", "reading", "effect", "treated", "claims"}
+    assert deviation.keys() == {
+        "id",
+        "topic",
+        "title",
+        "sources",
+        "reading",
+        "effect",
+        "treated",
+        "claims",
+    }
     assert len(deviation["sources"]) >= 2
     assert all(isinstance(text, str) and text.strip() for text in deviation["sources"].values())
     assert deviation["reading"].strip() and deviation["effect"].strip()
-    assert deviation["treated"] and set(deviation["treated"]) <= STAGE_NAMES | set(claims.planned_notebooks(ROOT))
+    assert deviation["treated"] and set(deviation["treated"]) <= STAGE_NAMES | set(
+        claims.planned_notebooks(ROOT)
+    )
     assert deviation["claims"] and set(deviation["claims"]) <= {claim["id"] for claim in CLAIMS}
 
 
@@ -56,7 +70,9 @@ def test_deviation_ids_are_unique():
 
 
 def test_index_and_folder_name_the_same_tables():
-    assert sorted(entry["file"] for entry in TABLES) == sorted(path.name for path in (PAPERS / "tables").glob("*.csv"))
+    assert sorted(entry["file"] for entry in TABLES) == sorted(
+        path.name for path in (PAPERS / "tables").glob("*.csv")
+    )
 
 
 @pytest.mark.parametrize("entry", TABLES, ids=lambda entry: entry["file"])
@@ -67,11 +83,16 @@ def test_table_is_rectangular_numeric_and_described(entry):
     names = [row[0] for row in rows[1:]]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"\d+(\.\d+)?", value) for row in rows[1:] for value in row[1:])
-    assert {*entry.get("ours", {}), *entry.get("copied_rows", []), *entry.get("average_mismatches", [])} <= set(names)
+    assert {
+        *entry.get("ours", {}),
+        *entry.get("copied_rows", []),
+        *entry.get("average_mismatches", []),
+    } <= set(names)
     assert bool(entry.get("copied_rows")) == ("copied_from" in entry)
     assert set(entry["claims"]) <= {claim["id"] for claim in CLAIMS}
     assert entry["source"] and entry["caption"]
-    # Tables 6 to 8 and MT-Bench come from suites that no stage runs: a command would promise what it cannot do.
+    # Tables 6 to 8 and MT-Bench come from suites that no stage runs: a command would promise what
+    # it cannot do.
     other_suite = entry["file"] in {
         "table_6_olmes.csv",
         "table_7_reasoning.csv",
@@ -79,16 +100,26 @@ def test_table_is_rectangular_numeric_and_described(entry):
         "table_mt_bench.csv",
     }
     assert (
-        entry["command"] is None if other_suite else entry["command"].startswith("moxin-lab run --scale full --only ")
+        entry["command"] is None
+        if other_suite
+        else entry["command"].startswith("moxin-lab run --scale full --only ")
     )
 
 
 def test_every_printed_average_is_the_mean_of_its_row_except_those_flagged():
-    averages = published.averages(ROOT)
-    found = set(averages.loc[~averages["agrees"], ["table", "model"]].itertuples(index=False, name=None))
-    flagged = {(entry["title"], model) for entry in TABLES for model in entry.get("average_mismatches", [])}
+    averages = published.averages(ROOT / "papers" / "tables")
+    found = set(
+        averages.loc[~averages["agrees"], ["table", "model"]].itertuples(index=False, name=None)
+    )
+    flagged = {
+        (entry["title"], model) for entry in TABLES for model in entry.get("average_mismatches", [])
+    }
     assert found == flagged and len(flagged) == 2
-    assert len(averages) == sum(len(published.table(ROOT, e["file"])) for e in TABLES if "average_mismatches" in e)
+    assert len(averages) == sum(
+        len(published.table(ROOT / "papers" / "tables", e["file"]))
+        for e in TABLES
+        if "average_mismatches" in e
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,27 +139,39 @@ def test_every_printed_average_is_the_mean_of_its_row_except_those_flagged():
 )
 def test_value_of_a_claim_is_the_one_in_its_table(claim_id, file, model, column):
     value = next(claim["value"] for claim in CLAIMS if claim["id"] == claim_id)
-    assert published.table(ROOT, file).loc[model, column] == value
+    assert published.table(ROOT / "papers" / "tables", file).loc[model, column] == value
 
 
 def test_gain_of_phase_three_is_the_difference_of_the_two_printed_rows():
     value = next(claim["value"] for claim in CLAIMS if claim["id"] == "pretraining.phase-3-gain")
-    averages = published.table(ROOT, "table_2_zero_shot_base.csv")["Ave"]
+    averages = published.table(ROOT / "papers" / "tables", "table_2_zero_shot_base.csv")["Ave"]
     assert averages["Moxin-7B-Enhanced"] - averages["Moxin-7B-Original"] == pytest.approx(value)
 
 
 def test_bibliography_has_an_entry_for_each_source_that_the_claims_name():
-    keys = re.findall(r"^@\w+\{(\w+),", (PAPERS / "moxin.bib").read_text(encoding="utf-8"), re.MULTILINE)
+    keys = re.findall(
+        r"^@\w+\{(\w+),", (PAPERS / "moxin.bib").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert len(set(keys)) == len(keys)
-    assert {"moxin2025report", "moxin2024report", "moxin2025code", "moxin2025vlmcode", "moxin2025website"} <= set(keys)
+    assert {
+        "moxin2025report",
+        "moxin2024report",
+        "moxin2025code",
+        "moxin2025vlmcode",
+        "moxin2025website",
+    } <= set(keys)
 
 
 def test_citation_file_is_valid_and_carries_the_packages_version_and_licence():
     schemas = importlib.resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
     schema = json.loads((schemas / "citation-file-format.json").read_text(encoding="utf-8"))
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert [error.message for error in jsonschema.Draft7Validator(schema).iter_errors(citation)] == []
-    assert list(jsonschema.Draft7Validator(schema).iter_errors({**citation, "authors": []})), "the schema must bite"
+    assert [
+        error.message for error in jsonschema.Draft7Validator(schema).iter_errors(citation)
+    ] == []
+    assert list(jsonschema.Draft7Validator(schema).iter_errors({**citation, "authors": []})), (
+        "the schema must bite"
+    )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
 

@@ -1,23 +1,31 @@
-"""Guarantees of moxin_lab.posttraining.chat: Tülu's strings, loss on answers alone, refusals that say why."""
+"""Guarantees of moxin_lab.posttraining.chat: Tülu's strings, loss on answers alone, refusals that
+say why.
+"""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from posttraining_examples import make_conversations, make_tokenizer
 
 from moxin_lab.posttraining import chat
+from tests.posttraining.examples import make_conversations, make_tokenizer
 
 TOKENIZER = make_tokenizer()
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(lambda text: text.strip())
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(
+    lambda text: text.strip()
+)
 
 
 def say(*contents, system=None):
-    turns = [{"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(contents)]
+    turns = [
+        {"role": ("user", "assistant")[place % 2], "content": content}
+        for place, content in enumerate(contents)
+    ]
     return ([{"role": "system", "content": system}] if system else []) + turns
 
 
-# The published template (chat_template of Llama-3.1-Tulu-3-8B) written out by hand, with this tokenizer's end token.
+# The published template (chat_template of Llama-3.1-Tulu-3-8B) written out by hand, with this
+# tokenizer's end token.
 PUBLISHED = [
     (say("What is 2+2?", "4"), False, "<|user|>\nWhat is 2+2?\n<|assistant|>\n4</s>"),
     (
@@ -33,7 +41,10 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("conversation", "asks", "text"), PUBLISHED)
 def test_template_gives_the_published_strings(conversation, asks, text):
-    assert TOKENIZER.apply_chat_template(conversation, tokenize=False, add_generation_prompt=asks) == text
+    assert (
+        TOKENIZER.apply_chat_template(conversation, tokenize=False, add_generation_prompt=asks)
+        == text
+    )
     if not asks:
         assert chat.render(conversation, "</s>")[0] == text
 
@@ -61,7 +72,9 @@ def test_encoding_is_transformers_own_and_loss_stands_on_its_assistant_mask(turn
     assert encoded.answer.astype(int).tolist() == theirs["assistant_masks"]
     prompt = chat.encode_prompt(conversation[:-1], TOKENIZER)
     assert encoded.input_ids[: len(prompt)].tolist() == prompt
-    assert TOKENIZER.decode(encoded.input_ids[len(prompt) :]) == conversation[-1]["content"] + "</s>"
+    assert (
+        TOKENIZER.decode(encoded.input_ids[len(prompt) :]) == conversation[-1]["content"] + "</s>"
+    )
 
 
 def test_every_answer_and_its_end_token_carry_loss_and_nothing_else():
@@ -80,7 +93,10 @@ MALFORMED = [
     (say("a", "b")[::-1], "assistant message where"),
     ([*say("a"), *say("a", "b")], "user message where assistant is due"),
     ([*say("a"), {"role": "system", "content": "s"}], "system message where assistant is due"),
-    ([*say("a"), {"role": "tool", "content": "s"}], "role 'tool': known are system, user, assistant"),
+    (
+        [*say("a"), {"role": "tool", "content": "s"}],
+        "role 'tool': known are system, user, assistant",
+    ),
     (say("a", " \n"), r"message 1 \(assistant\) is empty"),
     (say("a", 7), r"message 1 \(assistant\) has a content of type int"),
     (say("a", None), "type NoneType"),
@@ -102,17 +118,24 @@ def test_the_template_itself_refuses_an_unknown_role():
 
 @pytest.mark.parametrize("word", ["</s>", "<s>", "<|assistant|>"])
 def test_text_that_spells_a_special_token_or_a_marker_is_not_learned_as_one(word):
-    assert chat.encode(say(f"a {word} b", "c"), TOKENIZER, max_tokens=99) == (None, chat.SPECIAL_TOKEN)
+    assert chat.encode(say(f"a {word} b", "c"), TOKENIZER, max_tokens=99) == (
+        None,
+        chat.SPECIAL_TOKEN,
+    )
 
 
 def test_a_long_conversation_loses_whole_turns_and_never_keeps_half_an_answer():
     conversation = say("a", "b" * 10, "c", "d" * 50)
     whole, reason = chat.encode(conversation, TOKENIZER, max_tokens=999)
     assert reason == ""
-    first = int(np.flatnonzero(np.diff(whole.answer.astype(int)) == -1)[0]) + 1  # behind the first answer's end token
+    first = (
+        int(np.flatnonzero(np.diff(whole.answer.astype(int)) == -1)[0]) + 1
+    )  # behind the first answer's end token
     for limit in (first, len(whole) - 1):
         kept, reason = chat.encode(conversation, TOKENIZER, max_tokens=limit)
-        assert reason == chat.SHORTENED and kept.input_ids.tolist() == whole.input_ids[:first].tolist()
+        assert (
+            reason == chat.SHORTENED and kept.input_ids.tolist() == whole.input_ids[:first].tolist()
+        )
         assert kept.input_ids[-1] == TOKENIZER.eos_token_id and kept.num_targets == 11
     assert chat.encode(conversation, TOKENIZER, max_tokens=first - 1) == (None, chat.CUT)
 
@@ -121,11 +144,17 @@ def test_a_tokenizer_that_joins_marker_and_answer_or_loses_text_is_noticed():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {"</s>": 0, "<unk>": 1, **{name: i for i, name in enumerate("abcdefgijklmnoprstuvwxyz<|>\n", start=2)}}
+    vocab = {
+        "</s>": 0,
+        "<unk>": 1,
+        **{name: i for i, name in enumerate("abcdefgijklmnoprstuvwxyz<|>\n", start=2)},
+    }
     vocab["\nz"] = len(vocab)
     inner = Tokenizer(models.BPE(vocab, [("\n", "z")], unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split("zz", "isolated")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", clean_up_tokenization_spaces=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="</s>", clean_up_tokenization_spaces=False
+    )
     chat.install_template(tokenizer)
     assert chat.encode(say("a", "zb"), tokenizer, max_tokens=99)[1] == chat.NOT_ROUND_TRIP
     assert chat.encode(say("a", "bé"), tokenizer, max_tokens=99)[1] == chat.NOT_ROUND_TRIP
@@ -137,12 +166,20 @@ def test_a_data_set_reports_what_it_lost_and_is_refused_above_the_stated_share()
     kept, report = chat.encode_all(conversations, TOKENIZER, max_tokens=200, max_refused_share=0.15)
     assert [encoded.index for encoded in kept] == list(range(17))
     assert report["conversations"].to_dict() == {
-        chat.MALFORMED: 1, chat.SPECIAL_TOKEN: 1, chat.NOT_ROUND_TRIP: 0, chat.NO_ANSWER_TOKEN: 0, chat.CUT: 1,
+        chat.MALFORMED: 1,
+        chat.SPECIAL_TOKEN: 1,
+        chat.NOT_ROUND_TRIP: 0,
+        chat.NO_ANSWER_TOKEN: 0,
+        chat.CUT: 1,
         chat.SHORTENED: 0,
-    }  # fmt: skip
-    assert report["example"][chat.MALFORMED] == "17: the last message is a user message; assistant is due"
+    }
+    assert (
+        report["example"][chat.MALFORMED]
+        == "17: the last message is a user message; assistant is due"
+    )
     with pytest.raises(
-        chat.ChatError, match=r"3 of 20 conversations give nothing to learn from, more than .* of 14\.9%.*"
+        chat.ChatError,
+        match=r"3 of 20 conversations give nothing to learn from, more than .* of 14\.9%.*",
     ):
         chat.encode_all(conversations, TOKENIZER, max_tokens=200, max_refused_share=0.149)
     with pytest.raises(chat.ChatError, match="0 of 0 conversations"):

@@ -1,24 +1,42 @@
-"""Guarantees of preference optimisation: TRL's losses, any cut of a step, a reference computed once and never mistaken."""
+"""Guarantees of preference optimisation: TRL's losses, any cut of a step, a reference computed once
+and never mistaken.
+"""
 
 import numpy as np
 import pytest
 import torch
-from posttraining_examples import gradient_norm, make_model, make_settings, make_sides, make_tokenizer
 
 from moxin_lab.model.convert import save_pretrained
-from moxin_lab.posttraining import chat, dpo, fitting
+from moxin_lab.posttraining import chat, dpo
 from moxin_lab.posttraining.batches import IGNORE
+from moxin_lab.training.fit import fit_language_model
+from tests.posttraining.examples import (
+    gradient_norm,
+    make_model,
+    make_settings,
+    make_sides,
+    make_tokenizer,
+)
 
 TOKENIZER = make_tokenizer()
 
 
 def make_pairs(count=16):
-    pairs, _ = dpo.encode_pairs(*make_sides(count), TOKENIZER, max_tokens=256, max_refused_share=0.0)
+    pairs, _ = dpo.encode_pairs(
+        *make_sides(count), TOKENIZER, max_tokens=256, max_refused_share=0.0
+    )
     return pairs
 
 
 def make_stream(pairs, reference, **changes):
-    options = {"examples_per_step": 8, "epochs": 1, "row_tokens": 255, "seed": 0, "pad_id": 0, "layout": "packed"}
+    options = {
+        "examples_per_step": 8,
+        "epochs": 1,
+        "row_tokens": 255,
+        "seed": 0,
+        "pad_id": 0,
+        "layout": "packed",
+    }
     return dpo.PairStream(pairs, reference, **{**options, **changes})
 
 
@@ -52,22 +70,40 @@ def trl_trainer(tmp_path_factory):
         "rejected": [side[-1:] for side in rejected],
     }
     arguments = DPOConfig(
-        output_dir=str(folder / "out"), use_cpu=True, report_to=[], max_length=256, per_device_train_batch_size=8,
-        gradient_checkpointing=False, bf16=False, loss_type=["sigmoid"], beta=0.1, disable_dropout=True,
-    )  # fmt: skip
+        output_dir=str(folder / "out"),
+        use_cpu=True,
+        report_to=[],
+        max_length=256,
+        per_device_train_batch_size=8,
+        gradient_checkpointing=False,
+        bf16=False,
+        loss_type=["sigmoid"],
+        beta=0.1,
+        disable_dropout=True,
+    )
     return DPOTrainer(
         AutoModelForCausalLM.from_pretrained(folder / "model"),
         AutoModelForCausalLM.from_pretrained(folder / "reference"),
-        args=arguments, processing_class=make_tokenizer(), train_dataset=datasets.Dataset.from_dict(rows),
-    )  # fmt: skip
+        args=arguments,
+        processing_class=make_tokenizer(),
+        train_dataset=datasets.Dataset.from_dict(rows),
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "theirs", "beta", "smoothing"),
-    [("sigmoid", "sigmoid", 0.1, 0.0), ("dpo_norm", "sigmoid_norm", 5.0, 0.0), ("ipo", "ipo", 0.5, 0.0)],
+    [
+        ("sigmoid", "sigmoid", 0.1, 0.0),
+        ("dpo_norm", "sigmoid_norm", 5.0, 0.0),
+        ("ipo", "ipo", 0.5, 0.0),
+    ],
 )
 def test_losses_and_gradients_equal_trls_dpo_trainer(trl_trainer, kind, theirs, beta, smoothing):
-    trl_trainer.loss_types, trl_trainer.beta, trl_trainer.label_smoothing = [theirs], beta, smoothing
+    trl_trainer.loss_types, trl_trainer.beta, trl_trainer.label_smoothing = (
+        [theirs],
+        beta,
+        smoothing,
+    )
     batch = trl_trainer.data_collator([trl_trainer.train_dataset[number] for number in range(8)])
     trl_trainer.model.zero_grad()
     expected = trl_trainer.compute_loss(trl_trainer.model, dict(batch))
@@ -75,7 +111,10 @@ def test_losses_and_gradients_equal_trls_dpo_trainer(trl_trainer, kind, theirs, 
     pairs = make_pairs(8)
     model = make_model()
     ours, norm = step_loss(model, make_stream(pairs, reference_of(pairs)), 1, kind=kind, beta=beta)
-    assert abs(expected.item() - {"sigmoid": np.log(2), "dpo_norm": np.log(2), "ipo": 1.0}[kind]) > 1e-3
+    assert (
+        abs(expected.item() - {"sigmoid": np.log(2), "dpo_norm": np.log(2), "ipo": 1.0}[kind])
+        > 1e-3
+    )
     assert ours == pytest.approx(expected.item(), abs=1e-6)
     assert norm == pytest.approx(gradient_norm(trl_trainer.model), rel=1e-5)
 
@@ -86,12 +125,20 @@ def test_label_smoothing_mixes_the_loss_with_that_of_the_swapped_pair():
     tokens = torch.randint(1, 9, (6, 2), generator=draw)
     for kind in ("sigmoid", "dpo_norm"):
         plain = dpo.preference_losses(log_probs, reference, tokens, kind=kind, beta=2.0)
-        swapped = dpo.preference_losses(log_probs.flip(1), reference.flip(1), tokens.flip(1), kind=kind, beta=2.0)
-        mixed = dpo.preference_losses(log_probs, reference, tokens, kind=kind, beta=2.0, label_smoothing=0.2)
+        swapped = dpo.preference_losses(
+            log_probs.flip(1), reference.flip(1), tokens.flip(1), kind=kind, beta=2.0
+        )
+        mixed = dpo.preference_losses(
+            log_probs, reference, tokens, kind=kind, beta=2.0, label_smoothing=0.2
+        )
         torch.testing.assert_close(mixed, 0.8 * plain + 0.2 * swapped)
     with pytest.raises(ValueError, match="not for ipo"):
-        dpo.preference_losses(log_probs, reference, tokens, kind="ipo", beta=1.0, label_smoothing=0.1)
-    with pytest.raises(ValueError, match="unknown preference loss 'hinge': available are sigmoid, dpo_norm, ipo"):
+        dpo.preference_losses(
+            log_probs, reference, tokens, kind="ipo", beta=1.0, label_smoothing=0.1
+        )
+    with pytest.raises(
+        ValueError, match="unknown preference loss 'hinge': available are sigmoid, dpo_norm, ipo"
+    ):
         dpo.preference_losses(log_probs, reference, tokens, kind="hinge", beta=1.0)
 
 
@@ -100,7 +147,9 @@ def test_the_length_normalised_loss_alone_does_not_change_when_an_answer_is_repe
     tokens, twice = torch.tensor([[4, 3]]), torch.tensor([[2, 1]])
     for kind, same in (("sigmoid", False), ("dpo_norm", True), ("ipo", True)):
         once = dpo.preference_losses(log_probs, reference, tokens, kind=kind, beta=1.0)
-        longer = dpo.preference_losses(log_probs * twice, reference * twice, tokens * twice, kind=kind, beta=1.0)
+        longer = dpo.preference_losses(
+            log_probs * twice, reference * twice, tokens * twice, kind=kind, beta=1.0
+        )
         assert torch.allclose(once, longer) == same
 
 
@@ -111,12 +160,22 @@ def test_eight_micro_batches_of_one_pair_give_one_of_eight_with_unequal_answers(
     counts = stream.batch(0)["num_tokens"]
     assert counts.max() > 2 * counts.min()
     found = [step_loss(make_model(), stream, parts, kind=kind, beta=beta) for parts in (1, 2, 8)]
-    padded = step_loss(make_model(), make_stream(pairs, reference_of(pairs), layout="padded"), 4, kind=kind, beta=beta)
+    padded = step_loss(
+        make_model(),
+        make_stream(pairs, reference_of(pairs), layout="padded"),
+        4,
+        kind=kind,
+        beta=beta,
+    )
     for loss, norm in [*found[1:], padded]:
-        assert loss == pytest.approx(found[0][0], rel=1e-5) and norm == pytest.approx(found[0][1], rel=1e-5)
+        assert loss == pytest.approx(found[0][0], rel=1e-5) and norm == pytest.approx(
+            found[0][1], rel=1e-5
+        )
 
 
-def test_training_raises_the_chosen_answer_over_the_rejected_one_and_its_cut_does_not_matter(tmp_path):
+def test_training_raises_the_chosen_answer_over_the_rejected_one_and_its_cut_does_not_matter(
+    tmp_path,
+):
     pairs = make_pairs()
     start = make_model()
     reference = dpo.pair_log_probs(start, pairs, batch_tokens=1024)
@@ -124,11 +183,16 @@ def test_training_raises_the_chosen_answer_over_the_rejected_one_and_its_cut_doe
     for name, micro in (("whole", 8), ("cut", 2)):
         model, stream = make_model(), make_stream(pairs, reference, epochs=6)
         logs.append(
-            fitting.fit(
-                model, stream, make_settings(micro_batch_examples=micro), dpo.dpo_loss("dpo_norm", 5.0),
-                resume_folder=tmp_path / name, text="DPO", trainer_options={"accelerator": "cpu"},
+            fit_language_model(
+                model,
+                stream,
+                make_settings(micro_batch_examples=micro),
+                dpo.dpo_loss("dpo_norm", 5.0),
+                resume_folder=tmp_path / name,
+                text="DPO",
+                trainer_options={"accelerator": "cpu"},
             )
-        )  # fmt: skip
+        )
         after = dpo.pair_log_probs(model, pairs, batch_tokens=1024)
         lengths = np.array([[pair.chosen.num_targets, pair.rejected.num_targets] for pair in pairs])
         margins = np.diff((after - reference) / lengths, axis=1)[:, 0]
@@ -143,9 +207,12 @@ def test_training_raises_the_chosen_answer_over_the_rejected_one_and_its_cut_doe
 def test_only_the_last_answer_carries_loss():
     history = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "shared"}]
     sides = [
-        [*history, {"role": "user", "content": "b"}, {"role": "assistant", "content": text}] for text in ("yes", "no")
+        [*history, {"role": "user", "content": "b"}, {"role": "assistant", "content": text}]
+        for text in ("yes", "no")
     ]
-    (pair,), _ = dpo.encode_pairs([sides[0]], [sides[1]], TOKENIZER, max_tokens=99, max_refused_share=0.0)
+    (pair,), _ = dpo.encode_pairs(
+        [sides[0]], [sides[1]], TOKENIZER, max_tokens=99, max_refused_share=0.0
+    )
     found = [TOKENIZER.decode(side.input_ids[side.answer]) for side in (pair.chosen, pair.rejected)]
     assert found == ["yes</s>", "no</s>"]
     reference = np.zeros((1, 2))
@@ -159,17 +226,24 @@ def test_pairs_that_cannot_be_compared_are_counted_and_refused_above_the_share()
     rejected[1] = [{"role": "user", "content": "other"}, rejected[1][-1]]
     rejected[2] = rejected[2][:-1]
     rejected[3] = [*rejected[3][:-1], {"role": "assistant", "content": "x" * 400}]
-    pairs, report = dpo.encode_pairs(chosen, rejected, TOKENIZER, max_tokens=200, max_refused_share=0.7)
+    pairs, report = dpo.encode_pairs(
+        chosen, rejected, TOKENIZER, max_tokens=200, max_refused_share=0.7
+    )
     assert [pair.index for pair in pairs] == [4, 5]
     lost = {name: int(count) for name, count in report["pairs"].items() if count}
     assert lost == {chat.MALFORMED: 1, chat.CUT: 1, dpo.EQUAL: 1, dpo.OTHER_PROMPT: 1}
-    with pytest.raises(chat.ChatError, match=r"4 of 6 pairs cannot be compared, more than the stated share of 50\.0%"):
+    with pytest.raises(
+        chat.ChatError,
+        match=r"4 of 6 pairs cannot be compared, more than the stated share of 50\.0%",
+    ):
         dpo.encode_pairs(chosen, rejected, TOKENIZER, max_tokens=200, max_refused_share=0.5)
     with pytest.raises(chat.ChatError, match="6 chosen and 5 rejected"):
         dpo.encode_pairs(chosen, rejected[:5], TOKENIZER, max_tokens=200, max_refused_share=0.5)
 
 
-def test_the_reference_is_computed_once_and_kept_for_these_weights_and_pairs_only(tmp_path, monkeypatch):
+def test_the_reference_is_computed_once_and_kept_for_these_weights_and_pairs_only(
+    tmp_path, monkeypatch
+):
     pairs, model = make_pairs(4), make_model()
     calls = []
     compute = dpo.pair_log_probs
@@ -189,8 +263,12 @@ def test_the_reference_is_computed_once_and_kept_for_these_weights_and_pairs_onl
 def test_log_probabilities_do_not_depend_on_batches_and_are_the_models_own():
     pairs, model = make_pairs(5), make_model()
     together = dpo.pair_log_probs(model, pairs, batch_tokens=100_000)
-    np.testing.assert_allclose(dpo.pair_log_probs(model, pairs, batch_tokens=1), together, atol=1e-4)
+    np.testing.assert_allclose(
+        dpo.pair_log_probs(model, pairs, batch_tokens=1), together, atol=1e-4
+    )
     side = pairs[3].rejected
     ids = torch.from_numpy(side.input_ids)
     log_probs = model(ids[None, :-1])[0].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
-    assert together[3, 1] == pytest.approx(log_probs[torch.from_numpy(side.answer[1:])].sum().item(), abs=1e-4)
+    assert together[3, 1] == pytest.approx(
+        log_probs[torch.from_numpy(side.answer[1:])].sum().item(), abs=1e-4
+    )

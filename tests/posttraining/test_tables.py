@@ -1,4 +1,6 @@
-"""Guarantees of stage 05's tables: what is coloured is what carries loss, judgements stay with their rows."""
+"""Guarantees of stage 05's tables: what is coloured is what carries loss, judgements stay with
+their rows.
+"""
 
 import json
 import re
@@ -6,22 +8,28 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from posttraining_examples import make_conversations, make_model, make_tokenizer
 
 from moxin_lab.evaluation.statistics import wilson_interval
-from moxin_lab.posttraining import chat, respond, sft, tables
+from moxin_lab.posttraining import chat, sampling, sft, tables
+from tests.posttraining.examples import make_conversations, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 
 
 def make_rows(count=6):
-    rows = pd.DataFrame({"messages": [np.array(messages, dtype=object) for messages in make_conversations(count)]})
+    rows = pd.DataFrame(
+        {"messages": [np.array(messages, dtype=object) for messages in make_conversations(count)]}
+    )
     answers = [conversation[-1]["content"] for conversation in tables.conversations(rows)]
     rules = [
-        json.dumps({"kind": "exact", "answer": answer}) if number % 2 else None for number, answer in enumerate(answers)
+        json.dumps({"kind": "exact", "answer": answer}) if number % 2 else None
+        for number, answer in enumerate(answers)
     ]
     return rows.assign(
-        task=["a", "b"] * (count // 2), language=["en", "ko"] * (count // 2), verifier=rules, difficulty=1
+        task=["a", "b"] * (count // 2),
+        language=["en", "ko"] * (count // 2),
+        verifier=rules,
+        difficulty=1,
     )
 
 
@@ -29,12 +37,21 @@ def test_marked_text_is_the_answers_and_their_end_tokens():
     conversation = make_conversations(1)[0]
     encoded, _ = chat.encode(conversation, TOKENIZER, max_tokens=256)
     page = tables.loss_tokens_html(encoded, TOKENIZER)
-    plain = [re.sub("<[^>]+>", "", piece) for piece in re.findall(r"<mark.*?</mark>|<span.*?</span>", page)]
+    plain = [
+        re.sub("<[^>]+>", "", piece)
+        for piece in re.findall(r"<mark.*?</mark>|<span.*?</span>", page)
+    ]
     marked = "".join(re.sub("<[^>]+>", "", piece) for piece in re.findall(r"<mark.*?</mark>", page))
-    expected = "".join(f"{message['content']}</s>" for message in conversation if message["role"] == "assistant")
+    expected = "".join(
+        f"{message['content']}</s>" for message in conversation if message["role"] == "assistant"
+    )
     assert marked.replace("·", " ").replace("&lt;", "<").replace("&gt;", ">") == expected
     assert (
-        "".join(plain).replace("·", " ").replace("&lt;", "<").replace("&gt;", ">").replace("↵", "\n")
+        "".join(plain)
+        .replace("·", " ")
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("↵", "\n")
         == (chat.render(conversation, "</s>")[0])
     )
 
@@ -44,13 +61,17 @@ def test_judgements_stay_with_their_rows_when_some_rows_were_left_out():
     broken = tables.conversations(rows)
     broken[2] = broken[2][:-1]
     encoded, _ = chat.encode_all(broken, TOKENIZER, max_tokens=256, max_refused_share=0.5)
-    found = tables.judge(model, TOKENIZER, rows, encoded, max_new_tokens=5, batch_tokens=512, batch_size=4)
+    found = tables.judge(
+        model, TOKENIZER, rows, encoded, max_new_tokens=5, batch_tokens=512, batch_size=4
+    )
     assert found.index.tolist() == [0, 1, 3, 4, 5]
     assert found["right"].isna().tolist() == [True, False, False, True, False]
-    alone = respond.respond(model, TOKENIZER, [broken[3][:-1]], max_new_tokens=5)[0]
+    alone = sampling.respond(model, TOKENIZER, [broken[3][:-1]], max_new_tokens=5)[0]
     assert (found.loc[3, "text"], found.loc[3, "tokens"]) == (alone.text, alone.num_tokens)
     only, _ = chat.encode(broken[3], TOKENIZER, max_tokens=256)
-    assert found.loc[3, "nats"] == pytest.approx(sft.answer_nats(model, [only], batch_tokens=512)[0][0], rel=1e-5)
+    assert found.loc[3, "nats"] == pytest.approx(
+        sft.answer_nats(model, [only], batch_tokens=512)[0][0], rel=1e-5
+    )
 
 
 def test_shares_and_baseline_count_only_rows_with_a_verifier():
@@ -75,7 +96,9 @@ def test_samples_are_the_first_rows_of_each_language_in_order():
 
 def test_rows_are_spread_evenly_and_long_texts_are_marked_as_cut():
     rows = make_rows(10)
-    assert tables.conversations(tables.spread(rows, 4)) == [tables.conversations(rows)[place] for place in (0, 2, 5, 7)]
+    assert tables.conversations(tables.spread(rows, 4)) == [
+        tables.conversations(rows)[place] for place in (0, 2, 5, 7)
+    ]
     assert tables.spread(rows, None) is rows and len(tables.spread(rows, 99)) == 10
     texts = pd.DataFrame({"text": ["x" * 30] * 10})
     assert set(tables.samples(rows, {"SFT": texts}, each=1)["SFT"]) == {"x" * 19 + "…"}

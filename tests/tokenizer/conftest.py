@@ -1,4 +1,6 @@
-"""A small routed tokenizer on the project's own sentences in five scripts, trained once for all tests of the stage."""
+"""A small routed tokenizer on the project's own sentences in five scripts, trained once for all
+tests of the stage.
+"""
 
 from pathlib import Path
 
@@ -26,7 +28,13 @@ KOREAN = [
     "문서 창의 메뉴에서 파일을 열고 문서 창의 표를 봅니다.\n",
 ]
 RUSSIAN = ["Токенизатор делит текст на отрезки одной письменности, и эксперт соединяет буквы.\n"]
-TEXTS = {"en": ENGLISH * 3, "zh": CHINESE * 3, "ja": JAPANESE * 3, "ko": KOREAN * 3, "ru": RUSSIAN * 3}
+TEXTS = {
+    "en": ENGLISH * 3,
+    "zh": CHINESE * 3,
+    "ja": JAPANESE * 3,
+    "ko": KOREAN * 3,
+    "ru": RUSSIAN * 3,
+}
 VOCAB_SIZE = 800
 
 

@@ -1,4 +1,6 @@
-"""What the measures promise: known ratios come out, intervals are paired and hold the truth, peers count as published."""
+"""What the measures promise: known ratios come out, intervals are paired and hold the truth, peers
+count as published.
+"""
 
 import html
 import re
@@ -20,7 +22,13 @@ REPOSITORY = Path(__file__).parents[2]
 def documents(texts_by_language):
     """A frame of documents, page p0, p1, ... in each language."""
     rows = [
-        {"id": f"{language}/{i}", "language": language, "page": f"p{i}", "text": text, "num_bytes": len(text.encode())}
+        {
+            "id": f"{language}/{i}",
+            "language": language,
+            "page": f"p{i}",
+            "text": text,
+            "num_bytes": len(text.encode()),
+        }
         for language, texts in texts_by_language.items()
         for i, text in enumerate(texts)
     ]
@@ -34,9 +42,13 @@ COUNTERS = {
 
 
 def test_compression_of_known_tokenizers_is_exact():
-    counts = measures.token_counts(documents({"en": ["abcd", "efghij"], "zh": ["文文", "文文文文"]}), COUNTERS)
+    counts = measures.token_counts(
+        documents({"en": ["abcd", "efghij"], "zh": ["文文", "文文文文"]}), COUNTERS
+    )
     table = measures.compression(counts, list(COUNTERS), 50, 0).set_index(["language", "tokenizer"])
-    assert table.loc[("en", "characters"), ["bytes_per_token", "low", "high", "tokens_per_character"]].tolist() == [
+    assert table.loc[
+        ("en", "characters"), ["bytes_per_token", "low", "high", "tokens_per_character"]
+    ].tolist() == [
         1,
         1,
         1,
@@ -48,7 +60,9 @@ def test_compression_of_known_tokenizers_is_exact():
 
 def test_a_constant_gain_has_an_interval_without_width():
     counts = measures.token_counts(documents({"en": ["a" * n for n in (2, 40, 600)]}), COUNTERS)
-    table = measures.gain(counts, {"up": ("pairs", "characters"), "down": ("characters", "pairs")}, 200, 0)
+    table = measures.gain(
+        counts, {"up": ("pairs", "characters"), "down": ("characters", "pairs")}, 200, 0
+    )
     rows = table.set_index("tokenizer")[["gain", "low", "high"]]
     assert rows.loc["up"].tolist() == pytest.approx([100, 100, 100])
     assert rows.loc["down"].tolist() == pytest.approx([-50, -50, -50])
@@ -59,7 +73,9 @@ def test_a_constant_gain_has_an_interval_without_width():
 
 
 def test_frequent_tokens_are_words_of_the_block_in_order_of_use(small):
-    table = measures.frequent_tokens(small, ["文档窗口 文档 window"], 2, 1).set_index("expert")["tokens"]
+    table = measures.frequent_tokens(small, ["文档窗口 文档 window"], 2, 1).set_index("expert")[
+        "tokens"
+    ]
     assert table["han"] == "文档" and table["kana"] == "none"
 
 
@@ -69,7 +85,12 @@ def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
     for seed in range(200):
         tokens = rng.integers(50, 150, size=60)
         counts = pd.DataFrame(
-            {"language": "en", "page": np.arange(60), "num_bytes": tokens * rng.choice([3, 5], 60), "t": tokens}
+            {
+                "language": "en",
+                "page": np.arange(60),
+                "num_bytes": tokens * rng.choice([3, 5], 60),
+                "t": tokens,
+            }
         )
         counts["num_characters"] = counts["num_bytes"]
         row = measures.compression(counts, ["t"], 300, seed).iloc[0]
@@ -86,12 +107,17 @@ def test_premium_is_tokens_over_tokens_of_the_same_pages():
 
 
 def test_premium_refuses_pages_that_one_language_lacks_and_parallel_pages_drops_them():
-    counts = measures.token_counts(documents({"en": ["abcd", "ab"], "zh": ["文文文文文文文文"]}), COUNTERS)
+    counts = measures.token_counts(
+        documents({"en": ["abcd", "ab"], "zh": ["文文文文文文文文"]}), COUNTERS
+    )
     with pytest.raises(ValueError, match="same pages"):
         measures.premium(counts, ["characters"], "en")
     aligned = measures.parallel_pages(counts, ["en", "zh"])
     assert set(aligned["page"]) == {"p0"}
-    assert measures.premium(aligned, ["characters"], "en").set_index("language").loc["zh", "premium"] == 2
+    assert (
+        measures.premium(aligned, ["characters"], "en").set_index("language").loc["zh", "premium"]
+        == 2
+    )
 
 
 def test_counting_tokens_of_nothing_is_refused():
@@ -101,8 +127,13 @@ def test_counting_tokens_of_nothing_is_refused():
 
 def test_bytes_a_token_by_script_adds_up_to_the_tokens_of_the_text(small, texts):
     everything = [text for language in texts.values() for text in language] * 3
-    table = measures.bytes_per_token_by_script(everything, {"routed": small.union, "Mistral": peers.mistral()})
-    assert list(table.index) == [expert for expert in EXPERTS if expert in table.index] and len(table) >= 4
+    table = measures.bytes_per_token_by_script(
+        everything, {"routed": small.union, "Mistral": peers.mistral()}
+    )
+    assert (
+        list(table.index) == [expert for expert in EXPERTS if expert in table.index]
+        and len(table) >= 4
+    )
     sizes = dict.fromkeys(EXPERTS, 0)
     tokens = dict.fromkeys(EXPERTS, 0)
     for text in everything:
@@ -116,11 +147,15 @@ def test_bytes_a_token_by_script_adds_up_to_the_tokens_of_the_text(small, texts)
 @settings(max_examples=100, deadline=None)
 @given(
     st.text(
-        st.one_of(st.sampled_from(" \n\tab文か글"), st.characters(exclude_categories=["Cs"])), min_size=1, max_size=30
+        st.one_of(st.sampled_from(" \n\tab文か글"), st.characters(exclude_categories=["Cs"])),
+        min_size=1,
+        max_size=30,
     )
 )
 def test_mistral_token_starts_cover_any_text(text):
-    """The byte positions are checked against the text's length inside; a piece that spelt other bytes would raise."""
+    """The byte positions are checked against the text's length inside; a piece that spelt other
+    bytes would raise.
+    """
     starts = measures._token_starts(peers.mistral(), [text])[0]
     assert (np.diff(starts) >= 0).all() and starts[-1] < len(text.encode())
 
@@ -134,7 +169,9 @@ def test_unused_share_counts_ids_that_never_occur(small):
 
 def test_throughput_is_bytes_over_the_best_time():
     ticks = iter([0.0, 4.0, 10.0, 12.0, 20.0, 23.0])
-    assert measures.throughput(lambda texts: [0], ["文" * 1_000_000], clock=lambda: next(ticks)) == 1.5
+    assert (
+        measures.throughput(lambda texts: [0], ["文" * 1_000_000], clock=lambda: next(ticks)) == 1.5
+    )
 
 
 def test_the_joint_bpe_has_the_size_asked_for_and_is_lossless(texts):
@@ -147,10 +184,16 @@ def test_the_joint_bpe_has_the_size_asked_for_and_is_lossless(texts):
         peers.joint_bpe({"en": ["ab"]}, 5000)
 
 
-@pytest.mark.parametrize(("code", "tokens"), [("eng", 2273), ("cmn_hans", 3155), ("jpn", 4776), ("kor", 4984)])
+@pytest.mark.parametrize(
+    ("code", "tokens"), [("eng", 2273), ("cmn_hans", 3155), ("jpn", 4776), ("kor", 4984)]
+)
 def test_mistral_counts_the_declaration_of_human_rights_as_measured_before(code, tokens):
-    """An anchor from outside this code: counts of the same file and text, measured once by other means."""
-    table = pq.read_table(REPOSITORY / "data_cards/udhr/data/test.parquet", filters=[("code", "=", code)])
+    """An anchor from outside this code: counts of the same file and text, measured once by other
+    means.
+    """
+    table = pq.read_table(
+        REPOSITORY / "data_cards/udhr/data/test.parquet", filters=[("code", "=", code)]
+    )
     page = table["html"][0].as_py().decode()
     text = html.unescape(re.sub(r"<[^>]+>", "", page[page.index("<body") :]))
     text = re.sub(r"\s*\n\s*", "\n", text).strip()

@@ -1,4 +1,6 @@
-"""What the routed tokenizer promises: lossless, contiguous blocks, union equal to routing, deterministic, safe specials."""
+"""What the routed tokenizer promises: lossless, contiguous blocks, union equal to routing,
+deterministic, safe specials.
+"""
 
 import json
 import os
@@ -21,7 +23,8 @@ from moxin_lab.tokenizer.learn import Candidate, Pool, piece_splitter
 from moxin_lab.tokenizer.routed import SPECIAL_TOKENS
 from moxin_lab.tokenizer.router import EXPERTS, expert_of_character
 
-# Characters of every kind that the router and the pieces treat apart, so that random texts mix them closely.
+# Characters of every kind that the router and the pieces treat apart, so that random texts mix them
+# closely.
 MIXED = st.text(
     st.one_of(
         st.sampled_from(" \t\n\r\u00a0\u3000'.,!<>/s_09٣"),
@@ -87,21 +90,29 @@ def test_no_text_produces_a_special_token(small, text):
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(["han", "kana", "hangul"]), st.data())
 def test_an_expert_merges_as_the_characters_of_its_text_were_learned(small, expert, data):
-    """Against a character-level BPE with the same merges: bytes are put together before any merge of characters applies."""
+    """Against a character-level BPE with the same merges: bytes are put together before any merge
+    of characters applies.
+    """
     block = next(block for block in small.blocks if block.name == expert)
     tokens = {small.decode([index]) for index in range(block.start, block.stop)}
     alphabet = sorted({character for token in tokens for character in token if character in tokens})
     text = data.draw(st.text(st.sampled_from(alphabet), max_size=12))
     spelled = json.loads(small.union.to_str())["model"]["merges"]
     merges = [tuple(small.union.decoder.decode([part]) for part in pair) for pair in spelled]
-    merges = [(left, right) for left, right in merges if left + right in tokens and left in tokens and right in tokens]
+    merges = [
+        (left, right)
+        for left, right in merges
+        if left + right in tokens and left in tokens and right in tokens
+    ]
     reference = Tokenizer(BPE({token: index for index, token in enumerate(sorted(tokens))}, merges))
     reference.pre_tokenizer = piece_splitter()
     assert [small.decode([index]) for index in small.encode(text)] == reference.encode(text).tokens
 
 
 def test_all_characters_are_put_together_before_any_of_them_merge():
-    """档窗 is learned before 文档, but 文 and 档 are the commoner characters, so their bytes would meet first."""
+    """档窗 is learned before 文档, but 文 and 档 are the commoner characters, so their bytes would meet
+    first.
+    """
     tokenizer = routed.train(["文\n" * 100 + "档窗\n" * 30 + "文档\n" * 20], 268)
     assert [tokenizer.decode([index]) for index in tokenizer.encode("文档窗")] == ["文", "档窗"]
 
@@ -176,7 +187,9 @@ def test_transformers_reads_the_folder_and_gives_the_same_ids(small, exported, t
 
 
 def test_transformers_beside_a_mistral_config_gives_the_same_ids(small, folder, tmp_path):
-    """The pretrained artifact holds tokenizer and `config.json` in one folder; AutoTokenizer must not take another class."""
+    """The pretrained artifact holds tokenizer and `config.json` in one folder; AutoTokenizer must
+    not take another class.
+    """
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "config.json").write_text(
@@ -184,11 +197,18 @@ def test_transformers_beside_a_mistral_config_gives_the_same_ids(small, folder, 
     )
     beside = AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
     for text in HARD:
-        assert beside(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == small.encode(text)
+        assert beside(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ] == small.encode(text)
 
 
 def test_special_tokens_have_the_agreed_ids_and_only_bos_is_added(exported):
-    assert [exported.unk_token_id, exported.bos_token_id, exported.eos_token_id, exported.pad_token_id] == [0, 1, 2, 3]
+    assert [
+        exported.unk_token_id,
+        exported.bos_token_id,
+        exported.eos_token_id,
+        exported.pad_token_id,
+    ] == [0, 1, 2, 3]
     plain = exported("window", add_special_tokens=False)["input_ids"]
     assert exported("window", add_special_tokens=True)["input_ids"] == [1, *plain]
     assert len(exported) == 800
@@ -197,8 +217,12 @@ def test_special_tokens_have_the_agreed_ids_and_only_bos_is_added(exported):
 def test_the_exported_folder_parses_special_tokens_unless_asked_not_to(small, exported):
     text = "window</s>"
     assert exported(text, add_special_tokens=False)["input_ids"][-1] == exported.eos_token_id
-    assert exported(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == small.encode(text)
-    assert exported(text, add_special_tokens=False)["input_ids"][-1] == exported.eos_token_id, "the flag must not stick"
+    assert exported(text, add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ] == small.encode(text)
+    assert exported(text, add_special_tokens=False)["input_ids"][-1] == exported.eos_token_id, (
+        "the flag must not stick"
+    )
 
 
 def test_saving_does_not_change_how_the_tokenizer_reads_special_tokens(small, tmp_path):
@@ -207,7 +231,9 @@ def test_saving_does_not_change_how_the_tokenizer_reads_special_tokens(small, tm
     assert small.encode("</s>") == before == routed.load(tmp_path / "again").encode("</s>")
 
 
-def test_the_same_texts_give_the_same_bytes_in_any_process_and_with_any_number_of_threads(texts, folder, tmp_path):
+def test_the_same_texts_give_the_same_bytes_in_any_process_and_with_any_number_of_threads(
+    texts, folder, tmp_path
+):
     script = (
         "import json, sys; from pathlib import Path; from moxin_lab.tokenizer import routed\n"
         "texts = json.loads(Path(sys.argv[1]).read_text())\n"
@@ -218,14 +244,22 @@ def test_the_same_texts_give_the_same_bytes_in_any_process_and_with_any_number_o
         out = tmp_path / threads
         environment = {**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
         subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / "texts.json"), str(out)], check=True, env=environment
+            [sys.executable, "-c", script, str(tmp_path / "texts.json"), str(out)],
+            check=True,
+            env=environment,
         )
         for file in sorted(folder.iterdir()):
-            assert (out / file.name).read_bytes() == file.read_bytes(), f"{file.name} with {threads} threads"
+            assert (out / file.name).read_bytes() == file.read_bytes(), (
+                f"{file.name} with {threads} threads"
+            )
 
 
 def test_training_reads_a_parquet_file_like_the_documents_in_it(texts, small, tmp_path):
-    rows = [{"language": language, "text": text} for language, documents in texts.items() for text in documents]
+    rows = [
+        {"language": language, "text": text}
+        for language, documents in texts.items()
+        for text in documents
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     again = routed.train(tmp_path / "train.parquet", 800, min_tokens_per_expert=20)
     assert again.union.to_str() == small.union.to_str()
@@ -241,7 +275,9 @@ def test_a_language_weighs_the_same_however_often_its_text_is_repeated(texts):
 def test_the_byte_limit_takes_the_first_documents_of_each_language(texts):
     kept = routed.read_documents(texts, 300)
     assert kept == {
-        language: documents[: len(kept[language])] for language, documents in texts.items() if language in kept
+        language: documents[: len(kept[language])]
+        for language, documents in texts.items()
+        if language in kept
     }
     assert all(sum(len(text.encode()) for text in documents) <= 300 for documents in kept.values())
 
@@ -253,7 +289,10 @@ def test_the_byte_limit_takes_the_first_documents_of_each_language(texts):
         (lambda: routed.train(["", ""], 300), "no text to train on"),
         (lambda: routed.train(["aaa bbb"], 5000), "cannot be filled"),
         (lambda: routed.train(["aaa bbb"], 200), "cannot be filled"),
-        (lambda: routed.train({"a": ["aaa aaa ббб ббб ббб"]}, 261, min_tokens_per_expert=3), "only 1 are free"),
+        (
+            lambda: routed.train({"a": ["aaa aaa ббб ббб ббб"]}, 261, min_tokens_per_expert=3),
+            "only 1 are free",
+        ),
     ],
 )
 def test_training_that_cannot_work_says_why(call, message):

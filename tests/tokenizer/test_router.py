@@ -1,4 +1,6 @@
-"""What the router promises: a partition by code point, stable from the left, agreeing with the Unicode Script property."""
+"""What the router promises: a partition by code point, stable from the left, agreeing with the
+Unicode Script property.
+"""
 
 import itertools
 
@@ -22,7 +24,10 @@ TEXT = st.text(
 
 def joined(runs):
     """Runs with neighbours of one expert put together."""
-    return [(e, "".join(run for _, run in group)) for e, group in itertools.groupby(runs, key=lambda pair: pair[0])]
+    return [
+        (e, "".join(run for _, run in group))
+        for e, group in itertools.groupby(runs, key=lambda pair: pair[0])
+    ]
 
 
 @settings(max_examples=500, deadline=None)
@@ -68,13 +73,28 @@ def test_python_and_the_exported_pre_tokenizer_cut_alike(text):
 
 
 def test_the_table_follows_the_unicode_script_property_for_every_assigned_character():
-    """Against the `regex` package's Unicode tables; Common, Inherited and unassigned code points follow their block."""
-    expert_of_script = {"Latin": "latin", "Han": "han", "Hiragana": "kana", "Katakana": "kana", "Hangul": "hangul"}
+    """Against the `regex` package's Unicode tables; Common, Inherited and unassigned code points
+    follow their block.
+    """
+    expert_of_script = {
+        "Latin": "latin",
+        "Han": "han",
+        "Hiragana": "kana",
+        "Katakana": "kana",
+        "Hangul": "hangul",
+    }
     everything = "".join(map(chr, itertools.chain(range(0xD800), range(0xE000, 0x110000))))
-    named = {script: set(regex.findall(rf"\p{{Script={script}}}", everything)) for script in expert_of_script}
-    free = set(regex.findall(r"[\p{Script=Common}\p{Script=Inherited}\p{Script=Unknown}]", everything))
+    named = {
+        script: set(regex.findall(rf"\p{{Script={script}}}", everything))
+        for script in expert_of_script
+    }
+    free = set(
+        regex.findall(r"[\p{Script=Common}\p{Script=Inherited}\p{Script=Unknown}]", everything)
+    )
     for script, characters in named.items():
-        assert {expert_of_character(character) for character in characters} == {expert_of_script[script]}, script
+        assert {expert_of_character(character) for character in characters} == {
+            expert_of_script[script]
+        }, script
     rest = set(everything) - free - set().union(*named.values())
     assert {expert_of_character(character) for character in rest} == {"other"}
 
@@ -88,11 +108,34 @@ def test_ranges_are_sorted_and_disjoint():
 
 @pytest.mark.parametrize(
     ("character", "expert"),
-    [(" ", "latin"), ("7", "latin"), ("{", "latin"), ("é", "latin"), ("\u0301", "latin"), ("👩", "latin"), ("\u200d", "latin"),
-     ("，", "han"), ("。", "han"), ("\u3000", "han"), ("１", "han"), ("々", "han"), ("𠮷", "han"), ("ー", "kana"), ("・", "kana"),
-     ("\u3099", "kana"), ("ｶ", "kana"), ("ﾞ", "kana"), ("ᄒ", "hangul"), ("ㅋ", "hangul"), ("Ж", "other"), ("।", "other"),
-     ("،", "other"), ("฿", "other"), ("Ａ", "latin")],
-)  # fmt: skip
+    [
+        (" ", "latin"),
+        ("7", "latin"),
+        ("{", "latin"),
+        ("é", "latin"),
+        ("\u0301", "latin"),
+        ("👩", "latin"),
+        ("\u200d", "latin"),
+        ("，", "han"),
+        ("。", "han"),
+        ("\u3000", "han"),
+        ("１", "han"),
+        ("々", "han"),
+        ("𠮷", "han"),
+        ("ー", "kana"),
+        ("・", "kana"),
+        ("\u3099", "kana"),
+        ("ｶ", "kana"),
+        ("ﾞ", "kana"),
+        ("ᄒ", "hangul"),
+        ("ㅋ", "hangul"),
+        ("Ж", "other"),
+        ("।", "other"),
+        ("،", "other"),
+        ("฿", "other"),
+        ("Ａ", "latin"),
+    ],
+)
 def test_common_and_inherited_characters_go_with_their_block(character, expert):
     assert expert_of_character(character) == expert
     assert route(character) == [(expert, character)]

@@ -1,4 +1,6 @@
-"""The fused loss is the loss of the full logits: value, both gradients, every option, autocast, compiled; and holds no logits."""
+"""The fused loss is the loss of the full logits: value, both gradients, every option, autocast,
+compiled; and holds no logits.
+"""
 
 import pytest
 import torch
@@ -22,7 +24,9 @@ def inputs(dtype=torch.float64, ignored=True):
 
 def full(hidden, weight, labels, **options):
     logits = (hidden @ weight.T).flatten(0, 1)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.flatten(), **options)
+    return F.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.flatten(), **options
+    )
 
 
 def gradients(call, *arguments, **options):
@@ -41,7 +45,9 @@ def test_loss_and_both_gradients_are_those_of_the_full_logits_in_float64(
 ):
     options = {"reduction": reduction, "label_smoothing": label_smoothing}
     expected, expected_gradients = gradients(full, *inputs(ignored=ignored), **options)
-    loss, found = gradients(linear_cross_entropy, *inputs(ignored=ignored), chunk_tokens=chunk_tokens, **options)
+    loss, found = gradients(
+        linear_cross_entropy, *inputs(ignored=ignored), chunk_tokens=chunk_tokens, **options
+    )
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
     for ours, theirs in zip(found, expected_gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
@@ -52,7 +58,9 @@ def test_the_gradient_is_that_of_finite_differences(label_smoothing):
     hidden, weight, labels = inputs()
 
     def call(hidden, weight):
-        return linear_cross_entropy(hidden, weight, labels, chunk_tokens=7, label_smoothing=label_smoothing)
+        return linear_cross_entropy(
+            hidden, weight, labels, chunk_tokens=7, label_smoothing=label_smoothing
+        )
 
     assert torch.autograd.gradcheck(call, (hidden, weight))
 
@@ -68,7 +76,9 @@ def test_float32_differs_by_rounding_only():
 @pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16 weights", "autocast"])
 def test_bfloat16_is_no_further_from_the_truth_than_the_full_logits_are(autocast):
     dtype = torch.float32 if autocast else torch.bfloat16
-    exact, exact_gradients = gradients(full, *[x.double() if x.is_floating_point() else x for x in inputs(dtype)])
+    exact, exact_gradients = gradients(
+        full, *[x.double() if x.is_floating_point() else x for x in inputs(dtype)]
+    )
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         plain, plain_gradients = gradients(full, *inputs(dtype))
         loss, found = gradients(linear_cross_entropy, *inputs(dtype), chunk_tokens=5)
@@ -103,7 +113,10 @@ class Largest(TorchDispatchMode):
 
 def test_no_tensor_is_larger_than_a_chunk_of_logits_or_the_weight():
     sizes = {}
-    for name, call, options in (("full", full, {}), ("fused", linear_cross_entropy, {"chunk_tokens": 5})):
+    for name, call, options in (
+        ("full", full, {}),
+        ("fused", linear_cross_entropy, {"chunk_tokens": 5}),
+    ):
         with Largest() as watch:
             gradients(call, *inputs(), **options)
         sizes[name] = watch.numbers
@@ -125,15 +138,23 @@ def test_without_gradients_only_the_loss_is_computed_and_frozen_parts_get_none()
 def test_no_label_at_all_gives_a_sum_of_zero_and_a_mean_of_nan_as_in_torch():
     hidden, weight, labels = inputs()
     labels.fill_(IGNORE)
-    loss, found = gradients(linear_cross_entropy, hidden, weight, labels, reduction="sum", chunk_tokens=5)
+    loss, found = gradients(
+        linear_cross_entropy, hidden, weight, labels, reduction="sum", chunk_tokens=5
+    )
     assert loss == 0 and all(not gradient.any() for gradient in found)
-    assert full(hidden, weight, labels).isnan() and linear_cross_entropy(hidden, weight, labels).isnan()
+    assert (
+        full(hidden, weight, labels).isnan()
+        and linear_cross_entropy(hidden, weight, labels).isnan()
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": torch.zeros(1, 3, dtype=torch.long)}, r"expected \[\.\.\., C\], \[V, C\] and \[\.\.\.\]"),
+        (
+            {"labels": torch.zeros(1, 3, dtype=torch.long)},
+            r"expected \[\.\.\., C\], \[V, C\] and \[\.\.\.\]",
+        ),
         ({"weight": torch.zeros(VOCABULARY, WIDTH + 1)}, "expected"),
         ({"chunk_tokens": 0}, "chunk_tokens 0 must be at least 1"),
         ({"label_smoothing": 1.0}, r"label_smoothing 1.0 in \[0, 1\)"),
@@ -144,4 +165,6 @@ def test_no_label_at_all_gives_a_sum_of_zero_and_a_mean_of_nan_as_in_torch():
 def test_arguments_that_do_not_fit_are_refused(change, message):
     hidden, weight, labels = inputs()
     with pytest.raises(ValueError, match=message):
-        linear_cross_entropy(**{"hidden_states": hidden, "weight": weight, "labels": labels, **change})
+        linear_cross_entropy(
+            **{"hidden_states": hidden, "weight": weight, "labels": labels, **change}
+        )

@@ -17,32 +17,57 @@ TINY_TOWERS = TowerSettings(
 )
 
 OPTIMISATION = {
-    "epochs": 1, "examples_per_step": 128, "micro_batch_examples": 16, "learning_rate": 2e-5, "warmup_ratio": 0.03,
-    "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_eps": 1e-8, "weight_decay": 0.1, "gradient_clip_norm": 1.0,
-    "precision": "32-true", "checkpoint_every_steps": 1000,
-}  # fmt: skip
+    "epochs": 1,
+    "examples_per_step": 128,
+    "micro_batch_examples": 16,
+    "learning_rate": 2e-5,
+    "warmup_ratio": 0.03,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_eps": 1e-8,
+    "weight_decay": 0.1,
+    "gradient_clip_norm": 1.0,
+    "precision": "32-true",
+    "checkpoint_every_steps": 1000,
+}
 """What a test of a training changes where it matters."""
 
 
 @pytest.fixture(scope="session")
 def byte_tokenizer():
-    """One token a byte, so that every word of more than one letter has several; `<unk> <s> </s> <pad>` are 0 to 3."""
+    """One token a byte, so that every word of more than one letter has several; `<unk> <s> </s>
+    <pad>` are 0 to 3.
+    """
     names = ["<unk>", "<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
     )
 
 
 @pytest.fixture
 def tiny_vlm():
-    """Towers of 32 pixels (4 patches), a decoder of 3 blocks, drawn large enough that every part changes the logits."""
+    """Towers of 32 pixels (4 patches), a decoder of 3 blocks, drawn large enough that every part
+    changes the logits.
+    """
     config = MoxinConfig(
-        vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, sliding_window=24, max_position_embeddings=256, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=24,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
     decoder = MoxinForCausalLM(config, generator=torch.Generator().manual_seed(1))
     return MoxinVLM(decoder, build_towers(TINY_TOWERS, seed=1), seed=1).eval()
 

@@ -1,4 +1,6 @@
-"""`moxin_lab.vision.data`: LLaVA files in and out unchanged, faults named; drawings composed without dark edges."""
+"""`moxin_lab.vision.data`: LLaVA files in and out unchanged, faults named; drawings composed
+without dark edges.
+"""
 
 import json
 
@@ -10,7 +12,11 @@ from hypothesis import strategies as st
 from moxin_lab.vision import data
 from moxin_lab.vision.data import DataError, Example
 
-TEXTS = st.text(min_size=1, max_size=30).map(str.strip).filter(lambda text: text and data.IMAGE_MARK not in text)
+TEXTS = (
+    st.text(min_size=1, max_size=30)
+    .map(str.strip)
+    .filter(lambda text: text and data.IMAGE_MARK not in text)
+)
 EXAMPLES = st.lists(
     st.builds(
         Example,
@@ -37,7 +43,10 @@ def write(folder, *records):
 
 
 def say(*turns):
-    return [{"from": who, "value": text} for who, text in zip(("human", "gpt") * len(turns), turns, strict=False)]
+    return [
+        {"from": who, "value": text}
+        for who, text in zip(("human", "gpt") * len(turns), turns, strict=False)
+    ]
 
 
 def test_the_shapes_of_the_published_files_are_read(tmp_path):
@@ -49,10 +58,19 @@ def test_the_shapes_of_the_published_files_are_read(tmp_path):
     instruct = {
         "id": "000000033471",
         "image": "coco/train2017/000000033471.jpg",
-        "conversations": say("<image>\nWhat are the colors?", "White and red.", "What feature?", "An advertisement."),
+        "conversations": say(
+            "<image>\nWhat are the colors?", "White and red.", "What feature?", "An advertisement."
+        ),
     }
-    text = {"id": "wgByO4Y_0", "model": "", "conversations": say("<image> is a tag of HTML?", "No, img is.")}
-    opening = {"id": "x_1", "conversations": [{"from": "gpt", "value": "earlier"}, *say("Go on", "Done", "unanswered")]}
+    text = {
+        "id": "wgByO4Y_0",
+        "model": "",
+        "conversations": say("<image> is a tag of HTML?", "No, img is."),
+    }
+    opening = {
+        "id": "x_1",
+        "conversations": [{"from": "gpt", "value": "earlier"}, *say("Go on", "Done", "unanswered")],
+    }
     assert data.load_llava(write(tmp_path, caption, instruct, text, opening)) == [
         Example("004539375", "00453/004539375.jpg", (("Render a summary.", "a bed"),)),
         Example(
@@ -73,8 +91,14 @@ def test_the_shapes_of_the_published_files_are_read(tmp_path):
         ({"id": "a", "conversations": say("only a question")}, "do not take turns"),
         ({"id": "a", "conversations": [{"from": "human", "value": "x"}] * 2}, "do not take turns"),
         ({"id": "a", "conversations": say("q", " ")}, "empty answer"),
-        ({"id": "a", "image": "b.png", "conversations": say("<image> <image>", "x")}, "marks 2 images"),
-        ({"id": "a", "image": "../b.png", "conversations": say("<image>", "x")}, "not a name below"),
+        (
+            {"id": "a", "image": "b.png", "conversations": say("<image> <image>", "x")},
+            "marks 2 images",
+        ),
+        (
+            {"id": "a", "image": "../b.png", "conversations": say("<image>", "x")},
+            "not a name below",
+        ),
         ({"id": "a", "image": "/b.png", "conversations": say("<image>", "x")}, "not a name below"),
     ],
 )

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from moxin_lab.vision.images import NORMALISATION, ImageError, normalise, open_image, prepare_image, resize
+from moxin_lab.vision.images import (
+    NORMALISATION,
+    ImageError,
+    normalise,
+    open_image,
+    prepare_image,
+    resize,
+)
 from moxin_lab.vision.settings import TowerSettings
 
 RED = (200, 30, 40)
@@ -33,7 +40,14 @@ def test_each_tower_has_the_normalisation_of_its_own_checkpoint():
 
 @pytest.mark.parametrize(
     ("mode", "name"),
-    [("RGB", "a.png"), ("P", "a.gif"), ("CMYK", "a.jpg"), ("RGBA", "b.png"), ("P", "p.png"), ("RGB", "a.webp")],
+    [
+        ("RGB", "a.png"),
+        ("P", "a.gif"),
+        ("CMYK", "a.jpg"),
+        ("RGBA", "b.png"),
+        ("P", "p.png"),
+        ("RGB", "a.webp"),
+    ],
 )
 def test_colour_modes_come_out_as_the_same_colour(tmp_path, mode, name):
     image = open_image(_file(tmp_path, mode, name))
@@ -91,7 +105,11 @@ def test_huge_and_zero_pixel_images_are_refused_before_decoding(tmp_path):
 
 
 @settings(max_examples=30, deadline=None)
-@given(width=st.integers(1, 90), height=st.integers(1, 90), how=st.sampled_from(["naive", "letterbox", "crop"]))
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    how=st.sampled_from(["naive", "letterbox", "crop"]),
+)
 def test_every_size_becomes_a_square(width, height, how):
     found = resize(Image.new("RGB", (width, height), RED), 32, how, fill=(0, 0, 255))
     assert found.shape == (32, 32, 3) and found.dtype == np.uint8

@@ -1,4 +1,6 @@
-"""The computed text encoder: that it is the factorisation it says, and that what is shared brings texts together."""
+"""The computed text encoder: that it is the factorisation it says, and that what is shared brings
+texts together.
+"""
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ DOCUMENTS = [[1, 2, 9], [2, 3, 9], [1, 3, 9], [3, 4, 9], [5, 6, 9], [6, 7, 9], [
 
 
 def _encoder(components=3, **options):
-    return LatentSemantics(DOCUMENTS, vocabulary=12, components=components, output=16, pad=PAD, **options)
+    return LatentSemantics(
+        DOCUMENTS, vocabulary=12, components=components, output=16, pad=PAD, **options
+    )
 
 
 def _said(encoder, *texts):
@@ -53,9 +57,13 @@ def test_padding_order_and_unknown_tokens_change_nothing():
 
 def test_the_seed_turns_the_space_and_nothing_else():
     one, two = _encoder(seed=0), _encoder(seed=1)
-    assert torch.equal(one.table, _encoder(seed=0).table) and not torch.allclose(one.table, two.table)
+    assert torch.equal(one.table, _encoder(seed=0).table) and not torch.allclose(
+        one.table, two.table
+    )
     texts = ([1, 2], [3, 9], [5])
-    torch.testing.assert_close(_said(one, *texts) @ _said(one, *texts).T, _said(two, *texts) @ _said(two, *texts).T)
+    torch.testing.assert_close(
+        _said(one, *texts) @ _said(one, *texts).T, _said(two, *texts) @ _said(two, *texts).T
+    )
 
 
 def test_more_components_than_there_is_room_for_are_refused():

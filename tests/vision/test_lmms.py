@@ -1,5 +1,6 @@
-"""The lmms-eval adapter: by stand-ins of the three names that it uses, as lmms-eval 0.7.3 has them, and by its own command where
-it is installed."""
+"""The lmms-eval adapter: by stand-ins of the three names that it uses, as lmms-eval 0.7.3 has them,
+and by its own command where it is installed.
+"""
 
 import copy
 import importlib.util
@@ -111,16 +112,23 @@ def written(tiny_vlm, byte_tokenizer, question, image, max_new_tokens=8):
     return byte_tokenizer.decode(made, skip_special_tokens=True)
 
 
-def test_generate_until_is_the_models_answer_up_to_the_stop_in_either_form_of_request(models, tiny_vlm, byte_tokenizer):
+def test_generate_until_is_the_models_answer_up_to_the_stop_in_either_form_of_request(
+    models, tiny_vlm, byte_tokenizer
+):
     whole = written(tiny_vlm, byte_tokenizer, "What?", RED)
     stop = whole[3]
     for options, answer in (
         ({"max_new_tokens": 8, "until": ["\n\n"]}, whole.split("\n\n")[0].strip()),
-        ({"max_new_tokens": 8, "until": [stop], "temperature": 0.0, "top_p": 0}, whole.split(stop)[0].strip()),
+        (
+            {"max_new_tokens": 8, "until": [stop], "temperature": 0.0, "top_p": 0},
+            whole.split(stop)[0].strip(),
+        ),
     ):
         assert models.chat.generate_until([chat_request(options)]) == [answer]
         assert models.simple.generate_until([simple_request(options)]) == [answer]
-        marked = simple_request(options, context="<image>What?")  # some tasks spell the image's place
+        marked = simple_request(
+            options, context="<image>What?"
+        )  # some tasks spell the image's place
         assert models.simple.generate_until([marked]) == [answer]
 
 
@@ -130,7 +138,9 @@ def test_a_question_without_an_image_is_answered(models, tiny_vlm, byte_tokenize
     assert models.simple.generate_until([request]) == [whole.strip()]
 
 
-def test_loglikelihood_is_the_loss_of_the_target_and_says_whether_it_is_greedy(models, tiny_vlm, byte_tokenizer):
+def test_loglikelihood_is_the_loss_of_the_target_and_says_whether_it_is_greedy(
+    models, tiny_vlm, byte_tokenizer
+):
     def score(target):
         args = ("<image>What?", target, _visual, 0, "task", "test")
         return models.simple.loglikelihood([SimpleNamespace(args=args)])[0].text
@@ -168,7 +178,12 @@ def test_arguments_that_it_does_not_know_are_refused(models):
         type(models.chat)(pretrained="x", batch_size="auto")
 
 
-COLOURS = {"red": (200, 10, 10), "green": (10, 200, 10), "blue": (10, 10, 200), "white": (250, 250, 250)}
+COLOURS = {
+    "red": (200, 10, 10),
+    "green": (10, 200, 10),
+    "blue": (10, 10, 200),
+    "white": (250, 250, 250),
+}
 TASK = """
 dataset_path: parquet
 dataset_kwargs: {{data_files: {{test: {data}}}}}
@@ -193,7 +208,9 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 @pytest.fixture
 def tasks(tiny_vlm, byte_tokenizer, tmp_path):
-    """A folder of two tasks whose right answers are what this model says: it is right on all, if it is asked what it is."""
+    """A folder of two tasks whose right answers are what this model says: it is right on all, if it
+    is asked what it is.
+    """
     question, rows = "What colour is this?", []
     for rgb in COLOURS.values():
         image = Image.new("RGB", (30, 40), rgb)
@@ -224,17 +241,39 @@ def tasks(tiny_vlm, byte_tokenizer, tmp_path):
     ("options", "names", "metrics"),
     [
         ((), "words", {"words": "exact_match,none"}),
-        (("--force_simple",), "words,choices", {"words": "exact_match,none", "choices": "acc,none"}),
+        (
+            ("--force_simple",),
+            "words,choices",
+            {"words": "exact_match,none", "choices": "acc,none"},
+        ),
     ],
 )
-def test_lmms_evals_own_command_gets_the_models_own_answers(folder, tasks, tmp_path, options, names, metrics):
+def test_lmms_evals_own_command_gets_the_models_own_answers(
+    folder, tasks, tmp_path, options, names, metrics
+):
     command = [
-        sys.executable, "-m", "lmms_eval", "--model", "moxin_vl", "--model_args", f"pretrained={folder}", "--device", "cpu",
-        "--tasks", names, "--include_path", str(tasks), "--output_path", str(tmp_path / "results"), *options,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "lmms_eval",
+        "--model",
+        "moxin_vl",
+        "--model_args",
+        f"pretrained={folder}",
+        "--device",
+        "cpu",
+        "--tasks",
+        names,
+        "--include_path",
+        str(tasks),
+        "--output_path",
+        str(tmp_path / "results"),
+        *options,
+    ]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     files = list((tmp_path / "results").rglob("*_results.json"))
     assert len(files) == 1, done.stderr
     found = json.loads(files[0].read_text())["results"]
-    assert {name: found[name][metric] for name, metric in metrics.items()} == dict.fromkeys(metrics, 1.0)
+    assert {name: found[name][metric] for name, metric in metrics.items()} == dict.fromkeys(
+        metrics, 1.0
+    )

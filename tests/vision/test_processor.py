@@ -1,4 +1,6 @@
-"""What users touch: a folder that Auto classes load, a chat template with an image, two prompt modes that agree."""
+"""What users touch: a folder that Auto classes load, a chat template with an image, two prompt
+modes that agree.
+"""
 
 import copy
 
@@ -12,13 +14,17 @@ from moxin_lab.vision.images import prepare_images
 from moxin_lab.vision.prompts import PromptError, encode_prompt
 
 RED, BLUE = Image.new("RGB", (50, 20), (220, 20, 20)), Image.new("RGB", (20, 60), (20, 20, 220))
-MESSAGES = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, {"type": "image"}]}]
+MESSAGES = [
+    {"role": "user", "content": [{"type": "text", "text": "What is this?"}, {"type": "image"}]}
+]
 
 
 @pytest.fixture
 def saved(tiny_vlm, byte_tokenizer, tmp_path):
     folder = hf.save(tiny_vlm, copy.deepcopy(byte_tokenizer), tmp_path / "vlm")
-    return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(
+        folder
+    )
 
 
 def test_saved_and_loaded_gives_what_the_model_gives(saved, tiny_vlm, byte_tokenizer):
@@ -28,7 +34,9 @@ def test_saved_and_loaded_gives_what_the_model_gives(saved, tiny_vlm, byte_token
     text = processor.apply_chat_template(MESSAGES, add_generation_prompt=True)
     assert text == "<s><image>In: What is this?\nOut: "
     inputs = processor(text=text, images=[RED], return_tensors="pt")
-    assert inputs["input_ids"].shape[1] == 4 + len(encode_prompt(byte_tokenizer, [], "What is this?"))
+    assert inputs["input_ids"].shape[1] == 4 + len(
+        encode_prompt(byte_tokenizer, [], "What is this?")
+    )
     made = model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
     pixels = prepare_images([RED], tiny_vlm.towers.settings)
     ids = torch.tensor([encode_prompt(byte_tokenizer, [], "What is this?")])
@@ -65,7 +73,9 @@ def test_a_conversation_is_tokenised_as_in_training(saved, byte_tokenizer):
         {"role": "assistant", "content": "a box"},
         {"role": "user", "content": "Its colour?"},
     ]
-    ids = processor(text=processor.apply_chat_template(messages), images=[RED])["input_ids"][0].tolist()
+    ids = processor(text=processor.apply_chat_template(messages), images=[RED])["input_ids"][
+        0
+    ].tolist()
     wanted = encode_prompt(byte_tokenizer, [("What is this?", "a box")], "Its colour?")
     assert [token for token in ids if token != processor.image_token_id] == wanted
 

@@ -1,4 +1,6 @@
-"""`moxin_lab.vision.retrieval`: recall counts what it says, ties never help, chance stands beside it."""
+"""`moxin_lab.vision.retrieval`: recall counts what it says, ties never help, chance stands beside
+it.
+"""
 
 import numpy as np
 import pytest
@@ -30,7 +32,9 @@ def test_random_embeddings_score_chance():
 def test_ranks_equal_a_plain_sort():
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(30, 5)), rng.normal(size=(30, 5))
-    cosine = (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
+    cosine = (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (
+        b / np.linalg.norm(b, axis=1, keepdims=True)
+    ).T
     expected = [int(np.flatnonzero(np.argsort(-row) == i)[0]) + 1 for i, row in enumerate(cosine)]
     assert retrieval.ranks(a, b).tolist() == expected
 
@@ -44,6 +48,11 @@ def test_other_shapes_and_diverged_embeddings_are_refused():
 
 def test_the_table_has_both_directions_of_every_language():
     vectors = np.eye(6)
-    table = retrieval.table(vectors, {"en": vectors, "ko": np.roll(vectors, 1, axis=0)}, wilson_interval)
-    assert table.loc[("en", "image to text"), "R@1"] == 1 and table.loc[("ko", "text to image"), "R@1"] == 0
+    table = retrieval.table(
+        vectors, {"en": vectors, "ko": np.roll(vectors, 1, axis=0)}, wilson_interval
+    )
+    assert (
+        table.loc[("en", "image to text"), "R@1"] == 1
+        and table.loc[("ko", "text to image"), "R@1"] == 0
+    )
     assert table.loc[("en", "text to image"), "chance R@5"] == pytest.approx(5 / 6)

@@ -1,4 +1,6 @@
-"""`moxin_lab.vision.scoring`: rules of right, baselines that answer every item, and verdicts that follow intervals."""
+"""`moxin_lab.vision.scoring`: rules of right, baselines that answer every item, and verdicts that
+follow intervals.
+"""
 
 import math
 
@@ -13,7 +15,14 @@ from moxin_lab.vision.tasks import Item
 
 
 def item(
-    number, answer, *, task="count", kind="count", choices=("1", "2", "3"), shade=0, question="How many are there?"
+    number,
+    answer,
+    *,
+    task="count",
+    kind="count",
+    choices=("1", "2", "3"),
+    shade=0,
+    question="How many are there?",
 ):
     picture = np.zeros((16, 16, 3), dtype=np.uint8)
     picture[:, : shade + 1] = 255
@@ -64,9 +73,14 @@ def test_the_likeliest_choice_is_the_answer_and_scores_must_match_choices():
 
 
 def test_majority_is_taken_within_a_kind():
-    train = [item(i, answer, kind=kind) for i, (kind, answer) in enumerate([("a", "1")] * 3 + [("b", "2")] * 2)]
+    train = [
+        item(i, answer, kind=kind)
+        for i, (kind, answer) in enumerate([("a", "1")] * 3 + [("b", "2")] * 2)
+    ]
     assert scoring.majority(train, [item(0, "2", kind="b"), item(1, "2", kind="a")]) == ["2", "1"]
-    assert scoring.majority(train, [item(0, "2", kind="new")]) == ["1"], "an unknown kind gets the first choice"
+    assert scoring.majority(train, [item(0, "2", kind="new")]) == ["1"], (
+        "an unknown kind gets the first choice"
+    )
 
 
 def test_majority_of_boxes_is_the_mean_box():
@@ -78,9 +92,15 @@ def test_majority_of_boxes_is_the_mean_box():
 
 
 def test_nearest_answers_as_the_nearest_picture_and_prefers_the_same_question():
-    train = [item(0, "1", shade=1), item(1, "2", shade=8), item(2, "3", shade=8, question="How many bars are there?")]
+    train = [
+        item(0, "1", shade=1),
+        item(1, "2", shade=8),
+        item(2, "3", shade=8, question="How many bars are there?"),
+    ]
     assert scoring.nearest(train, [item(0, "2", shade=7)]) == ["2"]
-    assert scoring.nearest(train, [item(0, "2", shade=1, question="How many bars are there?")]) == ["3"]
+    assert scoring.nearest(train, [item(0, "2", shade=1, question="How many bars are there?")]) == [
+        "3"
+    ]
     assert scoring.nearest(train, [item(0, "2", shade=8, question="New?")]) == ["2"]
 
 
@@ -89,7 +109,10 @@ def test_every_item_is_shown_the_picture_of_another_item_of_its_task(count, seed
     items = [item(i, "1", task=("a", "b")[i % 2]) for i in range(2 * count)]
     places = scoring.shuffled_places(items, seed)
     assert sorted(places) == list(range(2 * count))
-    assert all(place != shown and items[place].task == items[shown].task for place, shown in enumerate(places))
+    assert all(
+        place != shown and items[place].task == items[shown].task
+        for place, shown in enumerate(places)
+    )
 
 
 def test_a_task_of_one_item_cannot_be_shuffled():
@@ -100,35 +123,54 @@ def test_a_task_of_one_item_cannot_be_shuffled():
 def test_pixel_features_do_not_see_brightness_or_contrast():
     picture = np.random.default_rng(0).integers(0, 100, (16, 16, 3)).astype(np.uint8)
     first, brighter = scoring.pixel_features([picture, picture + 50])
-    assert np.allclose(first, brighter, atol=1e-6) and np.linalg.norm(first) == pytest.approx(1, abs=1e-5)
+    assert np.allclose(first, brighter, atol=1e-6) and np.linalg.norm(first) == pytest.approx(
+        1, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("against", ["blind", "shuffled"])
-@pytest.mark.parametrize(("share", "verdict"), [(1.0, "above"), (0.5, "not told apart"), (0.0, "below")])
+@pytest.mark.parametrize(
+    ("share", "verdict"), [(1.0, "above"), (0.5, "not told apart"), (0.0, "below")]
+)
 def test_a_task_is_said_to_beat_a_baseline_only_if_the_interval_does(share, verdict, against):
     items = [item(i, "1") for i in range(100)]
     blind = np.arange(100) % 2 == 0
     model = np.roll(blind, 1) if share == 0.5 else np.full(100, share == 1.0)
     right = {"model": model, "blind": blind, "shuffled": blind}
-    right |= {"shuffled" if against == "blind" else "blind": model}  # the other one tells nothing apart
-    row = scoring.gains(items, right, paired_bootstrap, model="model", seed=0, against=against).loc["count"]
+    right |= {
+        "shuffled" if against == "blind" else "blind": model
+    }  # the other one tells nothing apart
+    row = scoring.gains(items, right, paired_bootstrap, model="model", seed=0, against=against).loc[
+        "count"
+    ]
     assert row["verdict"].startswith(verdict) and row[f"minus {against}"] == model.mean() - 0.5
     right["blind"] = blind
     rows = scoring.scores(items, right, bootstrap_interval)
-    assert rows.loc[rows["answerer"] == "blind", "value"].item() == 0.5 and set(rows["items"]) == {100}
+    assert rows.loc[rows["answerer"] == "blind", "value"].item() == 0.5 and set(rows["items"]) == {
+        100
+    }
 
 
 def test_a_question_counts_by_the_share_of_seeds_that_answer_it_rightly():
     items = [item(i, "1") for i in range(4)]
-    found = [{"model": ["1", "1", "2", "2"], "blind": ["2"] * 4}, {"model": ["1", "2", "2", "2"], "blind": ["1"] * 4}]
+    found = [
+        {"model": ["1", "1", "2", "2"], "blind": ["2"] * 4},
+        {"model": ["1", "2", "2", "2"], "blind": ["1"] * 4},
+    ]
     right = scoring.right_over_seeds(items, found)
     assert right["model"].tolist() == [1.0, 0.5, 0.0, 0.0] and right["blind"].tolist() == [0.5] * 4
-    assert scoring.gains(items, right, paired_bootstrap, model="model", seed=0).loc["count", "minus blind"] == -0.125
+    assert (
+        scoring.gains(items, right, paired_bootstrap, model="model", seed=0).loc[
+            "count", "minus blind"
+        ]
+        == -0.125
+    )
 
 
 def test_pope_numbers_tell_a_constant_yes_from_an_answer():
     items = [
-        item(i, "yes" if i % 2 else "no", task="presence", kind="random", choices=("yes", "no")) for i in range(10)
+        item(i, "yes" if i % 2 else "no", task="presence", kind="random", choices=("yes", "no"))
+        for i in range(10)
     ]
     constant = scoring.presence_table(items, ["yes"] * 10).loc["random"]
     assert (constant["accuracy"], constant["recall"], constant["said yes"]) == (0.5, 1.0, 1.0)

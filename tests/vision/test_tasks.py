@@ -1,4 +1,6 @@
-"""`moxin_lab.vision.tasks`: answers are true of the pictures, evenly drawn, repeatable, and of the concepts given."""
+"""`moxin_lab.vision.tasks`: answers are true of the pictures, evenly drawn, repeatable, and of the
+concepts given.
+"""
 
 from collections import Counter
 
@@ -17,7 +19,10 @@ def concepts(repository):
 
 @pytest.fixture(scope="module")
 def items(concepts):
-    return {name: tasks.make(name, 120, concepts, edge=EDGE, seed=0, split="test") for name in tasks.TASKS}
+    return {
+        name: tasks.make(name, 120, concepts, edge=EDGE, seed=0, split="test")
+        for name in tasks.TASKS
+    }
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
@@ -65,39 +70,53 @@ def test_a_box_holds_what_is_asked_for_after_rounding(items):
         colour = next((word for word in item.question.split() if word in tasks.MARK_COLOURS), None)
         if colour:
             rows, columns = np.nonzero((item.picture == tasks.COLOURS[colour]).all(axis=2))
-            tight = tuple(v / EDGE for v in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+            tight = tuple(
+                v / EDGE for v in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            )
             assert scoring.iou(box, tight) >= scoring.IOU_RIGHT, item.id
 
 
 def test_as_many_copies_are_pasted_as_the_answer_says(concepts, monkeypatch):
     pasted = []
-    monkeypatch.setattr(tasks, "paste", lambda canvas, drawing, top, left: pasted.append((top, left)))
+    monkeypatch.setattr(
+        tasks, "paste", lambda canvas, drawing, top, left: pasted.append((top, left))
+    )
     for seed in range(30):
-        _, _, answer, _, _ = tasks.TASKS["count"](np.random.default_rng(seed), concepts, EDGE, "google")
+        _, _, answer, _, _ = tasks.TASKS["count"](
+            np.random.default_rng(seed), concepts, EDGE, "google"
+        )
         assert len(pasted) == int(answer) == len(set(pasted))
         pasted.clear()
 
 
 def test_negatives_of_presence_are_what_their_name_says(concepts, monkeypatch):
     shown = []
-    monkeypatch.setattr(tasks, "resized", lambda drawing, edge: shown.append(drawing) or drawing[:edge, :edge])
+    monkeypatch.setattr(
+        tasks, "resized", lambda drawing, edge: shown.append(drawing) or drawing[:edge, :edge]
+    )
     known = tasks.presence_concepts(concepts)
     label = {one.label(): one for one in known}
     seen = Counter()
     for _ in range(150):
         shown.clear()
-        made = tasks.TASKS["presence"](np.random.default_rng(len(seen) + sum(seen.values())), concepts, EDGE, "google")
+        made = tasks.TASKS["presence"](
+            np.random.default_rng(len(seen) + sum(seen.values())), concepts, EDGE, "google"
+        )
         seen["drawn"] += 1
         if made is None:
             continue
         kind, question, answer, _, _ = made
         wanted = label[question.split(": ")[1].removesuffix("?")]
-        present = [one for one in known if any(one.drawings["google"] is drawing for drawing in shown)]
+        present = [
+            one for one in known if any(one.drawings["google"] is drawing for drawing in shown)
+        ]
         assert len(present) == 3 and (wanted in present) == (answer == "yes")
         if answer == "no":
             seen[kind] += 1
             assert kind != "popular" or wanted in known[: tasks.POPULAR_CONCEPTS]
-            assert kind != "adversarial" or wanted.subcategory in {one.subcategory for one in present}
+            assert kind != "adversarial" or wanted.subcategory in {
+                one.subcategory for one in present
+            }
     assert all(seen[kind] > 5 for kind in tasks.NEGATIVES)
 
 
@@ -114,7 +133,10 @@ def test_the_colour_of_a_drawing_is_that_of_half_its_pixels():
 def test_charts_ask_at_a_small_edge_only_what_can_be_seen_there(repository):
     card = repository / "data_cards" / "charts"
     small, large = (tasks.chart_items(card, "test_tables", edge) for edge in (64, 192))
-    assert {item.kind for item in large} - {item.kind for item in small} == {"chart label", "chart value"}
+    assert {item.kind for item in large} - {item.kind for item in small} == {
+        "chart label",
+        "chart value",
+    }
     assert all(item.choices for item in small) and small[0].picture.shape == (64, 64, 3)
     assert len({item.id for item in large}) == len(large)
 
@@ -126,4 +148,6 @@ def test_too_few_concepts_are_refused(concepts):
 
 def test_captions_are_one_a_concept_and_language(concepts):
     made = tasks.caption_examples(concepts[:4], ("en", "ko"))
-    assert len(made) == 8 and {one.image for one in made} == {f"{one.id}.png" for one in concepts[:4]}
+    assert len(made) == 8 and {one.image for one in made} == {
+        f"{one.id}.png" for one in concepts[:4]
+    }

@@ -18,7 +18,13 @@ def test_a_conversation_goes_on_until_an_empty_line(folder, tmp_path):
     Image.new("RGB", (30, 30), (250, 0, 0)).save(tmp_path / "red.png")
     asked, said = iter(["What?", "And?", ""]), []
     assert (
-        terminal.chat(folder, tmp_path / "red.png", max_new_tokens=3, read=lambda _: next(asked), write=said.append)
+        terminal.chat(
+            folder,
+            tmp_path / "red.png",
+            max_new_tokens=3,
+            read=lambda _: next(asked),
+            write=said.append,
+        )
         == 0
     )
     assert len(said) == 2 and all(line.startswith("Out: ") for line in said)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from open_clip.loss import SigLipLoss
 
-from moxin_lab.scales import DinoTrainingSettings, SiglipTrainingSettings, load
+from moxin_lab.scales import load
+from moxin_lab.scales.sections import DinoTrainingSettings, SiglipTrainingSettings
 from moxin_lab.vision.tower_training import (
     Captioned,
     DinoPair,
@@ -25,8 +26,18 @@ from moxin_lab.vision.tower_training import (
 from moxin_lab.vision.towers import build_towers, pooled
 from tests.vision.conftest import OPTIMISATION, TINY_TOWERS
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 220), "black": (10, 10, 10)}
-PLAIN = {"text_encoder": "transformer", "nameless_captions": False, "token_dropout": 0.0, "view_strength": 1.0}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 160, 40),
+    "blue": (40, 60, 220),
+    "black": (10, 10, 10),
+}
+PLAIN = {
+    "text_encoder": "transformer",
+    "nameless_captions": False,
+    "token_dropout": 0.0,
+    "view_strength": 1.0,
+}
 WIDE = {"text_width": 96, "text_layers": 2, "text_heads": 4, "text_tokens": 24, **PLAIN}
 NARROW = {"text_width": 16, "text_layers": 1, "text_heads": 2, "text_tokens": 6, **PLAIN}
 STEPS = {
@@ -40,11 +51,21 @@ STEPS = {
 SIGLIP = SiglipTrainingSettings(**{**OPTIMISATION, **STEPS}, **NARROW)
 DROPPED = SIGLIP.model_copy(update={"token_dropout": 0.25})
 LSA = SIGLIP.model_copy(update={"text_encoder": "lsa", "text_width": 3, "text_tokens": 12})
-DINO_STEPS = {"epochs": 3, "examples_per_step": 8, "micro_batch_examples": 8, "checkpoint_every_steps": 2}
+DINO_STEPS = {
+    "epochs": 3,
+    "examples_per_step": 8,
+    "micro_batch_examples": 8,
+    "checkpoint_every_steps": 2,
+}
 DINO = DinoTrainingSettings(
-    **{**OPTIMISATION, **DINO_STEPS, "learning_rate": 1e-3, "weight_decay": 0.04}, prototypes=16, teacher_momentum=0.99,
-    center_momentum=0.9, student_temperature=0.1, teacher_temperature=0.04, view_strength=1.0,
-)  # fmt: skip
+    **{**OPTIMISATION, **DINO_STEPS, "learning_rate": 1e-3, "weight_decay": 0.04},
+    prototypes=16,
+    teacher_momentum=0.99,
+    center_momentum=0.9,
+    student_temperature=0.1,
+    teacher_temperature=0.04,
+    view_strength=1.0,
+)
 CPU = {"accelerator": "cpu"}
 
 
@@ -59,7 +80,8 @@ def test_the_bias_starts_where_open_clips_loss_is_balanced(byte_tokenizer):
     wide = SiglipTrainingSettings(**{**OPTIMISATION, "examples_per_step": 256}, **WIDE)
     pair = SiglipPair(build_towers(TINY_TOWERS).siglip, byte_tokenizer, wide)
     assert pair.logit_bias.item() == pytest.approx(-math.log(255))
-    # With equal logits the one positive and 255 negatives of a row pull the bias with forces that are nearly equal.
+    # With equal logits the one positive and 255 negatives of a row pull the bias with forces that
+    # are nearly equal.
     bias = pair.logit_bias.detach().clone().requires_grad_()
     zeros = torch.zeros(256, 8)
     SigLipLoss()(zeros, zeros, torch.tensor(1.0), bias).backward()
@@ -83,11 +105,21 @@ def test_siglip_learns_colours_and_resumes_bitwise(byte_tokenizer, tmp_path):
     towers = build_towers(TINY_TOWERS)
     killed = copy.deepcopy(towers)
     pair, log = train_siglip(
-        towers, _pictures(), captions, byte_tokenizer, settings=SIGLIP, folder=tmp_path / "a", trainer_options=CPU
+        towers,
+        _pictures(),
+        captions,
+        byte_tokenizer,
+        settings=SIGLIP,
+        folder=tmp_path / "a",
+        trainer_options=CPU,
     )
     assert log["loss"].tail(5).mean() < 0.8 * log["loss"].head(5).mean()
     assert pair.tower is towers.siglip and {"scale", "bias"} <= set(log)
-    assert pair.embed_texts(["red"]).shape == pooled(pair.tower, torch.zeros(1, 3, 32, 32)).shape == (1, 32)
+    assert (
+        pair.embed_texts(["red"]).shape
+        == pooled(pair.tower, torch.zeros(1, 3, 32, 32)).shape
+        == (1, 32)
+    )
 
     def stop(step, total, text):
         if step == 15:
@@ -95,15 +127,23 @@ def test_siglip_learns_colours_and_resumes_bitwise(byte_tokenizer, tmp_path):
 
     def again(**options):
         return train_siglip(
-            copy.deepcopy(killed), _pictures(), captions, byte_tokenizer, settings=SIGLIP, folder=tmp_path / "b",
-            trainer_options=CPU, **options,
-        )  # fmt: skip
+            copy.deepcopy(killed),
+            _pictures(),
+            captions,
+            byte_tokenizer,
+            settings=SIGLIP,
+            folder=tmp_path / "b",
+            trainer_options=CPU,
+            **options,
+        )
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         again(progress=stop)
     resumed, second = again()
     assert second.equals(log)
-    for wanted, found in zip(pair.state_dict().values(), resumed.state_dict().values(), strict=True):
+    for wanted, found in zip(
+        pair.state_dict().values(), resumed.state_dict().values(), strict=True
+    ):
         assert torch.equal(wanted, found)
 
 
@@ -111,21 +151,31 @@ def test_a_share_of_the_tokens_is_left_out_anew_each_step_and_none_by_default():
     ids = [torch.full((1, 50), 7)] * 16
     common = {"size": 32, "name": "siglip", "pad": 3}
     settings = DROPPED.model_copy(update={"examples_per_step": 16})
-    first, second = (Captioned(_pictures(16), ids, settings, 0, **common).batch(step)["ids"] for step in (0, 1))
+    first, second = (
+        Captioned(_pictures(16), ids, settings, 0, **common).batch(step)["ids"] for step in (0, 1)
+    )
     assert set(first.unique().tolist()) == {3, 7} and not torch.equal(first, second)
     assert float((first == 3).float().mean()) == pytest.approx(0.25, abs=0.06)
     again = Captioned(_pictures(16), ids, settings, 0, **common).batch(0)["ids"]
     assert torch.equal(first, again)
-    plain = Captioned(_pictures(16), ids, settings.model_copy(update={"token_dropout": 0.0}), 0, **common)
+    plain = Captioned(
+        _pictures(16), ids, settings.model_copy(update={"token_dropout": 0.0}), 0, **common
+    )
     assert (plain.batch(0)["ids"] == 7).all()
 
 
 def test_views_are_as_strong_as_the_settings_say():
     def view(strength):
         settings = SIGLIP.model_copy(update={"view_strength": strength})
-        return Captioned(_pictures(4), [torch.zeros(1, 6)] * 4, settings, 0, size=32, name="siglip").batch(0)["view0"]
+        return Captioned(
+            _pictures(4), [torch.zeros(1, 6)] * 4, settings, 0, size=32, name="siglip"
+        ).batch(0)["view0"]
 
-    default, whole, none = Views(_pictures(4), SIGLIP, 0, size=32, name="siglip", views=1), view(1.0), view(0.0)
+    default, whole, none = (
+        Views(_pictures(4), SIGLIP, 0, size=32, name="siglip", views=1),
+        view(1.0),
+        view(0.0),
+    )
     assert torch.equal(default.batch(0)["view0"], whole)
     assert torch.equal(none, none.flip(-1)) and not torch.equal(
         whole, whole.flip(-1)
@@ -137,9 +187,15 @@ def test_siglip_learns_against_locked_lsa_texts_and_resumes_bitwise(byte_tokeniz
 
     def run(folder, **options):
         return train_siglip(
-            build_towers(TINY_TOWERS), _pictures(), captions, byte_tokenizer, settings=LSA, folder=folder,
-            trainer_options=CPU, **options,
-        )  # fmt: skip
+            build_towers(TINY_TOWERS),
+            _pictures(),
+            captions,
+            byte_tokenizer,
+            settings=LSA,
+            folder=folder,
+            trainer_options=CPU,
+            **options,
+        )
 
     def stop(step, total, text):
         if step == 15:
@@ -154,7 +210,9 @@ def test_siglip_learns_against_locked_lsa_texts_and_resumes_bitwise(byte_tokeniz
         run(tmp_path / "b", progress=stop)
     resumed, second = run(tmp_path / "b")
     assert second.equals(log)
-    for wanted, found in zip(pair.state_dict().values(), resumed.state_dict().values(), strict=True):
+    for wanted, found in zip(
+        pair.state_dict().values(), resumed.state_dict().values(), strict=True
+    ):
         assert torch.equal(wanted, found)
 
 
@@ -168,16 +226,31 @@ def test_the_scales_say_which_text_encoder_they_train():
 def test_an_image_without_caption_is_refused(byte_tokenizer, tmp_path):
     towers = build_towers(TINY_TOWERS)
     with pytest.raises(ValueError, match="at least one text"):
-        train_siglip(towers, _pictures(), [["a"], [], ["b"], ["c"]], byte_tokenizer, settings=SIGLIP, folder=tmp_path)
+        train_siglip(
+            towers,
+            _pictures(),
+            [["a"], [], ["b"], ["c"]],
+            byte_tokenizer,
+            settings=SIGLIP,
+            folder=tmp_path,
+        )
 
 
 def test_settings_that_would_cut_the_step_of_every_pair_are_refused(byte_tokenizer, tmp_path):
     captions = [[name] for name in COLOURS]
     for size in (2, 8):
         settings = SIGLIP.model_copy(update={"micro_batch_examples": size})
-        with pytest.raises(ValueError, match=f"micro_batch_examples is {size} and examples_per_step 4: .* never cut"):
+        with pytest.raises(
+            ValueError,
+            match=f"micro_batch_examples is {size} and examples_per_step 4: .* never cut",
+        ):
             train_siglip(
-                build_towers(TINY_TOWERS), _pictures(), captions, byte_tokenizer, settings=settings, folder=tmp_path
+                build_towers(TINY_TOWERS),
+                _pictures(),
+                captions,
+                byte_tokenizer,
+                settings=settings,
+                folder=tmp_path,
             )
     for name in ("tiny", "small", "full"):
         scale = load(name).vision.siglip
@@ -187,7 +260,9 @@ def test_settings_that_would_cut_the_step_of_every_pair_are_refused(byte_tokeniz
 def test_dino_gives_the_tower_its_teacher_and_resumes_bitwise(tmp_path):
     def run(folder, **options):
         towers = build_towers(TINY_TOWERS)
-        log = train_dino(towers, _pictures(16), settings=DINO, folder=folder, trainer_options=CPU, **options)
+        log = train_dino(
+            towers, _pictures(16), settings=DINO, folder=folder, trainer_options=CPU, **options
+        )
         return towers, log
 
     def stop(step, total, text):
@@ -200,11 +275,17 @@ def test_dino_gives_the_tower_its_teacher_and_resumes_bitwise(tmp_path):
         run(tmp_path / "b", progress=stop)
     resumed, second = run(tmp_path / "b")
     assert second.equals(log)
-    for wanted, found in zip(towers.state_dict().values(), resumed.state_dict().values(), strict=True):
+    for wanted, found in zip(
+        towers.state_dict().values(), resumed.state_dict().values(), strict=True
+    ):
         assert torch.equal(wanted, found)
     fresh = build_towers(TINY_TOWERS)
-    assert not torch.equal(fresh.dino.blocks[0].mlp.fc1.weight, towers.dino.blocks[0].mlp.fc1.weight)
-    assert torch.equal(fresh.siglip.blocks[0].mlp.fc1.weight, towers.siglip.blocks[0].mlp.fc1.weight)
+    assert not torch.equal(
+        fresh.dino.blocks[0].mlp.fc1.weight, towers.dino.blocks[0].mlp.fc1.weight
+    )
+    assert torch.equal(
+        fresh.siglip.blocks[0].mlp.fc1.weight, towers.siglip.blocks[0].mlp.fc1.weight
+    )
 
 
 def test_a_dino_that_ends_uniform_is_told_from_one_that_learns():
@@ -213,37 +294,60 @@ def test_a_dino_that_ends_uniform_is_told_from_one_that_learns():
     def log(*ends):
         return pd.DataFrame({"loss": [0.5 * even] * 5 + list(ends)})
 
-    assert says_uniform(log(*[0.995 * even] * 10), 64) and says_uniform(log(*[1.005 * even] * 10), 64)
-    assert not says_uniform(log(*[0.98 * even] * 10), 64) and not says_uniform(log(*[1.02 * even] * 10), 64)
+    assert says_uniform(log(*[0.995 * even] * 10), 64) and says_uniform(
+        log(*[1.005 * even] * 10), 64
+    )
+    assert not says_uniform(log(*[0.98 * even] * 10), 64) and not says_uniform(
+        log(*[1.02 * even] * 10), 64
+    )
     assert says_uniform(log(0.9 * even, *[even] * 10), 64)  # the last ten steps alone
     assert not says_uniform(log(*[even] * 10), 1024)
 
 
 def test_a_student_that_says_the_same_of_everything_ends_uniform():
-    # What a collapsed training is: no picture moves the outputs, and the centre has taken up all that they share.
+    # What a collapsed training is: no picture moves the outputs, and the centre has taken up all
+    # that they share.
     pair = DinoPair(build_towers(TINY_TOWERS).dino, DINO)
     with torch.no_grad():
         for half in (pair.student, pair.teacher):
             half["head"][-1].parametrizations.weight.original0.zero_()
-    loss = dino_loss(pair, Views(_pictures(8), DINO, 0, size=32, name="dino", views=2).batch(0))["loss"].item()
+    loss = dino_loss(pair, Views(_pictures(8), DINO, 0, size=32, name="dino", views=2).batch(0))[
+        "loss"
+    ].item()
     assert says_uniform(pd.DataFrame({"loss": [loss]}), DINO.prototypes)
 
 
 def test_at_small_scale_the_class_tokens_of_pictures_differ_by_more_than_a_step_moves_them():
     small = load("small").vision
     views = Views(
-        _pictures(8), small.dino.model_copy(update={"examples_per_step": 8}), 0, size=64, name="dino", views=1
+        _pictures(8),
+        small.dino.model_copy(update={"examples_per_step": 8}),
+        0,
+        size=64,
+        name="dino",
+        views=1,
     )
 
     def between_pictures(shape):
         seen = []
-        tower = build_towers(small.towers.model_copy(update={"dino_shape": shape, "which": ("dino",)})).dino
-        tower.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 0].detach()))
+        tower = build_towers(
+            small.towers.model_copy(update={"dino_shape": shape, "which": ("dino",)})
+        ).dino
+        tower.norm.register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0][:, 0].detach())
+        )
         tower(views.batch(0)["view0"])
         return float(seen[0].std(dim=0).mean())
 
-    timms_own = {name: value for name, value in small.towers.dino_shape.items() if name != "init_values"}
-    assert between_pictures(timms_own) < 1e-5 < small.dino.learning_rate < between_pictures(small.towers.dino_shape)
+    timms_own = {
+        name: value for name, value in small.towers.dino_shape.items() if name != "init_values"
+    }
+    assert (
+        between_pictures(timms_own)
+        < 1e-5
+        < small.dino.learning_rate
+        < between_pictures(small.towers.dino_shape)
+    )
 
 
 def test_dinos_views_are_as_strong_as_the_settings_say(tmp_path):
@@ -251,7 +355,9 @@ def test_dinos_views_are_as_strong_as_the_settings_say(tmp_path):
         settings = DINO.model_copy(update={"view_strength": strength, "epochs": 1})
         towers = build_towers(TINY_TOWERS)
         folder = tmp_path / str(strength)
-        return train_dino(towers, _pictures(16), settings=settings, folder=folder, trainer_options=CPU)["loss"].iloc[0]
+        return train_dino(
+            towers, _pictures(16), settings=settings, folder=folder, trainer_options=CPU
+        )["loss"].iloc[0]
 
     assert first_loss(0.0) != first_loss(1.0)
 
@@ -282,7 +388,14 @@ def test_views_break_pixel_alignment_and_do_not_depend_on_the_cut():
     assert (corner >= 0.8).all() and corner.std() > 0.01  # another background each time
     inside = (one - one[:, :, :1, :1]).abs().amax(dim=1) > 0.05
     assert len({int(shape.sum()) for shape in inside}) > 4  # the square has another size each time
-    views = Views(_pictures(16), DINO.model_copy(update={"micro_batch_examples": 2}), 3, size=32, name="dino", views=2)
+    views = Views(
+        _pictures(16),
+        DINO.model_copy(update={"micro_batch_examples": 2}),
+        3,
+        size=32,
+        name="dino",
+        views=2,
+    )
     whole = views.batch(1)
     parts = [views.batch(1, part=part, parts=4) for part in range(4)]
     for name, values in whole.items():

@@ -57,10 +57,16 @@ def test_saved_towers_load_with_the_same_features(pixels, tmp_path):
 
 
 def test_a_timm_checkpoint_on_disk_loads_by_name_and_is_resampled(tmp_path):
-    big = timm.create_model("vit_large_patch14_reg4_dinov2.lvd142m", img_size=48, num_classes=0, **SHAPE)
+    big = timm.create_model(
+        "vit_large_patch14_reg4_dinov2.lvd142m", img_size=48, num_classes=0, **SHAPE
+    )
     torch.save(big.state_dict(), tmp_path / "dino.pth")
-    towers = build_towers(replace(TINY_TOWERS, dino_shape=SHAPE), checkpoints={"dino": tmp_path / "dino.pth"})
-    torch.testing.assert_close(towers.dino.blocks[1].mlp.fc1.weight, big.blocks[1].mlp.fc1.weight, rtol=0, atol=0)
+    towers = build_towers(
+        replace(TINY_TOWERS, dino_shape=SHAPE), checkpoints={"dino": tmp_path / "dino.pth"}
+    )
+    torch.testing.assert_close(
+        towers.dino.blocks[1].mlp.fc1.weight, big.blocks[1].mlp.fc1.weight, rtol=0, atol=0
+    )
     assert big.pos_embed.shape[1] == 9 and towers.dino.pos_embed.shape[1] == 4
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         build_towers(TINY_TOWERS, checkpoints={"dino": tmp_path / "nowhere.pth"})
@@ -70,7 +76,12 @@ def test_an_open_clip_checkpoint_on_disk_loads_by_open_clips_name(tmp_path):
     config = {
         "embed_dim": 64,
         "init_logit_bias": -10,
-        "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"},
+        "vision_cfg": {
+            "image_size": 160,
+            "timm_model_name": "test_vit",
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
         "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 64, "heads": 2, "layers": 1},
     }
     (tmp_path / "moxin-test-siglip.json").write_text(json.dumps(config), encoding="utf-8")
@@ -90,15 +101,22 @@ def test_the_full_scale_model_has_the_published_shapes_and_counts():
     settings = TowerSettings()
     with torch.device("meta"):
         models = {
-            name: timm.create_model(getattr(settings, name), img_size=224, num_classes=0) for name in settings.which
+            name: timm.create_model(getattr(settings, name), img_size=224, num_classes=0)
+            for name in settings.which
         }
         model = MoxinVLM(MoxinForCausalLM(MoxinConfig()), Towers(settings, models))
     assert (model.towers.channels, model.towers.num_patches) == (2176, 256)
     assert [len(tower.blocks) for tower in (model.towers.dino, model.towers.siglip)] == [24, 27]
     linears = [(linear.in_features, linear.out_features) for linear in model.projector.children()]
     assert linears == [(2176, 8704), (8704, 4096), (4096, 4096)]
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    assert counts["projector"] == 2176 * 8704 + 8704 + 8704 * 4096 + 4096 + 4096 * 4096 + 4096 == 71_385_600
+    counts = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
+    }
+    assert (
+        counts["projector"]
+        == 2176 * 8704 + 8704 + 8704 * 4096 + 4096 + 4096 * 4096 + 4096
+        == 71_385_600
+    )
     assert counts["decoder"] == 8_114_180_096
 
     def block(w, inner, scales):
@@ -108,6 +126,8 @@ def test_the_full_scale_model_has_the_published_shapes_and_counts():
     dino = (
         24 * block(1024, 4096, 2) + (patch + 1 + 4 + 256 + 2) * 1024
     )  # class token, 4 registers, positions, last norm
-    pool = 4 * (1152**2 + 1152) + 2 * 1152 * 4304 + 4304 + 1152 + 3 * 1152  # SigLIP's attention pool: probe, norm
+    pool = (
+        4 * (1152**2 + 1152) + 2 * 1152 * 4304 + 4304 + 1152 + 3 * 1152
+    )  # SigLIP's attention pool: probe, norm
     siglip = 27 * block(1152, 4304, 0) + (patch + 256 + 2) * 1152 + pool
     assert counts["towers"] == dino + siglip == 730_911_680

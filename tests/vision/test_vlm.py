@@ -1,4 +1,6 @@
-"""Where patches stand, what carries loss, and that a row gets in any batch and with any cache what it gets alone."""
+"""Where patches stand, what carries loss, and that a row gets in any batch and with any cache what
+it gets alone.
+"""
 
 import pytest
 import torch
@@ -19,14 +21,20 @@ def test_patches_stand_right_behind_bos_and_carry_no_loss(tiny_vlm, pixels):
     assert joined.labels.tolist() == [[IGNORE] * 7 + [52, 2]]
     output = tiny_vlm(None, ids, labels, features=features)
     logits = tiny_vlm(None, ids, features=features).logits
-    wanted = torch.nn.functional.cross_entropy(logits[0, 6:8], torch.tensor([52, 2]), reduction="none")
+    wanted = torch.nn.functional.cross_entropy(
+        logits[0, 6:8], torch.tensor([52, 2]), reduction="none"
+    )
     torch.testing.assert_close(output.nats, wanted)
     torch.testing.assert_close(output.loss, wanted.mean())
 
 
-def test_a_standardised_projector_speaks_as_loud_as_tokens_and_not_of_what_all_images_share(tiny_vlm):
+def test_a_standardised_projector_speaks_as_loud_as_tokens_and_not_of_what_all_images_share(
+    tiny_vlm,
+):
     towards = torch.randn(56, generator=torch.Generator().manual_seed(0))
-    features = 5 * towards + torch.randn(40, 4, 56, generator=torch.Generator().manual_seed(1)) * (towards.abs() + 0.1)
+    features = 5 * towards + torch.randn(40, 4, 56, generator=torch.Generator().manual_seed(1)) * (
+        towards.abs() + 0.1
+    )
     plain = tiny_vlm.projector(features).flatten(0, 1)
     assert plain.mean(dim=0).square().mean() > 5 * plain.var(dim=0).mean()
     tiny_vlm.projector.standardise(features, rms=0.3)
@@ -36,21 +44,33 @@ def test_a_standardised_projector_speaks_as_loud_as_tokens_and_not_of_what_all_i
 
 
 def test_text_alone_is_the_decoder_itself(tiny_vlm):
-    ids = torch.randint(4, 260, (2, 40), generator=torch.Generator().manual_seed(0))  # longer than the window
+    ids = torch.randint(
+        4, 260, (2, 40), generator=torch.Generator().manual_seed(0)
+    )  # longer than the window
     torch.testing.assert_close(tiny_vlm(None, ids).logits, tiny_vlm.decoder(ids))
     embeddings = tiny_vlm.decoder.model.embed_tokens(ids)
-    torch.testing.assert_close(tiny_vlm.decoder.states_of_embeddings(embeddings), tiny_vlm.decoder.hidden_states(ids))
+    torch.testing.assert_close(
+        tiny_vlm.decoder.states_of_embeddings(embeddings), tiny_vlm.decoder.hidden_states(ids)
+    )
 
 
 def test_a_mixed_batch_equals_each_row_alone(tiny_vlm, pixels):
     features = tiny_vlm.image_features(pixels)
-    rows = [([1, 9, 8, 7, 2], True), ([1, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 2], False), ([1, 40, 2], True)]
+    rows = [
+        ([1, 9, 8, 7, 2], True),
+        ([1, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 2], False),
+        ([1, 40, 2], True),
+    ]
     batch = pad_examples([(ids, [IGNORE, *ids[1:]]) for ids, _ in rows])
     has_image = torch.tensor([image for _, image in rows])
     together = tiny_vlm(
-        None, batch["input_ids"], batch["labels"], features=features[:2], attention_mask=batch["attention_mask"],
+        None,
+        batch["input_ids"],
+        batch["labels"],
+        features=features[:2],
+        attention_mask=batch["attention_mask"],
         has_image=has_image,
-    )  # fmt: skip
+    )
     seen = 0
     for row, (ids, image) in enumerate(rows):
         one = tiny_vlm(
@@ -60,7 +80,9 @@ def test_a_mixed_batch_equals_each_row_alone(tiny_vlm, pixels):
             features=features[seen : seen + 1] if image else None,
         )
         seen += image
-        torch.testing.assert_close(together.nats[together.rows == row], one.nats, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            together.nats[together.rows == row], one.nats, rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -90,13 +112,22 @@ def test_cached_generation_equals_uncached_and_each_row_alone(tiny_vlm, pixels, 
     assert not torch.equal(blind[0], cached[0])  # or the image would not matter to this test
 
 
-def test_under_autocast_the_cache_is_as_narrow_as_its_keys_and_likelihoods_are_not(tiny_vlm, pixels):
+def test_under_autocast_the_cache_is_as_narrow_as_its_keys_and_likelihoods_are_not(
+    tiny_vlm, pixels
+):
     features, ids = tiny_vlm.image_features(pixels)[:2], torch.tensor([[1, 70, 71], [1, 60, 61]])
-    exact = tiny_vlm.answer_log_likelihoods(ids.tolist(), [[[n] for n in range(4, 260)]] * 2, features=features)
+    exact = tiny_vlm.answer_log_likelihoods(
+        ids.tolist(), [[[n] for n in range(4, 260)]] * 2, features=features
+    )
     with torch.autocast("cpu", torch.bfloat16):
         made = tiny_vlm.generate(None, ids, features=features, max_new_tokens=12)
-        assert torch.equal(made, tiny_vlm.generate(None, ids, features=features, max_new_tokens=12, use_cache=False))
-        found = tiny_vlm.answer_log_likelihoods(ids.tolist(), [[[n] for n in range(4, 260)]] * 2, features=features)
+        assert torch.equal(
+            made,
+            tiny_vlm.generate(None, ids, features=features, max_new_tokens=12, use_cache=False),
+        )
+        found = tiny_vlm.answer_log_likelihoods(
+            ids.tolist(), [[[n] for n in range(4, 260)]] * 2, features=features
+        )
     for narrow, wide in zip(found, exact, strict=True):
         assert len(set(narrow)) == len(narrow)  # 256 logits of eight bits would tie
         assert narrow == pytest.approx(wide, abs=0.5) and narrow != wide
@@ -104,9 +135,16 @@ def test_under_autocast_the_cache_is_as_narrow_as_its_keys_and_likelihoods_are_n
 
 def test_generation_ends_at_eos_and_refuses_what_does_not_fit(tiny_vlm, pixels):
     features = tiny_vlm.image_features(pixels)[:1]
-    free = tiny_vlm.generate(None, torch.tensor([[1, 5]]), features=features, max_new_tokens=8)[0].tolist()
+    free = tiny_vlm.generate(None, torch.tensor([[1, 5]]), features=features, max_new_tokens=8)[
+        0
+    ].tolist()
     made = tiny_vlm.generate(
-        None, torch.tensor([[1, 5]]), features=features, max_new_tokens=8, eos_token_id=free[2], pad_token_id=3
+        None,
+        torch.tensor([[1, 5]]),
+        features=features,
+        max_new_tokens=8,
+        eos_token_id=free[2],
+        pad_token_id=3,
     )[0].tolist()
     assert made == free[: free.index(free[2]) + 1]
     with pytest.raises(ValueError, match="256 positions"):
@@ -115,19 +153,27 @@ def test_generation_ends_at_eos_and_refuses_what_does_not_fit(tiny_vlm, pixels):
         tiny_vlm(None, torch.tensor([[1, 5], [1, 6]]), features=features)
 
 
-@pytest.mark.parametrize("words", [["True", "False"], ["Yes", "No"], [chr(65 + n) for n in range(26)]])
-def test_answer_words_are_scored_even_if_they_are_several_tokens(tiny_vlm, pixels, byte_tokenizer, words):
+@pytest.mark.parametrize(
+    "words", [["True", "False"], ["Yes", "No"], [chr(65 + n) for n in range(26)]]
+)
+def test_answer_words_are_scored_even_if_they_are_several_tokens(
+    tiny_vlm, pixels, byte_tokenizer, words
+):
     features = tiny_vlm.image_features(pixels)[:2]
     prompts = [encode_prompt(byte_tokenizer, [], text) for text in ("Is it so?", "Which?")]
     answers = [[*tokens(byte_tokenizer, word), byte_tokenizer.eos_token_id] for word in words]
     assert len(words) == 26 or max(map(len, answers)) > 3
-    found = tiny_vlm.answer_log_likelihoods(prompts, [answers, answers], features=features, batch_rows=7)
+    found = tiny_vlm.answer_log_likelihoods(
+        prompts, [answers, answers], features=features, batch_rows=7
+    )
     for row in range(2):
         for place in (0, len(words) - 1):
             ids = torch.tensor([[*prompts[row], *answers[place]]])
             logits = tiny_vlm(None, ids, features=features[row : row + 1]).logits[0].log_softmax(-1)
             first = len(prompts[row]) + 4 - 1
-            wanted = sum(float(logits[first + k, token].detach()) for k, token in enumerate(answers[place]))
+            wanted = sum(
+                float(logits[first + k, token].detach()) for k, token in enumerate(answers[place])
+            )
             assert found[row][place] == pytest.approx(wanted, abs=1e-3)
 
 

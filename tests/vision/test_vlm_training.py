@@ -1,4 +1,6 @@
-"""Which parts a stage trains, that a step does not depend on its cut, and that a killed run goes on bitwise."""
+"""Which parts a stage trains, that a step does not depend on its cut, and that a killed run goes on
+bitwise.
+"""
 
 import copy
 
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from moxin_lab.scales import VlmTrainingSettings
+from moxin_lab.scales.sections import VlmTrainingSettings
 from moxin_lab.vision import experiments, vlm_training
 from moxin_lab.vision.data import Example
 from moxin_lab.vision.prompts import PromptError
@@ -15,12 +17,15 @@ from tests.vision.conftest import OPTIMISATION
 
 CHANGED = {"epochs": 2, "examples_per_step": 8, "micro_batch_examples": 8, "learning_rate": 1e-3}
 SETTINGS = VlmTrainingSettings(
-    **{**OPTIMISATION, **CHANGED, "checkpoint_every_steps": 2}, max_tokens=48, activation_checkpointing="none"
+    **{**OPTIMISATION, **CHANGED, "checkpoint_every_steps": 2},
+    max_tokens=48,
+    activation_checkpointing="none",
 )
 RNG = np.random.default_rng(0)
 IMAGES = {f"{n}.png": RNG.integers(0, 255, (20 + n, 32, 3), dtype=np.uint8) for n in range(12)}
 EXAMPLES = [
-    Example(str(n), f"{n}.png" if n < 12 else None, (("Which?", "ab" * (1 + n % 5)), ("And?", "z"))) for n in range(16)
+    Example(str(n), f"{n}.png" if n < 12 else None, (("Which?", "ab" * (1 + n % 5)), ("And?", "z")))
+    for n in range(16)
 ]
 
 
@@ -40,8 +45,12 @@ def _train(model, tokenizer, folder, settings=SETTINGS, **options):
 
 def _changed(before, after):
     return {
-        name.split(".")[0] + "." + name.split(".")[1] if name.startswith("towers") else name.split(".")[0]
-        for (name, old), new in zip(before.state_dict().items(), after.state_dict().values(), strict=True)
+        name.split(".")[0] + "." + name.split(".")[1]
+        if name.startswith("towers")
+        else name.split(".")[0]
+        for (name, old), new in zip(
+            before.state_dict().items(), after.state_dict().values(), strict=True
+        )
         if not torch.equal(old, new)
     }
 
@@ -61,23 +70,42 @@ def test_a_stage_changes_its_own_parts(tiny_vlm, byte_tokenizer, tmp_path, stage
     assert len(log) == 4 and log["loss"].iloc[-1] < log["loss"].iloc[0]
     assert not tiny_vlm.training
     if stage == "full-finetune":  # what the features do not depend on stays
-        assert torch.equal(before.towers.dino.blocks[2].mlp.fc1.weight, tiny_vlm.towers.dino.blocks[2].mlp.fc1.weight)
+        assert torch.equal(
+            before.towers.dino.blocks[2].mlp.fc1.weight,
+            tiny_vlm.towers.dino.blocks[2].mlp.fc1.weight,
+        )
 
 
 def test_one_by_eight_equals_eight_by_one(tiny_vlm, byte_tokenizer, tmp_path):
     cut = copy.deepcopy(tiny_vlm)
     whole_log = _train(tiny_vlm, byte_tokenizer, tmp_path / "whole")
-    cut_log = _train(cut, byte_tokenizer, tmp_path / "cut", SETTINGS.model_copy(update={"micro_batch_examples": 1}))
+    cut_log = _train(
+        cut,
+        byte_tokenizer,
+        tmp_path / "cut",
+        SETTINGS.model_copy(update={"micro_batch_examples": 1}),
+    )
     np.testing.assert_allclose(cut_log["loss"], whole_log["loss"], rtol=1e-4)
     np.testing.assert_allclose(cut_log["gradient_norm"], whole_log["gradient_norm"], rtol=1e-3)
     assert cut_log["targets"].tolist() == whole_log["targets"].tolist()
     worst = max(
-        float((a - b).detach().abs().max()) for a, b in zip(cut.parameters(), tiny_vlm.parameters(), strict=True)
+        float((a - b).detach().abs().max())
+        for a, b in zip(cut.parameters(), tiny_vlm.parameters(), strict=True)
     )
-    assert worst < 2e-4  # Adam turns rounding of tiny gradients into steps of up to the learning rate
-    # A mean of micro-batches' means, which many trainers take, would be another number: answers differ in length.
-    with pytest.raises(ValueError, match="a step of 8 examples is not a multiple of micro_batch_examples"):
-        _train(tiny_vlm, byte_tokenizer, tmp_path / "odd", SETTINGS.model_copy(update={"micro_batch_examples": 3}))
+    assert (
+        worst < 2e-4
+    )  # Adam turns rounding of tiny gradients into steps of up to the learning rate
+    # A mean of micro-batches' means, which many trainers take, would be another number: answers
+    # differ in length.
+    with pytest.raises(
+        ValueError, match="a step of 8 examples is not a multiple of micro_batch_examples"
+    ):
+        _train(
+            tiny_vlm,
+            byte_tokenizer,
+            tmp_path / "odd",
+            SETTINGS.model_copy(update={"micro_batch_examples": 3}),
+        )
 
 
 def test_a_killed_run_goes_on_bitwise(tiny_vlm, byte_tokenizer, tmp_path):
@@ -92,7 +120,9 @@ def test_a_killed_run_goes_on_bitwise(tiny_vlm, byte_tokenizer, tmp_path):
         _train(killed, byte_tokenizer, tmp_path / "killed", progress=stop)
     again = _train(tiny_vlm, byte_tokenizer, tmp_path / "killed")
     assert again.equals(log)
-    for (name, wanted), found in zip(whole.state_dict().items(), tiny_vlm.state_dict().values(), strict=True):
+    for (name, wanted), found in zip(
+        whole.state_dict().items(), tiny_vlm.state_dict().values(), strict=True
+    ):
         assert torch.equal(wanted, found), name
 
 
@@ -103,7 +133,9 @@ def test_features_seen_once_train_what_the_pixels_train_and_no_step_opens_an_ima
     assert features["3.png"].shape == (4, 56)
     looking, given = copy.deepcopy(tiny_vlm), copy.deepcopy(tiny_vlm)
     log = _train(looking, byte_tokenizer, tmp_path / "looking")
-    monkeypatch.setattr(vlm_training, "prepare_images", lambda *_: pytest.fail("an image was opened"))
+    monkeypatch.setattr(
+        vlm_training, "prepare_images", lambda *_: pytest.fail("an image was opened")
+    )
     again = _train(given, byte_tokenizer, tmp_path / "given", features=features)
     np.testing.assert_allclose(again["loss"], log["loss"], rtol=1e-4)
     with pytest.raises(ValueError, match="2 images have no features"):
@@ -112,7 +144,9 @@ def test_features_seen_once_train_what_the_pixels_train_and_no_step_opens_an_ima
         _train(given, byte_tokenizer, tmp_path / "stale", features=features, stage="full-finetune")
 
 
-def test_an_example_that_trains_nothing_stops_before_the_first_step(tiny_vlm, byte_tokenizer, tmp_path):
+def test_an_example_that_trains_nothing_stops_before_the_first_step(
+    tiny_vlm, byte_tokenizer, tmp_path
+):
     with pytest.raises(PromptError, match="example 0"):
         _train(tiny_vlm, byte_tokenizer, tmp_path, SETTINGS.model_copy(update={"max_tokens": 6}))
     with pytest.raises(ValueError, match="unknown stage"):
@@ -120,19 +154,33 @@ def test_an_example_that_trains_nothing_stops_before_the_first_step(tiny_vlm, by
 
 
 def test_caption_nats_are_the_losses_of_the_model(tiny_vlm, byte_tokenizer):
-    encoded = [vlm_training.encode_example(byte_tokenizer, one, stage="align", max_tokens=48) for one in EXAMPLES[:5]]
-    features = torch.stack(list(experiments.look(tiny_vlm.towers, IMAGES, device="cpu").features.values())[:5])
+    encoded = [
+        vlm_training.encode_example(byte_tokenizer, one, stage="align", max_tokens=48)
+        for one in EXAMPLES[:5]
+    ]
+    features = torch.stack(
+        list(experiments.look(tiny_vlm.towers, IMAGES, device="cpu").features.values())[:5]
+    )
     found = caption_nats(tiny_vlm, encoded, features, batch_rows=2)
     ids, labels = torch.tensor(encoded[3].input_ids)[None], torch.tensor(encoded[3].labels)[None]
-    assert found[3] == pytest.approx(float(tiny_vlm(None, ids, labels, features=features[3:4]).loss.detach()), abs=1e-4)
+    assert found[3] == pytest.approx(
+        float(tiny_vlm(None, ids, labels, features=features[3:4]).loss.detach()), abs=1e-4
+    )
     assert not np.allclose(found, caption_nats(tiny_vlm, encoded, None))
-    others = others_nats(tiny_vlm, encoded, features, others=4, batch_rows=2)  # of five, all that are not one's own
-    each = [caption_nats(tiny_vlm, encoded, features[[(n - by) % 5 for n in range(5)]]) for by in (1, 2, 3, 4)]
+    others = others_nats(
+        tiny_vlm, encoded, features, others=4, batch_rows=2
+    )  # of five, all that are not one's own
+    each = [
+        caption_nats(tiny_vlm, encoded, features[[(n - by) % 5 for n in range(5)]])
+        for by in (1, 2, 3, 4)
+    ]
     np.testing.assert_allclose(others, np.mean(each, axis=0), rtol=1e-5)
     with pytest.raises(ValueError, match="do not have 5 other images"):
         others_nats(tiny_vlm, encoded, features, others=5)
     styles = [features, features.flip(1)]
     own, wrong, _ = caption_losses(tiny_vlm, encoded, styles, others=4).values()
-    np.testing.assert_allclose(own, np.mean([caption_nats(tiny_vlm, encoded, style) for style in styles], axis=0))
+    np.testing.assert_allclose(
+        own, np.mean([caption_nats(tiny_vlm, encoded, style) for style in styles], axis=0)
+    )
     again = [others_nats(tiny_vlm, encoded, style, others=4) for style in styles]
     np.testing.assert_allclose(wrong, np.mean(again, axis=0))

@@ -1,0 +1,279 @@
+"""Stage 05's two trainings as calls, so that one notebook can run them for several seeds.
+
+    pretrained ─ fine_tune ─► SFT model ─ collect_pairs ─► pairs ─ prefer ─► preference-tuned model
+
+A seed decides the order of the examples, dropout and the sampled answers; the pretrained model is
+the same for all of them.
+
+Guarantees: the same seed and settings give the same models and pairs (bitwise on the CPU); a killed
+training continues in the folder that it was given. Does not: choose settings, judge models, or
+write artifacts.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from moxin_lab.model import convert
+from moxin_lab.posttraining import batches, dpo, sampling, sft, tables
+from moxin_lab.posttraining.chat import Encoded, Progress
+from moxin_lab.training.fit import fit_language_model
+
+
+@dataclass(frozen=True)
+class PreferencePairs:
+    """What `collect_pairs` found: `pairs` to train on, `lost` (left out, by reason), `sampled`
+    on-policy pairs, `drawn` (prompts always, never, sometimes right), and how many prompts were
+    answered and pairs came from the card.
+    """
+
+    pairs: list[dpo.Pair]
+    lost: pd.DataFrame
+    sampled: pd.DataFrame
+    drawn: dict[str, int]
+    prompts: int
+    of_card: int
+
+
+@dataclass(frozen=True)
+class Tests:
+    """What models are judged on: rows of the card's test split, the same encoded, and held-out
+    pairs.
+    """
+
+    rows: pd.DataFrame
+    encoded: Sequence[Encoded]
+    pairs: Sequence[dpo.Pair]
+
+
+def fine_tune(
+    pretrained: Path,
+    encoded: Sequence[Encoded],
+    settings: Any,
+    *,
+    seed: int,
+    pad_id: int,
+    folder: Path,
+    progress: Progress | None = None,
+) -> tuple[Any, pd.DataFrame]:
+    """The SFT model, in evaluation mode where it was trained, and its log. settings: a scale's
+    `instruction_tuning` section.
+    """
+    chosen = settings.sft
+    torch.manual_seed(seed)  # of dropout
+    model = sft.with_dropout(convert.from_pretrained(pretrained), chosen.dropout)
+    stream = batches.ConversationStream(
+        encoded,
+        examples_per_step=chosen.examples_per_step,
+        epochs=chosen.epochs,
+        seed=seed,
+        row_tokens=chosen.max_tokens,
+        pad_id=pad_id,
+        layout=chosen.layout,
+        reduction=chosen.reduction,
+    )
+    loss = sft.sft_loss(chosen.label_smoothing)
+    log = fit_language_model(
+        model, stream, chosen, loss, resume_folder=folder, text="fine-tuning", progress=progress
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return sft.with_dropout(model, 0.0).eval().to(device), log
+
+
+def collect_pairs(
+    sft_model: Any,
+    tokenizer: Any,
+    train: pd.DataFrame,
+    card_pairs: pd.DataFrame,
+    settings: Any,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> PreferencePairs:
+    """On-policy pairs on verifiable training rows, beside pairs of the card. Column `row` of
+    `sampled` has `train`'s labels.
+    """
+    labelled = (
+        train[train["verifier"].notna()].rename_axis("row").reset_index()
+    )  # `spread` counts rows anew
+    verifiable = tables.spread(labelled, settings.dpo.sampled_prompts).set_index("row")
+    sampled, drawn = sampling.on_policy_pairs(
+        sft_model,
+        tokenizer,
+        verifiable,
+        samples=settings.dpo.samples,
+        temperature=settings.dpo.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        seed=seed,
+        batch_size=settings.answer_batch,
+        progress=progress,
+    )
+    fixed = tables.spread(card_pairs, settings.dpo.constructed_pairs)
+    sides = [tables.sides(fixed, name) + sampled[name].tolist() for name in ("chosen", "rejected")]
+    limits = {
+        "max_tokens": settings.dpo.max_tokens,
+        "max_refused_share": settings.max_refused_share,
+    }
+    pairs, lost = dpo.encode_pairs(sides[0], sides[1], tokenizer=tokenizer, **limits)
+    return PreferencePairs(pairs, lost, sampled, drawn, len(verifiable), len(fixed))
+
+
+def prefer(
+    sft_model: Any,
+    pairs: Sequence[dpo.Pair],
+    settings: Any,
+    *,
+    kind: dpo.Kind,
+    beta: float,
+    seed: int,
+    pad_id: int,
+    folder: Path,
+    progress: Progress | None = None,
+) -> tuple[Any, pd.DataFrame]:
+    """A copy of the SFT model tuned on the pairs with one DPO loss, and its log. The reference's
+    log-probabilities are kept in `folder` under the hash of its weights; while the copy trains, the
+    SFT model waits in the CPU's memory.
+    """
+    chosen = settings.dpo
+    device = next(sft_model.parameters()).device
+    reference = dpo.reference_log_probs(
+        sft_model,
+        pairs,
+        folder,
+        batch_tokens=settings.batch_tokens,
+        device=device,
+        precision=chosen.precision,
+        progress=progress,
+    )
+    stream = dpo.PairStream(
+        pairs,
+        reference,
+        examples_per_step=chosen.examples_per_step,
+        epochs=chosen.epochs,
+        seed=seed,
+        row_tokens=chosen.max_tokens,
+        pad_id=pad_id,
+        layout=settings.sft.layout,
+    )
+    model = copy.deepcopy(sft_model)
+    sft_model.cpu()  # as the reference it has given all that is needed of it
+    loss = dpo.dpo_loss(kind, beta, chosen.label_smoothing)
+    name = f"{kind}, beta {beta:g}"
+    log = fit_language_model(
+        model, stream, chosen, loss, resume_folder=folder / name, text=name, progress=progress
+    )
+    sft_model.to(device)
+    return model.eval().to(device), log
+
+
+def preference_hits(scored: Any, reference: Any, pairs: Sequence[dpo.Pair], kind: str) -> Any:
+    """Bool [pairs]: the tuned model moved the chosen answer up against the rejected one, by the
+    ratio that its loss uses.
+    scored, reference: log-probabilities [pairs, 2] of `dpo.pair_log_probs`.
+    """
+    ratios = (scored - reference) / (1 if kind == "sigmoid" else dpo.answer_lengths(pairs))
+    return ratios[:, 0] > ratios[:, 1]
+
+
+def repeat(
+    pretrained: Path,
+    encoded: Sequence[Encoded],
+    train: pd.DataFrame,
+    card_pairs: pd.DataFrame,
+    tests: Tests,
+    tokenizer: Any,
+    settings: Any,
+    losses: Mapping[str, tuple[dpo.Kind, float]],
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """All trainings with another seed, judged on the same test rows and pairs: `outcomes`. losses:
+    name to loss and beta.
+    """
+    pad_id = tokenizer.pad_token_id
+    tuned, _ = fine_tune(
+        pretrained,
+        encoded,
+        settings,
+        seed=seed,
+        pad_id=pad_id,
+        folder=folder / "sft",
+        progress=progress,
+    )
+    found = collect_pairs(
+        tuned, tokenizer, train, card_pairs, settings, seed=seed, progress=progress
+    )
+    scoring = {"batch_tokens": settings.batch_tokens, "device": next(tuned.parameters()).device}
+    before = dpo.pair_log_probs(tuned, tests.pairs, **scoring)
+    models, accuracy = {"SFT": tuned}, {}
+    for name, (kind, beta) in losses.items():
+        models[name], _ = prefer(
+            tuned,
+            found.pairs,
+            settings,
+            kind=kind,
+            beta=beta,
+            seed=seed,
+            pad_id=pad_id,
+            folder=folder,
+            progress=progress,
+        )
+        after = dpo.pair_log_probs(models[name], tests.pairs, **scoring)
+        accuracy[name] = float(preference_hits(after, before, tests.pairs, kind).mean())
+    judged = {
+        name: tables.judge(
+            model,
+            tokenizer,
+            tests.rows,
+            tests.encoded,
+            max_new_tokens=settings.max_new_tokens,
+            batch_tokens=settings.batch_tokens,
+            batch_size=settings.answer_batch,
+            progress=progress,
+        )
+        for name, model in models.items()
+    }
+    return outcomes(judged, accuracy)
+
+
+def outcomes(judged: Mapping[str, pd.DataFrame], accuracy: Mapping[str, float]) -> dict[str, float]:
+    """What is compared between seeds, by name: exact match and tokens an answer of each model of
+    `judged` ("SFT" and the preference-tuned ones, in the order of `accuracy`), preference accuracy,
+    and the differences that a claim rests on.
+    """
+    right = {name: found["right"].dropna().astype(float) for name, found in judged.items()}
+    tokens = {name: float(found["tokens"].mean()) for name, found in judged.items()}
+    found = {f"exact match: {name}": float(each.mean()) for name, each in right.items()}
+    found |= {
+        f"exact match: {name} minus SFT": float(right[name].mean() - right["SFT"].mean())
+        for name in accuracy
+    }
+    found |= {f"preference accuracy: {name}": value for name, value in accuracy.items()}
+    found |= {f"tokens an answer: {name}": value for name, value in tokens.items()}
+    for first, second in combinations(accuracy, 2):
+        wins, ties = (right[first] > right[second]).mean(), (right[first] == right[second]).mean()
+        found[f"win rate: {first} against {second}"] = float(wins + ties / 2)
+        found[f"tokens an answer: {first} minus {second}"] = tokens[first] - tokens[second]
+    return found
+
+
+def over_seeds(
+    by_seed: Mapping[int, Mapping[str, float]], interval: Callable[[Any], Any]
+) -> pd.DataFrame:
+    """`outcomes` of several seeds: a row a name; columns `mean`, `low`, `high` by
+    `interval(values)`, and one a seed.
+    """
+    each = pd.DataFrame(by_seed)
+    summary = pd.DataFrame([interval(values) for values in each.to_numpy()], index=each.index)
+    summary.columns = pd.Index(["mean", "low", "high"])
+    return pd.concat(
+        [summary, each.rename(columns=lambda seed: f"seed {seed}")], axis=1
+    ).rename_axis("what")

@@ -1,0 +1,116 @@
+"""Pictures of stage 05. Each function takes plain values and returns a matplotlib figure; nothing
+is computed here.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def sft_curve(log: pd.DataFrame) -> Figure:
+    """Loss a token of every step with a running mean, and the gradient norm before clipping
+    (dotted: 1).
+    """
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(7.0, 4.6), sharex=True, height_ratios=(3, 1)
+    )
+    each = log["nats"] / log["targets"]
+    top.plot(log["step"], each, color="#999999", linewidth=0.8, label="each step")
+    top.plot(
+        log["step"],
+        each.rolling(15, min_periods=1).mean(),
+        color="#0072B2",
+        label="mean of 15 steps",
+    )
+    top.set(ylabel="answer loss (nats a token)", ylim=(0, None))
+    top.legend()
+    bottom.semilogy(log["step"], log["gradient_norm"], color="#D55E00", linewidth=0.9)
+    bottom.axhline(1.0, color="#000000", linewidth=0.8, linestyle=":")
+    bottom.yaxis.set_minor_formatter(NullFormatter())
+    bottom.set(xlabel="optimizer step", ylabel="gradient norm")
+    return figure
+
+
+def dpo_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
+    """Share of a step's pairs whose margin is above zero, and the mean log-ratio a token of both
+    answers; a column a loss.
+    """
+    figure, axes = plt.subplots(
+        2, len(logs), figsize=(7.0, 4.6), sharex=True, sharey="row", squeeze=False
+    )
+    for column, (name, log) in enumerate(logs.items()):
+        top, bottom = axes[:, column]
+        top.plot(
+            log["step"], log["correct"] / log["pairs"], color="#009E73", marker="o", markersize=3
+        )
+        top.axhline(0.5, color="#000000", linewidth=0.8, linestyle=":")
+        top.set(title=name, ylim=(0, 1.02))
+        for field, color, style in (("chosen", "#0072B2", "-"), ("rejected", "#D55E00", "--")):
+            bottom.plot(
+                log["step"],
+                log[f"{field}_ratio"] / log["pairs"],
+                color=color,
+                linestyle=style,
+                label=field,
+            )
+        bottom.axhline(0, color="#000000", linewidth=0.8, linestyle=":")
+        bottom.set(xlabel="optimizer step")
+    axes[0, 0].set(ylabel="pairs in the right order")
+    axes[1, 0].set(ylabel="log-ratio to the\nreference (nats a token)")
+    axes[1, 0].legend()
+    return figure
+
+
+def shares(table: pd.DataFrame, *, label: str) -> Figure:
+    """One share a row of `table` (columns value, low, high; the index names it), as points with
+    intervals.
+    """
+    figure, axes = plt.subplots(figsize=(7.0, 0.5 + 0.45 * len(table)))
+    places = np.arange(len(table))[::-1]
+    spread = np.abs(table[["low", "high"]].to_numpy().T - table["value"].to_numpy())
+    axes.errorbar(table["value"], places, xerr=spread, fmt="o", capsize=3, color="#0072B2")
+    for place, value in zip(places, table["value"], strict=True):
+        axes.annotate(
+            f"{value:.2f}",
+            (value, place),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+        )
+    axes.set_yticks(places, table.index)
+    axes.set(xlabel=label, xlim=(-0.03, 1.03), ylim=(-0.6, len(table) - 0.3))
+    return figure
+
+
+def reduction_runs(runs: pd.DataFrame, variants: Sequence[str]) -> Figure:
+    """Held-out answer loss of every run: one column a variant, one mark a micro-batch size, one
+    point a seed.
+    """
+    figure, axes = plt.subplots(figsize=(7.0, 3.8))
+    sizes = sorted(runs["micro_batch"].unique(), reverse=True)
+    for number, size in enumerate(sizes):
+        part = runs[runs["micro_batch"] == size]
+        places = part["variant"].map({name: place for place, name in enumerate(variants)})
+        shift = (number - (len(sizes) - 1) / 2) * 0.18
+        axes.plot(
+            places + shift,
+            part["answer_loss"],
+            MARKERS[number],
+            label=f"micro-batches of {size}",
+            alpha=0.8,
+        )
+    axes.set_xticks(range(len(variants)), [name.replace(", ", ",\n") for name in variants])
+    axes.set(
+        xlabel="reduction of the loss",
+        ylabel="held-out answer loss\n(nats a token)",
+        xlim=(-0.5, len(variants) - 0.5),
+    )
+    axes.legend()
+    return figure

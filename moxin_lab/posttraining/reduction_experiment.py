@@ -1,0 +1,169 @@
+"""A controlled experiment: how the loss is reduced, against how a step is cut into micro-batches.
+
+Moxin's script sums the loss over the tokens of a micro-batch (`--reduce_loss sum`) and leaves the
+division by micro-batches and ranks to the trainer, whose DeepSpeed file clips the gradient at
+"auto", which accelerate fills with 1.0. The text around it says that this weighs all tokens
+equally. Here everything but the reduction, the clipping and the cut stays the same.
+
+Guarantees: runs of one seed start from the same weights and read the same conversations in the same
+order.
+Does not: say anything about 7B; a run is a small fresh model and a few dozen steps.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from moxin_lab.posttraining import sft
+from moxin_lab.posttraining.batches import REDUCTIONS, ConversationStream, Reduction
+from moxin_lab.posttraining.chat import Encoded, Progress
+from moxin_lab.training.fit import fit_language_model
+
+VARIANTS: tuple[tuple[Reduction, bool], ...] = (
+    ("mean", True),
+    ("mean", False),
+    ("sum", True),
+    ("sum", False),
+    ("part_mean", True),
+)
+"""Reduction, and whether the gradient is clipped."""
+
+
+def gradients_of_a_step(
+    model: nn.Module, stream_of: Callable[[Any], ConversationStream], parts: Sequence[int]
+) -> pd.DataFrame:
+    """Norm of the gradient of step 0 under each reduction and cut, and its cosine with the uncut
+    `mean`: what a step that is free of scale, as Adam's is, can tell apart. stream_of: a
+    reduction's name to its stream.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    rows: list[dict[str, Any]] = []
+    first: Tensor | None = None
+    for reduction, number in product(REDUCTIONS, parts):
+        model.zero_grad()
+        stream = stream_of(reduction)
+        for part in range(number):
+            batch = {
+                name: tensor.to(device) for name, tensor in stream.batch(0, part, number).items()
+            }
+            sft.sft_loss()(model, batch)["loss"].backward()
+        gradient = torch.cat(
+            [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
+        )
+        first = gradient if first is None else first
+        norm = gradient.norm()
+        cosine = torch.dot(gradient, first) / (norm * first.norm())
+        rows.append(
+            {
+                "reduction": reduction,
+                "micro-batches": number,
+                "norm": float(norm),
+                "cosine": float(cosine),
+            }
+        )
+    model.zero_grad()
+    model.train(was_training)
+    return pd.DataFrame(rows)
+
+
+def train_all(
+    model_of: Callable[[int], nn.Module],
+    train: Sequence[Encoded],
+    test: Sequence[Encoded],
+    experiment: Any,
+    tuning: Any,
+    *,
+    row_tokens: int,
+    pad_id: int,
+    batch_tokens: int,
+    device: Any = "cpu",
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """One row a run: `reduction`, `clipped`, `micro_batch`, `seed`, `answer_loss` (nats a token of
+    the held-out answers), and `gradient_norm`, the median before clipping. model_of: seed to fresh
+    model; experiment, tuning: scale sections.
+    """
+    runs = list(product(range(experiment.seeds), VARIANTS, experiment.micro_batches))
+    rows = []
+    for number, (seed, (reduction, clipped), micro_batch) in enumerate(runs):
+        if progress is not None:
+            progress(number, len(runs), f"{reduction}, micro-batches of {micro_batch}, seed {seed}")
+        needed = experiment.steps * experiment.examples_per_step
+        stream = ConversationStream(
+            train,
+            examples_per_step=experiment.examples_per_step,
+            epochs=-(-needed // len(train)),
+            row_tokens=row_tokens,
+            seed=seed,
+            pad_id=pad_id,
+            layout=tuning.layout,
+            reduction=reduction,
+        )
+        stream.num_steps = experiment.steps
+        changes = {
+            "micro_batch_examples": micro_batch,
+            "learning_rate": experiment.learning_rate,
+            "gradient_clip_norm": tuning.gradient_clip_norm if clipped else None,
+            "checkpoint_every_steps": experiment.steps + 1,
+        }
+        model = model_of(seed)
+        with tempfile.TemporaryDirectory() as folder:
+            log = fit_language_model(
+                model,
+                stream,
+                tuning.model_copy(update=changes),
+                sft.sft_loss(),
+                resume_folder=Path(folder),
+                text="run",
+            )
+        nats, targets = sft.answer_nats(
+            model.to(device), test, batch_tokens=batch_tokens, device=device
+        )
+        rows.append(
+            {
+                "reduction": reduction,
+                "clipped": clipped,
+                "micro_batch": micro_batch,
+                "seed": seed,
+                "answer_loss": nats.sum() / targets.sum(),
+                "gradient_norm": float(log["gradient_norm"].median()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def differences(runs: pd.DataFrame, interval: Callable[[Any], Any]) -> pd.DataFrame:
+    """Held-out answer loss of each variant and cut minus that of `mean`, clipped, with the largest
+    micro-batch and the same
+    seed: mean over seeds, and `interval(differences)` of a value and two ends. An interval that
+    holds 0 is no difference seen. Rounded to 1e-4 nats, below which float32 sums in another order
+    differ too.
+    """
+    largest = runs["micro_batch"].max()
+    uncut = runs["clipped"] & (runs["reduction"] == "mean") & (runs["micro_batch"] == largest)
+    base = runs[uncut].set_index("seed")["answer_loss"]
+    runs = runs.assign(
+        difference=runs["answer_loss"] - runs["seed"].map(base), variant=variant_names(runs)
+    )
+    groups = runs.groupby(["variant", "micro_batch"], sort=False)
+    found = groups.agg(
+        gradient_norm=("gradient_norm", "median"), answer_loss=("answer_loss", "mean")
+    )
+    columns = ["difference", "low", "high"]
+    found[columns] = pd.DataFrame(
+        [interval(part["difference"]) for _, part in groups], index=found.index
+    )
+    found[columns] = found[columns].round(4) + 0.0  # no minus sign before a zero
+    return found.reset_index()
+
+
+def variant_names(runs: pd.DataFrame) -> pd.Series:
+    return runs["reduction"] + runs["clipped"].map({True: "", False: ", not clipped"})

@@ -1,0 +1,132 @@
+"""Pictures of stage 04. Each function takes plain values and returns a matplotlib figure; nothing
+is computed here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+PHASE_SHADES = ("#FFFFFF", "#EDEDED", "#DADADA")
+
+
+def _shade_phases(axes: Any, phases: Sequence[Any], label: bool) -> None:
+    """Grey bands a phase, so that phases are told apart without colour."""
+    for phase, shade in zip(phases, PHASE_SHADES, strict=False):
+        axes.axvspan(
+            phase.first_step, phase.first_step + phase.steps, color=shade, zorder=0, linewidth=0
+        )
+        if label:
+            middle = phase.first_step + phase.steps / 2
+            text = f"{phase.name.replace(' ', chr(10), 1)}\nT = {phase.sequence_length}"
+            axes.annotate(
+                text,
+                (middle, 1.02),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                va="bottom",
+                fontsize="small",
+            )
+    axes.set_xlim(0, phases[-1].first_step + phases[-1].steps)
+
+
+def schedule(
+    rates: Sequence[float], phases: Sequence[Any], mixtures: Sequence[Mapping[str, float]]
+) -> Figure:
+    """Learning rate by step, and below it the mixture of each phase as shares of rows."""
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(7.0, 5.2), height_ratios=(3, 2), layout="constrained"
+    )
+    _shade_phases(top, phases, label=True)
+    top.plot(rates)
+    top.set(xlabel="optimizer step", ylabel="learning rate", ylim=(0, None))
+    names = sorted({name for mixture in mixtures for name in mixture})
+    hatches = ("", "//", "..", "xx", "\\\\", "++", "oo")
+    left = np.zeros(len(mixtures))
+    for index, name in enumerate(names):
+        shares = np.array([mixture.get(name, 0) / sum(mixture.values()) for mixture in mixtures])
+        bottom.barh(
+            range(len(mixtures)),
+            shares,
+            left=left,
+            label=name,
+            hatch=hatches[index % len(hatches)],
+            edgecolor="white",
+        )
+        left += shares
+    bottom.set_yticks(range(len(mixtures)), [phase.name for phase in phases])
+    bottom.invert_yaxis()
+    bottom.set(xlabel="share of rows", xlim=(0, 1))
+    bottom.legend(
+        ncols=len(names),
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.32),
+        fontsize="small",
+        frameon=False,
+    )
+    return figure
+
+
+def losses(log: pd.DataFrame, phases: Sequence[Any]) -> Figure:
+    """Training loss a step with a running mean inside each phase, and the gradient norm before
+    clipping.
+    """
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(7.0, 5.4), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    for axes, label in ((top, True), (bottom, False)):
+        _shade_phases(axes, phases, label)
+    top.plot(log["step"], log["loss"], color="#999999", linewidth=0.8, label="each step")
+    smooth = log.groupby("phase")["loss"].transform(
+        lambda part: part.rolling(15, min_periods=1).mean()
+    )
+    for index, (_, part) in enumerate(log.assign(smooth=smooth).groupby("phase")):
+        top.plot(
+            part["step"],
+            part["smooth"],
+            color="#0072B2",
+            linewidth=2,
+            label="mean of 15 steps" if index == 0 else None,
+        )
+    top.set(ylabel="loss (nats a token)")
+    top.legend(frameon=False)
+    bottom.semilogy(log["step"], log["gradient_norm"], color="#D55E00", linewidth=0.9)
+    bottom.axhline(1.0, color="#000000", linewidth=0.8, linestyle=":")
+    bottom.set(xlabel="optimizer step", ylabel="gradient norm")
+    return figure
+
+
+def bits_per_byte(table: pd.DataFrame) -> Figure:
+    """Held-out bits per byte by language for several models; columns model, group, bits_per_byte,
+    low, high.
+    """
+    models, groups = list(dict.fromkeys(table["model"])), list(dict.fromkeys(table["group"]))
+    figure, axes = plt.subplots(figsize=(7.0, 4.0), layout="constrained")
+    markers = ("s", "v", "^", "o", "D", "P", "X")
+    width = 0.75 / len(models)
+    for index, model in enumerate(models):
+        part = table[table["model"] == model].set_index("group").loc[groups]
+        places = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * width
+        spread = np.abs(part[["low", "high"]].to_numpy().T - part["bits_per_byte"].to_numpy())
+        axes.errorbar(
+            places,
+            part["bits_per_byte"],
+            yerr=spread,
+            fmt=markers[index % len(markers)],
+            capsize=2,
+            label=model,
+            markersize=5,
+        )
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set(
+        xlabel="language of the held-out text",
+        ylabel="bits per byte (lower is better)",
+        ylim=(0, None),
+    )
+    axes.legend(
+        frameon=False, ncols=3, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16)
+    )
+    return figure

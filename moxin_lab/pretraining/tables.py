@@ -1,0 +1,76 @@
+"""Tables of stage 04: the recipe beside the full scale, a packed row, what the stated cost would
+have to mean.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+FULL_PARAMETERS = 8_114_180_096  # of the 36-block model; counted in notebook 03
+STATED_TOKENS = 2e12  # technical report v6, section 3.4: "over 2 trillion"
+STATED_DOLLARS = 160_000  # technical report v6, abstract and section 3.4
+# Dense bf16 peaks in FLOP/s without sparsity, from NVIDIA's data sheets of the SXM boards.
+PEAKS = {"H100": 989e12, "A100": 312e12}
+
+
+def recipe(settings: Any, full: Any) -> pd.DataFrame:
+    """Two `pretraining` sections side by side, as text."""
+    rows: list[tuple[str, Any, Any]] = []
+    for number, (here, there) in enumerate(zip(settings.phases, full.phases, strict=True), start=1):
+        rows.append((f"phase {number}: steps", here.steps, there.steps))
+        rows.append(
+            (f"phase {number}: context, tokens", here.sequence_length, there.sequence_length)
+        )
+    for field in (
+        "tokens_per_step",
+        "learning_rate",
+        "warmup_steps",
+        "final_learning_rate_ratio",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_eps",
+        "weight_decay",
+        "gradient_clip_norm",
+        "precision",
+    ):
+        rows.append((field.replace("_", " "), getattr(settings, field), getattr(full, field)))
+    table = pd.DataFrame(rows, columns=["setting", "this run", "full scale"]).set_index("setting")
+    return table.map(lambda value: f"{value:,}" if isinstance(value, int) else str(value))
+
+
+def packed_row(batch: dict[str, Any], tokenizer: Any, *, ignore: int = -100) -> pd.DataFrame:
+    """The documents of the row that packs most of them: tokens, labels, and the text each begins
+    with.
+    """
+    row = int(batch["document_ids"].max(axis=1).argmax())
+    columns = {"document": "document_ids", "token": "input_ids", "label": "labels"}
+    tokens = pd.DataFrame({name: batch[key][row] for name, key in columns.items()})
+    parts = tokens.groupby("document")
+    return pd.DataFrame(
+        {
+            "tokens": parts.size(),
+            "labels": parts["label"].apply(lambda labels: int((labels != ignore).sum())),
+            "begins with": parts["token"].apply(lambda ids: tokenizer.decode(ids.tolist()[:12])),
+        }
+    )
+
+
+def stated_cost(utilisations: tuple[float, ...] = (0.3, 0.4, 0.5)) -> pd.DataFrame:
+    """Device hours of 6ND operations (Kaplan et al. 2020, arXiv 2001.08361) and the price an hour
+    that fits the stated cost.
+    """
+    operations = 6 * FULL_PARAMETERS * STATED_TOKENS
+    rows = []
+    for device, peak in PEAKS.items():
+        for share in utilisations:
+            hours = operations / (peak * share) / 3600
+            rows.append(
+                (
+                    f"{device} at {share:.0%} of {peak / 1e12:.0f} TFLOP/s",
+                    hours,
+                    STATED_DOLLARS / hours,
+                )
+            )
+    return pd.DataFrame(
+        rows, columns=["device and utilisation", "device hours", "dollars an hour"]
+    ).set_index("device and utilisation")

@@ -1,0 +1,133 @@
+"""Pictures of stage 06. Each function takes plain values and returns a matplotlib figure; nothing
+is computed here.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from moxin_lab.posttraining.figures import MARKERS
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+
+
+def reward_curve(log: pd.DataFrame) -> Figure:
+    """Mean reward of every rollout with a running mean, the share of groups without variance, and
+    below KL and entropy.
+    """
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(7.0, 5.0), sharex=True, height_ratios=(3, 2)
+    )
+    width = max(1, len(log) // 8)
+    top.plot(
+        log["step"], log["reward"], color="#999999", linewidth=0.9, label="reward, each rollout"
+    )
+    top.plot(
+        log["step"],
+        log["reward"].rolling(width, min_periods=1).mean(),
+        color="#0072B2",
+        label=f"mean of {width} rollouts",
+    )
+    top.plot(
+        log["step"],
+        log["frac_reward_zero_std"],
+        color="#D55E00",
+        linestyle="--",
+        label="groups without variance (share)",
+    )
+    top.set(ylabel="reward or share", ylim=(0, 1.02))
+    top.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8)
+    bottom.plot(log["step"], log["entropy"], color="#009E73", label="entropy (nats a token)")
+    other = bottom.twinx()
+    other.plot(
+        log["step"],
+        log["kl"],
+        color="#CC79A7",
+        linestyle="--",
+        label="KL to the start (nats a token)",
+    )
+    bottom.set(xlabel="optimizer step", ylabel="entropy (nats a token)", ylim=(0, None))
+    other.set(ylabel="KL (nats a token)", ylim=(0, None))
+    lines = [*bottom.get_lines(), *other.get_lines()]
+    bottom.legend(
+        lines,
+        [line.get_label() for line in lines],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=2,
+        fontsize=8,
+    )
+    return figure
+
+
+def pass_at(table: pd.DataFrame) -> Figure:
+    """pass@k with intervals: a panel a test group, a row a model, a mark a k. table:
+    `reasoning.pass_table`'s columns.
+    """
+    groups, models = (list(dict.fromkeys(table[name])) for name in ("group", "model"))
+    ks = sorted(table["k"].unique())
+    size = (7.0, 1.1 + 0.46 * len(models))
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=size, sharex=True, sharey=True, squeeze=False
+    )
+    places = {model: len(models) - 1 - place for place, model in enumerate(models)}
+    for axis, group in zip(axes[0], groups, strict=True):
+        for place, k in enumerate(ks):
+            rows = table[(table["group"] == group) & (table["k"] == k)]
+            heights = np.array([places[model] for model in rows["model"]]) + 0.13 * (1 - 2 * place)
+            spread = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
+            axis.errorbar(
+                rows["value"],
+                heights,
+                xerr=spread,
+                fmt=MARKERS[place],
+                color=COLORS[place],
+                capsize=2,
+                markersize=5,
+                label=f"pass@{k}",
+            )
+        axis.set(title=group, xlim=(-0.04, 1.04), ylim=(-0.6, len(models) - 0.4))
+    axes[0, 0].set_yticks(list(places.values()), list(places))
+    axes[0, len(groups) // 2].set_xlabel("share of questions, 95 % interval over questions")
+    axes[0, -1].legend()
+    return figure
+
+
+def staleness(ends: pd.DataFrame) -> Figure:
+    """pass@1 after equal samples by staleness, a line an objective and a point a seed; and the
+    modelled gain in time.
+
+    ends: columns `staleness`, `objective`, `seed`, `pass_at_1`, `times_faster`.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 3.4), width_ratios=(3, 2))
+    levels = sorted(ends["staleness"].unique())
+    where = {level: place for place, level in enumerate(levels)}
+    for place, (objective, runs) in enumerate(ends.groupby("objective", sort=False)):
+        shift = 0.08 * (2 * place - 1)
+        color, marker = COLORS[place], MARKERS[place]
+        left.plot(
+            [where[level] + shift for level in runs["staleness"]],
+            runs["pass_at_1"],
+            marker,
+            color=color,
+            alpha=0.5,
+        )
+        mean = runs.groupby("staleness")["pass_at_1"].mean()
+        left.plot(
+            [where[level] + shift for level in mean.index],
+            mean,
+            color=color,
+            marker=marker,
+            label=objective,
+        )
+    left.set(ylabel="pass@1 of the last weights", ylim=(0, None))
+    left.legend()
+    faster = ends.groupby("staleness")["times_faster"].mean()
+    right.plot([where[level] for level in faster.index], faster, "o-", color=COLORS[2])
+    right.axhline(1, color="#000000", linewidth=0.8, linestyle=":")
+    right.set(ylabel="times faster (modelled)", ylim=(0, None))
+    for axis in (left, right):
+        axis.set_xticks(range(len(levels)), [str(level) for level in levels])
+        axis.set_xlabel("staleness (rollouts)")
+    return figure

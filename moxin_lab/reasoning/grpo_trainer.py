@@ -1,0 +1,375 @@
+"""GRPO as a training: problems -> rollout -> reward -> advantages -> optimizer step, on the trainer
+of `training/fit.py`.
+
+    step s:  prompts of (seed, s) -> engine.generate -> texts -> reward -> group_advantages
+                    ^                                                           |  parts (micro-batches)
+             weights, after each update <------------ policy_loss  <------------+
+
+`train_grpo` is the whole of it; rollout_stream.py makes and cuts the rollouts. A rollout is made
+when the step that reads it begins, or `staleness` rollouts earlier (asynchronous.py). Log: one row
+an optimizer step under the names that TRL and `diagnose.py` use, as a table and as JSON lines.
+
+Guarantees: a step does not depend on how it is cut into micro-batches; equal seeds give equal bytes
+on the CPU (all columns but `seconds/*` and `tokens_per_second`); a killed run goes on as if it had
+not been, rollouts that wait to be read included; what cannot work is refused before the first
+rollout (tests/reasoning/test_grpo_trainer.py); several ranks share prompts and gradients and learn
+what one would from the same completions (test_grpo_ranks.py).
+Does not: judge answers (a reward does), evaluate (the notebook does), or shard a model.
+"""
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.reasoning import grpo
+from moxin_lab.reasoning.rollout import (
+    Decoding,
+    RingEngine,
+    Rollout,
+    RolloutEngine,
+    SamplingSettings,
+    engine_options,
+)
+from moxin_lab.reasoning.rollout_stream import KeptRollouts, RolloutStream, completion_log_probs
+from moxin_lab.training import schedules
+from moxin_lab.training.fit import LossFunction, Progress, fit_language_model
+from moxin_lab.training.resume import with_defaults, world_size
+from moxin_lab.verifier.verifier import Verdict, Verifier
+
+Correction = Literal["none", "naive", "decoupled"]
+CORRECTIONS: tuple[Correction, ...] = ("none", "naive", "decoupled")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt's token ids and the answer that is right. family, difficulty: for tables. More
+    fields are the reward's own.
+    """
+
+    prompt_ids: Sequence[int]
+    answer: str
+    family: str = ""
+    difficulty: int = 0
+    task: Any = None
+
+
+class HasPrompt(Protocol):
+    @property
+    def prompt_ids(self) -> Sequence[int]: ...
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# reward
+
+Judge = Callable[[Sequence[Any], Sequence[str]], Sequence[Verdict]]
+"""(problems, their completions) to verdicts."""
+
+
+class VerifierReward:
+    """1 for a correct answer and 0 for any other, by a judge that gives verdicts; `reasons` counts
+    those of the last call.
+
+    judge: default is the verifier itself, on `problem.answer`.
+    """
+
+    def __init__(self, verifier: Verifier | None = None, *, judge: Judge | None = None) -> None:
+        if (verifier is None) == (judge is None):
+            raise ValueError("give either a verifier or a judge: who says what is right?")
+        self._verifier, self._judge = verifier, judge
+        self.reasons: Counter[str] = Counter()
+
+    def __call__(self, problems: Sequence[Any], completions: Sequence[str]) -> list[float]:
+        if self._judge is not None:
+            verdicts = list(self._judge(problems, completions))
+        else:
+            assert self._verifier is not None
+            verdicts = self._verifier.verify_batch(
+                completions, [problem.answer for problem in problems]
+            )
+        self.reasons = Counter(verdict.reason for verdict in verdicts)
+        return [verdict.reward for verdict in verdicts]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOSettings:
+    """What a run does. Defaults are Moxin's script where it has a value (64 prompts x 8,
+    temperature 0.6, rate 1e-6, k3 with 0.001, clip 0.2, one update a rollout, response 16,384) and
+    our choice elsewhere.
+
+    steps: rollouts. updates_per_rollout: optimizer steps that read one rollout, a share each.
+    loss, importance_level, clip_low, clip_high, kl_coefficient, kl_estimator: see `grpo.Objective`;
+    loss "gspo" is `grpo` at sequence level. log_kl: measure the KL where its coefficient is 0, too
+    (a reference forward pass a rollout).
+    scale, baseline: see `grpo.group_advantages`; AReaL without a critic is scale and baseline
+    `batch` with rewards (-5, 5).
+    reward_values: what a reward of 0 and of 1 becomes. format_pattern: a regular expression that a
+    completion must match as a whole to be paid at all (a gate, not a bonus: a bonus lets long wrong
+    answers in the right form rise).
+    length_stages: (from which step, max_new_tokens), first (0, ..), such as DeepScaleR's 8K, 16K,
+    24K; overrides max_new_tokens.
+    resample_rounds: how often groups without variance are replaced by other prompts' (DAPO's
+    dynamic sampling), 0 for not.
+    mask_truncated: completions cut by the budget carry no loss.
+    staleness: rollouts are made so many rollouts before they are read. correction: `none`, the
+    ratio starts from the weights that read; `naive`, from those that sampled; `decoupled`, as
+    `none`, each token weighted by reading over sampling probability, tokens above behaviour_cap
+    left out (AReaL, arXiv 2505.24298, section 5.2).
+    """
+
+    steps: int
+    prompts_per_step: int = 64
+    samples: int = 8
+    max_new_tokens: int = 16_384
+    length_stages: tuple[tuple[int, int], ...] = ()
+    temperature: float = 0.6
+    top_p: float = 1.0
+    updates_per_rollout: int = 1
+    loss: str = "grpo"
+    importance_level: grpo.Level = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coefficient: float = 0.001
+    kl_estimator: grpo.Estimator = "k3"
+    log_kl: bool = True
+    scale: grpo.Scale = "group"
+    baseline: grpo.Baseline = "group"
+    reward_values: tuple[float, float] = (0.0, 1.0)
+    format_pattern: str | None = None
+    resample_rounds: int = 0
+    mask_truncated: bool = False
+    staleness: int = 0
+    correction: Correction = "none"
+    behaviour_cap: float = 5.0
+    learning_rate: float = 1e-6
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-8
+    gradient_clip_norm: float | None = 1.0
+    precision: str = "bf16-mixed"
+    micro_batch_examples: int = 8
+    checkpoint_every_steps: int = 20
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("steps", 1),
+            ("updates_per_rollout", 1),
+            ("resample_rounds", 0),
+            ("staleness", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; give {least} or more")
+        if self.correction not in CORRECTIONS:
+            raise ValueError(
+                f"unknown correction {self.correction!r}: available are {', '.join(CORRECTIONS)}"
+            )
+        if self.length_stages and (
+            self.length_stages[0][0] != 0
+            or [s for s, _ in self.length_stages] != sorted({s for s, _ in self.length_stages})
+        ):
+            raise ValueError(
+                f"length_stages {self.length_stages} must begin at step 0 and rise: ((0, 8192), (500, 16384))"
+            )
+        low, high = self.reward_values
+        if not low < high:
+            raise ValueError(
+                f"reward_values are {self.reward_values}: give the wrong answer's, then the right one's"
+            )
+        if self.format_pattern is not None:
+            re.compile(self.format_pattern)
+        if self.prompts_per_step * self.samples % self.updates_per_rollout:
+            raise ValueError(
+                f"{self.prompts_per_step} prompts x {self.samples} samples do not divide into {self.updates_per_rollout} "
+                "equal updates (updates_per_rollout)"
+            )
+        for step in (0, *(step for step, _ in self.length_stages)):
+            self.objective(self.budget(step))
+            self.sampling(step)
+
+    def budget(self, step: int) -> int:
+        """Response budget of a rollout in tokens."""
+        found = [budget for first, budget in self.length_stages if first <= step]
+        return found[-1] if found else self.max_new_tokens
+
+    def sampling(self, step: int) -> SamplingSettings:
+        return SamplingSettings(self.samples, self.budget(step), self.temperature, self.top_p)
+
+    def objective(self, budget: int) -> grpo.Objective:
+        gspo = self.loss == "gspo"
+        return grpo.Objective(
+            budget,
+            "grpo" if gspo else self.loss,  # type: ignore[arg-type]
+            "sequence" if gspo else self.importance_level,
+            self.clip_low,
+            self.clip_high,
+            self.kl_coefficient,
+            self.kl_estimator,
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# training
+
+
+def grpo_loss(settings: GRPOSettings) -> LossFunction:
+    """The loss function for `fit_language_model` over a `RolloutStream`."""
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        mask, sampling = batch["mask"], batch["sampling_log_probs"]
+        log_probs, entropies = completion_log_probs(
+            model, batch["input_ids"], mask, settings.temperature
+        )
+        old = batch.get("old_log_probs")
+        if settings.correction == "naive":
+            old = sampling
+        start = log_probs.detach() if old is None else old
+        weights, logged = None, {}
+        if settings.correction == "decoupled":
+            raw = (start - sampling).exp()
+            weights = raw * (raw <= settings.behaviour_cap)
+            logged = {
+                "behaviour_weight": (raw * mask).sum(),
+                "left_out": ((raw > settings.behaviour_cap) & mask).sum(),
+            }
+        step = grpo.Totals(
+            int(batch["step_sequences"]), int(batch["step_tokens"]), float(batch["rollout_tokens"])
+        )
+        sums = grpo.policy_loss(
+            log_probs,
+            batch["advantages"].float(),
+            mask,
+            step,
+            settings.objective(int(batch["budget"])),
+            old_log_probs=old,
+            reference_log_probs=batch.get("reference_log_probs"),
+            entropies=entropies,
+            behaviour_weights=weights,
+        )
+        difference = ((log_probs.detach() - sampling).abs() * mask).double().sum()
+        return {**sums, **logged, "logp_difference": difference}
+
+    return loss
+
+
+def train_grpo(
+    model: MoxinForCausalLM,
+    tokenizer: Any,
+    problems: Sequence[Any],
+    reward: grpo.Reward,
+    settings: GRPOSettings,
+    *,
+    seed: int,
+    resume_folder: Path,
+    engine: RolloutEngine | None = None,
+    decoding: Decoding = "graph",
+    log_file: Path | None = None,
+    progress: Progress | None = None,
+    trainer_options: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Train `model` in place; the log, one row an optimizer step. The model as given is the KL's
+    reference, so a run that goes on from `resume_folder` must be given the same.
+
+    problems: `Problem`s, or what has `prompt_ids` (how an answer is judged is the reward's
+    business). tokenizer: `eos_token_id`, `pad_token_id` and `batch_decode`. engine: default a
+    `RingEngine` of this model on the device of the training, which runs as `decoding` says
+    (`rollout.engine_options`).
+    log_file: JSON lines (default: `log.jsonl` in resume_folder). Raises ValueError before the first
+    rollout for an empty or too small prompt set, an empty prompt, a group of one, no budget, a
+    reward that returns NaN or the wrong number of values, prompts that do not fit the positions,
+    dropout, or fewer prompts than ranks.
+    """
+    budgets = [settings.budget(step) for step in (0, *(step for step, _ in settings.length_stages))]
+    _check_problems(model, problems, max(budgets))
+    grpo.check_run(
+        problems,
+        reward,
+        group_size=settings.samples,
+        max_completion_length=min(budgets),
+        prompts_per_step=settings.prompts_per_step,
+    )
+    ranks = world_size(with_defaults(trainer_options))
+    if settings.prompts_per_step < ranks:
+        raise ValueError(
+            f"{settings.prompts_per_step} prompts a step are fewer than {ranks} ranks: give each one or more"
+        )
+    wants_reference = settings.kl_coefficient > 0 or settings.log_kl
+    reference = copy.deepcopy(model).eval().requires_grad_(False) if wants_reference else None
+    stream = RolloutStream(
+        model,
+        reference,
+        tokenizer,
+        problems,
+        reward,
+        engine or _LazyRing(model, tokenizer, decoding),
+        settings,
+        seed,
+    )
+    torch.manual_seed(seed)
+    return fit_language_model(
+        model,
+        stream,
+        settings,
+        grpo_loss(settings),
+        resume_folder=resume_folder,
+        text="GRPO",
+        progress=progress,
+        trainer_options=trainer_options,
+        rate=schedules.constant,
+        finish=stream.finish,
+        callbacks=[KeptRollouts(stream)],
+        log_file=log_file or resume_folder / "log.jsonl",
+    )
+
+
+class _LazyRing:
+    """A RingEngine made at the first rollout, when Lightning has moved the model to its device."""
+
+    def __init__(self, model: MoxinForCausalLM, tokenizer: Any, decoding: Decoding) -> None:
+        self._model, self._tokenizer, self._options = model, tokenizer, engine_options(decoding)
+        self._engine: RingEngine | None = None
+
+    def update_weights(self, state_dict: Any, version: int) -> None:
+        if self._engine is None:
+            ids = {
+                "eos_token_id": self._tokenizer.eos_token_id,
+                "pad_token_id": self._tokenizer.pad_token_id,
+            }
+            self._engine = RingEngine(self._model, **ids, **self._options)
+        self._engine.update_weights(state_dict, version)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, seed: int
+    ) -> Rollout:
+        assert self._engine is not None
+        return self._engine.generate(prompts, sampling, seed)
+
+
+def _check_problems(model: MoxinForCausalLM, problems: Sequence[HasPrompt], budget: int) -> None:
+    config = model.config
+    if config.attention_dropout or config.mlp_dropout:
+        raise ValueError(
+            "the model has dropout, so sampler and trainer would not agree: use `sft.with_dropout(model, 0.0)`"
+        )
+    for place, problem in enumerate(problems):
+        tokens = len(problem.prompt_ids)
+        if not tokens:
+            raise ValueError(f"problem {place} has an empty prompt: encode its question first")
+        if tokens + budget > config.max_position_embeddings:
+            raise ValueError(
+                f"problem {place} has {tokens} tokens; with a response budget of {budget} it exceeds the "
+                f"{config.max_position_embeddings} positions: shorten it or lower max_new_tokens"
+            )

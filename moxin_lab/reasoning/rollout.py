@@ -1,0 +1,476 @@
+"""Completions for reinforcement learning: one small protocol, and our own engine behind it.
+
+    prompts x samples -> prefill, once a prompt -> ring -> [step, draw, record] x tokens -> Rollout
+                                                    ^ finished rows are dropped, the rest moves
+                                                    together
+
+`RolloutEngine` is what the trainer calls; an engine of another library has to offer these two
+methods and nothing else. `RingEngine` decodes on the ring of `model/cache.py`. On a GPU a whole
+token, from embedding to the drawn id, is one CUDA graph, and the host looks at the device once
+every `check_every` tokens; on the CPU the same step runs eagerly.
+
+Convention of log-probabilities: of the softmax of logits / temperature over the whole vocabulary,
+before top-p cuts it, which is what the trainer computes from the same tokens (float32: equal to
+1e-4, tests/reasoning/test_rollout.py).
+
+Guarantees: a completion depends on weights, prompt, seed and its row's number only, not on which
+rows end before it or how rows are batched (up to rounding of matrix products of other sizes); equal
+calls give equal bytes on the CPU; memory does not grow beyond the ring. Does not: admit new prompts
+into a running batch, score a text, or speak to a server.
+"""
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from moxin_lab.model import decode
+from moxin_lab.model.cache import FullCache, RollingCache
+from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.reasoning.token_step import Batch, TokenStep
+
+Finish = Literal["eos", "length"]
+Decoding = Literal["graph", "kernels", "plain"]
+MAX_ROWS = 512  # Moxin's 64 prompts x 8
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """samples: completions a prompt. max_new_tokens: response budget, the end token included.
+
+    Raises ValueError for a temperature that is not above 0, a top_p outside (0, 1], and numbers
+    below 1.
+    """
+
+    samples: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; give 1 or more completions a prompt")
+        if self.max_new_tokens < 1:
+            raise ValueError(
+                f"the response budget is {self.max_new_tokens} tokens (max_new_tokens); give 1 or more"
+            )
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature is {self.temperature}; sampling needs more than 0 (greedy: `generate`)"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; give a number above 0 and at most 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """N = prompts x samples completions, on the CPU; row r answers prompt r // samples.
+
+    prompt_ids: N lists. completion_ids: int64 [N, T], padded behind the end. completion_mask: bool
+    [N, T], generated tokens, the end token included. log_probs: float32 [N, T], see the module's
+    text; 0 where the mask is off. finish_reasons: eos or length, which came first. version: of the
+    weights that sampled. seconds: wall clock of the call.
+    """
+
+    prompt_ids: list[list[int]]
+    completion_ids: Tensor
+    completion_mask: Tensor
+    log_probs: Tensor
+    finish_reasons: list[Finish]
+    samples: int
+    version: int
+    seconds: float = 0.0
+
+    @property
+    def lengths(self) -> Tensor:
+        """Generated tokens a row, int64 [N]."""
+        return self.completion_mask.sum(dim=1)
+
+    def tokens(self, row: int) -> list[int]:
+        """Generated ids of a row, the end token included."""
+        return self.completion_ids[row, : int(self.completion_mask[row].sum())].tolist()
+
+    def texts(self, tokenizer: Any) -> list[str]:
+        """Completions as text, without special tokens."""
+        rows = [
+            ids[:length]
+            for ids, length in zip(self.completion_ids.tolist(), self.lengths.tolist(), strict=True)
+        ]
+        return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+class RolloutEngine(Protocol):
+    """What samples completions: two calls, which return when they are done. Token ids, numbers and
+    a state dict cross this line, no module, no tensor of a cache and no text, so an engine in
+    another process or of another library can stand behind it.
+
+    With vLLM, for which no adapter is here: `generate` is `LLM.generate` on prompts of token ids
+    with `SamplingParams(n=samples, max_tokens=.., temperature=.., top_p=.., seed=.., logprobs=0)`,
+    in an engine started with `logprobs_mode="processed_logprobs"`, and `rollout_of` makes a rollout
+    of its lists; `update_weights` sends the tensors to the workers' `load_weights`, which takes
+    these names, and resets the prefix cache. At top_p below 1 its log-probabilities
+    are those of the cut distribution, not of the whole one as here: train with top_p 1, or expect
+    the logged difference. It owes the trainer no particular tokens for a seed, only rows of the
+    weights that `update_weights` gave last.
+    """
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, seed: int
+    ) -> Rollout:
+        """Rows in the order of the prompts, `samples` neighbours each; up to and with the end
+        token, or the whole budget.
+        """
+        ...
+
+    def update_weights(self, state_dict: Mapping[str, Tensor], version: int) -> None:
+        """Take over the trainer's weights, under transformers' names; `version` goes into the
+        rollouts made with them. The tensors are the trainer's own: copy or send them before
+        returning, it will change them.
+        """
+        ...
+
+
+def rollout_of(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    log_probs: Sequence[Sequence[float]],
+    *,
+    samples: int,
+    eos_token_id: int,
+    pad_token_id: int,
+    version: int,
+    seconds: float = 0.0,
+) -> Rollout:
+    """A rollout from the lists of another engine: `samples` completions a prompt, end tokens
+    included, a log-probability a token.
+
+    Raises ValueError for another number of completions, an empty one, one that goes on behind its
+    end, or lengths that differ.
+    """
+    number = len(prompts) * samples
+    if not len(completions) == len(log_probs) == number or not number:
+        raise ValueError(
+            f"{len(prompts)} prompts x {samples} samples are {number} rows, not {len(completions)} completions with "
+            f"{len(log_probs)} lists of log-probabilities"
+        )
+    for row, (ids, values) in enumerate(zip(completions, log_probs, strict=True)):
+        if not len(ids) or len(ids) != len(values):
+            raise ValueError(f"row {row} has {len(ids)} tokens and {len(values)} log-probabilities")
+        if eos_token_id in ids[:-1]:
+            raise ValueError(f"row {row} goes on behind its end token: cut it there")
+    lengths = torch.tensor([len(ids) for ids in completions])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    tokens, values = torch.full(mask.shape, pad_token_id), torch.zeros(mask.shape)
+    tokens[mask] = torch.tensor([token for ids in completions for token in ids])
+    values[mask] = torch.tensor([value for row in log_probs for value in row], dtype=torch.float32)
+    finish: list[Finish] = ["eos" if ids[-1] == eos_token_id else "length" for ids in completions]
+    repeated = [list(prompt) for prompt in prompts for _ in range(samples)]
+    return Rollout(repeated, tokens, mask, values, finish, samples, version, seconds)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# engine
+
+
+class RingEngine:
+    """Sampling with a copy of `model`'s weights.
+
+    dtype: of the copy; default bfloat16 on a GPU, else the model's. max_rows: completions decoded
+    together; others follow (default: 512, on a GPU no more than half of its free memory holds).
+    check_every: tokens between two looks at which rows have ended. kernels: attention by the ring
+    kernel (default: where it runs on a GPU); graph: a CUDA graph a token (default: with the kernels
+    on a GPU). Raises ValueError for kernels that cannot run here and a graph without them or
+    without a GPU.
+    """
+
+    def __init__(
+        self,
+        model: MoxinForCausalLM,
+        *,
+        eos_token_id: int,
+        pad_token_id: int,
+        version: int = 0,
+        max_rows: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        check_every: int | None = None,
+        kernels: bool | None = None,
+        graph: bool | None = None,
+        prefill_tokens: int = 65_536,
+    ) -> None:
+        if (max_rows is not None and max_rows < 1) or prefill_tokens < 1:
+            raise ValueError(
+                f"max_rows {max_rows} and prefill_tokens {prefill_tokens} must be at least 1"
+            )
+        weight = model.lm_head.weight
+        self.device = torch.device(weight.device if device is None else device)
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            self.device = torch.device(
+                "cuda",
+                torch.cuda.current_device() if self.device.index is None else self.device.index,
+            )
+            gc.collect()  # the ring of a training that has ended may still hang in a cycle of references
+            torch.cuda.empty_cache()
+        self.dtype = dtype or (torch.bfloat16 if on_gpu else weight.dtype)
+        with torch.device("meta"):
+            self.model = MoxinForCausalLM(model.config).to(self.dtype)
+        self.model = self.model.to_empty(device=self.device).eval().requires_grad_(False)
+        self.model.attention_backend = model.attention_backend
+        self.model.load_state_dict(model.state_dict())
+        self.eos_token_id, self.pad_token_id, self.version = eos_token_id, pad_token_id, version
+        if max_rows is None:
+            a_row = RollingCache(self.model.config, 1, dtype=self.dtype, device="meta").nbytes
+            max_rows = (
+                rows_that_fit(torch.cuda.mem_get_info(self.device)[0] // 2, a_row)
+                if on_gpu
+                else MAX_ROWS
+            )
+        self.max_rows = max_rows
+        refused = decode.refusal(self.model, self.device)
+        self.kernels = (on_gpu and refused is None) if kernels is None else kernels
+        if self.kernels and refused is not None:
+            raise ValueError(f"the decoding kernels cannot run: {refused}")
+        self.graph = (on_gpu and self.kernels) if graph is None else graph
+        if self.graph and not (on_gpu and self.kernels):
+            raise ValueError(
+                "a CUDA graph needs a GPU and the decoding kernels: plain attention reads lengths on the host"
+            )
+        self.check_every = check_every or (16 if on_gpu else 1)
+        self.prefill_tokens = prefill_tokens
+        self._ring: RollingCache | None = None
+        self._batches: dict[tuple[int, float], Batch] = {}
+        with self._own_device():
+            self._step = TokenStep(
+                self.model,
+                eos_token_id=eos_token_id,
+                pad_token_id=pad_token_id,
+                kernels=self.kernels,
+                graph=self.graph,
+            )
+
+    def update_weights(self, state_dict: Mapping[str, Tensor], version: int) -> None:
+        """Copy into the engine's own tensors, whose place captured graphs know. Raises RuntimeError
+        for other names or shapes.
+        """
+        with self._own_device():
+            self.model.load_state_dict(state_dict, strict=True)
+        self.version = version
+
+    def _own_device(self) -> AbstractContextManager[Any]:
+        """Triton and graph captures go to the current GPU, which need not be the one where this
+        engine's tensors are.
+        """
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, seed: int
+    ) -> Rollout:
+        """`samples` completions of each prompt. Raises ValueError for no prompts, an empty one, or
+        more tokens than positions.
+        """
+        begin = time.perf_counter()
+        if not len(prompts):
+            raise ValueError(
+                "there are no prompts: the prompt set is empty or everything was filtered out"
+            )
+        longest, limit = max(map(len, prompts)), self.model.config.max_position_embeddings
+        if not min(map(len, prompts)):
+            raise ValueError(
+                f"prompt {min(range(len(prompts)), key=lambda i: len(prompts[i]))} has no token"
+            )
+        if longest + sampling.max_new_tokens > limit:
+            raise ValueError(
+                f"{longest} tokens of prompt and {sampling.max_new_tokens} new ones are more than the {limit} positions"
+            )
+        samples, budget = sampling.samples, sampling.max_new_tokens
+        number = len(prompts) * samples
+        noise = torch.rand(number, budget, generator=torch.Generator().manual_seed(seed)).clamp_(
+            max=1 - 2**-22
+        )
+        # Prompts of similar length together, so that little is padded.
+        order = sorted(range(number), key=lambda row: (-len(prompts[row // samples]), row))
+        tokens = torch.full((budget, number), self.pad_token_id)
+        log_probs = torch.zeros(budget, number)
+        with self._own_device():
+            for start in range(0, number, self.max_rows):
+                rows = order[start : start + self.max_rows]
+                self._decode(
+                    [prompts[row // samples] for row in rows],
+                    rows,
+                    noise,
+                    sampling,
+                    tokens,
+                    log_probs,
+                )
+        tokens, log_probs = tokens.T, log_probs.T
+        ends = tokens == self.eos_token_id
+        mask = ends.cumsum(dim=1) - ends.long() == 0
+        width = int(mask.sum(dim=1).max())
+        mask, tokens, log_probs = mask[:, :width], tokens[:, :width], log_probs[:, :width]
+        finish: list[Finish] = ["eos" if ended else "length" for ended in ends.any(dim=1).tolist()]
+        return Rollout(
+            [list(prompts[row // samples]) for row in range(number)],
+            tokens.masked_fill(~mask, self.pad_token_id),
+            mask.contiguous(),
+            log_probs.masked_fill(~mask, 0.0),
+            finish,
+            samples,
+            self.version,
+            time.perf_counter() - begin,
+        )
+
+    # -------------------------------------------------------------------------------------------------
+    # one batch of rows
+
+    def _decode(
+        self,
+        prompts: list[Sequence[int]],
+        rows: list[int],
+        noise: Tensor,
+        sampling: SamplingSettings,
+        tokens: Tensor,
+        log_probs: Tensor,
+    ) -> None:
+        """Complete `prompts`, the rollout's rows `rows`, into their columns of tokens and log_probs
+        [budget, N].
+        """
+        budget = sampling.max_new_tokens
+        logits, prompt_of, prompt_padding, prefilled = self._prefill(prompts)
+        batch = self._batch(len(rows), sampling)
+        self._fill(prefilled, prompt_of)
+        batch.padding.copy_(prompt_padding[prompt_of])
+        batch.uniform[:budget].copy_(noise[rows].T)
+        batch.ended.zero_()
+        batch.place.zero_()
+        self._set_length(batch, prefilled.length)
+        del prefilled
+        columns = torch.tensor(rows)
+        self._step.record(batch, logits[prompt_of])
+        done, written = 1, 0
+        while done < budget:
+            if done % self.check_every == 0:
+                alive = (~batch.ended).nonzero()[:, 0]
+                if not len(alive):
+                    break
+                smaller = self._smaller(len(alive), batch.rows)
+                if smaller is not None:
+                    self._write(batch, columns, written, done, tokens, log_probs)
+                    batch, columns = self._compact(batch, columns, alive, smaller, sampling)
+                    written = done
+            self._step.advance(batch)
+            done += 1
+        self._write(batch, columns, written, done, tokens, log_probs)
+
+    def _prefill(self, prompts: list[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor, FullCache]:
+        """Each different prompt once: last logits [U, V], the prompt of each row [B], padding int32
+        [U], and the cache.
+        """
+        unique: dict[tuple[int, ...], int] = {}
+        prompt_of = [unique.setdefault(tuple(prompt), len(unique)) for prompt in prompts]
+        width = max(map(len, unique))
+        ids = torch.full((len(unique), width), self.pad_token_id)
+        for row, prompt in enumerate(unique):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        padding = torch.tensor([width - len(prompt) for prompt in unique])
+        ids, padding = ids.to(self.device), padding.to(self.device)
+        options = {"padding": padding, "dtype": self.dtype, "device": self.device}
+        cache = FullCache(self.model.config, len(unique), num_tokens=width, **options)
+        for chunk in ids.split(max(1, self.prefill_tokens // len(unique)), dim=1):
+            logits = self.model(chunk, cache=cache, logits_to_keep=1)
+        return logits[:, -1], torch.tensor(prompt_of, device=self.device), padding.int(), cache
+
+    def _fill(self, prefilled: FullCache, prompt_of: Tensor) -> None:
+        """The prompts' keys and values into the ring's rows."""
+        assert self._ring is not None
+        end, slots, rows = prefilled.length, self._ring.num_slots, len(prompt_of)
+        places = torch.arange(max(0, end - slots), end, device=self.device)
+        for ring, full in (
+            (self._ring.keys, prefilled.keys),
+            (self._ring.values, prefilled.values),
+        ):
+            for mine, theirs in zip(ring, full, strict=True):
+                if end <= slots:
+                    mine[:rows, :, :end] = theirs[prompt_of]
+                else:
+                    mine[:rows, :, places % slots] = theirs[:, :, places][prompt_of]
+
+    def _batch(self, rows: int, sampling: SamplingSettings) -> Batch:
+        """Buffers for so many rows; where a graph works on them, kept with it from call to call."""
+        if self._ring is None or self._ring.keys.shape[1] < rows:
+            self._batches.clear()  # their graphs write into the old ring
+            self._ring = None
+            self._ring = RollingCache(self.model.config, rows, dtype=self.dtype, device=self.device)
+        batch = self._batches.get((rows, sampling.top_p))
+        if batch is None or len(batch.uniform) < sampling.max_new_tokens:
+            batch = self._step.batch(self._ring, rows, sampling.max_new_tokens, sampling.top_p)
+            if self.graph:
+                self._batches[rows, sampling.top_p] = batch
+        batch.temperature.fill_(sampling.temperature)
+        return batch
+
+    def _set_length(self, batch: Batch, length: int) -> None:
+        batch.cache.length = length
+        batch.length.fill_(length)
+
+    def _smaller(self, alive: int, rows: int) -> int | None:
+        """Rows to go on with, if it pays to move them. A graph serves one number of rows, so on a
+        GPU rows are halved.
+        """
+        if not self.graph:
+            return alive if alive <= 0.75 * rows else None
+        half = rows // 2
+        return half if half >= 32 and alive <= half else None
+
+    def _compact(
+        self, batch: Batch, columns: Tensor, alive: Tensor, rows: int, sampling: SamplingSettings
+    ) -> tuple[Batch, Tensor]:
+        """The same rows without (most of) those that have ended, and the rollout's row of each."""
+        assert self._ring is not None
+        kept = torch.cat((alive, batch.ended.nonzero()[: rows - len(alive), 0]))
+        smaller = self._batch(rows, sampling)
+        held = min(batch.cache.length, batch.cache.num_slots)
+        for ring in (self._ring.keys, self._ring.values):
+            for layer in ring:
+                layer[:rows, :, :held] = layer[:, :, :held][kept]
+        for name in ("token", "ended", "padding"):
+            getattr(smaller, name).copy_(getattr(batch, name)[kept])
+        smaller.uniform[: sampling.max_new_tokens] = batch.uniform[: sampling.max_new_tokens, kept]
+        smaller.place.copy_(batch.place)
+        self._set_length(smaller, batch.cache.length)
+        return smaller, columns[kept.cpu()]
+
+    def _write(
+        self, batch: Batch, columns: Tensor, first: int, end: int, tokens: Tensor, log_probs: Tensor
+    ) -> None:
+        tokens[first:end, columns] = batch.tokens[first:end].cpu()
+        log_probs[first:end, columns] = batch.log_probs[first:end].cpu()
+
+
+def engine_options(decoding: Decoding) -> dict[str, bool]:
+    """A `RingEngine`'s options by name: `graph`, what a GPU does by default; `kernels`, the same
+    launched one by one; `plain`, PyTorch's attention. On the CPU all are plain. Raises ValueError
+    for another name.
+    """
+    known: dict[str, dict[str, bool]] = {
+        "graph": {},
+        "kernels": {"graph": False},
+        "plain": {"graph": False, "kernels": False},
+    }
+    if decoding not in known:
+        raise ValueError(f"unknown decoding {decoding!r}: available are {', '.join(known)}")
+    return known[decoding]
+
+
+def rows_that_fit(memory: int, a_row: int) -> int:
+    """Rows of a ring of `memory` bytes, at most MAX_ROWS, in whole 32s where there are so many, at
+    least 1.
+    """
+    rows = min(MAX_ROWS, memory // a_row)
+    return max(1, rows if rows < 32 else rows // 32 * 32)

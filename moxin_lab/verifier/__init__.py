@@ -1,0 +1,3 @@
+"""Is this answer the gold answer? Answers read, screened and compared in killable workers; imports
+nothing of ours.
+"""

@@ -1,0 +1,125 @@
+r"""The final answer of a completion: the last box, the last answer tag, or the last expression or
+number.
+
+Guarantees: `extract` is pure, takes time linear in the text, whatever the text is, and
+`extract(text + r"\boxed{x}")` is `x` for every `x` with balanced braces and no box in it.
+Does not: look at a draft before `</think>`, join several boxes to one answer, or read the answer
+(`answers` does).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+How = Literal["boxed", "tagged", "bare", "math", "number"]
+
+TAIL = 4_000  # characters at the end where mathematics without a box is looked for: a bound on opening brackets never closed
+_BRACES = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{|\\\\(?!f?box)|\\[{}]|[{}]")
+_BOX_OF_ONE = re.compile(r"\\f?boxed\s+([^\s{}\\$.,;]+)")
+_TAG = re.compile(r"<answer>", re.IGNORECASE)
+_TAG_END = re.compile(r"</answer>", re.IGNORECASE)
+_MATH = re.compile(
+    r"\$\$([^$]{1,2000})\$\$|\$([^$\n]{1,2000})\$|\\\(([^\n]{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]",
+    re.DOTALL,
+)
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+_LAST_NUMBER = re.compile(
+    rf"(?:(?<![\w)}}\]])[-+\u2212]\s?)?\$?(?:\\[dt]?frac\s*\{{[-+]?{_DIGITS}\}}\s*\{{[-+]?{_DIGITS}\}}"
+    rf"|{_DIGITS}(?:\s?/\s?{_DIGITS})?(?:\s?\\?%)?)"
+)
+_WORD_THEN_NUMBER = re.compile(
+    r"\s*(?!sqrt|sin|cos|tan|sec|csc|cot|log|ln|exp|pi)[A-Za-z]{2,}\s+[-+$]?\.?\d"
+)  # about 5
+_PROSE = re.compile(r"[A-Za-z]{2,}")
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """An answer as it stands in the completion, and which rule found it."""
+
+    text: str
+    how: How
+
+
+def extract(completion: str) -> Extracted | None:
+    r"""The final answer of a completion, or None.
+
+    What precedes the last `</think>` is a draft and is not read. Then, in this order: the last
+    balanced `\boxed{...}` or the last `<answer>...</answer>`, whichever ends later (a box inside
+    the tag is the answer); a completion that is nothing but one expression; the last piece of
+    mathematics between dollars or the last number, whichever ends later. An empty box or tag is no
+    answer, and does not fall back to an earlier one.
+    """
+    text = (
+        completion[completion.rfind("</think>") + len("</think>") :]
+        if "</think>" in completion
+        else completion
+    )
+    box, tag = _last_box(text), _last_tag(text)
+    if tag is not None and (box is None or tag[1] > box[1]):
+        inner = text[tag[0] : tag[1]]
+        boxed = _last_box(inner)
+        return _found(inner[boxed[0] : boxed[1]] if boxed else inner, "tagged")
+    if box is not None:
+        return _found(text[box[0] : box[1]], "boxed")
+    if _is_bare(text):
+        return _found(text, "bare")
+    return _last_expression(text)
+
+
+def _found(text: str, how: How) -> Extracted | None:
+    return Extracted(text.strip(), how) if text.strip(" \t\r\n$") else None
+
+
+def _last_box(text: str) -> tuple[int, int] | None:
+    """Start and end of what the last balanced box holds: one pass, whatever is left open."""
+    if "box" not in text:
+        return None
+    open_braces: list[tuple[int, bool]] = []
+    best: tuple[int, int] | None = None
+    for match in _BRACES.finditer(text):
+        token = match.group()
+        if token[-1] == "{" and token != r"\{":
+            open_braces.append((match.end(), len(token) > 1))
+        elif token == "}" and open_braces:
+            start, is_box = open_braces.pop()
+            if is_box and (best is None or start > best[0]):
+                best = (start, match.start())
+    for match in _BOX_OF_ONE.finditer(text):  # \boxed 5
+        if best is None or match.start() > best[1]:
+            best = match.span(1)
+    return best
+
+
+def _last_tag(text: str) -> tuple[int, int] | None:
+    ends = [match.start() for match in _TAG_END.finditer(text)]
+    if not ends:
+        return None
+    starts = [match.end() for match in _TAG.finditer(text, 0, ends[-1])]
+    return (starts[-1], ends[-1]) if starts else None
+
+
+def _is_bare(text: str) -> bool:
+    """One line that reads as an expression or one word, not as a sentence."""
+    if len(text) > 20_000 or "\n" in text.strip():
+        return False
+    without = re.sub(
+        r"\\(?:text|mbox|mathrm|textbf|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text
+    )
+    words = _PROSE.findall(without)
+    if len(words) > 1 or "####" in text or ":" in text:
+        return False
+    return not words or _WORD_THEN_NUMBER.match(without) is None
+
+
+def _last_expression(text: str) -> Extracted | None:
+    math = number = None
+    for match in _MATH.finditer(text, max(0, len(text) - TAIL)):
+        content = next(group for group in match.groups() if group is not None)
+        if _is_bare(content) and content.strip():
+            math = (match.end(), content)
+    for match in _LAST_NUMBER.finditer(text):
+        number = (match.end(), match.group())
+    if math is not None and (number is None or math[0] >= number[0]):
+        return _found(math[1], "math")
+    return _found(number[1], "number") if number is not None else None

@@ -1,0 +1,183 @@
+"""The owner's ends of the verifier's processes: a `Nursery` forks workers, a `Worker` answers one
+question at a time.
+
+All verifiers of a process share one nursery: `lend` starts it for the first, `give_back` ends it
+after the last.
+
+Guarantees: no `multiprocessing` (its start methods import the caller's main module again, which
+breaks scripts without a guard and notebooks, and its daemons may have no children), nothing forked
+from this process, and both ends die with their owner.
+Does not: decide what to ask, or how often; `verifier` does.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MESSAGE = 16  # bytes of a control message, as in `verifier_worker`, which this process must not import for a number
+START_SECONDS = 120.0  # importing SymPy takes two seconds, and many on a loaded machine
+
+
+@dataclass(eq=False)  # a worker is itself, not its fields
+class Worker:
+    """Our end of one worker: a socket with a line of JSON each way."""
+
+    nursery: "Nursery"
+    wire: socket.socket
+    pid: int = 0
+    spent: bool = False
+    rest: bytes = field(default=b"", repr=False)
+
+    def ask(self, job: bytes, deadline: float) -> dict[str, Any]:
+        self.wire.settimeout(max(0.001, deadline - time.monotonic()))
+        self.wire.sendall(job)
+        reply = self.line(deadline)
+        self.spent = reply["last"]
+        return reply
+
+    def line(self, deadline: float) -> dict[str, Any]:
+        while b"\n" not in self.rest:
+            self.wire.settimeout(max(0.001, deadline - time.monotonic()))
+            received = self.wire.recv(65_536)
+            if not received:
+                raise ConnectionError("the worker ended")
+            self.rest += received
+        line, _, self.rest = self.rest.partition(b"\n")
+        return json.loads(line)
+
+    def kill(self) -> None:
+        """End the process; a thread that waits for its reply gets ConnectionError."""
+        if self.nursery.owner != os.getpid():
+            return  # a fork has copies of these sockets, but they are not its own
+        self.nursery.send(b"K%d" % self.pid)
+        with contextlib.suppress(OSError):
+            self.wire.shutdown(socket.SHUT_RDWR)
+
+
+class Nursery:
+    """Our end of the process that forks workers: see `worker.main`."""
+
+    def __init__(self) -> None:
+        self.owner, self.lock = os.getpid(), threading.Lock()
+        self.control, theirs = socket.socketpair()
+        # -c and not -m: the module must not be looked up in a folder that the owner's working
+        # directory shadows.
+        code = (
+            "import sys; sys.path.append(sys.argv[1]); from moxin_lab.verifier.worker import main; "
+        )
+        code += "main(*map(int, sys.argv[2:]))"
+        package = str(Path(__file__).resolve().parents[2])
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code, package, str(theirs.fileno()), str(self.owner)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+                env=os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
+            )
+        self.control.settimeout(START_SECONDS)
+        try:
+            ready = self.control.recv(MESSAGE)
+        except TimeoutError:
+            ready = b""
+        if not ready:
+            self.close()
+            raise RuntimeError(
+                f"the verifier's process did not start (exit status {self.process.returncode}): see its traceback above, "
+                "and that math-verify is installed for " + sys.executable
+            )
+
+    def alive(self) -> bool:
+        return self.process.poll() is None and self.control.fileno() >= 0
+
+    def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
+        with (
+            self.lock,
+            contextlib.suppress(OSError),
+        ):  # a nursery that is gone has taken its workers with it
+            socket.send_fds(self.control, [message.ljust(MESSAGE)], list(descriptors))
+
+    def worker(self, memory_bytes: int) -> Worker:
+        """A new worker with that much address space. ConnectionError where the nursery has died."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.send(b"F%d" % memory_bytes, [theirs.fileno()])
+        worker = Worker(self, ours)
+        try:
+            hello = worker.line(time.monotonic() + START_SECONDS)
+        except TimeoutError as late:
+            raise RuntimeError(
+                f"no verifier worker within {START_SECONDS:.0f} s: is this machine out of memory?"
+            ) from late
+        worker.pid = hello["pid"]
+        if not hello["memory_limited"]:
+            warnings.warn(
+                "this system does not limit a process's memory: only the deadline guards the verifier",
+                stacklevel=4,
+            )
+        return worker
+
+    def close(self) -> None:
+        """Close the control socket, at which the nursery kills its workers and ends; kill it if it
+        does not.
+        """
+        self.control.close()
+        if self.owner != os.getpid():
+            return
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+# ------------------------------------------------------------------------------------- the nursery
+# of this process
+
+_guard = threading.Lock()
+_nursery: Nursery | None = None
+_users: set[int] = set()
+
+
+def lend(user: int) -> Nursery:
+    """The nursery of this process, started if there is none or it has died."""
+    global _nursery
+    with _guard:
+        if _nursery is None or not _nursery.alive():
+            _nursery = Nursery()
+        _users.add(user)
+        return _nursery
+
+
+def give_back(user: int) -> None:
+    """End the nursery once its last user has gone."""
+    global _nursery
+    with _guard:
+        _users.discard(user)
+        if not _users and _nursery is not None:
+            _nursery.close()
+            _nursery = None
+
+
+def _forget() -> None:
+    """In a fork of this process: the nursery, and whatever held the lock at that moment, are the
+    parent's.
+    """
+    global _guard, _nursery
+    _guard, _nursery = threading.Lock(), None
+    _users.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,81 @@
+"""The measures behind the claims of stage 01, on cases small enough to count by hand."""
+
+import pyarrow as pa
+import pytest
+
+from moxin_lab.data import measures
+from moxin_lab.data.extract import DOCUMENTS
+
+PAIRS = [("a", "b", 0.55), ("a", "c", 0.85), ("b", "c", 0.9), ("c", "d", 1.0), ("d", "e", 0.3)]
+
+
+def pairs(*rows: tuple[str, str, float]) -> pa.Table:
+    return pa.Table.from_pylist([{"a": a, "b": b, "jaccard": s} for a, b, s in rows])
+
+
+def test_recall_counts_pairs_inside_their_interval_only() -> None:
+    found = {"some": pairs(PAIRS[1], PAIRS[3], PAIRS[4])}
+    recall = measures.recall_by_similarity(pairs(*PAIRS), found, [0.5, 0.8, 1.0])
+    assert recall["pairs"].tolist() == [1, 3] and recall["found"].tolist() == [0, 2]
+    (above,) = measures.recall_by_similarity(pairs(*PAIRS), found, [0.8, 1.0]).to_dict("records")
+    assert (above["pairs"], above["found"]) == (3, 2)
+    assert above["share_low"] < 2 / 3 < above["share_high"]
+
+
+def test_expected_pairs_follow_the_collision_probability() -> None:
+    mean, spread = measures.expected_found(
+        pairs(("a", "b", 0.8), ("a", "c", 1.0), ("a", "d", 0.5)), 0.8, 9, 13
+    )
+    probability = 1 - (1 - 0.8**13) ** 9
+    assert mean == pytest.approx(1 + probability) and spread == pytest.approx(
+        (probability * (1 - probability)) ** 0.5
+    )
+    assert probability == pytest.approx(
+        0.40, abs=0.005
+    )  # the share that the notebook and the scale files state
+
+
+def test_wilson_matches_the_published_example() -> None:
+    """Newcombe 1998, table I, method 3: 81 of 263 gives 0.2553 to 0.3662."""
+    assert measures.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert measures.wilson(0, 0) == (0.0, 1.0)
+
+
+def test_agreement_compares_with_the_publishers_main_area() -> None:
+    area = "<div id='DisplayArea'><h1>Sorting rows</h1><p>Choose Data and then choose Sort in the menu.</p></div>"
+    footer = "<footer>All rights reserved</footer>"
+    page = f"<html><body><nav><ul><li><a href='x'>Contents</a></li></ul></nav>{area}{footer}</body></html>"
+    table = measures.extraction_agreement(
+        [("en", page), ("en", "<html><body><p>no area</p></body></html>")]
+    ).set_index("method")
+    assert table["pages"].tolist() == [1, 1]
+    assert table.loc["tags stripped", "recall"] == 1.0 and table.loc[
+        "tags stripped", "precision"
+    ] == pytest.approx(11 / 15)
+    assert table.loc["main content", ["precision", "recall", "pages halved"]].tolist() == [
+        1.0,
+        1.0,
+        0,
+    ]
+
+
+def test_short_shares_separate_pages_that_pass_in_english() -> None:
+    rows = [
+        ("p", "en", "x" * 300),
+        ("p", "zh", "字" * 100),
+        ("q", "en", "x" * 10),
+        ("q", "zh", "字" * 10),
+    ]
+    table = pa.Table.from_pylist(
+        [
+            {"id": page + lang, "source": "s", "language": lang, "page": page, "text": text}
+            for page, lang, text in rows
+        ],
+        schema=DOCUMENTS,
+    )
+    shares = measures.short_shares(measures.lengths(table), 200).set_index("language")
+    assert shares.loc["en"].tolist() == [2, 50.0, 0.0] and shares.loc["zh"].tolist() == [
+        2,
+        100.0,
+        100.0,
+    ]

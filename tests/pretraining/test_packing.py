@@ -1,0 +1,158 @@
+"""Guarantees of moxin_lab.pretraining.packing."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moxin_lab.pretraining.packing import IGNORE, Pool, Tokens, TrainingStream, tokenize
+
+BOS, EOS = 1, 2
+
+
+def make_tokens(lengths, first_id=10):
+    """Documents of given inner lengths whose inner ids are all different, so every token can be
+    told from every other.
+    """
+    pieces, next_id = [], first_id
+    for length in lengths:
+        pieces.append(np.array([BOS, *range(next_id, next_id + length), EOS], dtype=np.int32))
+        next_id += length
+    offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+    return Tokens(np.concatenate(pieces), offsets, np.ones(len(pieces), dtype=np.int64))
+
+
+def phase(steps, length, **mixture):
+    return SimpleNamespace(name=f"T{length}", steps=steps, sequence_length=length, mixture=mixture)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=8),
+    row=st.integers(2, 12),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_token_but_bos_is_a_target_exactly_once_an_epoch(lengths, row, seed):
+    tokens = make_tokens(lengths)
+    epoch = int(tokens.offsets[-1])
+    rows = -(-epoch // row)
+    stream = TrainingStream({"a": tokens}, [phase(rows, row, a=1)], tokens_per_step=row, seed=seed)
+    targets = np.concatenate([stream.batch(step)["labels"].ravel() for step in range(rows)])[:epoch]
+    # The stream's first token is a <s>; the label at position p is token p + 1, so one epoch of
+    # labels covers tokens 1 .. epoch.
+    real = targets[targets != IGNORE]
+    expected = np.sort(tokens.ids[tokens.ids != BOS])
+    assert np.array_equal(np.sort(real), expected)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=2, max_size=8),
+    row=st.integers(2, 12),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_label_crosses_documents_and_labels_are_the_next_input(lengths, row, seed):
+    stream = TrainingStream(
+        {"a": make_tokens(lengths)}, [phase(6, row, a=1)], tokens_per_step=row, seed=seed
+    )
+    for step in range(6):
+        batch = stream.batch(step)
+        labels, documents, inputs = (
+            batch[name] for name in ("labels", "document_ids", "input_ids")
+        )
+        assert not np.isin(labels, [BOS]).any()
+        inside = labels[:, :-1] != IGNORE
+        assert np.array_equal(labels[:, :-1][inside], inputs[:, 1:][inside])
+        assert np.array_equal(documents[:, :-1][inside], documents[:, 1:][inside])
+        # Where a document ends (eos), nothing is predicted.
+        assert (labels[inputs == EOS] == IGNORE).all()
+
+
+def test_a_batch_is_the_same_whatever_was_asked_before():
+    pools = {"a": make_tokens([5, 3, 8, 1]), "b": make_tokens([2, 9, 4], first_id=100)}
+    phases = [phase(5, 6, a=2, b=1), phase(4, 12, a=1, b=3)]
+    one = TrainingStream(pools, phases, tokens_per_step=24, seed=3)
+    other = TrainingStream(pools, phases, tokens_per_step=24, seed=3)
+    forwards = [one.batch(step) for step in range(9)]
+    backwards = [other.batch(step) for step in reversed(range(9))][::-1]
+    for left, right in zip(forwards, backwards, strict=True):
+        assert all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_parts_of_a_step_put_together_are_the_step():
+    stream = TrainingStream(
+        {"a": make_tokens([5, 3, 8, 1])}, [phase(3, 4, a=1)], tokens_per_step=32, seed=0
+    )
+    whole = stream.batch(1)
+    for parts in (2, 4, 8):
+        pieces = [stream.batch(1, part=part, parts=parts) for part in range(parts)]
+        for name in ("input_ids", "labels", "document_ids"):
+            assert np.array_equal(np.concatenate([piece[name] for piece in pieces]), whole[name])
+        assert all(piece["num_targets"] == whole["num_targets"] for piece in pieces)
+
+
+def test_mixture_shares_are_exact_in_every_phase():
+    pools = {"a": make_tokens([50]), "b": make_tokens([50], first_id=1000)}
+    stream = TrainingStream(
+        pools, [phase(10, 5, a=3, b=1), phase(10, 10, a=1, b=4)], tokens_per_step=20, seed=1
+    )
+    first, second = stream.phases
+    assert [int((first.pool_of_row == index).sum()) for index in (0, 1)] == [30, 10]
+    assert [int((second.pool_of_row == index).sum()) for index in (0, 1)] == [4, 16]
+
+
+def test_text_repeats_only_when_its_pool_is_used_up():
+    tokens = make_tokens([7] * 20)  # 180 tokens
+    stream = TrainingStream(
+        {"a": tokens}, [phase(5, 6, a=1), phase(10, 12, a=1)], tokens_per_step=12, seed=0
+    )
+    assert stream.consumed == {"a": 180}
+    targets = np.concatenate([stream.batch(step)["labels"].ravel() for step in range(15)])
+    inner = targets[targets > EOS]
+    assert len(np.unique(inner)) == len(inner) == 140
+
+
+def test_tokens_read_are_the_inputs_of_all_batches_without_bos_and_eos():
+    tokens = make_tokens([4, 6, 8, 3, 9, 5])
+    stream = TrainingStream(
+        {"a": tokens}, [phase(2, 7, a=1), phase(3, 14, a=1)], tokens_per_step=14, seed=5
+    )
+    inputs = np.concatenate([stream.batch(step)["input_ids"].ravel() for step in range(5)])
+    read = stream.tokens_read("a")
+    assert np.array_equal(np.concatenate(read), inputs[inputs > EOS])
+    documents = {tuple(tokens.document(index)[1:-1]) for index in range(len(tokens))}
+    assert all(tuple(piece) in documents for piece in read[:-1])
+
+
+def test_order_differs_between_epochs_seeds_and_pools():
+    tokens = make_tokens([1] * 40)
+    orders = [
+        Pool(tokens, seed, name)._epoch_order(epoch)[0].tolist()
+        for seed, name, epoch in ((0, "a", 0), (0, "a", 1), (1, "a", 0), (0, "b", 0))
+    ]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_a_missing_pool_and_uneven_steps_are_refused_with_the_names():
+    tokens = make_tokens([5])
+    with pytest.raises(ValueError, match="draws from b; there are a"):
+        TrainingStream({"a": tokens}, [phase(1, 4, b=1)], tokens_per_step=8, seed=0)
+    with pytest.raises(ValueError, match="10 tokens a step are not whole rows of 4"):
+        TrainingStream({"a": tokens}, [phase(1, 4, a=1)], tokens_per_step=10, seed=0)
+
+
+def test_tokenize_keeps_text_that_spells_a_control_token_as_text():
+    class Spelling:
+        bos_token_id, eos_token_id = BOS, EOS
+
+        def __call__(self, texts, add_special_tokens, split_special_tokens):
+            assert not add_special_tokens and split_special_tokens
+            return {"input_ids": [[10 + ord(letter) for letter in text] for text in texts]}
+
+    tokens = tokenize(["</s>", "é"], Spelling())
+    assert tokens.document(0).tolist() == [BOS, *(10 + ord(letter) for letter in "</s>"), EOS]
+    assert tokens.num_bytes.tolist() == [4, 2]
+    with pytest.raises(ValueError, match="no documents"):
+        tokenize([], Spelling())

@@ -1,0 +1,241 @@
+"""Guarantees of moxin_lab.training: the loss, exact resume, the schedule, what is logged."""
+
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moxin_lab.model.config import MoxinConfig
+from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.pretraining import trainer
+from moxin_lab.pretraining.packing import IGNORE, Tokens, TrainingStream
+from moxin_lab.training.schedules import pretraining_learning_rate, pretraining_learning_rates
+
+VOCAB = 40
+
+
+def make_tokens(documents=30, seed=0):
+    generator = np.random.default_rng(seed)
+    pieces = [
+        np.array([1, *generator.integers(4, VOCAB, generator.integers(2, 25)), 2], dtype=np.int32)
+        for _ in range(documents)
+    ]
+    offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+    return Tokens(np.concatenate(pieces), offsets, np.ones(documents, dtype=np.int64))
+
+
+def make_settings(**changes):
+    values = {
+        "phases": tuple(
+            SimpleNamespace(name=name, steps=steps, sequence_length=length, mixture=mixture)
+            for name, steps, length, mixture in (
+                ("short", 4, 16, {"a": 1}),
+                ("long", 3, 32, {"a": 1, "b": 1}),
+                ("other", 3, 32, {"b": 1}),
+            )
+        ),
+        "tokens_per_step": 64,
+        "micro_batch_tokens": 64,
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "final_learning_rate_ratio": 0.1,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "adam_eps": 1e-8,
+        "weight_decay": 0.1,
+        "gradient_clip_norm": 1.0,
+        "precision": "32-true",
+        "checkpoint_every_steps": 3,
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+def make_stream(settings):
+    pools = {"a": make_tokens(seed=1), "b": make_tokens(seed=2)}
+    return TrainingStream(pools, settings.phases, tokens_per_step=settings.tokens_per_step, seed=0)
+
+
+def make_model(**changes):
+    shape = {
+        "vocab_size": VOCAB,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "sliding_window": 32,
+        "max_position_embeddings": 64,
+    }
+    model = MoxinForCausalLM(MoxinConfig(**{**shape, **changes}))
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model
+
+
+def train(folder, model=None, settings=None, save_phase=lambda index: None, **options):
+    settings = settings or make_settings()
+    model = model or make_model()
+    log = trainer.fit(
+        model,
+        make_stream(settings),
+        settings,
+        resume_folder=folder,
+        save_phase=save_phase,
+        trainer_options={"accelerator": "cpu"},
+        **options,
+    )
+    return model, log
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_weights(left, right, **tolerance):
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], **tolerance)
+
+
+def test_training_follows_a_plain_torch_loop_over_the_same_batches(tmp_path):
+    settings = make_settings()
+    trained, log = train(tmp_path, settings=settings)
+    model, stream = make_model(), make_stream(settings)
+    decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0}],
+        betas=(0.9, 0.95),
+    )
+    for step, rate in enumerate(pretraining_learning_rates(settings, stream.num_steps)):
+        batch = {name: torch.from_numpy(array) for name, array in stream.batch(step).items()}
+        logits = model(batch["input_ids"], document_ids=batch["document_ids"])
+        loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        assert log["loss"][step] == pytest.approx(loss.item(), rel=1e-5)
+        assert log["gradient_norm"][step] == pytest.approx(norm.item(), rel=1e-4)
+        assert log["learning_rate"][step] == pytest.approx(rate, rel=1e-9)
+    assert_same_weights(weights(trained), weights(model), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stop_at", "dropout"), [(4, 0.0), (6, 0.2), (7, 0.2), (9, 0.0)])
+def test_a_killed_run_resumes_with_bitwise_the_same_losses_and_weights(tmp_path, stop_at, dropout):
+    changes = {"attention_dropout": dropout, "mlp_dropout": dropout}
+    torch.manual_seed(7)
+    whole, whole_log = train(tmp_path / "whole", make_model(**changes))
+
+    def kill(step, total, text):
+        if step == stop_at:
+            raise KeyboardInterrupt
+
+    torch.manual_seed(7)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(tmp_path / "killed", make_model(**changes), progress=kill)
+    torch.manual_seed(99)  # whatever the next process has drawn must not matter
+    resumed, log = train(tmp_path / "killed", make_model(**changes))
+    assert_same_weights(weights(resumed), weights(whole), rtol=0, atol=0)
+    assert log.equals(whole_log)
+
+
+def test_micro_batches_of_a_step_give_the_step(tmp_path):
+    settings = make_settings(tokens_per_step=128)
+    whole, whole_log = train(
+        tmp_path / "1", settings=make_settings(tokens_per_step=128, micro_batch_tokens=128)
+    )
+    split, split_log = train(
+        tmp_path / "4", settings=make_settings(tokens_per_step=128, micro_batch_tokens=32)
+    )
+    assert len(split_log) == len(whole_log) == sum(phase.steps for phase in settings.phases)
+    np.testing.assert_allclose(split_log["loss"], whole_log["loss"], rtol=1e-4)
+    np.testing.assert_allclose(
+        split_log["gradient_norm"][0], whole_log["gradient_norm"][0], rtol=1e-5
+    )
+    assert_same_weights(weights(split), weights(whole), rtol=1e-2, atol=2e-4)
+
+
+def test_each_phase_is_saved_once_at_its_end_in_one_lineage(tmp_path):
+    saved = {}
+    model = make_model()
+    steps = []
+    train(
+        tmp_path,
+        model,
+        save_phase=lambda index: saved.setdefault(index, []).append(weights(model)),
+        progress=lambda step, total, text: steps.append((step, text.split(",")[0])),
+    )
+    assert {index: len(copies) for index, copies in saved.items()} == {0: 1, 1: 1, 2: 1}
+    assert_same_weights(saved[2][0], weights(model), rtol=0, atol=0)
+    assert not torch.equal(saved[0][0]["lm_head.weight"], saved[1][0]["lm_head.weight"])
+    assert [name for _, name in steps] == ["short"] * 4 + ["long"] * 3 + ["other"] * 3
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_step(tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ArithmeticError, match="the loss of step 0 is nan: lower the learning rate"):
+        train(tmp_path, model)
+
+
+def test_an_uneven_step_is_refused_before_training():
+    with pytest.raises(ValueError, match="tokens_per_step 64 is not a multiple"):
+        trainer.accumulation(make_settings(micro_batch_tokens=48), 1)
+
+
+def test_learning_rate_warms_up_linearly_peaks_once_and_ends_at_a_tenth():
+    rates = pretraining_learning_rates(make_settings(warmup_steps=20, learning_rate=3e-4), 200)
+    assert rates[20] == pytest.approx(3e-4) and max(rates) == rates[20]
+    assert rates[-1] == pytest.approx(3e-5)
+    np.testing.assert_allclose(np.diff(rates[:21]), 3e-4 / 21)
+    assert all(later < earlier for earlier, later in pairwise(rates[20:]))
+    middle = pretraining_learning_rate(110, 201, peak=1.0, warmup_steps=20, final_ratio=0.1)
+    assert middle == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.5)))
+
+
+def test_packing_gives_the_loss_and_gradients_of_the_documents_one_by_one():
+    settings = make_settings()
+    stream = make_stream(settings)
+    batch = {name: torch.from_numpy(array) for name, array in stream.batch(4).items()}
+    packed = make_model().double()
+    logits = packed(batch["input_ids"], document_ids=batch["document_ids"])
+    F.cross_entropy(
+        logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE, reduction="sum"
+    ).backward()
+    alone = make_model().double()
+    total = 0.0
+    for inputs, labels, documents in zip(
+        batch["input_ids"], batch["labels"], batch["document_ids"], strict=True
+    ):
+        for document in documents.unique():
+            mine = documents == document
+            loss = F.cross_entropy(
+                alone(inputs[mine][None])[0], labels[mine], ignore_index=IGNORE, reduction="sum"
+            )
+            total += loss.item()
+            loss.backward()
+    assert batch["document_ids"].max() >= 2
+    packed_total = F.cross_entropy(
+        logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE, reduction="sum"
+    ).item()
+    assert packed_total == pytest.approx(total, rel=1e-10)
+    for (name, left), (_, right) in zip(
+        packed.named_parameters(), alone.named_parameters(), strict=True
+    ):
+        # Rotary angles are float32: the same distance at another position in the row differs in the
+        # seventh digit.
+        torch.testing.assert_close(
+            left.grad,
+            right.grad,
+            rtol=1e-5,
+            atol=1e-8,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )

@@ -1,0 +1,38 @@
+"""`moxin_lab.vision.published`: table 8 with configurations and controls, digits as printed."""
+
+import pytest
+
+from moxin_lab.vision import published
+
+
+@pytest.fixture(scope="module")
+def table(repository):
+    return published.table_8(repository / "papers" / "tables")
+
+
+def test_every_average_is_the_mean_of_its_row(table):
+    scores = table.loc[:, "GQA":"TallyQA"].astype(float)
+    assert (scores.mean(axis=1) - table["Ave"].astype(float)).abs().max() <= 0.0051
+
+
+def test_the_closest_control_stands_above_moxin_and_no_row_was_attempted(table):
+    assert table.loc[("Prism-DINOSigLIP 7B (Controlled)", "Prismatic"), "Ave"] == 66.00
+    assert table.loc[("Ours", "Moxin's table 8"), "Ave"] == 64.68
+    assert table["Ave"].is_monotonic_decreasing and len(table) == 8
+    assert set(table["here"]) == {published.HERE}
+    commands = table["command"].droplevel("printed in")
+    assert commands["Ours"].startswith("moxin-lab run --scale full --only 07, ")
+    assert (
+        commands.drop("Ours").str.startswith("torchrun ").all()
+    )  # models of Prismatic, which this lab does not train
+
+
+def test_every_row_states_its_configuration_or_that_none_is_stated(table):
+    assert table[list(published.COLUMNS)].notna().all(axis=None)
+    assert list(table.loc[("Ours", "Moxin's table 8"), list(published.COLUMNS)]) == [
+        "DINOv2 + SigLIP",
+        224,
+        "naive",
+        2,
+        "665K",
+    ]
