@@ -216,7 +216,7 @@ def build_ours(
     import torch.nn.functional as F
 
     from moxin_lab.model.decoder import MoxinForCausalLM
-    from moxin_lab.training.loss import IGNORE, linear_cross_entropy
+    from moxin_lab.training.loss import IGNORE_INDEX, linear_cross_entropy
 
     with torch.device("meta"):
         model = MoxinForCausalLM(config, attention_backend=options.backend)
@@ -224,7 +224,7 @@ def build_ours(
         {name: tensor.to(options.device, copy=True) for name, tensor in start.items()}, assign=True
     )
     model.requires_grad_(True).train()
-    labels = F.pad(tokens[:, 1:], (0, 1), value=IGNORE)
+    labels = F.pad(tokens[:, 1:], (0, 1), value=IGNORE_INDEX)
     states, loss_of = model.hidden_states, linear_cross_entropy
     if compiled == "blocks":
         for block in model.model.layers:
@@ -239,7 +239,9 @@ def build_ours(
         if chunk is not None:
             return loss_of(hidden, model.lm_head.weight, labels, chunk_tokens=chunk)
         logits = model.lm_head(hidden)
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX
+        )
 
     return model, loss
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from moxin_lab.data.extract import REJECTED, Progress
+from moxin_lab.data.extract import REJECTED
+from moxin_lab.lab.progress import Progress
 
 CODE = "code"
 _DROPPED = str.maketrans("", "", string.punctuation + string.whitespace)

@@ -23,8 +23,7 @@ import pyarrow as pa
 from resiliparse.extract.html2text import extract_plain_text
 
 from moxin_lab.data.card_files import read_card
-
-Progress = Callable[[int, int, str], None]
+from moxin_lab.lab.progress import Progress
 
 DOCUMENTS = pa.schema(
     [(name, pa.string()) for name in ("id", "source", "language", "page", "text")]

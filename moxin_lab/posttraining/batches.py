@@ -20,8 +20,8 @@ import torch
 
 from moxin_lab.posttraining.chat import Encoded
 from moxin_lab.training.fit import Order
+from moxin_lab.training.loss import IGNORE_INDEX
 
-IGNORE = -100
 Layout = Literal["packed", "padded"]
 Reduction = Literal["mean", "sum", "sequence", "part_mean"]
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "sequence", "part_mean")
@@ -30,7 +30,7 @@ REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "sequence", "part_mean")
 def lay_out(
     sequences: Sequence[Encoded], *, row_tokens: int, layout: Layout, pad_id: int
 ) -> dict[str, torch.Tensor]:
-    """Sequences as rows: `input_ids`, `labels` (IGNORE without loss), `sequences` (number of the
+    """Sequences as rows: `input_ids`, `labels` (IGNORE_INDEX without loss), `sequences` (number of the
     sequence a label belongs to), all int64 [B, T]; packed rows also have `document_ids`. T is the
     fullest row's length.
 
@@ -60,7 +60,7 @@ def lay_out(
     shape = (len(rows), width)
     arrays = {
         "input_ids": np.full(shape, pad_id, dtype=np.int64),
-        "labels": np.full(shape, IGNORE, dtype=np.int64),
+        "labels": np.full(shape, IGNORE_INDEX, dtype=np.int64),
         "sequences": np.zeros(shape, dtype=np.int64),
         "document_ids": np.full(shape, -1, dtype=np.int64),
     }
@@ -70,7 +70,7 @@ def lay_out(
             sequence, end = sequences[number], start + lengths[number]
             arrays["input_ids"][place, start:end] = sequence.input_ids[:-1]
             arrays["labels"][place, start:end] = np.where(
-                sequence.answer[1:], sequence.input_ids[1:], IGNORE
+                sequence.answer[1:], sequence.input_ids[1:], IGNORE_INDEX
             )
             arrays["sequences"][place, start:end] = number
             arrays["document_ids"][place, start:end] = document
@@ -135,7 +135,7 @@ class ConversationStream:
         else:
             total = sum(self._encoded[number].num_targets for number in self.order.step(step))
             weight = torch.full_like(counts, 1 / total)
-        batch["weights"] = weight[batch["sequences"]] * (batch["labels"] != IGNORE)
+        batch["weights"] = weight[batch["sequences"]] * (batch["labels"] != IGNORE_INDEX)
         return batch
 
     def describe(self, step: int) -> str:

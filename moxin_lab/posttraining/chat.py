@@ -22,15 +22,16 @@ Does not: cut inside an answer. A conversation longer than the context loses its
 fits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from moxin_lab.lab.progress import Progress
+
 Conversation = Sequence[dict[str, Any]]
-Progress = Callable[[int, int, str], None]
 
 # `generation` marks the answers for `apply_chat_template(return_assistant_tokens_mask=True)`, which
 # TRL and others train by.

@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.posttraining import chat
 from moxin_lab.posttraining.batches import Layout, lay_out
 from moxin_lab.posttraining.sft import answer_nats, token_losses
-from moxin_lab.training.fit import LossFunction, Order, Progress, autocast
+from moxin_lab.training.fit import LossFunction, Order, autocast
 
 Kind = Literal["sigmoid", "dpo_norm", "ipo"]
 KINDS: tuple[Kind, ...] = ("sigmoid", "dpo_norm", "ipo")

@@ -20,9 +20,10 @@ from typing import Any
 import pandas as pd
 import torch
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.model import convert
 from moxin_lab.posttraining import batches, dpo, sampling, sft, tables
-from moxin_lab.posttraining.chat import Encoded, Progress
+from moxin_lab.posttraining.chat import Encoded
 from moxin_lab.training.fit import fit_language_model
 
 

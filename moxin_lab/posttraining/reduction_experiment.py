@@ -20,9 +20,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.posttraining import sft
 from moxin_lab.posttraining.batches import REDUCTIONS, ConversationStream, Reduction
-from moxin_lab.posttraining.chat import Encoded, Progress
+from moxin_lab.posttraining.chat import Encoded
 from moxin_lab.training.fit import fit_language_model
 
 VARIANTS: tuple[tuple[Reduction, bool], ...] = (

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from moxin_lab.data.tasks import is_right
+from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.model.generate import generate
 from moxin_lab.posttraining import chat
@@ -37,7 +38,7 @@ def respond(
     temperature: float = 0.0,
     seed: int = 0,
     batch_size: int = 64,
-    progress: chat.Progress | None = None,
+    progress: Progress | None = None,
 ) -> list[Answer]:
     """The model's answer to each prompt (a conversation that ends with a user message), in the
     order of the prompts.
@@ -101,7 +102,7 @@ def on_policy_pairs(
     max_new_tokens: int,
     seed: int,
     batch_size: int = 64,
-    progress: chat.Progress | None = None,
+    progress: Progress | None = None,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Pairs from the model's own answers to `rows` (columns messages, verifier): for each row with
     both a right and a wrong answer among `samples`, the first of each. Columns `chosen` and

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from moxin_lab.model import convert
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.posttraining.batches import IGNORE, lay_out
+from moxin_lab.posttraining.batches import IGNORE_INDEX, lay_out
 from moxin_lab.posttraining.chat import TULU_TEMPLATE, Encoded
 from moxin_lab.training.fit import LossFunction
 
@@ -58,7 +58,7 @@ def token_losses(
     Smoothing by s: (1 - s) x negative log-likelihood + s x its mean over the vocabulary (Szegedy et
     al. 2016, arXiv 1512.00567).
     """
-    chosen = batch["labels"] != IGNORE
+    chosen = batch["labels"] != IGNORE_INDEX
     hidden_states: Tensor = model.hidden_states(
         batch["input_ids"], document_ids=batch.get("document_ids")
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.posttraining import chat, sampling, sft
 
 SHOWN = {
@@ -125,7 +126,7 @@ def judge(
     max_new_tokens: int,
     batch_tokens: int,
     batch_size: int,
-    progress: chat.Progress | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """What a model does with test rows, one row each: `text`, `tokens` (of its answer), `ended`,
     `right` (missing without a verifier), and `nats` and `targets` of the reference answer.

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-IGNORE = -100  # the label that torch's cross_entropy skips by default
+from moxin_lab.training.loss import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class TrainingStream:
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, np.ndarray]:
         """One step's rows, or its `part`-th share of `parts` (ranks times micro-batches).
 
-        Returns input_ids int64 [rows, T], labels int64 [rows, T] (`IGNORE` where nothing is
+        Returns input_ids int64 [rows, T], labels int64 [rows, T] (`IGNORE_INDEX` where nothing is
         predicted), document_ids int64 [rows, T], and `num_targets` int64 []: the labels of the
         *whole* step, by which the loss is divided.
         """
@@ -240,7 +240,10 @@ class TrainingStream:
         inputs = np.stack([ids[:-1] for ids, _, _, _ in rows]).astype(np.int64)
         documents = np.stack([numbers[:-1] for _, numbers, _, _ in rows]).astype(np.int64)
         labels = np.stack(
-            [np.where(numbers[1:] == numbers[:-1], ids[1:], IGNORE) for ids, numbers, _, _ in rows]
+            [
+                np.where(numbers[1:] == numbers[:-1], ids[1:], IGNORE_INDEX)
+                for ids, numbers, _, _ in rows
+            ]
         ).astype(np.int64)
         share = slice(
             part * phase.rows_per_step // parts, (part + 1) * phase.rows_per_step // parts
@@ -249,7 +252,7 @@ class TrainingStream:
             "input_ids": inputs[share],
             "labels": labels[share],
             "document_ids": documents[share],
-            "num_targets": np.array((labels != IGNORE).sum(), dtype=np.int64),
+            "num_targets": np.array((labels != IGNORE_INDEX).sum(), dtype=np.int64),
         }
 
     def documents_of_step(self, step: int) -> list[tuple[str, int]]:

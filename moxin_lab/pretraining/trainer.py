@@ -18,7 +18,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from moxin_lab.training.loss import IGNORE, linear_cross_entropy
+from moxin_lab.lab.progress import Progress
+from moxin_lab.training.loss import IGNORE_INDEX, linear_cross_entropy
 from moxin_lab.training.optimizer import adamw_of
 from moxin_lab.training.resume import ExactResume, run_to_end, with_defaults, world_size
 from moxin_lab.training.schedules import pretraining_learning_rate
@@ -27,7 +28,6 @@ from moxin_lab.training.schedules import pretraining_learning_rate
 # logits stay in its cache, which takes a tenth off the tiny model's step (`moxin-lab bench
 # train-step`, reports/released/train-step-tiny-cpu).
 LOSS_CHUNK = {"cuda": 4096, "cpu": 512}
-Progress = Callable[[int, int, str], None]
 
 
 class Pretraining(ExactResume):
@@ -51,7 +51,11 @@ class Pretraining(ExactResume):
             * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
             / batch["num_targets"]
         )
-        return {"loss": loss, "nats": total.detach(), "targets": (batch["labels"] != IGNORE).sum()}
+        return {
+            "loss": loss,
+            "nats": total.detach(),
+            "targets": (batch["labels"] != IGNORE_INDEX).sum(),
+        }
 
     def configure_optimizers(self) -> Any:
         settings = self._settings

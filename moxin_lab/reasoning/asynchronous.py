@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.reasoning import grpo
 from moxin_lab.reasoning.grpo_trainer import Correction, GRPOSettings, train_grpo
@@ -42,7 +43,6 @@ from moxin_lab.reasoning.rollout import (
     engine_options,
 )
 from moxin_lab.reasoning.rollout_stream import requests
-from moxin_lab.training.fit import Progress
 from moxin_lab.training.resume import with_defaults, world_size
 
 STALENESS = (0, 1, 2, 4, 8)

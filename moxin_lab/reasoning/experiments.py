@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.posttraining import chat, experiments, tables
 from moxin_lab.reasoning import asynchronous, datasets
 from moxin_lab.reasoning.grpo_trainer import GRPOSettings, Problem, VerifierReward, train_grpo
@@ -193,7 +194,7 @@ def reinforce(
     *,
     seed: int,
     folder: Path,
-    progress: chat.Progress | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Any, pd.DataFrame]:
     """A copy of the model after GRPO on the tasks' answers, in evaluation mode where `model` is,
     and its log.
@@ -238,7 +239,7 @@ def staleness_runs(
     *,
     seed: int,
     folder: Path,
-    progress: chat.Progress | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """The grid of the scale's `staleness_experiment`, each run from a copy of the model: columns as
     `asynchronous.COLUMNS`. `judged` is pass@1 on the test questions of the trained families, the
@@ -546,7 +547,7 @@ def repeat(
     *,
     seed: int,
     folder: Path,
-    progress: chat.Progress | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Chain-of-thought fine-tuning and GRPO with another seed: what `answer` gives for both models."""
     options: dict[str, Any] = {"seed": seed, "progress": progress}

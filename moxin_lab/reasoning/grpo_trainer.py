@@ -29,6 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.reasoning import grpo
 from moxin_lab.reasoning.rollout import (
@@ -41,7 +42,7 @@ from moxin_lab.reasoning.rollout import (
 )
 from moxin_lab.reasoning.rollout_stream import KeptRollouts, RolloutStream, completion_log_probs
 from moxin_lab.training import schedules
-from moxin_lab.training.fit import LossFunction, Progress, fit_language_model
+from moxin_lab.training.fit import LossFunction, fit_language_model
 from moxin_lab.training.resume import with_defaults, world_size
 from moxin_lab.verifier.verifier import Verdict, Verifier
 

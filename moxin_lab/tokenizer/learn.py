@@ -23,7 +23,7 @@ Does not: look at held-out text, or weigh languages by anything but bytes.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import PreTokenizer, Split
 from tokenizers.trainers import BpeTrainer
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.tokenizer.router import EXPERTS, expert_of_character, route
 
 PIECE_PATTERN = (
@@ -45,8 +46,6 @@ PIECE_PATTERN = (
 in `tiktoken_ext/openai_public.py`), with combining marks kept in their word, as o200k does, and
 digits one by one.
 """
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

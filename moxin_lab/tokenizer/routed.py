@@ -38,8 +38,9 @@ import pyarrow.parquet as pq
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.tokenizer import router
-from moxin_lab.tokenizer.learn import Candidate, Pool, Progress, choose, learn, piece_splitter
+from moxin_lab.tokenizer.learn import Candidate, Pool, choose, learn, piece_splitter
 from moxin_lab.tokenizer.router import EXPERTS, route
 
 __all__ = ["Block", "RoutedTokenizer", "build", "load", "read_documents", "route", "save", "train"]

@@ -25,11 +25,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.training import resume, schedules
 from moxin_lab.training.optimizer import decay_all
 from moxin_lab.training.resume import ExactResume, run_to_end, with_defaults, world_size
-
-Progress = Callable[[int, int, str], None]
 
 LossFunction = Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]
 """(model, part of a step) to `loss`, the part's share with gradient, and further sums without (they

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORE = -100
+IGNORE_INDEX = -100
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -51,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, num_tokens, chunk_tokens):
             states = hidden[start : start + chunk_tokens].to(product_dtype)
             targets = labels[start : start + chunk_tokens, None]
-            counted = targets != IGNORE
+            counted = targets != IGNORE_INDEX
             targets = torch.where(counted, targets, 0)
             logits = states @ matrix.T
             if logits.is_cuda and product_dtype != torch.float64:
@@ -61,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 total = (
                     total
                     + cross_entropy_(
-                        logits, targets[:, 0].where(counted[:, 0], IGNORE), label_smoothing
+                        logits, targets[:, 0].where(counted[:, 0], IGNORE_INDEX), label_smoothing
                     ).sum()
                 )
                 gradient = logits
@@ -134,7 +134,7 @@ def linear_cross_entropy(
     `F.cross_entropy(logits.float(), labels)` would give it.
 
     Args:
-        hidden_states: [..., C]. weight: [V, C]. labels: int64 [...], `IGNORE` (-100) where nothing
+        hidden_states: [..., C]. weight: [V, C]. labels: int64 [...], `IGNORE_INDEX` (-100) where nothing
         is predicted.
         chunk_tokens: tokens whose logits are held at once.
         label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016,
@@ -176,4 +176,4 @@ def linear_cross_entropy(
             product_dtype,
             torch.is_grad_enabled(),
         )
-    return total if reduction == "sum" else total / (labels != IGNORE).sum()
+    return total if reduction == "sum" else total / (labels != IGNORE_INDEX).sum()

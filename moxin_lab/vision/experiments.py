@@ -21,9 +21,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.model import convert
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.training.fit import Progress, autocast
+from moxin_lab.training.fit import autocast
 from moxin_lab.vision import scoring, tasks
 from moxin_lab.vision.data import Concept, Pixels
 from moxin_lab.vision.images import prepare_images

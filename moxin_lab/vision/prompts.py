@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-IGNORE = -100
+from moxin_lab.training.loss import IGNORE_INDEX
 
 
 class PromptError(ValueError):
@@ -25,7 +25,7 @@ class PromptError(ValueError):
 
 
 class EncodedExample(NamedTuple):
-    """input_ids, labels: int64 [T], the labels IGNORE where no loss is; image: what the example's
+    """input_ids, labels: int64 [T], the labels IGNORE_INDEX where no loss is; image: what the example's
     image is found by, or None.
     """
 
@@ -72,14 +72,14 @@ def encode_example(tokenizer: Any, example: Any, *, stage: str, max_tokens: int)
     LLaVA's trainers go on with a loss of 0 there.
     """
     end = _special(tokenizer, "eos")
-    ids, labels = [_special(tokenizer, "bos")], [IGNORE]
+    ids, labels = [_special(tokenizer, "bos")], [IGNORE_INDEX]
     for asked, answered in example.turns:
         prompt = [] if stage == "align" else tokens(tokenizer, question(asked))
         answer = [*tokens(tokenizer, answered.strip()), end] if answered.strip() else []
         ids += prompt + answer
-        labels += [IGNORE] * len(prompt) + answer
+        labels += [IGNORE_INDEX] * len(prompt) + answer
     ids, labels = ids[:max_tokens], labels[:max_tokens]
-    if all(label == IGNORE for label in labels):
+    if all(label == IGNORE_INDEX for label in labels):
         raise PromptError(
             f"example {example.id}: none of its first {max_tokens} tokens is part of an answer, so it would train nothing; "
             "raise max_tokens, or leave it out"

@@ -34,8 +34,9 @@ from open_clip.loss import SigLipLoss
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.training import schedules
-from moxin_lab.training.fit import Order, Progress, fit
+from moxin_lab.training.fit import Order, fit
 from moxin_lab.training.optimizer import decay_matrices
 from moxin_lab.vision.images import NORMALISATION
 from moxin_lab.vision.latent_semantics import LatentSemantics

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from moxin_lab.model.cache import RollingCache
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.model.generate import sample
-from moxin_lab.vision.prompts import IGNORE
+from moxin_lab.training.loss import IGNORE_INDEX
 from moxin_lab.vision.towers import Towers
 
 PixelValues = Mapping[str, Tensor]
@@ -181,7 +181,7 @@ class MoxinVLM(nn.Module):
         moved = None
         if labels is not None:
             moved = labels.gather(1, from_text.clamp(0, width - 1))
-            moved = moved.masked_fill(is_patch | ~mask | (place == 0), IGNORE)
+            moved = moved.masked_fill(is_patch | ~mask | (place == 0), IGNORE_INDEX)
         return Joined(embeddings, moved, mask)
 
     def forward(
@@ -215,7 +215,7 @@ class MoxinVLM(nn.Module):
         if joined.labels is None:
             return Output(None, None, None, self.decoder.lm_head(states))
         targets = joined.labels[:, 1:]
-        chosen = targets != IGNORE
+        chosen = targets != IGNORE_INDEX
         without = torch.nonzero(~chosen.any(dim=1))[:, 0].tolist()
         if without:
             raise ValueError(
@@ -343,7 +343,7 @@ class MoxinVLM(nn.Module):
                 [
                     (
                         [*prompts[i], *answers[i][j]],
-                        [IGNORE] * len(prompts[i]) + list(answers[i][j]),
+                        [IGNORE_INDEX] * len(prompts[i]) + list(answers[i][j]),
                     )
                     for i, j in chosen
                 ]
@@ -372,7 +372,7 @@ def pad_examples(rows: Sequence[tuple[Any, Any]]) -> dict[str, Tensor]:
     shape = (len(rows), width)
     batch = {
         "input_ids": torch.zeros(shape, dtype=torch.int64),
-        "labels": torch.full(shape, IGNORE),
+        "labels": torch.full(shape, IGNORE_INDEX),
         "attention_mask": torch.zeros(shape, dtype=torch.int64),
     }
     for row, (ids, labels) in enumerate(rows):

@@ -23,8 +23,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.training import schedules
-from moxin_lab.training.fit import Order, Progress, accumulation, fit
+from moxin_lab.training.fit import Order, accumulation, fit
 from moxin_lab.training.optimizer import decay_matrices
 from moxin_lab.vision.images import prepare_images
 from moxin_lab.vision.prompts import EncodedExample, encode_example

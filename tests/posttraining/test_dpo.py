@@ -8,8 +8,8 @@ import torch
 
 from moxin_lab.model.convert import save_pretrained
 from moxin_lab.posttraining import chat, dpo
-from moxin_lab.posttraining.batches import IGNORE
 from moxin_lab.training.fit import fit_language_model
+from moxin_lab.training.loss import IGNORE_INDEX
 from tests.posttraining.examples import (
     gradient_norm,
     make_model,
@@ -217,7 +217,10 @@ def test_only_the_last_answer_carries_loss():
     assert found == ["yes</s>", "no</s>"]
     reference = np.zeros((1, 2))
     batch = make_stream([pair], reference, examples_per_step=1).batch(0)
-    assert batch["num_tokens"].tolist() == [[4, 3]] and int((batch["labels"] != IGNORE).sum()) == 7
+    assert (
+        batch["num_tokens"].tolist() == [[4, 3]]
+        and int((batch["labels"] != IGNORE_INDEX).sum()) == 7
+    )
 
 
 def test_pairs_that_cannot_be_compared_are_counted_and_refused_above_the_share():

@@ -16,7 +16,7 @@ import torch
 from moxin_lab.model.convert import save_pretrained
 from moxin_lab.posttraining import chat, dpo, sft
 from moxin_lab.posttraining.batches import (
-    IGNORE,
+    IGNORE_INDEX,
     REDUCTIONS,
     ConversationStream,
     lay_out,
@@ -113,7 +113,7 @@ def test_loss_equals_trls_sft_trainer(tmp_path):
         train_dataset=datasets.Dataset.from_dict({"messages": conversations}),
     )
     batch = trainer.data_collator([trainer.train_dataset[number] for number in range(8)])
-    targets = int((batch["labels"][:, 1:] != IGNORE).sum())
+    targets = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     theirs_loss = trainer.compute_loss(
         trainer.model.eval(), dict(batch), num_items_in_batch=targets
     )
@@ -154,7 +154,7 @@ def test_packing_gives_the_loss_and_gradient_of_padding(reduction):
 @pytest.mark.parametrize("reduction", ["mean", "sequence"])
 def test_eight_micro_batches_of_one_give_one_of_eight_with_unequal_answers(reduction):
     stream = make_stream(reduction=reduction)
-    counts = [int((stream.batch(0, part, 8)["labels"] != IGNORE).sum()) for part in range(8)]
+    counts = [int((stream.batch(0, part, 8)["labels"] != IGNORE_INDEX).sum()) for part in range(8)]
     assert max(counts) > 2 * min(counts)
     found = [step_loss(make_model(), stream, parts) for parts in (1, 2, 8)]
     for loss, norm in found[1:]:
@@ -382,8 +382,10 @@ def test_rows_hold_each_sequence_once_and_padding_has_no_label():
     batch = lay_out(encoded, row_tokens=128, layout="packed", pad_id=0)
     assert batch["input_ids"].shape[1] <= 128
     padding = batch["document_ids"] == -1
-    assert (batch["labels"][padding] == IGNORE).all() and (batch["input_ids"][padding] == 0).all()
-    assert int((batch["labels"] != IGNORE).sum()) == sum(
+    assert (batch["labels"][padding] == IGNORE_INDEX).all() and (
+        batch["input_ids"][padding] == 0
+    ).all()
+    assert int((batch["labels"] != IGNORE_INDEX).sum()) == sum(
         sequence.num_targets for sequence in encoded
     )
     used = rows_used(encoded, row_tokens=128, layout="packed")

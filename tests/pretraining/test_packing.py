@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moxin_lab.pretraining.packing import IGNORE, Pool, Tokens, TrainingStream, tokenize
+from moxin_lab.pretraining.packing import IGNORE_INDEX, Pool, Tokens, TrainingStream, tokenize
 
 BOS, EOS = 1, 2
 
@@ -42,7 +42,7 @@ def test_every_token_but_bos_is_a_target_exactly_once_an_epoch(lengths, row, see
     targets = np.concatenate([stream.batch(step)["labels"].ravel() for step in range(rows)])[:epoch]
     # The stream's first token is a <s>; the label at position p is token p + 1, so one epoch of
     # labels covers tokens 1 .. epoch.
-    real = targets[targets != IGNORE]
+    real = targets[targets != IGNORE_INDEX]
     expected = np.sort(tokens.ids[tokens.ids != BOS])
     assert np.array_equal(np.sort(real), expected)
 
@@ -63,11 +63,11 @@ def test_no_label_crosses_documents_and_labels_are_the_next_input(lengths, row, 
             batch[name] for name in ("labels", "document_ids", "input_ids")
         )
         assert not np.isin(labels, [BOS]).any()
-        inside = labels[:, :-1] != IGNORE
+        inside = labels[:, :-1] != IGNORE_INDEX
         assert np.array_equal(labels[:, :-1][inside], inputs[:, 1:][inside])
         assert np.array_equal(documents[:, :-1][inside], documents[:, 1:][inside])
         # Where a document ends (eos), nothing is predicted.
-        assert (labels[inputs == EOS] == IGNORE).all()
+        assert (labels[inputs == EOS] == IGNORE_INDEX).all()
 
 
 def test_a_batch_is_the_same_whatever_was_asked_before():

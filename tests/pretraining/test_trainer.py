@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.pretraining import trainer
-from moxin_lab.pretraining.packing import IGNORE, Tokens, TrainingStream
+from moxin_lab.pretraining.packing import IGNORE_INDEX, Tokens, TrainingStream
 from moxin_lab.training.schedules import pretraining_learning_rate, pretraining_learning_rates
 
 VOCAB = 40
@@ -114,7 +114,9 @@ def test_training_follows_a_plain_torch_loop_over_the_same_batches(tmp_path):
     for step, rate in enumerate(pretraining_learning_rates(settings, stream.num_steps)):
         batch = {name: torch.from_numpy(array) for name, array in stream.batch(step).items()}
         logits = model(batch["input_ids"], document_ids=batch["document_ids"])
-        loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE_INDEX
+        )
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -208,7 +210,7 @@ def test_packing_gives_the_loss_and_gradients_of_the_documents_one_by_one():
     packed = make_model().double()
     logits = packed(batch["input_ids"], document_ids=batch["document_ids"])
     F.cross_entropy(
-        logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE, reduction="sum"
+        logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     ).backward()
     alone = make_model().double()
     total = 0.0
@@ -218,13 +220,16 @@ def test_packing_gives_the_loss_and_gradients_of_the_documents_one_by_one():
         for document in documents.unique():
             mine = documents == document
             loss = F.cross_entropy(
-                alone(inputs[mine][None])[0], labels[mine], ignore_index=IGNORE, reduction="sum"
+                alone(inputs[mine][None])[0],
+                labels[mine],
+                ignore_index=IGNORE_INDEX,
+                reduction="sum",
             )
             total += loss.item()
             loss.backward()
     assert batch["document_ids"].max() >= 2
     packed_total = F.cross_entropy(
-        logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE, reduction="sum"
+        logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     ).item()
     assert packed_total == pytest.approx(total, rel=1e-10)
     for (name, left), (_, right) in zip(

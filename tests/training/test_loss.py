@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moxin_lab.training.loss import IGNORE, linear_cross_entropy
+from moxin_lab.training.loss import IGNORE_INDEX, linear_cross_entropy
 
 TOKENS, WIDTH, VOCABULARY = 23, 12, 37
 
@@ -18,7 +18,7 @@ def inputs(dtype=torch.float64, ignored=True):
     weight = torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=dtype, requires_grad=True)
     labels = torch.randint(VOCABULARY, (1, TOKENS), generator=generator)
     if ignored:
-        labels[0, [0, 7, 8, 22]] = IGNORE
+        labels[0, [0, 7, 8, 22]] = IGNORE_INDEX
     return hidden, weight, labels
 
 
@@ -137,7 +137,7 @@ def test_without_gradients_only_the_loss_is_computed_and_frozen_parts_get_none()
 
 def test_no_label_at_all_gives_a_sum_of_zero_and_a_mean_of_nan_as_in_torch():
     hidden, weight, labels = inputs()
-    labels.fill_(IGNORE)
+    labels.fill_(IGNORE_INDEX)
     loss, found = gradients(
         linear_cross_entropy, hidden, weight, labels, reduction="sum", chunk_tokens=5
     )

@@ -6,19 +6,27 @@ import pytest
 import torch
 
 from moxin_lab.vision.data import Example
-from moxin_lab.vision.prompts import IGNORE, PromptError, encode_example, encode_prompt, tokens
+from moxin_lab.vision.prompts import (
+    IGNORE_INDEX,
+    PromptError,
+    encode_example,
+    encode_prompt,
+    tokens,
+)
 from moxin_lab.vision.vlm import pad_examples
 
 
 def test_patches_stand_right_behind_bos_and_carry_no_loss(tiny_vlm, pixels):
     ids = torch.tensor([[1, 50, 51, 52, 2]])
-    labels = torch.tensor([[1, IGNORE, IGNORE, 52, 2]])  # even a label on bos is dropped
+    labels = torch.tensor(
+        [[1, IGNORE_INDEX, IGNORE_INDEX, 52, 2]]
+    )  # even a label on bos is dropped
     features = tiny_vlm.image_features({name: values[:1] for name, values in pixels.items()})
     joined = tiny_vlm.join(ids, features, labels=labels)
     text, seen = tiny_vlm.decoder.model.embed_tokens(ids), tiny_vlm.projector(features)
     wanted = torch.cat((text[:, :1], seen, text[:, 1:]), dim=1)
     torch.testing.assert_close(joined.embeddings, wanted, rtol=0, atol=0)
-    assert joined.labels.tolist() == [[IGNORE] * 7 + [52, 2]]
+    assert joined.labels.tolist() == [[IGNORE_INDEX] * 7 + [52, 2]]
     output = tiny_vlm(None, ids, labels, features=features)
     logits = tiny_vlm(None, ids, features=features).logits
     wanted = torch.nn.functional.cross_entropy(
@@ -61,7 +69,7 @@ def test_a_mixed_batch_equals_each_row_alone(tiny_vlm, pixels):
         ([1, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 2], False),
         ([1, 40, 2], True),
     ]
-    batch = pad_examples([(ids, [IGNORE, *ids[1:]]) for ids, _ in rows])
+    batch = pad_examples([(ids, [IGNORE_INDEX, *ids[1:]]) for ids, _ in rows])
     has_image = torch.tensor([image for _, image in rows])
     together = tiny_vlm(
         None,
@@ -76,7 +84,7 @@ def test_a_mixed_batch_equals_each_row_alone(tiny_vlm, pixels):
         one = tiny_vlm(
             None,
             torch.tensor([ids]),
-            torch.tensor([[IGNORE, *ids[1:]]]),
+            torch.tensor([[IGNORE_INDEX, *ids[1:]]]),
             features=features[seen : seen + 1] if image else None,
         )
         seen += image
@@ -182,8 +190,10 @@ def test_an_example_trains_its_answers_alone(byte_tokenizer):
     encoded = encode_example(byte_tokenizer, example, stage="finetune", max_tokens=100)
     text = byte_tokenizer.decode(encoded.input_ids)
     assert text == "<s>In: What?\nOut: a cat</s>In: Colour?\nOut: red</s>"
-    assert byte_tokenizer.decode(encoded.labels[encoded.labels != IGNORE]) == "a cat</s>red</s>"
-    assert encoded.labels[0] == IGNORE
+    assert (
+        byte_tokenizer.decode(encoded.labels[encoded.labels != IGNORE_INDEX]) == "a cat</s>red</s>"
+    )
+    assert encoded.labels[0] == IGNORE_INDEX
     asked = encode_prompt(byte_tokenizer, example.turns[:1], "Colour?")
     assert encoded.input_ids[: len(asked)].tolist() == asked  # inference reads what training read
     aligned = encode_example(byte_tokenizer, example, stage="align", max_tokens=100)
@@ -196,7 +206,7 @@ def test_an_example_without_supervised_token_is_an_error(tiny_vlm, byte_tokenize
         encode_example(byte_tokenizer, example, stage="finetune", max_tokens=12)
     ids = torch.tensor([[1, 5, 6], [1, 7, 8]])
     with pytest.raises(ValueError, match=r"rows \[1\] have no token with loss"):
-        tiny_vlm(None, ids, torch.tensor([[IGNORE, 5, 6], [IGNORE] * 3]))
+        tiny_vlm(None, ids, torch.tensor([[IGNORE_INDEX, 5, 6], [IGNORE_INDEX] * 3]))
 
 
 def test_text_cannot_spell_a_special_token(byte_tokenizer):
