@@ -28,7 +28,7 @@ test: .venv/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 .venv/.ready: requirements.lock pyproject.toml | .venv/bin/uv
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
 	touch $@
 

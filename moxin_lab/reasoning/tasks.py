@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from moxin_lab.reasoning import traces
+from moxin_lab.reasoning import gym, traces
 from moxin_lab.verifier.extraction import extract
 from moxin_lab.verifier.verifier import Verdict, Verifier
 
@@ -173,10 +173,8 @@ def _has_one_answer(family: str, entry: Mapping[str, Any]) -> bool:
 
 
 def _dataset(family: str, difficulty: Mapping[str, Any], seed: int, size: int) -> Any:
-    import reasoning_gym
-
     try:
-        return reasoning_gym.create_dataset(family, seed=seed, size=size, **difficulty)
+        return gym.load().create_dataset(family, seed=seed, size=size, **difficulty)
     except (TypeError, AssertionError) as error:
         raise ValueError(
             f"reasoning-gym refuses {family} with {dict(difficulty)}: {error}"
@@ -185,9 +183,7 @@ def _dataset(family: str, difficulty: Mapping[str, Any], seed: int, size: int) -
 
 @lru_cache(maxsize=64)
 def _scorer(family: str) -> Any:
-    import reasoning_gym
-
-    return reasoning_gym.create_dataset(family, seed=0, size=1)
+    return gym.load().create_dataset(family, seed=0, size=1)
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from moxin_lab.reasoning import gym
+
 Entry = Mapping[str, Any]
 """`question`, `answer` and `metadata` of a reasoning-gym data set."""
 
@@ -137,12 +139,11 @@ def _count_bits(entry: Entry) -> Iterator[str]:
 
 def _leg_counting(entry: Entry) -> Iterator[str]:
     """Legs of each kind, and the running sum."""
-    from reasoning_gym.arithmetic.leg_counting import ANIMALS
-
+    animals = gym.load().arithmetic.leg_counting.ANIMALS
     total = 0
     for name, count in entry["metadata"]["animals"].items():
-        total += count * ANIMALS[name]
-        yield f"{count}*{ANIMALS[name]}={count * ANIMALS[name]} {total}"
+        total += count * animals[name]
+        yield f"{count}*{animals[name]}={count * animals[name]} {total}"
     yield str(total)
 
 

@@ -5,12 +5,11 @@ import subprocess
 import sys
 
 import pytest
-import reasoning_gym
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moxin_lab import scales
-from moxin_lab.reasoning import datasets, traces
+from moxin_lab.reasoning import datasets, gym, traces
 from moxin_lab.reasoning.tasks import (
     SHARES,
     Task,
@@ -41,7 +40,7 @@ def verifier():
 
 @pytest.mark.parametrize("family", sorted(traces.SOLVERS))
 def test_every_traces_answer_has_full_marks_from_the_familys_own_scorer(family):
-    source = reasoning_gym.create_dataset(family, seed=11, size=150)
+    source = gym.load().create_dataset(family, seed=11, size=150)
     for entry in source:
         if not _has_one_answer(family, entry):
             continue
