@@ -67,7 +67,7 @@ def test_conda_environment_is_python_and_pip_and_its_header_installs_the_same_lo
     assert yaml.safe_load(text)["dependencies"] == [f"python{project['requires-python']}", "pip"]
     install = "pip install --no-deps --require-hashes -r requirements.lock"
     assert install in text  # pip would insist on a package that the lock leaves out
-    assert install.removeprefix("pip ") in (repository / "Makefile").read_text()
+    assert install.removeprefix("pip install ") in (repository / "Makefile").read_text()
 
 
 def test_the_design_cards_packages_are_dependencies(repository):
