@@ -1,1 +1,4 @@
-"""Stage 02: the routed tokenizer. Import the modules by name; this file stays empty of code."""
+"""Stage 02: the routed tokenizer.
+
+Import the modules by name; this file holds no code.
+"""

@@ -1,8 +1,8 @@
-"""Figures of the tokenizer notebook: the runs of a sentence, the blocks of the vocabulary, bars by
-language.
+"""Figures of the tokenizer notebook: a sentence's script runs, the vocabulary's blocks, and bars.
 
-Returns HTML or a matplotlib figure; showing it with its text alternative is the notebook's. Colours
-are Okabe and Ito's, and no figure says by colour alone what its labels do not say too.
+Guarantees: a figure's labels state everything that its colours state. Colours are the
+colour-blind-safe palette of Okabe and Ito.
+Out of scope: displaying a figure and writing its text alternative, which the notebook does.
 """
 
 from collections.abc import Sequence
@@ -26,39 +26,47 @@ COLOURS = {
     "hangul": "#CC79A7",
     "other": "#E69F00",
 }
-PALE = {"shared", "hangul", "other"}  # colours that carry black letters better than white
+PALE = {"shared", "hangul", "other"}
+"""Blocks whose colour needs black letters; the others carry white ones."""
 HATCHES = ("", "///", "...", "xx")
 
 
 def runs_html(runs: Sequence[tuple[str, str]], caption: str, scale: str) -> str:
-    """A text as a row of labelled boxes, one a run: its colour and, in words under it, its expert.
-    Spaces show as ␣.
+    """HTML of a text as a row of boxes, one per run, each labelled with its expert.
+
+    Spaces are shown as ␣ and line ends as ⏎.
     """
-    items = "".join(
-        f'<li style="display:inline-block;margin:0 .25rem .5rem 0;padding:.15rem .4rem;color:#111;background:#f4f4f4;'
-        f'border-bottom:.25rem solid {COLOURS[expert]};text-align:center">'
-        f'<span style="white-space:pre-wrap">{escape(run.replace(" ", "␣").replace(chr(10), "⏎"))}</span>'
-        f'<br><span style="font-size:.75em">{expert}</span></li>'
-        for expert, run in runs
-    )
+    items = "".join(_run_box(expert, run) for expert, run in runs)
     return (
         f'<figure class="moxin-figure"><ol style="list-style:none;padding:0;margin:0">{items}</ol>'
-        f'<figcaption>{escape(caption)} <span class="scale">{escape(scale)} scale</span></figcaption></figure>'
+        f"<figcaption>{escape(caption)} "
+        f'<span class="scale">{escape(scale)} scale</span></figcaption></figure>'
+    )
+
+
+def _run_box(expert: str, run: str) -> str:
+    visible = run.replace(" ", "␣").replace("\n", "⏎")
+    return (
+        '<li style="display:inline-block;margin:0 .25rem .5rem 0;padding:.15rem .4rem;'
+        "color:#111;background:#f4f4f4;"
+        f'border-bottom:.25rem solid {COLOURS[expert]};text-align:center">'
+        f'<span style="white-space:pre-wrap">{escape(visible)}</span>'
+        f'<br><span style="font-size:.75em">{expert}</span></li>'
     )
 
 
 def blocks_figure(blocks: Sequence[Block]) -> "Figure":
-    """The vocabulary as one bar of ids from 0, a segment a block; blocks too narrow for a name are
-    named below with a line.
+    """The vocabulary as one bar of ids, one segment per block.
+
+    A block too narrow to hold its name is named below the bar, at the end of a line.
     """
     import matplotlib.pyplot as plt
 
     total = blocks[-1].stop
     figure, axes = plt.subplots(figsize=(7.0, 2.1))
     narrow = [block for block in blocks if len(block) <= 0.09 * total]
-    first = [
-        block for block in narrow if block.stop < 0.2 * total
-    ]  # the leftmost hangs lowest, clear of the next line
+    # On the left edge, the leftmost label hangs lowest, clear of the next block's line.
+    first = [block for block in narrow if block.stop < 0.2 * total]
     lanes = {
         block: lane
         for group in (first[::-1], narrow[len(first) :])
@@ -95,31 +103,27 @@ def blocks_figure(blocks: Sequence[Block]) -> "Figure":
                 fontsize=10,
                 fontweight="bold",
             )
-    axes.set(xlim=(0, total), ylim=(-1.85, 0.4), yticks=[], xlabel="id (number of the token)")
+    axes.set(xlim=(0, total), ylim=(-1.85, 0.4), yticks=[], xlabel="token id")
     axes.grid(False)
     axes.spines["left"].set_visible(False)
     return figure
 
 
 def bars_figure(frame: pd.DataFrame, value: str, ylabel: str) -> "Figure":
-    """Grouped bars: a group a language, a bar a tokenizer with its interval.
+    """Grouped bars with intervals: one group per language, one bar per tokenizer.
 
-    frame: columns `language`, `tokenizer`, `low`, `high` and the one named by `value`.
+    frame: columns `language`, `tokenizer`, `low`, `high` and the one that `value` names.
     """
     import matplotlib.pyplot as plt
 
-    tokenizers, languages = (
-        list(dict.fromkeys(frame["tokenizer"])),
-        list(dict.fromkeys(frame["language"])),
-    )
+    tokenizers = list(dict.fromkeys(frame["tokenizer"]))
+    languages = list(dict.fromkeys(frame["language"]))
     width = 0.8 / len(tokenizers)
     figure, axes = plt.subplots(figsize=(7.0, 3.6))
-    for number, name in enumerate(tokenizers):
+    for index, name in enumerate(tokenizers):
         rows = frame[frame["tokenizer"] == name].set_index("language").loc[languages]
-        x = [
-            position + (number - (len(tokenizers) - 1) / 2) * width
-            for position in range(len(languages))
-        ]
+        offset = (index - (len(tokenizers) - 1) / 2) * width
+        x = [position + offset for position in range(len(languages))]
         errors = [rows[value] - rows["low"], rows["high"] - rows[value]]
         axes.bar(
             x,
@@ -127,7 +131,7 @@ def bars_figure(frame: pd.DataFrame, value: str, ylabel: str) -> "Figure":
             width * 0.94,
             yerr=errors,
             label=name,
-            hatch=HATCHES[number % len(HATCHES)],
+            hatch=HATCHES[index % len(HATCHES)],
             edgecolor="white",
             error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#333333"},
         )

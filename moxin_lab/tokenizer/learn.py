@@ -1,24 +1,23 @@
-"""Learns the expert vocabularies: candidate tokens of each expert, what each is worth, and which of
-them get an id.
+"""Learns the expert vocabularies: candidate tokens of each expert, and which of them get an id.
 
-    text of each language --route--> runs of each expert --BpeTrainer--> candidate tokens in learned
-    order
-                                                  \\--encode-----------> occurrences of each
-                                                  candidate in each language
-    candidates of all experts --sorted by worth, cut at the vocabulary size--> the blocks
+    text of each language
+      --route-->       runs of each expert
+      --BpeTrainer-->  candidate tokens, in the order learned
+      --encode-->      occurrences of each candidate in each language
+    candidates of all experts
+      --sorted by worth, cut at the vocabulary size-->  the blocks
 
-Budget rule. The worth of a token is the number of tokens it saves on the training text, the text of
-every language counting the same whatever its size (occurrences divided by the bytes of the
-language). All candidates of all experts compete in one list; the best fill the vocabulary, and a
-block's size is what comes out, but no smaller than a floor. Pieces of multi-byte characters, whole
-characters and merges are all candidates, since each saves one token an occurrence.
+Budget rule. The worth of a token is the number of tokens that it saves on the training text. Every
+language counts the same, whatever its size: occurrences are divided by the bytes of the language.
+The candidates of all experts compete in one list, and the best fill the vocabulary. The size of a
+block follows from that, but is never below a floor. Pieces of multi-byte characters, whole
+characters and merges are all candidates, since each saves one token per occurrence.
 
-Guarantees: the same texts in the same order give the same result, whatever the number of threads
-(ties go to the earlier expert, then to the earlier learned token); a chosen token's parts are
-chosen too, since no part is worth less than the whole. A merge never joins characters of two
-experts, other than the leading space that the router lets a run keep.
-
-Does not: look at held-out text, or weigh languages by anything but bytes.
+Guarantees: the same texts in the same order give the same result, whatever the number of threads;
+ties go to the earlier expert, then to the token learned earlier. The parts of a chosen token are
+chosen too, since no part is worth less than its token. A merge never joins characters of two
+experts, except for the leading space that the router lets a run keep.
+Out of scope: held-out text; weighting languages by anything but their bytes.
 """
 
 import json
@@ -37,49 +36,49 @@ from moxin_lab.tokenizer.router import EXPERTS, expert_of_character, route
 
 PIECE_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)(?!\p{L})"  # English endings
-    r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"  # a word or a stretch of letters, with one space or sign before it
-    r"|\p{N}"  # single digits, as Mistral's tokenizer has them
+    # a word or a stretch of letters, with one space or sign before it
+    r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+    r"|\p{N}"  # single digits, as in Mistral's tokenizer
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation and code operators
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"  # line ends, indentation
 )
-"""Cuts a run into the pieces inside which merges happen. After cl100k's pattern (OpenAI tiktoken,
-in `tiktoken_ext/openai_public.py`), with combining marks kept in their word, as o200k does, and
-digits one by one.
+"""Cuts a run into pieces; merges happen inside a piece only.
+
+Source: the pattern of cl100k (OpenAI tiktoken, `tiktoken_ext/openai_public.py`). Two changes:
+combining marks stay in their word, as in o200k, and every digit is a piece of its own.
 """
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that could get an id. `expert` is None for a piece of a character, which any expert
-    may share.
-    """
+    """A token that could get an id."""
 
     token: bytes
     pairs: tuple[tuple[bytes, bytes], ...]
-    """The merges that make it, left and right part; usually one."""
+    """The merges that make it, each a left and a right part; usually one."""
     expert: str | None
+    """None for a piece of a character, which all experts share."""
     occurrences: tuple[float, ...]
     """Tokens it saves in the training text of each language, in the order of `Pool.num_bytes`."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The candidates of all experts: pieces of characters, characters, then each expert's merges in
-    the order learned.
-    """
+    """The candidates of all experts."""
 
     candidates: tuple[Candidate, ...]
+    """Pieces of characters, then characters, then each expert's merges in the order learned."""
     num_bytes: dict[str, int]
     """UTF-8 bytes of training text, by language."""
     min_frequency: int
     max_token_length: int
 
     def by_worth(self, weigh_languages: bool) -> list[tuple[float, Candidate]]:
-        """Worth and candidate, the most worth first: tokens saved a megabyte, the mean over
-        languages, or of all text as it is.
+        """Pairs of worth and candidate, in descending order of worth.
 
-        Sorting is stable, so equal worth keeps the order of the pool and parts stay before the
-        whole.
+        The worth is the number of tokens saved per megabyte of text: the mean over languages with
+        `weigh_languages`, else over all text together. Sorting is stable: candidates of equal worth
+        keep the order of the pool, so the parts of a token stay before it.
         """
         num_bytes = np.array(list(self.num_bytes.values()), dtype=np.float64)
         scale = (
@@ -97,7 +96,7 @@ class Pool:
 
 
 def piece_splitter() -> PreTokenizer:
-    """The pre-tokenizer that cuts one run into pieces."""
+    """The pre-tokenizer that cuts a run into pieces."""
     return Split(Regex(PIECE_PATTERN), behavior="isolated")
 
 
@@ -118,19 +117,23 @@ def learn(
     max_token_length: int,
     progress: Progress = lambda step, total, label: None,
 ) -> Pool:
-    """Learns all candidate tokens of all experts.
+    """Learns the candidate tokens of all experts.
 
-    texts: documents by language. max_candidates: tokens learned for each expert at most; a
-    vocabulary larger than this cannot be filled from the pool as it should. min_frequency:
-    occurrences below which a pair is not merged and a candidate is dropped. max_token_length:
-    characters. progress: called with (step, steps, what was done).
+    Args:
+        texts: documents by language.
+        max_candidates: most tokens to learn for one expert; at least the size of the vocabulary
+            to fill, so that no expert runs out of candidates.
+        min_frequency: a pair that occurs less often is not merged, and a candidate is dropped.
+        max_token_length: in characters.
+        progress: called with (step, steps, what was done).
     """
     languages = list(texts)
     runs = {language: runs_by_expert(texts[language]) for language in languages}
     progress(1, len(EXPERTS) + 1, "routed the training text")
 
     merged: list[Candidate] = []
-    characters: dict[str, np.ndarray] = {}  # occurrences of every character in each language
+    # Occurrences of each character, [languages].
+    characters: dict[str, np.ndarray] = {}
     for step, expert in enumerate(EXPERTS, start=2):
         counters = [runs[language][expert] for language in languages]
         if any(counters):
@@ -163,8 +166,9 @@ def learn(
 
 
 def _repeat(counters: Sequence[Counter[str]]) -> Iterator[list[str]]:
-    """The runs of all languages, each as often as it occurs, in lists so that the trainer reads
-    them in parallel.
+    """The runs of all languages, each repeated as often as it occurs.
+
+    They come in lists of several thousand, which the trainer reads in parallel.
     """
     for counter in counters:
         batch: list[str] = []
@@ -179,7 +183,7 @@ def _repeat(counters: Sequence[Counter[str]]) -> Iterator[list[str]]:
 def _train(
     batches: Iterator[list[str]], max_candidates: int, min_frequency: int, max_token_length: int
 ) -> Tokenizer:
-    """A character-level BPE of one expert's runs: it can merge only whole characters."""
+    """A character-level BPE of one expert's runs, so that merges join whole characters only."""
     learned = Tokenizer(BPE())
     learned.pre_tokenizer = piece_splitter()
     trainer = BpeTrainer(
@@ -194,7 +198,7 @@ def _train(
 
 
 def _learned_order(learned: Tokenizer) -> tuple[list[str], dict[str, list[tuple[str, str]]]]:
-    """Merged tokens in the order learned, and for each the pairs that make it."""
+    """Merged tokens in the order learned, and the pairs that make each of them."""
     pairs: dict[str, list[tuple[str, str]]] = {}
     for left, right in json.loads(learned.to_str())["model"]["merges"]:
         pairs.setdefault(left + right, []).append((left, right))
@@ -202,11 +206,10 @@ def _learned_order(learned: Tokenizer) -> tuple[list[str], dict[str, list[tuple[
 
 
 def _occurrences(learned: Tokenizer, counters: Sequence[Counter[str]]) -> dict[str, np.ndarray]:
-    """How often each token arises, in each language, while the text is encoded: shape (languages,),
-    float64.
+    """How often each token is made while the text is encoded: float64 [languages] for each token.
 
-    A token arises where it ends up in the text and where it is taken up by a longer one. Where two
-    pairs make the same token, all its occurrences are laid to the pair learned first.
+    A token counts where it ends up in the text and where a longer token absorbs it. If two pairs
+    make the same token, all its occurrences are attributed to the pair learned first.
     """
     vocab = learned.get_vocab()
     counts = np.zeros((len(vocab), len(counters)))
@@ -223,6 +226,7 @@ def _occurrences(learned: Tokenizer, counters: Sequence[Counter[str]]) -> dict[s
             )
             counts[:, column] += np.bincount(ids, weights=times, minlength=len(vocab))
     order, pairs = _learned_order(learned)
+    # From the last merge to the first: a token's count is final before its parts receive it.
     for token in reversed(order):
         for part in pairs[token][0]:
             counts[vocab[part]] += counts[vocab[token]]
@@ -230,32 +234,37 @@ def _occurrences(learned: Tokenizer, counters: Sequence[Counter[str]]) -> dict[s
 
 
 def _from_bytes(characters: Mapping[str, np.ndarray], min_frequency: int) -> list[Candidate]:
-    """The merges that make characters out of bytes, left to right: shared pieces first, then whole
-    characters.
+    """The merges that build characters from bytes, left to right.
+
+    Pieces of characters, which the experts share, come before whole characters.
     """
     pieces: dict[bytes, np.ndarray] = {}
-    whole: list[Candidate] = []
+    complete: list[Candidate] = []
     for character in sorted(characters):
         data, counts = character.encode(), characters[character]
         for end in range(2, len(data)):
             pieces[data[:end]] = pieces.get(data[:end], 0) + counts
         if len(data) > 1 and counts.sum() >= min_frequency:
             expert = expert_of_character(character)
-            whole.append(Candidate(data, ((data[:-1], data[-1:]),), expert, tuple(counts.tolist())))
+            pair = (data[:-1], data[-1:])
+            complete.append(Candidate(data, (pair,), expert, tuple(counts.tolist())))
     shared = [
         Candidate(data, ((data[:-1], data[-1:]),), None, tuple(counts.tolist()))
         for data, counts in sorted(pieces.items(), key=lambda item: (len(item[0]), item[0]))
         if counts.sum() >= min_frequency
     ]
-    return shared + whole
+    return shared + complete
 
 
 def choose(ranked: Sequence[Candidate], budget: int, floor: int) -> list[Candidate]:
-    """The `budget` best candidates, of which each expert has at least its `floor` best as far as it
-    has so many.
+    """The `budget` best candidates, among them the `floor` best of each expert.
 
-    The floor keeps a block for a script that the training text hardly holds; parts of a token come
-    with it. ranked: most worth first. Raises ValueError if the floors alone exceed the budget.
+    An expert with fewer candidates contributes all it has. The floor keeps a block for a script
+    that hardly occurs in the training text. The parts of a chosen token are chosen with it.
+
+    Args:
+        ranked: candidates in descending order of worth.
+    Raises ValueError if the floors alone exceed the budget.
     """
     by_token = {candidate.token: candidate for candidate in ranked}
     chosen: set[bytes] = set()
@@ -271,7 +280,8 @@ def choose(ranked: Sequence[Candidate], budget: int, floor: int) -> list[Candida
             take(candidate.token)
     if len(chosen) > budget:
         raise ValueError(
-            f"a floor of {floor} tokens an expert takes {len(chosen)} ids, but only {budget} are free"
+            f"a floor of {floor} tokens per expert needs {len(chosen)} ids, "
+            f"but only {budget} are free"
         )
     for candidate in ranked:
         if len(chosen) == budget:

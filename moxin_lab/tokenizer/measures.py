@@ -1,14 +1,12 @@
-"""Measures of a tokenizer: compression by language and script, premium on parallel text, unused
-ids, speed.
+"""Measures of tokenizers: compression by language and script, premiums, unused ids and speed.
 
-All comparisons rest on one table of counts: a row a document, a column a tokenizer, the cell its
-number of tokens. Intervals are 95 % percentile bootstrap intervals over pages (Efron and Tibshirani
-1993, chapter 13): pages are drawn with replacement, all translations of a page and all tokenizers
-together, so that comparisons are paired.
+All comparisons rest on one table of token counts: one row per document, one column per tokenizer.
 
-Tokens a word are not reported, since Chinese, Japanese and Thai do not write words apart;
-perplexity a token neither, since it cannot be compared between tokenizers. Nothing here trains or
-chooses a tokenizer.
+Guarantees: intervals are 95 % percentile bootstrap intervals over pages (Efron and Tibshirani 1993,
+chapter 13). A page is drawn with all its translations and for all tokenizers at once, so
+comparisons are paired.
+Out of scope: training or choosing a tokenizer. Tokens per word, since Chinese, Japanese and Thai do
+not separate words; perplexity per token, since it cannot be compared between tokenizers.
 """
 
 import time
@@ -25,11 +23,11 @@ from moxin_lab.tokenizer.router import EXPERTS, route
 
 
 def token_counts(documents: pd.DataFrame, counters: Mapping[str, CountTokens]) -> pd.DataFrame:
-    """The documents' id, language, page, number of bytes and characters, and a column of token
-    counts for each tokenizer.
+    """Token counts: one row per document, one column per tokenizer.
 
-    documents: columns `id`, `language`, `page`, `text`, `num_bytes`. Raises ValueError if there are
-    none.
+    documents: columns `id`, `language`, `page`, `text`, `num_bytes`.
+    The columns before the tokenizers' are `id`, `language`, `page`, `num_bytes`, `num_characters`.
+    Raises ValueError if there are no documents.
     """
     if documents.empty:
         raise ValueError("there are no documents to count tokens in; a measure needs at least one")
@@ -44,7 +42,7 @@ def token_counts(documents: pd.DataFrame, counters: Mapping[str, CountTokens]) -
 def compression(
     counts: pd.DataFrame, tokenizers: Sequence[str], samples: int, seed: int
 ) -> pd.DataFrame:
-    """Bytes a token with its interval, and tokens a character, by language and tokenizer."""
+    """Bytes per token with its interval, and tokens per character, by language and tokenizer."""
     rows = []
     for language, group in counts.groupby("language", sort=False):
         for name in tokenizers:
@@ -66,11 +64,9 @@ def compression(
 def gain(
     counts: pd.DataFrame, comparisons: Mapping[str, tuple[str, str]], samples: int, seed: int
 ) -> pd.DataFrame:
-    """How many percent more bytes a token of one tokenizer holds than one of another, by language,
-    with its interval.
+    """Gain in bytes per token over a baseline in percent, with its interval, by language.
 
-    comparisons: name to (tokenizer, baseline), both columns of the counts. A negative gain is a
-    loss.
+    comparisons: name to (tokenizer, baseline), both columns of `counts`. A negative gain is a loss.
     """
     rows = []
     for language, group in counts.groupby("language", sort=False):
@@ -83,7 +79,7 @@ def gain(
 
 
 def parallel_pages(counts: pd.DataFrame, languages: Sequence[str]) -> pd.DataFrame:
-    """The counts of pages that are there in every one of the languages."""
+    """The counts of the pages that exist in all of the languages."""
     rows = counts[counts["language"].isin(languages)]
     complete = rows.groupby("page")["language"].nunique() == len(languages)
     return rows[rows["page"].isin(complete.index[complete])]
@@ -92,16 +88,20 @@ def parallel_pages(counts: pd.DataFrame, languages: Sequence[str]) -> pd.DataFra
 def premium(
     counts: pd.DataFrame, tokenizers: Sequence[str], base: str, samples: int = 0, seed: int = 0
 ) -> pd.DataFrame:
-    """Tokens of a language's pages over tokens of the same pages in `base` (Petrov et al., arXiv
-    2305.15425).
+    """Premium of each language: tokens of its pages over tokens of the same pages in `base`.
 
-    counts: parallel pages only. With `samples` 0, as for a single document, the interval is left
-    empty. Raises ValueError if the languages do not have the same pages.
+    Source: Petrov et al., arXiv 2305.15425.
+
+    Args:
+        counts: parallel pages only; see `parallel_pages`.
+        samples: bootstrap samples; with 0, as for a single document, the interval is NaN.
+    Raises ValueError if the languages do not have the same pages.
     """
     totals = counts.groupby(["page", "language"])[list(tokenizers)].sum().unstack("language")
     if totals.isna().any().any():
         raise ValueError(
-            "premiums need the same pages in every language; pass the counts through parallel_pages first"
+            "premiums need the same pages in every language; "
+            "pass the counts through parallel_pages first"
         )
     rows = []
     for name in tokenizers:
@@ -128,11 +128,11 @@ def premium(
 def bytes_per_token_by_script(
     texts: Sequence[str], tokenizers: Mapping[str, Tokenizer | SentencePieceProcessor]
 ) -> pd.DataFrame:
-    """Bytes a token in the runs of each script: index the router's experts, a column a tokenizer.
+    """Bytes per token in the runs of each script: one row per expert, one column per tokenizer.
 
-    A token counts for the run in which its first byte lies, so a token of a joint vocabulary that
-    spans two runs lowers the count of the second. Scripts with fewer than 1,000 bytes of text are
-    left out.
+    A token is counted in the run that holds its first byte, so a token of a joint vocabulary that
+    spans two runs is missing from the count of the second. Scripts with fewer than 1,000 bytes of
+    text are omitted.
     """
     owners = [_owners(text) for text in texts]
     num_bytes = np.bincount(np.concatenate(owners), minlength=len(EXPERTS))
@@ -149,11 +149,11 @@ def bytes_per_token_by_script(
 
 
 def unused_share(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> pd.DataFrame:
-    """By block: its number of ids, the share of them that the texts never use, and its share of all
-    tokens.
+    """Use of each block: number of ids, share of ids that never occur, share of all tokens.
+
+    Columns: block, ids, unused, tokens; the last two are shares from 0 to 1.
     """
-    ids = np.concatenate([np.array(ids, dtype=int) for ids in tokenizer.encode_batch(texts)])
-    used = np.bincount(ids, minlength=tokenizer.vocab_size)
+    used = _uses(tokenizer, texts)
     rows = []
     for block in tokenizer.blocks:
         counts = used[block.start : block.stop]
@@ -170,13 +170,13 @@ def unused_share(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> pd.DataFra
 
 
 def frequent_tokens(
-    tokenizer: RoutedTokenizer, texts: Sequence[str], min_letters: int, number: int
+    tokenizer: RoutedTokenizer, texts: Sequence[str], min_letters: int, num_tokens: int
 ) -> pd.DataFrame:
-    """By expert, the tokens of its block that the texts use most: letters only, at least so many;
-    spaces shown as ␣.
+    """The `num_tokens` most frequent tokens of each expert, spaces shown as ␣.
+
+    Only tokens of letters alone count, with at least `min_letters` of them.
     """
-    ids = np.concatenate([np.array(ids, dtype=int) for ids in tokenizer.encode_batch(texts)])
-    used = np.bincount(ids, minlength=tokenizer.vocab_size)
+    used = _uses(tokenizer, texts)
     rows = []
     for block in tokenizer.blocks[-len(EXPERTS) :]:
         order = block.start + np.argsort(-used[block.start : block.stop], kind="stable")
@@ -186,7 +186,7 @@ def frequent_tokens(
             for word in words
             if len(word.strip()) >= min_letters and word.strip().isalpha()
         ]
-        rows.append({"expert": block.name, "tokens": " ".join(long[:number]) or "none"})
+        rows.append({"expert": block.name, "tokens": " ".join(long[:num_tokens]) or "none"})
     return pd.DataFrame(rows)
 
 
@@ -196,8 +196,9 @@ def throughput(
     repeats: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Megabytes (10^6 bytes of UTF-8) tokenized in a second, the best of the repeats, on all cores
-    that the library takes.
+    """Megabytes (10^6 bytes of UTF-8) tokenized per second: the best of `repeats` runs.
+
+    The library uses as many cores as it is given.
     """
     num_bytes = sum(len(text.encode()) for text in texts)
     seconds = []
@@ -206,6 +207,12 @@ def throughput(
         count(texts)
         seconds.append(clock() - start)
     return num_bytes / min(seconds) / 1e6
+
+
+def _uses(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> np.ndarray:
+    """How often the texts use each id: int64 [vocab_size]."""
+    ids = np.concatenate([np.array(ids, dtype=int) for ids in tokenizer.encode_batch(texts)])
+    return np.bincount(ids, minlength=tokenizer.vocab_size)
 
 
 def _interval(
@@ -218,9 +225,11 @@ def _interval(
 def _bootstrap(
     numerator: np.ndarray, denominator: np.ndarray, samples: int, seed: int
 ) -> tuple[float, float]:
-    """The 2.5 and 97.5 percentiles of the ratio of sums over pages drawn with replacement; arrays
-    of shape (pages,).
+    """The 2.5 and 97.5 percentiles of a ratio of sums over pages drawn with replacement.
+
+    numerator, denominator: [pages].
     """
+    # How often each page is drawn, [samples, pages].
     draws = np.random.default_rng(seed).multinomial(
         len(numerator), np.full(len(numerator), 1 / len(numerator)), samples
     )
@@ -229,7 +238,7 @@ def _bootstrap(
 
 
 def _owners(text: str) -> np.ndarray:
-    """The index into EXPERTS of the run of each byte of a text: shape (bytes,), int64."""
+    """The index into EXPERTS of the run that each byte of a text belongs to: int64 [bytes]."""
     runs = route(text)
     return np.repeat(
         [EXPERTS.index(expert) for expert, _ in runs], [len(run.encode()) for _, run in runs]
@@ -239,8 +248,10 @@ def _owners(text: str) -> np.ndarray:
 def _token_starts(
     tokenizer: Tokenizer | SentencePieceProcessor, texts: Sequence[str]
 ) -> list[np.ndarray]:
-    """The byte at which each token begins, for each text; a token's bytes are counted from its
-    spelling.
+    """The byte at which each token begins, for each text: int64 [tokens].
+
+    The number of bytes of a token comes from its spelling in the vocabulary. Raises RuntimeError if
+    the tokens of a text do not add up to its bytes.
     """
     if isinstance(tokenizer, SentencePieceProcessor):
         ids = range(tokenizer.vocab_size())
@@ -251,15 +262,12 @@ def _token_starts(
                 for i, piece in zip(ids, pieces, strict=True)
             ]
         )
-        all_ids, before = (
-            tokenizer.encode(list(texts)),
-            1,
-        )  # SentencePiece puts one space before the text
+        # SentencePiece puts one space before the text.
+        all_ids, before = tokenizer.encode(list(texts)), 1
     else:
         names = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-        sizes = np.array(
-            [len(name) for name, _ in names]
-        )  # byte-level BPE spells each byte as one character
+        # Byte-level BPE spells each byte as one character.
+        sizes = np.array([len(name) for name, _ in names])
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         all_ids, before = [encoding.ids for encoding in encodings], 0
     starts = []
@@ -267,7 +275,8 @@ def _token_starts(
         ends = np.cumsum(sizes[text_ids]) - before
         if len(ends) and ends[-1] != len(text.encode()):
             raise RuntimeError(
-                f"tokens spell {ends[-1]} bytes of a text of {len(text.encode())}: {text[:60]!r}"
+                f"the tokens spell {ends[-1]} bytes, but the text has {len(text.encode())}: "
+                f"{text[:60]!r}"
             )
         starts.append(np.maximum(ends - sizes[text_ids], 0))
     return starts
@@ -276,8 +285,9 @@ def _token_starts(
 def with_interval(
     frame: pd.DataFrame, value: str, decimals: int, signed: bool = False
 ) -> list[str]:
-    """Each row's value and interval as text, `4.12 [4.01, 4.23]`; the value alone where there is no
-    interval.
+    """Each row's value and interval as text, such as `4.12 [4.01, 4.23]`.
+
+    The value stands alone where the interval is NaN.
     """
     sign = "+" if signed else ""
     texts = []
@@ -290,8 +300,9 @@ def with_interval(
 
 
 def pivot(frame: pd.DataFrame, value: str, decimals: int, signed: bool = False) -> pd.DataFrame:
-    """A table to print: a row a language, a column a tokenizer, values with their intervals as
-    text.
+    """A table to display: one row per language, one column per tokenizer, cells as text.
+
+    A cell holds the value and its interval; see `with_interval`.
     """
     rows = frame.assign(text=with_interval(frame, value, decimals, signed))
     order = {name: list(dict.fromkeys(frame[name])) for name in ("language", "tokenizer")}

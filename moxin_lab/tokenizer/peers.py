@@ -1,15 +1,13 @@
-"""The tokenizers that the routed one is measured beside, each as a function from texts to numbers
-of tokens.
+"""The tokenizers that the routed one is compared with.
 
 - `joint_bpe`: one byte-level BPE of the same size, trained on the same text with the same pieces
-  and no routing. The fair
-  baseline for routing itself.
-- `mistral`: Mistral 7B v0.1's SentencePiece model, 32,000 ids, which is what the released Moxin
-  checkpoints ship. It was
-  trained on other and far more text.
+  and no routing. It is the baseline that isolates the effect of routing.
+- `mistral`: the SentencePiece model of Mistral 7B v0.1 with 32,000 ids, which the released Moxin
+  checkpoints ship. It was trained on other text, and far more of it.
 
-Does not: tell tokenizers apart by anything but counts; losslessness and ids are each tokenizer's
-own affair.
+Guarantees: all tokenizers are compared through one interface, a function from texts to numbers of
+tokens.
+Out of scope: comparing ids or testing losslessness.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +23,7 @@ from moxin_lab.tokenizer.learn import piece_splitter
 from moxin_lab.tokenizer.routed import SPECIAL_TOKENS, RoutedTokenizer
 
 CountTokens = Callable[[Sequence[str]], list[int]]
+"""Number of tokens of each text, special tokens not counted."""
 
 
 def joint_bpe(
@@ -34,10 +33,12 @@ def joint_bpe(
     min_frequency: int = 2,
     max_token_bytes: int = 48,
 ) -> Tokenizer:
-    """A byte-level BPE over all scripts together.
+    """A byte-level BPE over all scripts together, of exactly `vocab_size` ids.
 
-    max_token_bytes: 48 are the 16 characters of three bytes at which the experts stop, so Latin
-    tokens may grow longer here.
+    Args:
+        max_token_bytes: 48 bytes are 16 characters of three bytes each. The experts stop at 16
+            characters whatever their bytes, so Latin tokens may grow longer here.
+    Raises ValueError if the text does not fill the vocabulary.
     """
     joint = Tokenizer(BPE())
     joint.pre_tokenizer = pre_tokenizers.Sequence(
@@ -60,36 +61,42 @@ def joint_bpe(
     joint.encode_special_tokens = True
     if joint.get_vocab_size() != vocab_size:
         raise ValueError(
-            f"the text fills only {joint.get_vocab_size()} of {vocab_size} ids of the joint BPE; give more text"
+            f"the text fills only {joint.get_vocab_size()} of the joint BPE's {vocab_size} ids; "
+            "give more text"
         )
     return joint
 
 
 @cache
 def mistral() -> SentencePieceProcessor:
-    """Mistral 7B v0.1's tokenizer, from the file that the mistral-common package carries."""
+    """The tokenizer of Mistral 7B v0.1, from the file that the package mistral-common ships.
+
+    Raises FileNotFoundError if the installed version of the package does not ship it.
+    """
     path = files("mistral_common") / "data" / "tokenizer.model.v1"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing; install mistral-common in the version of requirements.lock"
+            f"{path} is missing; install the version of mistral-common in requirements.lock"
         )
     return SentencePieceProcessor(model_file=str(path))
 
 
-def count_with(tokenizer: RoutedTokenizer | Tokenizer | SentencePieceProcessor) -> CountTokens:
-    """A function that counts the tokens of each text, none added."""
+def token_counter(tokenizer: RoutedTokenizer | Tokenizer | SentencePieceProcessor) -> CountTokens:
+    """A function that counts the tokens of each text, without special tokens."""
     if isinstance(tokenizer, RoutedTokenizer):
         return lambda texts: [len(ids) for ids in tokenizer.encode_batch(texts)]
     if isinstance(tokenizer, Tokenizer):
         return lambda texts: [
-            len(e) for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            len(encoding)
+            for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
     return lambda texts: [len(ids) for ids in tokenizer.encode(list(texts))]
 
 
 def compare_released(repository: str) -> dict[str, int]:
-    """Size of a released tokenizer on the model hub, and how many of its tokens Mistral v0.1 has
-    too. Needs the network.
+    """Size of a tokenizer on the model hub, and how many of its tokens Mistral v0.1 has too.
+
+    Needs the network. Keys: size, shared.
     """
     from transformers import AutoTokenizer
 

@@ -1,29 +1,27 @@
-"""The routed tokenizer: one byte-level BPE whose vocabulary is cut into contiguous blocks, one an
-expert.
+"""The routed tokenizer: one byte-level BPE whose vocabulary has one contiguous block per expert.
 
-Layout of ids:  [4 special tokens][256 bytes][shared pieces of
-characters][latin][han][kana][hangul][other]
+Layout of the ids:
 
-A text is cut into runs of one script (`router`), each run into pieces, and in each piece the merges
-of the run's expert apply. Since a merge joins only whole characters of its expert, merges of two
-experts never meet, and one BPE over the union
-of the vocabularies gives exactly the ids of routing each run to its own expert: `encode` is the
-union, `encode_by_expert` the expert-wise reading, and a property test holds them equal. The union
-is what is exported, so users need nothing of ours:
+    [4 special][256 bytes][shared pieces of characters][latin][han][kana][hangul][other]
+
+A text is cut into runs of one script (`router`) and each run into pieces. In a piece, the merges of
+the run's expert apply. A merge joins only whole characters of its expert, so merges of two experts
+never meet. One BPE over the union of the vocabularies therefore gives the same ids as routing each
+run to its own expert: `encode` uses the union, `encode_by_expert` routes, and a property test
+compares them. The union is exported, so users need only
 `PreTrainedTokenizerFast.from_pretrained(folder)`.
 
-Guarantees
-- Lossless: no normalizer, no prefix space, every byte has a token, so decoding the ids of any text
-  gives the text.
-- An id of a block occurs only in runs of that block's expert; bytes and shared pieces occur in any.
+Guarantees:
+- Lossless: there is no normalizer and no prefix space, and every byte has a token, so decoding the
+  ids of any text gives the text.
+- An id of an expert's block occurs only in runs of that expert; bytes and shared pieces may occur
+  in any run.
 - `encode` never produces a special token from text: "<s>" in a corpus is three characters. The
-  exported folder parses special
-  tokens written in text, as chat templates need; for text you did not write pass
-  `split_special_tokens=True` there.
+  exported folder does parse special tokens written in text, as chat templates need. For text from
+  an untrusted source pass `split_special_tokens=True` there.
 - The same texts give the same bytes of `tokenizer.json`.
-
-Does not: normalise Unicode (NFC and NFD spellings of a word differ in ids), or take lone
-surrogates, which no UTF-8 text holds.
+Out of scope: Unicode normalisation (the NFC and NFD spellings of a word have different ids), and
+lone surrogates, which no UTF-8 text contains.
 """
 
 import json
@@ -49,9 +47,10 @@ SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
 BYTES_START = len(SPECIAL_TOKENS)
 SHARED_START = BYTES_START + 256
 BUDGET_RULE = (
-    "The tokens that save most tokens on the training text, {}; a block is as large as the number of its tokens among them, "
-    "and no smaller than the floor as far as its script has tokens."
+    "The tokens that save most tokens on the training text, {}; a block is as large as the number "
+    "of its tokens among them, and no smaller than the floor as far as its script has tokens."
 )
+"""Recorded in `experts.json`; a changed word would change the bytes of the artifact."""
 
 
 @dataclass(frozen=True)
@@ -68,37 +67,38 @@ class Block:
 
 @dataclass(frozen=True)
 class RoutedTokenizer:
-    """The union tokenizer, its blocks in the order of ids, and the record of how it was made."""
+    """The union tokenizer, its blocks and the record of its training."""
 
     union: Tokenizer
     blocks: tuple[Block, ...]
+    """In the order of ids, covering the whole vocabulary."""
     record: dict[str, Any]
+    """Settings of the training and bytes of its text, as written to `experts.json`."""
 
     @property
     def vocab_size(self) -> int:
-        """Ids in all, special tokens included."""
+        """Number of ids, special tokens included."""
         return self.blocks[-1].stop
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, nothing added, no special token parsed from it: right for text of any
-        origin.
-        """
+        """Ids of a text; special tokens are neither added nor parsed, so any text is safe."""
         return self.union.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of many texts on all cores."""
+        """`encode` for many texts, on all cores."""
         return [
             encoding.ids
             for encoding in self.union.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, special tokens written out."""
+        """The text of the ids, with special tokens spelled out."""
         return self.union.decode(list(ids), skip_special_tokens=False)
 
     def block_of(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The index into `blocks` of each id: shape (n,), int64. Raises ValueError for an id
-        outside the vocabulary.
+        """The index into `blocks` of each id: int64 [n].
+
+        Raises ValueError for an id outside the vocabulary.
         """
         ids = np.asarray(ids, dtype=np.int64)
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
@@ -109,8 +109,10 @@ class RoutedTokenizer:
 
     @cached_property
     def experts(self) -> dict[str, Tokenizer]:
-        """Each expert as a tokenizer of its own: shared ids first, then its tokens from the end of
-        the shared block on.
+        """Each expert as a separate tokenizer.
+
+        Its local ids are the shared ids, then those of its own tokens, counted from the end of the
+        shared block.
         """
         model = json.loads(self.union.to_str())["model"]
         blocks = {block.name: block for block in self.blocks}
@@ -128,23 +130,25 @@ class RoutedTokenizer:
         return tokenizers
 
     def encode_by_expert(self, text: str) -> list[int]:
-        """Ids by routing each run to its own expert and moving the expert's local ids to its block:
-        equal to `encode`.
+        """Ids from routing each run to its expert and shifting local ids to the expert's block.
+
+        They equal those of `encode`.
         """
         start = {block.name: block.start for block in self.blocks}
         runs = route(text)
         ids_of_run: list[list[int]] = [[] for _ in runs]
         for expert, member in self.experts.items():
-            places = [place for place, (owner, _) in enumerate(runs) if owner == expert]
+            positions = [i for i, (run_expert, _) in enumerate(runs) if run_expert == expert]
             encodings = member.encode_batch_fast(
-                [runs[place][1] for place in places], add_special_tokens=False
+                [runs[position][1] for position in positions], add_special_tokens=False
             )
-            move = (
-                start[expert] - start["latin"]
-            )  # local ids of every expert go on where the shared ids end
-            for place, encoding in zip(places, encodings, strict=True):
-                ids_of_run[place] = [i if i < start["latin"] else i + move for i in encoding.ids]
-        return [index for ids in ids_of_run for index in ids]
+            # Local ids of every expert start where the shared ids end, as `latin` does.
+            shift = start[expert] - start["latin"]
+            for position, encoding in zip(positions, encodings, strict=True):
+                ids_of_run[position] = [
+                    token if token < start["latin"] else token + shift for token in encoding.ids
+                ]
+        return [token for ids in ids_of_run for token in ids]
 
 
 def train(
@@ -158,11 +162,12 @@ def train(
     weigh_languages: bool = True,
     progress: Progress = lambda step, total, label: None,
 ) -> RoutedTokenizer:
-    """Learns the experts from text and puts them into one vocabulary of exactly `vocab_size` ids.
+    """Learns the experts from text and joins them into one vocabulary of exactly `vocab_size` ids.
 
     texts: a parquet file with columns `language` and `text`, documents by language, or documents of
-    one language; see `read_documents`, `learn.learn` and `build`, which this calls in turn, for the
-    other arguments and the errors raised.
+    one language.
+    Calls `read_documents`, `learn.learn` and `build` in turn; see there for the other arguments and
+    the errors raised.
     """
     pool = learn(
         read_documents(texts, max_bytes_per_language),
@@ -182,19 +187,20 @@ def train(
 def build(
     pool: Pool, vocab_size: int, *, min_tokens_per_expert: int = 0, weigh_languages: bool = True
 ) -> RoutedTokenizer:
-    """Fills a vocabulary from learned candidates by the budget rule.
+    """Fills a vocabulary with learned candidates by the budget rule of `learn`.
 
-    min_tokens_per_expert: the floor of `learn.choose`. weigh_languages=False lets a language weigh
-    as much as it has text. Raises ValueError if the pool is too small for the vocabulary, or the
-    vocabulary for the floors.
+    Args:
+        min_tokens_per_expert: the floor of `learn.choose`.
+        weigh_languages: with False, a language has as much weight as it has text.
+    Raises ValueError if the pool is too small for the vocabulary, or the vocabulary for the floors.
     """
     ranked = pool.by_worth(weigh_languages)
     budget = vocab_size - SHARED_START
     if not 0 <= budget <= len(ranked):
         raise ValueError(
-            f"vocab_size {vocab_size} cannot be filled: {SHARED_START} special tokens and bytes plus {len(ranked)} tokens "
-            f"that occur at least {pool.min_frequency} times; choose {SHARED_START} to {SHARED_START + len(ranked)}, or give "
-            "more text"
+            f"vocab_size {vocab_size} cannot be filled: there are {SHARED_START} special tokens "
+            f"and bytes, plus {len(ranked)} tokens that occur {pool.min_frequency} times or more; "
+            f"choose {SHARED_START} to {SHARED_START + len(ranked)}, or give more text"
         )
     record = {
         "budget_rule": BUDGET_RULE.format(
@@ -251,8 +257,9 @@ def read_documents(
 
 
 def save(tokenizer: RoutedTokenizer, folder: Path) -> None:
-    """Writes `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and
-    `experts.json` into a folder.
+    """Writes a tokenizer into a folder, which is created if needed.
+
+    The files: `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `experts.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     exported = Tokenizer.from_str(tokenizer.union.to_str())
@@ -295,8 +302,10 @@ def save(tokenizer: RoutedTokenizer, folder: Path) -> None:
 
 
 def load(folder: Path) -> RoutedTokenizer:
-    """Reads a folder written by `save`. Raises FileNotFoundError or ValueError naming the file that
-    is missing or wrong.
+    """Reads a folder written by `save`.
+
+    Raises FileNotFoundError naming a file that is missing, and ValueError naming one that does not
+    fit the others.
     """
     for name in ("tokenizer.json", "experts.json"):
         if not (folder / name).is_file():
@@ -309,13 +318,14 @@ def load(folder: Path) -> RoutedTokenizer:
     blocks = tuple(Block(**block) for block in experts["blocks"])
     if blocks[-1].stop != union.get_vocab_size():
         raise ValueError(
-            f"{folder}: experts.json ends at id {blocks[-1].stop}, tokenizer.json has {union.get_vocab_size()}"
+            f"{folder}: experts.json ends at id {blocks[-1].stop}, "
+            f"tokenizer.json has {union.get_vocab_size()} ids"
         )
     return RoutedTokenizer(union, blocks, experts["training"])
 
 
 def _union(chosen: Sequence[Candidate], record: dict[str, Any]) -> RoutedTokenizer:
-    """Gives ids to the chosen tokens, block by block, and puts all merges into one BPE."""
+    """Assigns ids to the chosen tokens, block by block, and joins all merges in one BPE."""
     names = _byte_names()
     vocab = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
     vocab.update({name: BYTES_START + byte for byte, name in enumerate(names)})
@@ -325,13 +335,14 @@ def _union(chosen: Sequence[Candidate], record: dict[str, Any]) -> RoutedTokeniz
     for expert in (None, *EXPERTS):
         start = len(vocab)
         members = [candidate for candidate in chosen if candidate.expert == expert]
-        # Characters before merges, so that a block opens with its alphabet; `sorted` keeps the
-        # order of worth otherwise.
+        # Characters before merges, so that a block begins with its alphabet. `sorted` is stable:
+        # otherwise the order of worth stays.
         for candidate in sorted(members, key=lambda c: not _builds_character(c)):
             token = "".join(names[byte] for byte in candidate.token)
             if token in vocab:
                 raise ValueError(
-                    f"the token {token!r} was learned twice, or spells a special token; the pieces must prevent it"
+                    f"the token {token!r} was learned twice, or spells a special token; "
+                    "the pieces must prevent it"
                 )
             vocab[token] = len(vocab)
             target = char_merges if _builds_character(candidate) else expert_merges
@@ -340,21 +351,20 @@ def _union(chosen: Sequence[Candidate], record: dict[str, Any]) -> RoutedTokeniz
                 for left, right in candidate.pairs
             ]
         blocks.append(Block(expert or "shared", start, len(vocab)))
-    # All characters are put together before any expert's merge applies, so merges see whole
-    # characters only.
+    # All characters are built before any expert's merge applies, so merges see whole characters.
     merges = [(a, b) for a, b in char_merges + expert_merges if a in vocab and b in vocab]
     return RoutedTokenizer(_assemble(vocab, merges, split_runs=True), tuple(blocks), record)
 
 
 def _builds_character(candidate: Candidate) -> bool:
-    """True for a token put together from single bytes up to one character."""
+    """True for a whole character or a piece of one, built from single bytes."""
     return candidate.expert is None or len(candidate.token.decode()) == 1
 
 
 def _assemble(
     vocab: dict[str, int], merges: list[tuple[str, str]], *, split_runs: bool
 ) -> Tokenizer:
-    """A byte-level BPE over pieces; with `split_runs` the script runs are cut first."""
+    """A byte-level BPE over pieces; with `split_runs`, text is cut into script runs first."""
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
     steps = [piece_splitter(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     if split_runs:
@@ -373,11 +383,10 @@ def _assemble(
 
 
 def _byte_names() -> list[str]:
-    """The printable character that stands for each byte in `tokenizer.json`.
+    """The printable character that represents each byte in `tokenizer.json`.
 
-    Source: the table of GPT-2's `bytes_to_unicode` (OpenAI gpt-2, `src/encoder.py`), which
-    ByteLevel follows: printable Latin-1 bytes stand for themselves, the others for the characters
-    from U+0100 on.
+    Printable Latin-1 bytes represent themselves; the others are mapped to U+0100 and up.
+    Source: `bytes_to_unicode` of GPT-2 (OpenAI gpt-2, `src/encoder.py`), which ByteLevel follows.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))

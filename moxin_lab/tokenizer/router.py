@@ -1,29 +1,25 @@
-"""The script router: which expert vocabulary a stretch of text belongs to.
+"""The script router: which expert's vocabulary a stretch of text belongs to.
 
-A character's expert is a function of its code point alone, given by the table `RANGES` of Unicode
-blocks. Characters of
-scripts Common and Inherited go with the home of their block: ASCII, general punctuation, symbols,
-emoji and combining diacritics to `latin` (Latin and code), CJK punctuation and full-width forms to
-`han`, the prolonged sound mark and the combining voicing marks to `kana`, the danda or the Arabic
-comma to `other`. One rule looks at a neighbour: a single U+0020 in front of a character that is not
-`latin` belongs to that character's run, so that the words of a script written with spaces keep the
-leading space that byte-level BPE gives to words.
+The expert of a character depends on its code point alone; `RANGES` lists the Unicode blocks of each
+expert. Characters of the scripts Common and Inherited belong to the expert of their block: ASCII,
+general punctuation, symbols, emoji and combining diacritics to `latin` (Latin and code), CJK
+punctuation and full-width forms to `han`, the prolonged sound mark and the combining voicing marks
+to `kana`, the danda and the Arabic comma to `other`. One rule looks at a neighbour: a single U+0020
+before a character that is not `latin` belongs to that character's run, so that words of a script
+written with spaces keep the leading space that byte-level BPE gives to words.
 
-Guarantees
-- The runs partition the string: joining them gives the text back; adjacent runs have different
+Guarantees:
+- The runs partition the text: joined, they give the text back. Adjacent runs have different
   experts.
-- Left context never matters: `route(a + b)` is `route(a)` followed by `route(b)`, with equal
-  neighbours joined, unless `a`
-  ends in U+0020. So routing a stream may be cut anywhere except behind a space.
-- The same pattern string is the first pre-tokenizer of the exported `tokenizer.json`: it uses
-  character classes and
-  look-ahead only, which Python's `re` and the Oniguruma engine of Hugging Face `tokenizers` read
-  alike.
-
-It does not know languages (Japanese and Chinese share the Han expert, Vietnamese and program code
-the Latin one), and it
-is not learned: upstream describes "MoE at the tokenizer level" in one sentence and publishes no
-rule, so this one is ours.
+- Left context never matters: `route(a + b)` is `route(a)` followed by `route(b)`, with neighbours
+  of one expert joined, unless `a` ends in U+0020. A stream may be cut anywhere except after a
+  space.
+- The same pattern is the first pre-tokenizer of the exported `tokenizer.json`. It uses character
+  classes and look-ahead only, which mean the same to Python's `re` and to the Oniguruma engine of
+  Hugging Face `tokenizers`.
+Out of scope: languages (Japanese and Chinese share the Han expert, Vietnamese and program code the
+Latin one), and learning the rule. Upstream describes "MoE at the tokenizer level" in one sentence
+and publishes no rule, so this one is ours.
 """
 
 import re
@@ -32,22 +28,16 @@ EXPERTS = ("latin", "han", "kana", "hangul", "other")
 
 RANGES: dict[str, tuple[tuple[int, int], ...]] = {
     "latin": (
-        (
-            0x0000,
-            0x02E9,
-        ),  # ASCII, Latin-1, Latin Extended A and B, IPA, modifier letters (2EA, 2EB are Bopomofo)
+        (0x0000, 0x02E9),  # ASCII to modifier letters (02EA and 02EB are Bopomofo)
         (0x02EC, 0x036F),  # modifier letters, combining diacritical marks
         (0x1AB0, 0x1AFF),  # combining diacritical marks, extended
-        (0x1D00, 0x1D25),  # phonetic extensions, less the Greek and Cyrillic letters among them
+        (0x1D00, 0x1D25),  # phonetic extensions, without their Greek and Cyrillic letters
         (0x1D2C, 0x1D5C),
         (0x1D62, 0x1D65),
         (0x1D6B, 0x1D77),
         (0x1D79, 0x1DBE),
         (0x1DC0, 0x1EFF),  # combining marks supplement, Latin Extended Additional
-        (
-            0x2000,
-            0x2125,
-        ),  # punctuation, sub- and superscripts, currency, letterlike (2126 is the Greek ohm)
+        (0x2000, 0x2125),  # punctuation to letterlike symbols (2126 is the Greek ohm)
         (0x2127, 0x27FF),  # number forms, arrows, mathematics, technical, box drawing, dingbats
         (0x2900, 0x2BFF),  # arrows and mathematics, supplements (2800-28FF is Braille)
         (0x2C60, 0x2C7F),  # Latin Extended C
@@ -112,17 +102,16 @@ RANGES: dict[str, tuple[tuple[int, int], ...]] = {
         (0xFFA0, 0xFFDF),  # half-width
     ),
 }
-"""Code points of each expert, inclusive, checked in tests against the Script property; `other` is
-everything else.
+"""Code points of each expert, both ends included; every other code point belongs to `other`.
+
+A test compares the table with the Unicode Script property.
 """
 
 
 def _class_body(expert: str) -> str:
-    """The inside of a regular-expression character class for one expert, written in literal
-    characters.
-    """
-    # U+0000-0040 is written with escapes of its ends only; no range begins or ends in a character
-    # special to a class.
+    """The inside of a regular expression's character class for one expert."""
+    # Literal characters, except for control characters. No range begins or ends in a character that
+    # is special inside a class.
     return "".join(f"{_literal(low)}-{_literal(high)}" for low, high in RANGES[expert])
 
 
@@ -130,11 +119,11 @@ def _literal(code_point: int) -> str:
     return f"\\x{code_point:02x}" if code_point < 0x20 else chr(code_point)
 
 
-def _run_pattern() -> dict[str, str]:
+def _run_patterns() -> dict[str, str]:
     bodies = {expert: _class_body(expert) for expert in RANGES}
     latin = bodies["latin"]
-    # `latin` without the space; a run of spaces is Latin up to the last, which goes with a
-    # following non-Latin character.
+    # `latin` without the space. A run of spaces is Latin, except for the last one if a character
+    # that is not Latin follows.
     latin_no_space = latin.replace("\\x00-", "\\x00-\\x1f!-", 1)
     patterns = {"latin": f"(?:[{latin_no_space}]+| +(?![^{latin}]))+"}
     for expert in EXPERTS[1:-1]:
@@ -143,28 +132,28 @@ def _run_pattern() -> dict[str, str]:
     return patterns
 
 
-RUN_PATTERNS = _run_pattern()
+RUN_PATTERNS = _run_patterns()
+"""By expert, a regular expression that matches a run of the expert."""
 RUN_PATTERN = "|".join(RUN_PATTERNS[expert] for expert in EXPERTS)
-"""One regular expression whose matches are the runs, in the order of the text, covering all of it.
-"""
+"""A regular expression whose matches are the runs of a text, in order, covering all of it."""
 
 _NAMED_RUNS = re.compile("|".join(f"(?P<{expert}>{RUN_PATTERNS[expert]})" for expert in EXPERTS))
 
 DESCRIPTION = (
-    "The expert of a character is given by its code point (ranges below; everything else is 'other'). Common and Inherited "
-    "characters go with their block. A single U+0020 before a character that is not 'latin' belongs to that character's run."
+    "The expert of a character is given by its code point (ranges below; everything else is "
+    "'other'). Common and Inherited characters go with their block. A single U+0020 before a "
+    "character that is not 'latin' belongs to that character's run."
 )
+"""Recorded in `experts.json`; a changed word would change the bytes of the artifact."""
 
 
 def route(text: str) -> list[tuple[str, str]]:
-    """Splits a text into runs of one expert each: a list of (expert, run), whose runs join to the
-    text.
-    """
+    """Splits a text into (expert, run) pairs; joined, the runs give the text."""
     return [(match.lastgroup or "", match.group()) for match in _NAMED_RUNS.finditer(text)]
 
 
 def expert_of_character(character: str) -> str:
-    """The expert of one character by the table, whatever stands around it."""
+    """The expert of one character by `RANGES`, whatever its neighbours."""
     code_point = ord(character)
     for expert, ranges in RANGES.items():
         if any(low <= code_point <= high for low, high in ranges):

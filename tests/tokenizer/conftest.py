@@ -1,6 +1,4 @@
-"""A small routed tokenizer on the project's own sentences in five scripts, trained once for all
-tests of the stage.
-"""
+"""A small routed tokenizer trained on a few sentences in five scripts, once for all tests."""
 
 from pathlib import Path
 
@@ -9,11 +7,15 @@ import pytest
 from moxin_lab.tokenizer import routed
 
 ENGLISH = [
-    "The routed tokenizer cuts a text into runs of one script and lets the expert of each run merge its characters.\n",
-    "A token belongs to one expert, and the ids of an expert lie side by side, so a block is a slice of the embedding.\n",
-    "def encode(text):\n    return [token for run in route(text) for token in merge(run)]  # every run, in order\n",
+    "The routed tokenizer cuts a text into runs of one script and lets the expert of each run "
+    "merge its characters.\n",
+    "A token belongs to one expert, and the ids of an expert lie side by side, so a block is a "
+    "slice of the embedding.\n",
+    "def encode(text):\n    return [token for run in route(text) for token in merge(run)]"
+    "  # every run, in order\n",
     "\tif window:\n\t\tx = 1  \n\n\n    \ty = 2 \t\n  \n\t\t\t# window   \t  \n\n" * 4,
-    "Reading a page of help, the tokenizer sees the words window, document, file, table, and the menu of the window.\n",
+    "Reading a page of help, the tokenizer sees the words window, document, file, table, and the "
+    "menu of the window.\n",
 ]
 CHINESE = [
     "分词器把文本切成单一文字的段落，每一段由自己的专家合并字符。\n",

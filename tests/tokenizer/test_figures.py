@@ -1,12 +1,10 @@
-"""What the figures promise: everything that a colour says is also written, and text cannot break
-out of the page.
-"""
+"""Figures: labels state everything that colours state, and text is escaped in HTML."""
 
 from moxin_lab.tokenizer import figures, routed
 from moxin_lab.tokenizer.routed import Block
 
 
-def test_each_run_is_written_with_its_expert_and_escaped():
+def test_each_run_is_labelled_with_its_expert_and_escaped():
     html = figures.runs_html(routed.route("<b> 文"), "a & b", "tiny")
     assert (
         html.count("<li") == 2 and "<b>" not in html and "&lt;b&gt;" in html and "a &amp; b" in html
@@ -16,7 +14,7 @@ def test_each_run_is_written_with_its_expert_and_escaped():
     )
 
 
-def test_every_block_is_named_with_its_size_whatever_its_width():
+def test_every_block_is_labelled_with_its_size_whatever_its_width():
     sizes = {
         "special": 4,
         "byte": 256,

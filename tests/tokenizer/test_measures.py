@@ -1,5 +1,5 @@
-"""What the measures promise: known ratios come out, intervals are paired and hold the truth, peers
-count as published.
+"""Measures: known ratios are reproduced, intervals are paired and cover the truth, peers count as
+published.
 """
 
 import html
@@ -79,7 +79,7 @@ def test_frequent_tokens_are_words_of_the_block_in_order_of_use(small):
     assert table["han"] == "文档" and table["kana"] == "none"
 
 
-def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
+def test_the_interval_covers_the_true_ratio_as_often_as_its_level_says():
     rng = np.random.default_rng(1)
     covered = 0
     for seed in range(200):
@@ -106,7 +106,7 @@ def test_premium_is_tokens_over_tokens_of_the_same_pages():
     assert table.loc["zh", ["premium", "low", "high"]].tolist() == [2, 2, 2]
 
 
-def test_premium_refuses_pages_that_one_language_lacks_and_parallel_pages_drops_them():
+def test_premium_refuses_pages_missing_in_a_language_and_parallel_pages_drops_them():
     counts = measures.token_counts(
         documents({"en": ["abcd", "ab"], "zh": ["文文文文文文文文"]}), COUNTERS
     )
@@ -125,7 +125,7 @@ def test_counting_tokens_of_nothing_is_refused():
         measures.token_counts(documents({"en": ["a"]}).iloc[:0], COUNTERS)
 
 
-def test_bytes_a_token_by_script_adds_up_to_the_tokens_of_the_text(small, texts):
+def test_bytes_per_token_by_script_agree_with_the_tokens_of_each_run(small, texts):
     everything = [text for language in texts.values() for text in language] * 3
     table = measures.bytes_per_token_by_script(
         everything, {"routed": small.union, "Mistral": peers.mistral()}
@@ -153,9 +153,7 @@ def test_bytes_a_token_by_script_adds_up_to_the_tokens_of_the_text(small, texts)
     )
 )
 def test_mistral_token_starts_cover_any_text(text):
-    """The byte positions are checked against the text's length inside; a piece that spelt other
-    bytes would raise.
-    """
+    """`_token_starts` raises if the bytes of the tokens do not add up to those of the text."""
     starts = measures._token_starts(peers.mistral(), [text])[0]
     assert (np.diff(starts) >= 0).all() and starts[-1] < len(text.encode())
 
@@ -174,7 +172,7 @@ def test_throughput_is_bytes_over_the_best_time():
     )
 
 
-def test_the_joint_bpe_has_the_size_asked_for_and_is_lossless(texts):
+def test_the_joint_bpe_has_the_requested_size_and_is_lossless(texts):
     joint = peers.joint_bpe(texts, 500)
     assert joint.get_vocab_size() == 500
     for text in ("文档 window \x00é", "<s> </s>"):
@@ -187,10 +185,10 @@ def test_the_joint_bpe_has_the_size_asked_for_and_is_lossless(texts):
 @pytest.mark.parametrize(
     ("code", "tokens"), [("eng", 2273), ("cmn_hans", 3155), ("jpn", 4776), ("kor", 4984)]
 )
-def test_mistral_counts_the_declaration_of_human_rights_as_measured_before(code, tokens):
-    """An anchor from outside this code: counts of the same file and text, measured once by other
-    means.
-    """
+def test_mistral_counts_the_declaration_of_human_rights_as_an_independent_measurement_did(
+    code, tokens
+):
+    """The expected counts were measured once on the same text without this package."""
     table = pq.read_table(
         REPOSITORY / "data_cards/udhr/data/test.parquet", filters=[("code", "=", code)]
     )
@@ -198,7 +196,7 @@ def test_mistral_counts_the_declaration_of_human_rights_as_measured_before(code,
     text = html.unescape(re.sub(r"<[^>]+>", "", page[page.index("<body") :]))
     text = re.sub(r"\s*\n\s*", "\n", text).strip()
     assert len(peers.mistral().encode(text)) == tokens
-    assert peers.count_with(peers.mistral())([text]) == [tokens]
+    assert peers.token_counter(peers.mistral())([text]) == [tokens]
 
 
 def test_mistral_has_32000_ids():

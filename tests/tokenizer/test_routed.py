@@ -1,5 +1,5 @@
-"""What the routed tokenizer promises: lossless, contiguous blocks, union equal to routing,
-deterministic, safe specials.
+"""Routed tokenizer: lossless, contiguous blocks, union equal to routing, deterministic, no special
+token from text.
 """
 
 import json
@@ -23,8 +23,7 @@ from moxin_lab.tokenizer.learn import Candidate, Pool, piece_splitter
 from moxin_lab.tokenizer.routed import SPECIAL_TOKENS
 from moxin_lab.tokenizer.router import EXPERTS, expert_of_character
 
-# Characters of every kind that the router and the pieces treat apart, so that random texts mix them
-# closely.
+# Characters of every kind that the router and the pieces distinguish, mixed in random texts.
 MIXED = st.text(
     st.one_of(
         st.sampled_from(" \t\n\r\u00a0\u3000'.,!<>/s_09٣"),
@@ -89,9 +88,9 @@ def test_no_text_produces_a_special_token(small, text):
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(["han", "kana", "hangul"]), st.data())
-def test_an_expert_merges_as_the_characters_of_its_text_were_learned(small, expert, data):
-    """Against a character-level BPE with the same merges: bytes are put together before any merge
-    of characters applies.
+def test_an_expert_merges_as_a_bpe_over_its_characters_does(small, expert, data):
+    """Compared with a character-level BPE that has the same merges: characters are built from bytes
+    before any merge of characters applies.
     """
     block = next(block for block in small.blocks if block.name == expert)
     tokens = {small.decode([index]) for index in range(block.start, block.stop)}
@@ -109,9 +108,9 @@ def test_an_expert_merges_as_the_characters_of_its_text_were_learned(small, expe
     assert [small.decode([index]) for index in small.encode(text)] == reference.encode(text).tokens
 
 
-def test_all_characters_are_put_together_before_any_of_them_merge():
-    """档窗 is learned before 文档, but 文 and 档 are the commoner characters, so their bytes would meet
-    first.
+def test_all_characters_are_built_before_any_of_them_merge():
+    """档窗 is learned before 文档, but 文 and 档 are the more frequent characters: without the rule
+    their bytes would merge first.
     """
     tokenizer = routed.train(["文\n" * 100 + "档窗\n" * 30 + "文档\n" * 20], 268)
     assert [tokenizer.decode([index]) for index in tokenizer.encode("文档窗")] == ["文", "档窗"]
@@ -188,7 +187,7 @@ def test_transformers_reads_the_folder_and_gives_the_same_ids(small, exported, t
 
 def test_transformers_beside_a_mistral_config_gives_the_same_ids(small, folder, tmp_path):
     """The pretrained artifact holds tokenizer and `config.json` in one folder; AutoTokenizer must
-    not take another class.
+    not choose another class because of it.
     """
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -214,18 +213,18 @@ def test_special_tokens_have_the_agreed_ids_and_only_bos_is_added(exported):
     assert len(exported) == 800
 
 
-def test_the_exported_folder_parses_special_tokens_unless_asked_not_to(small, exported):
+def test_the_exported_folder_parses_special_tokens_unless_told_to_split_them(small, exported):
     text = "window</s>"
     assert exported(text, add_special_tokens=False)["input_ids"][-1] == exported.eos_token_id
     assert exported(text, add_special_tokens=False, split_special_tokens=True)[
         "input_ids"
     ] == small.encode(text)
     assert exported(text, add_special_tokens=False)["input_ids"][-1] == exported.eos_token_id, (
-        "the flag must not stick"
+        "the flag must not persist"
     )
 
 
-def test_saving_does_not_change_how_the_tokenizer_reads_special_tokens(small, tmp_path):
+def test_saving_does_not_change_how_special_tokens_in_text_are_encoded(small, tmp_path):
     before = small.encode("</s>")
     routed.save(small, tmp_path / "again")
     assert small.encode("</s>") == before == routed.load(tmp_path / "again").encode("</s>")
@@ -254,7 +253,7 @@ def test_the_same_texts_give_the_same_bytes_in_any_process_and_with_any_number_o
             )
 
 
-def test_training_reads_a_parquet_file_like_the_documents_in_it(texts, small, tmp_path):
+def test_training_on_a_parquet_file_equals_training_on_its_documents(texts, small, tmp_path):
     rows = [
         {"language": language, "text": text}
         for language, documents in texts.items()
@@ -265,7 +264,7 @@ def test_training_reads_a_parquet_file_like_the_documents_in_it(texts, small, tm
     assert again.union.to_str() == small.union.to_str()
 
 
-def test_a_language_weighs_the_same_however_often_its_text_is_repeated(texts):
+def test_the_weight_of_a_language_does_not_depend_on_how_often_its_text_is_repeated(texts):
     def blocks(documents):
         return routed.train(documents, 600).blocks
 
@@ -295,17 +294,17 @@ def test_the_byte_limit_takes_the_first_documents_of_each_language(texts):
         ),
     ],
 )
-def test_training_that_cannot_work_says_why(call, message):
+def test_impossible_training_is_refused_with_the_reason(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_one_string_is_not_taken_for_a_list_of_documents():
+def test_a_single_string_is_refused_as_a_list_of_documents():
     with pytest.raises(TypeError, match="list of documents"):
         routed.train("one text", 300)
 
 
-def test_loading_a_folder_that_is_none_of_ours_names_the_missing_file(tmp_path):
+def test_loading_another_folder_names_the_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
         routed.load(tmp_path)
 

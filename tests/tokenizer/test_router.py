@@ -1,5 +1,5 @@
-"""What the router promises: a partition by code point, stable from the left, agreeing with the
-Unicode Script property.
+"""Router: a partition by code point, independent of left context, in agreement with the Unicode
+Script property.
 """
 
 import itertools
@@ -23,7 +23,7 @@ TEXT = st.text(
 
 
 def joined(runs):
-    """Runs with neighbours of one expert put together."""
+    """Runs, with neighbours of one expert joined."""
     return [
         (e, "".join(run for _, run in group))
         for e, group in itertools.groupby(runs, key=lambda pair: pair[0])
@@ -41,12 +41,12 @@ def test_runs_partition_the_text_and_neighbours_differ(text):
 
 @settings(max_examples=500, deadline=None)
 @given(TEXT)
-def test_every_character_is_in_a_run_of_its_own_expert_but_for_a_leading_space(text):
+def test_every_character_is_in_a_run_of_its_expert_except_for_a_leading_space(text):
     for expert, run in route(text):
         for position, character in enumerate(run):
             if expert_of_character(character) != expert:
                 assert character == " "
-                assert position + 1 < len(run), "a space goes with what follows it"
+                assert position + 1 < len(run), "a space belongs to the character after it"
                 assert expert_of_character(run[position + 1]) == expert
 
 
@@ -59,7 +59,7 @@ def test_left_context_never_changes_the_runs_unless_it_ends_in_a_space(left, rig
         assert route(left + right) == joined(route(left) + route(right))
 
 
-def test_a_trailing_space_waits_for_the_next_character():
+def test_the_run_of_a_trailing_space_depends_on_the_next_character():
     assert route("a ") == [("latin", "a ")]
     assert route("a " + "한") == [("latin", "a"), ("hangul", " 한")]
     assert route("a  한 글 b") == [("latin", "a "), ("hangul", " 한 글"), ("latin", " b")]
@@ -67,14 +67,15 @@ def test_a_trailing_space_waits_for_the_next_character():
 
 @settings(max_examples=500, deadline=None)
 @given(TEXT)
-def test_python_and_the_exported_pre_tokenizer_cut_alike(text):
+def test_python_and_the_exported_pre_tokenizer_find_the_same_runs(text):
     split = Split(Regex(RUN_PATTERN), behavior="isolated")
     assert [piece for piece, _ in split.pre_tokenize_str(text)] == [run for _, run in route(text)]
 
 
 def test_the_table_follows_the_unicode_script_property_for_every_assigned_character():
-    """Against the `regex` package's Unicode tables; Common, Inherited and unassigned code points
-    follow their block.
+    """Compared with the Unicode tables of the package `regex`.
+
+    Common, Inherited and unassigned code points follow their block and are not compared.
     """
     expert_of_script = {
         "Latin": "latin",
@@ -136,6 +137,6 @@ def test_ranges_are_sorted_and_disjoint():
         ("Ａ", "latin"),
     ],
 )
-def test_common_and_inherited_characters_go_with_their_block(character, expert):
+def test_common_and_inherited_characters_follow_their_block(character, expert):
     assert expert_of_character(character) == expert
     assert route(character) == [(expert, character)]
