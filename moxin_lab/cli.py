@@ -20,17 +20,22 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 2
-    # Nothing below the full scale may reach for a hub; libraries read these when they are first
-    # imported.
-    if getattr(options, "scale", "tiny") != "full":
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    from moxin_lab import scales
     from moxin_lab.lab.artifacts import LabError
-    from moxin_lab.scales import ScaleError
 
     try:
+        decides_as = "tiny"
+        if hasattr(options, "scale"):
+            packaged = options.scale in scales.SCALES
+            scale = scales.use(options.scale, None if packaged else _root(options))
+            options.scale, decides_as = scale.name, scale.decides_as
+        # Nothing below the full scale may reach for a hub; libraries read these when they are first
+        # imported.
+        if decides_as != "full":
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+            os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
         return options.call(options)
-    except (LabError, ScaleError) as error:
+    except (LabError, scales.ScaleError) as error:
         print(f"moxin-lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -62,7 +67,11 @@ def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
         return sub
 
     def with_scale(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("--scale", default="tiny", help="tiny (default), small or full")
+        sub.add_argument(
+            "--scale",
+            default="tiny",
+            help="tiny (default), small, full, or the name or file of a scale of your own",
+        )
         return sub
 
     run = with_scale(
@@ -239,9 +248,7 @@ def _print_status(name: str, reasons: list[str]) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     from moxin_lab.openness import verify
-    from moxin_lab.scales import load
 
-    load(options.scale)
     problems = verify.verify(_root(options), options.scale)
     for problem in problems:
         print(problem)

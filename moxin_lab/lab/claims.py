@@ -1,7 +1,8 @@
 """Published claims and what was found: reads `papers/claims.yml` and joins it with the verdicts
 that notebooks recorded.
 
-    verdicts(root, records, scale)   # records: the stages' stage.json at that scale, as `stage.records()` returns them
+    # records: the stages' stage.json at one scale, as `stage.records()` returns them
+    verdicts(root, records, stage.decides_as)
 
 A claim's verdict is what a notebook recorded. A claim of which no notebook spoke is `not
 attempted`, with the reason and the command that would attempt it. The stage object, notebook 10 and
@@ -65,10 +66,17 @@ def scales_needed(root: Path) -> dict[str, str]:
 
 
 def refuse_unfounded(
-    stage: str, scale: str, claim_id: str, verdict: str, needed: Mapping[str, str]
+    stage: str,
+    scale: str,
+    decides_as: str,
+    claim_id: str,
+    verdict: str,
+    needed: Mapping[str, str],
 ) -> None:
-    """Raises LabError if there is no such claim or verdict, or this scale cannot decide it;
-    `needed` is `scales_needed`.
+    """Raises LabError if there is no such claim or verdict, or this scale cannot decide it.
+
+    decides_as: the scale of the package whose claims this one may decide (`Scale.decides_as`).
+    needed: `scales_needed`.
     """
     where = f"stage {stage} at {scale} scale says {verdict!r} of {claim_id!r}"
     if claim_id not in needed:
@@ -77,7 +85,7 @@ def refuse_unfounded(
         )
     if verdict not in VERDICTS:
         raise LabError(f"{where}; a verdict is one of {', '.join(VERDICTS)}")
-    if verdict != "not attempted" and SCALES.index(scale) < SCALES.index(needed[claim_id]):
+    if verdict != "not attempted" and SCALES.index(decides_as) < SCALES.index(needed[claim_id]):
         raise LabError(
             f"{where}, but only {needed[claim_id]} scale can decide that claim (scale_needed in papers/claims.yml): "
             "record 'not attempted' with what was seen as its evidence"
@@ -100,12 +108,12 @@ def deviations(root: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def verdicts(root: Path, records: Sequence[Mapping[str, Any]], scale: str) -> list[Verdict]:
+def verdicts(root: Path, records: Sequence[Mapping[str, Any]], decides_as: str) -> list[Verdict]:
     """One verdict a claim, in the order of `papers/claims.yml`. Raises LabError as the module's
     text says.
 
-    `records` are those of the stages that finished at `scale`; `scale` decides only which reason an
-    open claim is given.
+    records: of the stages that finished at one scale. decides_as: that scale's `Scale.decides_as`;
+    it decides only which reason an open claim is given, for each record carries its own.
     """
     content = _read(root)
     needed = {claim["id"]: claim["scale_needed"] for claim in content["claims"]}
@@ -113,7 +121,14 @@ def verdicts(root: Path, records: Sequence[Mapping[str, Any]], scale: str) -> li
     for record in records:
         for statement in record["claims"]:
             claim_id, verdict = statement["id"], statement["verdict"]
-            refuse_unfounded(record["stage"], record["scale"], claim_id, verdict, needed)
+            refuse_unfounded(
+                record["stage"],
+                record["scale"],
+                record.get("decides_as", record["scale"]),
+                claim_id,
+                verdict,
+                needed,
+            )
             if claim_id in found and found[claim_id]["verdict"] != verdict:
                 raise LabError(
                     f"stage {record['stage']} says {verdict!r} of {claim_id!r}, but stage {found[claim_id]['stage']} says "
@@ -123,7 +138,7 @@ def verdicts(root: Path, records: Sequence[Mapping[str, Any]], scale: str) -> li
     finished = {record["stage"] for record in records}
     planned = content["planned_notebooks"]
     return [
-        _verdict(claim, found.get(claim["id"]), planned, finished, scale)
+        _verdict(claim, found.get(claim["id"]), planned, finished, decides_as)
         for claim in content["claims"]
     ]
 
@@ -133,7 +148,7 @@ def _verdict(
     found: Mapping[str, str] | None,
     planned: list[str],
     finished: set[str],
-    scale: str,
+    decides_as: str,
 ) -> Verdict:
     verdict = found["verdict"] if found else claim["status"]
     number = claim["tested_in"][:2]
@@ -145,7 +160,7 @@ def _verdict(
         command = f"{command} (once notebook {number} exists)"
     else:
         evidence = f"No verdict was recorded; {claim['scale_needed']} scale would decide it. {claim['how']}"
-        reason = _why_silent(claim, finished, scale)
+        reason = _why_silent(claim, finished, decides_as)
     return Verdict(
         id=claim["id"],
         topic=claim["topic"],
@@ -162,8 +177,8 @@ def _verdict(
     )
 
 
-def _why_silent(claim: Mapping[str, Any], finished: set[str], scale: str) -> str:
-    if SCALES.index(claim["scale_needed"]) > SCALES.index(scale):
+def _why_silent(claim: Mapping[str, Any], finished: set[str], decides_as: str) -> str:
+    if SCALES.index(claim["scale_needed"]) > SCALES.index(decides_as):
         return f"{claim['scale_needed']} scale needed"
     return (
         "no verdict in the notebook"

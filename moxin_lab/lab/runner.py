@@ -76,7 +76,7 @@ def status(root: Path, scale_name: str, seed: int = 0) -> list[tuple[str, list[s
     """Each stage's name and why it would run; a stage below one that would run may run too, if that
     one's results differ.
     """
-    scale = scales.load(scale_name)
+    scale = scales.load(scale_name, root)
     rows: list[tuple[str, list[str]]] = []
     would_run: set[str] = set()
     for info in STAGES:
@@ -107,9 +107,9 @@ def run(
     Raises StageFailed at the first stage that fails; what ran before it stays. Raises LabError if
     nothing can be run.
     """
-    scale = scales.load(scale_name)
+    scale = scales.use(scale_name, root)  # the kernels are given its name alone
     out = out or sys.stdout
-    acquire_lock(root, scale_name)
+    acquire_lock(root, scale.name)
     ran = []
     try:
         for info in stages:
@@ -119,7 +119,7 @@ def run(
                 print(f"{where}  up to date", file=out, flush=True)
                 continue
             print(f"{where}  runs: {'; '.join(planned.reasons) or 'forced'}", file=out, flush=True)
-            record = _execute(root, scale_name, planned, seed, where, out)
+            record = _execute(root, scale.name, planned, seed, where, out)
             ran.append(info.name)
             memory = record["peak_memory_bytes"] / 2**30
             print(
@@ -128,7 +128,7 @@ def run(
                 flush=True,
             )
     finally:
-        release_lock(root, scale_name)
+        release_lock(root, scale.name)
     return ran
 
 

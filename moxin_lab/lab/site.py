@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from moxin_lab import scales
 from moxin_lab.lab import claims
 from moxin_lab.lab.artifacts import LabError, read_record, stage_folder, write_atomically
 from moxin_lab.lab.show import format_bytes, format_number, format_seconds
@@ -181,9 +182,10 @@ def index_page(
         for item in nav
         if (record := records.get(item.name)) and item.state != "failed" and record.get("measures")
     ]
+    base = scales.load(scale, root).decides_as
     listed = (root / "papers" / "claims.yml").exists()
     judged = (
-        [_claim_row(verdict, nav) for verdict in claims.verdicts(root, done, scale)]
+        [_claim_row(verdict, nav) for verdict in claims.verdicts(root, done, base)]
         if listed
         else []
     )
@@ -208,7 +210,7 @@ def index_page(
             *([(2, "data", "Data")] if (cards := _data_cards(root)) else []),
         ],
         scale_note=SCALE_NOTES.get(
-            scale, "Sizes of our own choice; its numbers are not the paper's."
+            scale, f"It extends the {base} scale; its numbers are not the paper's."
         ),
         stages=rows,
         total_time=format_seconds(sum(r["seconds"] for r in done if r.get("seconds") is not None))

@@ -52,7 +52,8 @@ def stage(name: str, *, scale: str, seed: int, root: str | Path = ".") -> "Stage
     or wrong.
     """
     _refuse_unknown_parameters()
-    return Stage(stage_info(name), scales.load(scale), seed, find_root(root))
+    folder = find_root(root)
+    return Stage(stage_info(name), scales.load(scale, folder), seed, folder)
 
 
 def _refuse_unknown_parameters() -> None:
@@ -122,6 +123,7 @@ class Stage:
     def __init__(self, info: StageInfo, scale: scales.Scale, seed: int, root: Path) -> None:
         self.name = info.name
         self.scale = scale.name
+        self.decides_as = scale.decides_as
         self.seed = seed
         self.root = root
         self.folder = stage_folder(root, scale.name, info.name)
@@ -297,7 +299,9 @@ class Stage:
         Raises LabError for an unknown claim or verdict, and for a verdict other than `not
         attempted` that this scale cannot give.
         """
-        claims.refuse_unfounded(self.name, self.scale, claim_id, verdict, self._scales_needed)
+        claims.refuse_unfounded(
+            self.name, self.scale, self.decides_as, claim_id, verdict, self._scales_needed
+        )
         self._claims = [claim for claim in self._claims if claim["id"] != claim_id]
         self._claims.append({"id": claim_id, "verdict": verdict, "evidence": evidence})
 
@@ -353,6 +357,7 @@ class Stage:
             "stage": self.name,
             "title": self._info.title,
             "scale": self.scale,
+            "decides_as": self.decides_as,
             "seed": self.seed,
             "state": "done",
             "key": None,

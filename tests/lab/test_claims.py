@@ -96,6 +96,15 @@ def test_verdict_from_a_smaller_scale_than_the_claim_needs_is_refused(root, verd
     )
 
 
+def test_a_scale_of_ones_own_decides_what_the_scale_it_extends_decides(root):
+    statement = ("b.two", "reproduced")
+    own = record(statement, scale="mine") | {"decides_as": "full"}
+    assert claims.verdicts(root, [own], "full")[1].verdict == "reproduced"
+    own["decides_as"] = "tiny"
+    with pytest.raises(LabError, match="at mine scale says .* only full scale can decide"):
+        claims.verdicts(root, [own], "tiny")
+
+
 def test_two_stages_that_disagree_are_refused(root):
     with pytest.raises(LabError, match="one notebook decides"):
         claims.verdicts(

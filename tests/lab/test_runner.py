@@ -365,6 +365,48 @@ def test_unknown_claims_verdicts_beyond_the_scale_and_nan_measures_are_refused(l
     assert read_record(lab_root, "tiny", FIRST.name)["claims"] == [said]
 
 
+def test_a_scale_outside_the_package_runs_under_its_name_and_decides_no_more_than_its_base(
+    lab_root, tmp_path_factory, monkeypatch, capsys
+):
+    file = tmp_path_factory.mktemp("outside") / "mine.yaml"
+    file.write_text("extends: tiny\ndata: {minimum_characters: 3}\n")
+    monkeypatch.setenv("MOXIN_SCALES", "")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    says = "print(scale, stage.scale, stage.settings('data').minimum_characters)"
+    write_notebook(lab_root, FIRST.name, WRITE_DOCUMENTS, says)
+    arguments = ["--root", str(lab_root), "run", "--scale", str(file), "--only", "1"]
+    assert cli.main(arguments) == 0
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    record = read_record(lab_root, "mine", FIRST.name)
+    assert (record["scale"], record["decides_as"]) == ("mine", "tiny")
+    notebook = nbformat.read(lab_root / "runs/mine" / FIRST.name / "notebook.ipynb", as_version=4)
+    assert notebook.cells[-2].outputs[0].text == "mine mine 3\n"
+    assert (lab_root / "reports/mine/index.html").is_file()
+    assert str(file.parent) not in (lab_root / "runs/mine" / FIRST.name / "stage.json").read_text()
+    for command in ("status", "verify"):
+        assert cli.main(["--root", str(lab_root), command, "--scale", "mine"]) == 0
+    capsys.readouterr()
+    file.write_text("extends: tiny\ndata: {minimum_characters: 4}\n")
+    assert dict(runner.status(lab_root, "mine"))[FIRST.name] == ["settings: data"]
+    write_notebook(lab_root, FIRST.name, 'stage.claim("large.claim", "reproduced", "x")')
+    assert cli.main(arguments) == 1
+    assert "but only full scale can decide that claim" in capsys.readouterr().err
+
+
+def test_the_hub_is_reached_where_the_scale_or_what_it_extends_is_full(
+    lab_root, tmp_path, monkeypatch
+):
+    (tmp_path / "scales").mkdir()
+    (tmp_path / "scales" / "cluster.yaml").write_text("extends: full\n")
+    monkeypatch.setenv("MOXIN_SCALES", "")
+    for scale in ("full", "cluster"):
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        assert cli.main(["--root", str(lab_root), "status", "--scale", scale]) == 0
+        assert "HF_HUB_OFFLINE" not in os.environ
+    assert cli.main(["--root", str(lab_root), "status"]) == 0
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
 def test_a_record_holds_hashes_seconds_memory_environment_and_no_name_of_the_machine(lab_root):
     run(lab_root)
     text = (lab_root / "runs/tiny" / SECOND.name / "stage.json").read_text()
