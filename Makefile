@@ -1,5 +1,6 @@
 # make reproduce   the whole recipe at tiny scale, then reports/tiny/index.html
-# make test        ruff, mypy, pytest
+# make test        ruff, mypy, import contracts, pytest
+# make docs        docs/ and the API reference into site/index.html, links checked
 # make lock        resolve the dependencies of pyproject.toml anew into requirements.lock (environment.yml installs the same file)
 # Each first makes .venv (uv by pip, the lock, the package) and does nothing twice. SCALE=small, PYTHON=python3.12 change the obvious.
 
@@ -10,7 +11,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 
-.PHONY: reproduce test lock clean
+.PHONY: reproduce test docs lock clean
 .DELETE_ON_ERROR:
 
 reproduce: .venv/.ready
@@ -20,7 +21,11 @@ test: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest
+
+docs: .venv/.ready
+	$(BIN)/mkdocs build --strict
 
 .venv/bin/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.12 or the like")'
@@ -37,4 +42,4 @@ lock: .venv/bin/uv
 	  --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
 
 clean:
-	rm -rf runs reports/tiny .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs reports/tiny site .import_linter_cache .pytest_cache .mypy_cache .ruff_cache

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 from tests.docs import pages
 
 ROOT = Path(__file__).parents[2]
