@@ -1,3 +1,5 @@
-"""Evaluation: bits per byte, n-gram baselines, lm-evaluation-harness adapter and tasks, statistics,
-published tables.
+"""Stage 08, evaluation.
+
+Bits per byte, n-gram baselines, an lm-evaluation-harness adapter with local tasks, statistics, and
+the published tables.
 """

@@ -1,29 +1,27 @@
-"""A multiple-choice cloze built from held-out pages: which of four passages continues the page?
+"""A multiple-choice cloze test from held-out pages: which of four passages continues the page?
 
     items = build_items(heldout, train, language="zh", num_items=60, seed=0)
-    cue_accuracy(items)      # what shallow cues alone score: near chance, or the task measures the cue
+    cue_accuracy(items)  # accuracy of shallow cues; well above chance, the test measures the cue
 
-An item is a context cut from a held-out page, the passage that follows it there, and three passages
-of other held-out pages.
+An item has a context cut from a held-out page, the passage that follows it there, and three
+passages of other held-out pages (distractors).
 
-Guarantees, each one a shortcut closed:
-- length: all four from one bin of sizes in bytes, whose ends differ by `LENGTH_TOLERANCE`. (Within
-  so much of the right one would
-  make it the one of middle size: three in four times neither shortest nor longest.) Whole sentences
-  or whole lines, all four;
-- position: the four places of the right answer are used equally often, in seeded order;
-- domain: distractors from the same language and data set, code from files of the same suffix;
-- script: in zh, ja and ko at least half the letters of every passage are not Latin (the pages carry
-  English leftovers);
-- white space: what stands before the passage on its own page (a blank, a line break, an
-  indentation) is the same for all four;
-- boilerplate and memory: no passage, nor its longest sentence or line, stands verbatim in training
-  text of its language or
-  twice in held-out text;
-- the same inputs and seed give the same items, whatever the order of the rows.
-Does not: exclude that a distractor continues the page as well; remove topic words shared by context
-and answer, since using them is part of what is measured (`cue_accuracy` says how far they alone
-carry).
+Guarantees, each of which closes a shortcut:
+- length: all four passages are whole sentences or whole lines, with sizes in bytes from one bin
+  whose ends differ by `LENGTH_TOLERANCE`. (A tolerance around the size of the right passage would
+  make that passage the middle one: in three of four items neither shortest nor longest.)
+- position: each of the four positions holds the right passage equally often, in seeded order.
+- domain: distractors have the same language and data set; in code, the same file suffix.
+- script: in zh, ja and ko at least half the letters of every passage are not Latin, since the
+  pages contain untranslated English.
+- white space: the white space before a passage on its own page (a blank, a line break, an
+  indentation) is the same for all four.
+- boilerplate and memorisation: no passage, and no passage's longest sentence or line, occurs
+  verbatim in training text of its language, or twice in held-out text.
+- The same inputs and seed give the same items, whatever the order of the rows.
+Out of scope: excluding that a distractor continues the page as well; removing topic words shared by
+context and answer. Their use is part of what is measured, and `cue_accuracy` says how far they
+suffice alone.
 """
 
 import math
@@ -44,38 +42,43 @@ PASSAGE_BYTES = (60, 240)
 CONTEXT_BYTES = (80, 256)
 MAX_ITEMS_PER_PAGE = 2
 LATIN_SHARE = {"zh": 0.5, "ja": 0.5, "ko": 0.5}
+"""Largest share of Latin letters in a passage; any in other languages."""
 
-# a unit ends with a line, behind CJK sentence marks, or behind western ones that white space
-# follows
+# A unit ends at the end of a line, after a CJK sentence mark, or after a western one followed by
+# white space.
 _TEXT_UNITS = re.compile(r".+?(?:[。！？]+[」』）]*|[.!?]+[\"')\]]*(?=\s)|$)", re.MULTILINE)
 _CODE_UNITS = re.compile(r".+$", re.MULTILINE)
 
 
 class Passage(NamedTuple):
-    """A run of whole sentences or lines of one page: `text[start:end]`, without white space at its
-    ends.
-    """
+    """Whole sentences or lines of one page: `text[start:end]`, without white space at its ends."""
 
     page: str
     group: str
+    """Data set and, for code, file suffix: passages of one group may be choices of one item."""
     start: int
     end: int
     body: str
     longest: str
     """Its longest sentence or line."""
     gap: str
-    """White space before it, back to the last visible character."""
+    """White space between the last visible character before the passage and the passage."""
     num_bytes: int
 
 
 def build_items(
     heldout: pd.DataFrame, train: pd.DataFrame, *, language: str, num_items: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Items for one language from tables with the columns id, source, language, page, text.
+    """Items of one language, as dictionaries.
 
-    Returns at most `num_items` dictionaries with id, language, source, page, context, choices,
-    label, choice_pages; fewer if the held-out pages do not yield more. Raises ValueError if they
-    yield none.
+    Args:
+        heldout: held-out pages; columns id, source, language, page, text.
+        train: training text, with the same columns.
+        num_items: most items to build; there are fewer if the pages do not yield so many.
+        seed: of the order of the passages and the positions of the answers.
+    The keys of an item: id, language, source, page, context, choices, label (the index of the right
+    choice), choice_pages.
+    Raises ValueError if the pages yield no item.
     """
     pages = heldout[heldout["language"] == language].sort_values("id")
     texts = {row.id: row.text for row in pages.itertuples()}
@@ -84,8 +87,8 @@ def build_items(
         passage
         for row in pages.itertuples()
         for passage in find_passages(row.id, row.source, row.text, language)
-        if len(_context(row.text, passage.start).encode())
-        >= CONTEXT_BYTES[0]  # a title could never be right
+        # Also for distractors: otherwise a title, which has no context, could only be wrong.
+        if len(_context(row.text, passage.start).encode()) >= CONTEXT_BYTES[0]
     ]
     rng = np.random.default_rng([seed, zlib.crc32(language.encode())])
     passages = [passages[i] for i in rng.permutation(len(passages))]
@@ -116,12 +119,11 @@ def build_items(
                     "label": 0,
                 }
             )
-            pool[passage.group] = [
-                p for p in pool[passage.group] if p not in distractors
-            ]  # each distracts once
+            # Each passage is a distractor at most once.
+            pool[passage.group] = [p for p in pool[passage.group] if p not in distractors]
     if not items:
         raise ValueError(
-            f"no cloze items for {language!r}: its {len(pages)} held-out pages hold no passages with "
+            f"no cloze items for {language!r}: no passage of its {len(pages)} held-out pages has "
             f"{NUM_CHOICES - 1} comparable ones on other pages; hold out more pages"
         )
     _place_answers(items, rng)
@@ -129,11 +131,14 @@ def build_items(
 
 
 def find_passages(page: str, source: str, text: str, language: str) -> list[Passage]:
-    """The usable passages of a page, disjoint and in order."""
+    """The usable passages of a page, disjoint and in order.
+
+    A passage has `PASSAGE_BYTES` bytes, from and to, and mostly letters in the language's script.
+    """
     pattern = _CODE_UNITS if language == "code" else _TEXT_UNITS
     group = source + (PurePosixPath(page).suffix if language == "code" else "")
     units = [match.span() for match in pattern.finditer(text) if match.group().strip()]
-    found = []
+    passages = []
     first = 0
     while first < len(units):
         last = first
@@ -149,19 +154,18 @@ def find_passages(page: str, source: str, text: str, language: str) -> list[Pass
             begin = start + len(block) - len(block.lstrip())
             gap = text[len(text[:begin].rstrip()) : begin]
             longest = max((text[a:b].strip() for a, b in units[first : last + 1]), key=len)
-            found.append(
+            passages.append(
                 Passage(page, group, begin, begin + len(body), body, longest, gap, num_bytes)
             )
         first = last + 1
-    return found
+    return passages
 
 
 def cue_accuracy(items: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Share of items that each shallow rule answers rightly: shortest, longest (in characters),
-    most shared with the context.
+    """Accuracy of three shallow rules: share of items that each answers rightly.
 
-    The last counts character trigrams of the choice that the context holds too, as a share of the
-    choice's.
+    The rules choose the shortest passage, the longest (both in characters), and the one with the
+    largest share of character trigrams that occur in the context too.
     """
     rules: dict[str, Callable[[str, str], float]] = {
         "shortest choice": lambda choice, context: -len(choice),
@@ -182,44 +186,45 @@ def cue_accuracy(items: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 class _Novelty:
-    """Says whether a string occurs in no training text and only once in held-out text, white space
-    and case aside.
+    """Whether a string occurs in no training text and only once in held-out text.
+
+    White space and case are ignored.
     """
 
     def __init__(self, training: Sequence[str], heldout: Sequence[str]) -> None:
-        self.training = b"\n".join(
-            _plain(text) for text in training
-        )  # bytes: searched six times faster than str
-        words = self.training.split()
-        self.bigrams = set(pairwise(words))  # refutes most passages without a search
+        # A search in bytes is six times as fast as in str.
+        self.training = b"\n".join(_plain(text) for text in training)
+        # Rules out most passages without a search.
+        self.bigrams = set(pairwise(self.training.split()))
         self.heldout = b"\n".join(_plain(text) for text in heldout)
         self.known: dict[str, bool] = {}
 
     def __call__(self, text: str) -> bool:
         if text not in self.known:
-            wanted = _plain(text)
-            inner = wanted.split()[1:-1]  # the outer words may be parts of longer ones
-            in_training = self.bigrams.issuperset(pairwise(inner)) and wanted in self.training
+            plain = _plain(text)
+            inner = plain.split()[1:-1]  # the outer words may be parts of longer ones
+            in_training = self.bigrams.issuperset(pairwise(inner)) and plain in self.training
             self.known[text] = (
-                not in_training and self.heldout.find(wanted, self.heldout.find(wanted) + 1) < 0
+                not in_training and self.heldout.find(plain, self.heldout.find(plain) + 1) < 0
             )
         return self.known[text]
 
 
 def _distractors(truth: Passage, pool: Sequence[Passage], is_new: _Novelty) -> list[Passage]:
-    """The first comparable passages of the shuffled pool, each of another page."""
+    """The first comparable passages of the shuffled pool, each from a different page."""
     chosen: list[Passage] = []
-    taken = {truth.page}
+    used_pages = {truth.page}
     for other in pool:
         if (
-            other.page not in taken
+            other.page not in used_pages
             and other.gap == truth.gap
             and _size_bin(other) == _size_bin(truth)
-            and _digits_aside(other.body) not in {_digits_aside(p.body) for p in [truth, *chosen]}
+            and _without_digits(other.body)
+            not in {_without_digits(p.body) for p in [truth, *chosen]}
             and is_new(other.longest)
         ):
             chosen.append(other)
-            taken.add(other.page)
+            used_pages.add(other.page)
             if len(chosen) == NUM_CHOICES - 1:
                 break
     return chosen
@@ -232,14 +237,14 @@ def _size_bin(passage: Passage) -> int:
 
 
 def _context(text: str, start: int) -> str:
-    """What stands before a passage, at most CONTEXT_BYTES[1] bytes; where that cuts a line, from
-    the next one on if near.
+    """The text before a passage, at most CONTEXT_BYTES[1] bytes of it.
+
+    A cut context begins with a whole line if one begins in its first half.
     """
     context = text[:start].rstrip()
     if len(context.encode()) > CONTEXT_BYTES[1]:
-        context = context.encode()[-CONTEXT_BYTES[1] :].decode(
-            errors="ignore"
-        )  # a character cut in two is dropped
+        # `ignore` drops the first character if the cut falls inside it.
+        context = context.encode()[-CONTEXT_BYTES[1] :].decode(errors="ignore")
         line_end = context.find("\n")
         if 0 <= line_end < len(context) // 2:
             context = context[line_end + 1 :]
@@ -247,8 +252,9 @@ def _context(text: str, start: int) -> str:
 
 
 def _place_answers(items: list[dict[str, Any]], rng: np.random.Generator) -> None:
-    """Put right answers in all places equally often (to within one) and the distractors around
-    them, in place.
+    """Moves the right choice of each item to its position, in place.
+
+    Over all items, each position is used equally often, to within one.
     """
     labels = rng.permutation(np.arange(len(items)) % NUM_CHOICES)
     for item, label in zip(items, labels.tolist(), strict=True):
@@ -259,8 +265,9 @@ def _place_answers(items: list[dict[str, Any]], rng: np.random.Generator) -> Non
 
 
 def _is_words(body: str, language: str) -> bool:
-    """True for running text or code, not for rulers, tables of numbers, or text in a script that is
-    not the language's.
+    """True for running text or code in the language's script.
+
+    False for rulers, tables of numbers, and text in another script.
     """
     letters = [character for character in body if character.isalpha()]
     if len(letters) < 0.5 * len("".join(body.split())):
@@ -273,7 +280,8 @@ def _plain(text: str) -> bytes:
     return " ".join(text.split()).casefold().encode()
 
 
-def _digits_aside(text: str) -> bytes:
+def _without_digits(text: str) -> bytes:
+    """The text with every number replaced by 0: choices must differ in more than numbers."""
     return re.sub(rb"\d+", b"0", _plain(text))
 
 
@@ -283,6 +291,6 @@ def _overlap(choice: str, context: str) -> float:
 
 
 def _hit(scores: Sequence[float], label: int) -> float:
-    """Chance that the best-scored choice, a tie broken at random, is the right one."""
+    """Probability that the best choice is the right one, with ties broken at random."""
     best = [i for i, value in enumerate(scores) if value == max(scores)]
     return (label in best) / len(best)

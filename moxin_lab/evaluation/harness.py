@@ -1,19 +1,18 @@
-"""Our model, and the n-gram baselines, as `LM` objects of lm-evaluation-harness, and a call that
-runs its tasks offline.
+"""Our model and the n-gram baselines as `LM` objects of lm-evaluation-harness, and offline tasks.
 
     lm = MoxinLM(model, tokenizer, max_length=512)
     results = run_tasks(lm, ["moxin_cloze_en"], data_folder)      # lm-eval's own result structure
     write_results(results, folder, "trained")                     # lm-eval's own JSON files
 
-Guarantees: `loglikelihood`, `loglikelihood_rolling` and greedy `generate_until` equal lm-eval's
-`HFLM` on the same weights (tested at 1e-4); exactly one bos stands in front of every text; requests
-longer than `max_length` lose tokens on the left and are counted in `truncated_requests`; nothing is
-fetched from a network; default tasks are not indexed (that costs seconds).
-Does not: sample; apply a chat template.
-
-`HFLM` with a tokenizer that adds bos scores bos itself in rolling requests (bos stands twice in
-front of the text); here bos is context only, as with `HFLM(add_bos_token=False)`. Importing this
+In rolling requests, `HFLM` with a tokenizer that adds bos puts bos before the text twice, and so
+scores bos itself. Here bos is context only, as with `HFLM(add_bos_token=False)`. Importing this
 module loads lm-eval, which takes a few seconds.
+
+Guarantees: `loglikelihood`, `loglikelihood_rolling` and greedy `generate_until` equal those of
+lm-eval's `HFLM` on the same weights (tested at 1e-4); every text is preceded by exactly one bos;
+requests longer than `max_length` lose tokens on the left and are counted in `truncated_requests`;
+nothing is fetched from a network; default tasks are not indexed, which would take seconds.
+Out of scope: sampling; chat templates.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -43,23 +42,35 @@ from moxin_lab.evaluation.ngrams import NGram
 from moxin_lab.evaluation.scoring import Request, Score, score
 from moxin_lab.model.generate import stream
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from moxin_lab.model.decoder import MoxinForCausalLM
+
 TASKS_FOLDER = Path(__file__).parent / "tasks"
-DEFAULT_NEW_TOKENS = 256  # as HFLM
+DEFAULT_NEW_TOKENS = 256
+"""Longest generation where a task does not state one; the default of `HFLM`."""
 
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+"""lm-eval's token request: the texts (or None), tokens of the context, tokens to score."""
 
 
 class TokenLM(TemplateLM):
-    """What all our models share: texts become token requests in the way of `HFLM`, bos in front."""
+    """Base of our models under the harness: turns texts into token requests as `HFLM` does.
+
+    max_length: most input tokens of a request; None if there is no limit.
+    Raises ValueError for a tokenizer without a bos token.
+    """
 
     progress: Callable[[int, int], None] | None = None
-    """Called with requests done and requests in all, within each call of the harness."""
+    """Called with (requests done, requests in all) of one call by the harness."""
 
-    def __init__(self, tokenizer: Any, max_length: int | None) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_length: int | None) -> None:
         super().__init__()
         if tokenizer.bos_token_id is None:
             raise ValueError(
-                "the tokenizer names no bos token; the models are trained with one in front of each document"
+                "the tokenizer names no bos token; the models are trained with one before each "
+                "document"
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -67,7 +78,7 @@ class TokenLM(TemplateLM):
 
     @abstractmethod
     def score_tokens(self, requests: list[Request]) -> list[Score]:
-        """Scores of sequences that fit `max_length`."""
+        """The scores of sequences that fit `max_length`, in their order."""
 
     @property
     def eot_token_id(self) -> int:
@@ -84,8 +95,9 @@ class TokenLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids; with `add_special_tokens=None` behind exactly one bos, also if the string
-        already spells it.
+        """Token ids of a string, after exactly one bos unless `add_special_tokens` is False.
+
+        A string that begins with bos does not get a second one.
         """
         tokens = self.tokenizer.encode(string, add_special_tokens=False)
         if add_special_tokens is not False and tokens[:1] != [self.prefix_token_id]:
@@ -101,54 +113,52 @@ class TokenLM(TemplateLM):
             if self.max_length is not None and len(tokens) > self.max_length + 1:
                 if len(continuation) > self.max_length:
                     raise ValueError(
-                        f"a continuation of {len(continuation)} tokens does not fit max_length {self.max_length}"
+                        f"a continuation of {len(continuation)} tokens does not fit max_length "
+                        f"{self.max_length}"
                     )
                 self.truncated_requests += 1
                 tokens = tokens[-(self.max_length + 1) :]
             prepared.append(Request(tokens, len(continuation)))
-        return [(-found.nats, found.is_greedy) for found in self.score_tokens(prepared)]
+        return [(-result.nats, result.is_greedy) for result in self.score_tokens(prepared)]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-likelihood of each whole text in nats, in lm-eval's disjoint windows of `max_length`
-        tokens.
-        """
-        owners: list[int] = []
+        """Log-likelihood of each text in nats, over lm-eval's disjoint windows of `max_length`."""
+        request_of: list[int] = []
         token_requests: list[TokenRequest] = []
-        for number, request in enumerate(requests):
+        for index, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
             length = self.max_length or max(1, len(tokens))
             for window in get_rolling_token_windows(
                 tokens, self.prefix_token_id, length, context_len=1
             ):
-                owners.append(number)
+                request_of.append(index)
                 token_requests.append((None, *make_disjoint_window(window)))
         totals = [0.0] * len(requests)
-        for number, (loglikelihood, _) in zip(
-            owners, self._loglikelihood_tokens(token_requests), strict=True
+        for index, (loglikelihood, _) in zip(
+            request_of, self._loglikelihood_tokens(token_requests), strict=True
         ):
-            totals[number] += loglikelihood
+            totals[index] += loglikelihood
         return totals
 
 
 class MoxinLM(TokenLM):
-    """Our decoder, or for scoring any causal `model(input_ids[B, T])` that gives logits or an
-    object with `.logits`.
+    """Our decoder under the harness.
+
+    max_length: most input tokens of a row.
+    batch_tokens: most tokens in one forward pass, padding included.
     """
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: "MoxinForCausalLM",
+        tokenizer: "PreTrainedTokenizerFast",
         *,
         max_length: int,
         batch_tokens: int = 4096,
-        device: Any = "cpu",
+        device: torch.device | str = "cpu",
     ) -> None:
-        """max_length: most input tokens of a row; batch_tokens: most tokens of one forward pass,
-        padding included.
-        """
         super().__init__(tokenizer, max_length)
         self.max_length: int = max_length
         self.model = model
@@ -165,53 +175,53 @@ class MoxinLM(TokenLM):
         )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy text up to the first stop sequence, in batches. Raises ValueError if a task asks
-        for sampling.
+        """Greedy continuation of each request up to the first stop sequence, in batches.
+
+        Raises ValueError for a task that samples, or whose completions leave no room for a prompt.
         """
-        groups: dict[str, list[int]] = {}
-        for number, request in enumerate(requests):
-            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        groups: dict[str, list[int]] = {}  # indices of the requests with the same options
+        for index, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
         texts = [""] * len(requests)
-        for options, numbers in groups.items():
-            wanted = normalize_gen_kwargs(json.loads(options), DEFAULT_NEW_TOKENS)
-            if wanted.get("do_sample"):
+        for options, group in groups.items():
+            settings = normalize_gen_kwargs(json.loads(options), DEFAULT_NEW_TOKENS)
+            if settings.get("do_sample"):
                 raise ValueError(
-                    "generate_until is greedy here; for sampling use lm-eval's hf model on the exported weights"
+                    "generate_until is greedy here; to sample, use lm-eval's hf model on the "
+                    "exported weights"
                 )
             stops = handle_stop_sequences(
-                wanted["until"], eos=self.tokenizer.decode([self.eot_token_id])
+                settings["until"], eos=self.tokenizer.decode([self.eot_token_id])
             )
-            new_tokens = wanted["max_gen_toks"]
-            prompts = {
-                number: self._prompt(requests[number].args[0], new_tokens) for number in numbers
-            }
-            numbers = sorted(numbers, key=lambda number: -len(prompts[number]))
-            while numbers:
-                rows = max(1, self.batch_tokens // (len(prompts[numbers[0]]) + new_tokens))
-                batch, numbers = numbers[:rows], numbers[rows:]
-                for number, text in zip(
-                    batch,
-                    self._continue([prompts[n] for n in batch], stops, new_tokens),
-                    strict=True,
-                ):
-                    texts[number] = postprocess_generated_text(text, stops, None)
+            new_tokens = settings["max_gen_toks"]
+            prompts = {index: self._prompt(requests[index].args[0], new_tokens) for index in group}
+            waiting = sorted(group, key=lambda index: -len(prompts[index]))
+            while waiting:
+                rows = max(1, self.batch_tokens // (len(prompts[waiting[0]]) + new_tokens))
+                batch, waiting = waiting[:rows], waiting[rows:]
+                completions = self._complete([prompts[i] for i in batch], stops, new_tokens)
+                for index, text in zip(batch, completions, strict=True):
+                    texts[index] = postprocess_generated_text(text, stops, None)
         return texts
 
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
         room = self.max_length - new_tokens
         if room < 1:
             raise ValueError(
-                f"{new_tokens} new tokens leave no room for a context in max_length {self.max_length}"
+                f"{new_tokens} new tokens leave no room for a context in max_length "
+                f"{self.max_length}"
             )
         tokens = self.tok_encode(context)
         self.truncated_requests += len(tokens) > room
         return tokens[-room:]
 
-    def _continue(self, prompts: list[list[int]], stops: list[str], new_tokens: int) -> list[str]:
-        """Greedy continuations with the rolling cache, prompts padded on the left; ends when every
-        row has met a stop.
+    def _complete(self, prompts: list[list[int]], stops: list[str], new_tokens: int) -> list[str]:
+        """Greedy completions of a batch, with the rolling cache.
+
+        Ends early once every row has produced a stop sequence or the end token.
         """
         width = max(map(len, prompts))
+        # Padded on the left: int64 [B, width], and a mask that is 1 on the tokens of the prompts.
         padded = torch.tensor(
             [[self.eot_token_id] * (width - len(p)) + p for p in prompts], device=self._device
         )
@@ -233,7 +243,7 @@ class MoxinLM(TokenLM):
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
     def get_model_info(self) -> dict[str, Any]:
-        """Goes into lm-eval's `config` section."""
+        """What lm-eval writes about the model into the `config` section of the results."""
         parameters = list(self.model.parameters())
         return {
             "model_num_parameters": sum(p.numel() for p in parameters),
@@ -242,19 +252,20 @@ class MoxinLM(TokenLM):
 
 
 class NGramLM(TokenLM):
-    """An n-gram baseline under the same tasks."""
+    """An n-gram baseline under the harness."""
 
-    def __init__(self, ngram: NGram, tokenizer: Any) -> None:
+    def __init__(self, ngram: NGram, tokenizer: "PreTrainedTokenizerFast") -> None:
         super().__init__(tokenizer, max_length=None)
         self.ngram = ngram
 
     def score_tokens(self, requests: list[Request]) -> list[Score]:
-        """The n-gram puts bos in front itself. `is_greedy` is not computed: no task here reads it."""
-        whole = self.ngram.document_losses([self._without_bos(r.tokens) for r in requests])
-        before = self.ngram.document_losses(
+        """Scores of sequences; `is_greedy` is always False, since no task here reads it."""
+        # The n-gram adds bos itself.
+        total = self.ngram.document_losses([self._without_bos(r.tokens) for r in requests])
+        context = self.ngram.document_losses(
             [self._without_bos(r.tokens[: len(r.tokens) - r.num_scored]) for r in requests]
         )
-        return [Score(float(a - b), False) for a, b in zip(whole, before, strict=True)]
+        return [Score(float(a - b), False) for a, b in zip(total, context, strict=True)]
 
     def _without_bos(self, tokens: Sequence[int]) -> Sequence[int]:
         return tokens[1:] if tokens and tokens[0] == self.prefix_token_id else tokens
@@ -266,12 +277,12 @@ class NGramLM(TokenLM):
 def run_tasks(
     lm: TokenLM, tasks: Sequence[str], data_folder: Path, *, bootstrap_iters: int = 1
 ) -> dict[str, Any]:
-    """Run tasks of `moxin_lab/evaluation/tasks` on `<data_folder>/<task>.jsonl`; lm-eval's result
-    structure, samples included.
+    """Runs tasks of `moxin_lab/evaluation/tasks` on `<data_folder>/<task>.jsonl`.
 
-    The result names no path, date or machine, so that the same inputs give the same bytes;
-    `stage.json` holds those. Standard errors of means are lm-eval's closed form (`bootstrap_iters`
-    only has to be above 0 for them to appear).
+    Returns lm-eval's result structure, samples included. It names no path, date or machine, so that
+    the same inputs give the same bytes; `stage.json` records those. Standard errors of means are
+    lm-eval's closed form, which needs `bootstrap_iters` above 0 all the same.
+    Raises FileNotFoundError for a task without data.
     """
     files = {name: data_folder / f"{name}.jsonl" for name in tasks}
     missing = [name for name, path in files.items() if not path.is_file()]
@@ -299,8 +310,9 @@ def run_tasks(
 
 
 def task_config(name: str) -> dict[str, Any]:
-    """A task's YAML with what it includes; lm-eval merges overrides only into configurations given
-    whole.
+    """The YAML of a task, merged with the file that it includes.
+
+    lm-eval applies overrides only to a configuration that is passed in full.
     """
     config = yaml.safe_load((TASKS_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     base = yaml.safe_load((TASKS_FOLDER / config.pop("include")).read_text(encoding="utf-8"))
@@ -308,8 +320,9 @@ def task_config(name: str) -> dict[str, Any]:
 
 
 def write_results(results: dict[str, Any], folder: Path, model_name: str) -> None:
-    """Write `results_<model>.json` and `samples_<task>_<model>.jsonl`, the files that lm-eval's
-    `--output_path` leaves.
+    """Writes `results_<model>.json` and `samples_<task>_<model>.jsonl`.
+
+    They are the files that lm-eval writes with `--output_path`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     summary = {key: value for key, value in results.items() if key != "samples"}
@@ -327,9 +340,7 @@ def write_results(results: dict[str, Any], folder: Path, model_name: str) -> Non
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the harness's progress bars and information-level messages out of a notebook; warnings
-    and errors still show.
-    """
+    """Hides the harness's progress bars and informational messages; warnings and errors show."""
     import datasets
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
@@ -339,9 +350,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     datasets.disable_progress_bars()
     try:
-        with contextlib.redirect_stderr(
-            io.StringIO()
-        ):  # tqdm writes there; log handlers keep the stream they were made with
+        # tqdm writes to stderr; log handlers keep the stream that they were created with.
+        with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -1,8 +1,13 @@
-"""Which held-out documents are measured, and several models side by side on them."""
+"""Choosing the held-out documents to measure, and comparing models on them.
+
+Guarantees: the choice depends on the seed and the documents' ids, not on the order of the rows; all
+models are compared on the same documents.
+Out of scope: cutting documents, which the caller does (`bits_per_byte.head`).
+"""
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -12,13 +17,21 @@ from moxin_lab.evaluation.bits_per_byte import (
     encode_documents,
 )
 from moxin_lab.evaluation.ngrams import NGram
+from moxin_lab.evaluation.scoring import CausalLM
+from moxin_lab.lab.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
 
 
 def choose(documents: pd.DataFrame, *, bytes_per_language: int, seed: int) -> pd.DataFrame:
-    """Documents of each language, in an order hashed from seed and id, until `bytes_per_language`
-    UTF-8 bytes are reached.
+    """About `bytes_per_language` UTF-8 bytes of documents of each language.
 
-    `documents` has the columns id, language, num_bytes. A language with less text gives all it has.
+    Documents are taken in an order hashed from seed and id, until the bytes are reached. A language
+    with less text contributes all of it.
+
+    documents: columns id, language, num_bytes.
     """
     order = [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in documents["id"]]
     shuffled = documents.assign(order=order).sort_values("order").drop(columns="order")
@@ -31,20 +44,20 @@ def choose(documents: pd.DataFrame, *, bytes_per_language: int, seed: int) -> pd
 
 
 def compare(
-    models: Mapping[str, Any],
+    models: Mapping[str, CausalLM | NGram],
     texts: pd.DataFrame,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerFast",
     *,
     context: int,
     seed: int,
-    device: Any = "cpu",
-    progress: Callable[[int, int, str], None] | None = None,
+    device: "torch.device | str" = "cpu",
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Bits per byte by language of each model (a causal language model or an `NGram`) on the same
-    documents.
+    """Bits per byte of each model on the same documents: one row per model and language.
 
-    Columns: model, group (language), bits_per_byte, low, high, documents, bytes; intervals are over
-    documents.
+    texts: columns text, num_bytes, language.
+    Columns: model, group (the language), bits_per_byte, low, high, documents, bytes; intervals are
+    over documents.
     """
     tokens = encode_documents(tokenizer, texts["text"].tolist())
     tables = []
@@ -53,11 +66,11 @@ def compare(
             nats = model.document_losses(tokens)
         else:
 
-            def tell(done: int, total: int, name: str = name) -> None:
+            def report(done: int, total: int, name: str = name) -> None:
                 if progress is not None:
                     progress(done, total, f"held-out text, {name}")
 
-            nats = document_losses(model, tokens, context=context, device=device, progress=tell)
+            nats = document_losses(model, tokens, context=context, device=device, progress=report)
         table = bits_per_byte_by_group(nats, texts["num_bytes"], texts["language"], seed=seed)
         tables.append(table.assign(model=name))
     return pd.concat(tables, ignore_index=True)

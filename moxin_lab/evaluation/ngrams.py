@@ -1,26 +1,24 @@
-"""Token n-gram language models with interpolated modified Kneser-Ney smoothing: the baselines a
-trained model stands beside.
+"""Token n-gram language models with interpolated modified Kneser-Ney smoothing: baselines.
 
     trigram = NGram.fit(train_tokens, order=3, vocab_size=8192)
-    nats = trigram.document_losses(heldout_tokens)      # comparable with bits_per_byte.document_losses
+    nats = trigram.document_losses(heldout_tokens)  # as bits_per_byte.document_losses gives them
 
-Guarantees: a proper distribution over the whole vocabulary after any history (probabilities sum to
-one, none is zero); the
-same conditions as the neural model: same tokens, bos in front of each document, no history across
-documents, bos not scored.
-Does not: scale beyond memory (all n-grams are held as sorted int64 keys: about 100 million training
-tokens fit 8 GiB).
-
-The estimate, for history h of k - 1 tokens and h' without its oldest token:
+The estimate, for a history h of k - 1 tokens, and h' without its oldest token:
 
     p_k(w | h) = max(c(hw) - D(c(hw)), 0) / c(h.) + gamma(h) p_{k-1}(w | h'),   p_0 = 1 / V
 
-where c is the raw count at the highest order and, below, the number of different tokens seen before
-hw. D is one of three discounts (count 1, 2, 3 and more) estimated from counts of counts, and
-gamma(h) hands on exactly what was discounted.
+At the highest order c is the raw count; below, it is the number of different tokens seen before hw.
+D is one of three discounts (for counts of 1, of 2, and of 3 or more), estimated from counts of
+counts. gamma(h) passes exactly the discounted mass to the next lower order.
 Source: Chen and Goodman, An Empirical Study of Smoothing Techniques for Language Modeling (1999),
-section 3; the interpolation of unigrams with the uniform distribution and the fallback discounts as
-in KenLM (Heafield et al. 2013).
+section 3. The interpolation of unigrams with the uniform distribution and the fallback discounts
+are those of KenLM (Heafield et al. 2013).
+
+Guarantees: after any history, a proper distribution over the whole vocabulary (the probabilities
+sum to one and none is zero); the same conditions as for the neural model (same tokens, bos before
+each document and not scored, no history across documents).
+Out of scope: data beyond memory. All n-grams are held as sorted int64 keys; about 100 million
+training tokens fit in 8 GiB.
 """
 
 from collections.abc import Sequence
@@ -29,7 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's, for data whose counts of counts allow no estimate
+FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
+"""KenLM's discounts for data whose counts of counts allow no estimate."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class Level:
     """One order of the model: its n-grams and their histories as sorted packed keys."""
 
     keys: NDArray[np.int64]
-    """Packed n-grams, ascending: the newest token is the lowest digit in base `vocab_size`."""
+    """Packed n-grams, ascending: the newest token is the last digit in base `vocab_size`."""
     shares: NDArray[np.float64]
     """max(c - D(c), 0) / c(h.) of each n-gram."""
     histories: NDArray[np.int64]
-    """Packed histories (`keys // vocab_size`), ascending, each once."""
+    """Packed histories (`keys // vocab_size`), ascending and unique."""
     gammas: NDArray[np.float64]
     """Weight of the next lower order after each history."""
     discounts: tuple[float, float, float]
@@ -52,13 +51,13 @@ class Level:
 
 @dataclass(frozen=True)
 class NGram:
-    """A fitted model; see the module's text. Made by `NGram.fit`."""
+    """A fitted model; see the module's docstring. `NGram.fit` makes one."""
 
     order: int
     vocab_size: int
     bos_id: int
     levels: tuple[Level, ...]
-    """Of orders 1, 2, ..., `order`."""
+    """The orders 1, 2, ..., `order`."""
 
     @staticmethod
     def fit(
@@ -69,20 +68,20 @@ class NGram:
         bos_id: int = 1,
         offsets: ArrayLike | None = None,
     ) -> "NGram":
-        """Count and smooth.
+        """Counts n-grams and smooths.
 
         Args:
-            token_lists: tokens of each document without bos; or, with `offsets`, all of them in one
-            flat array.
-            order: 1 for unigram, 3 for trigram.
-            offsets: int `[documents + 1]`, where document i is `token_lists[offsets[i]:offsets[i +
-            1]]`.
-        Raises ValueError for no tokens, ids outside the vocabulary, or an order whose keys do not
-        fit 63 bits.
+            token_lists: tokens of each document, without bos; or, with `offsets`, the tokens of all
+                documents in one flat array.
+            order: 1 for a unigram model, 3 for a trigram model.
+            offsets: int [documents + 1]; document i is `token_lists[offsets[i] : offsets[i + 1]]`.
+        Raises ValueError for no tokens, for ids outside the vocabulary, and for an order whose keys
+        do not fit in 63 bits.
         """
         if order < 1 or vocab_size**order >= 2**63:
             raise ValueError(
-                f"order {order} over {vocab_size} tokens: n-grams must pack into 63 bits and order be at least 1"
+                f"order {order} over {vocab_size} tokens: the order must be at least 1, "
+                "and n-grams must pack into 63 bits"
             )
         ids, ends = _flatten(token_lists, offsets, vocab_size)
         if not len(ids):
@@ -90,9 +89,8 @@ class NGram:
         keys, counts = np.unique(_packed(ids, ends, order, vocab_size, bos_id), return_counts=True)
         levels = [_smooth(keys, counts, vocab_size)]
         for length in range(order - 1, 0, -1):
-            keys, counts = np.unique(
-                keys % vocab_size**length, return_counts=True
-            )  # different tokens seen before each
+            # Keys of the order above are unique: this counts the different tokens seen before.
+            keys, counts = np.unique(keys % vocab_size**length, return_counts=True)
             levels.append(_smooth(keys, counts, vocab_size))
         return NGram(order, vocab_size, bos_id, tuple(reversed(levels)))
 
@@ -102,8 +100,9 @@ class NGram:
         *,
         offsets: ArrayLike | None = None,
     ) -> NDArray[np.float64]:
-        """Negative log-likelihood of each document in nats, float64 `[documents]`; arguments as in
-        `fit`.
+        """Negative log-likelihood of each document in nats: float64 [documents].
+
+        Arguments as in `fit`.
         """
         ids, ends = _flatten(token_lists, offsets, self.vocab_size)
         probabilities = self._probabilities(
@@ -113,9 +112,7 @@ class NGram:
         return np.diff(running[ends])
 
     def next_token_probabilities(self, history: Sequence[int]) -> NDArray[np.float64]:
-        """Distribution over the vocabulary after `history` (bos is put in front), float64
-        `[vocab_size]`.
-        """
+        """Distribution over the vocabulary after bos and `history`: float64 [vocab_size]."""
         padded = [self.bos_id] * (self.order - 1) + list(history)
         packed = 0
         for token in padded[len(padded) - (self.order - 1) :]:
@@ -125,7 +122,7 @@ class NGram:
         )
 
     def _probabilities(self, keys: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Of the newest token of each packed n-gram given the others."""
+        """Probability of the newest token of each packed n-gram, given the other tokens."""
         result = np.full(len(keys), 1.0 / self.vocab_size)
         for length, level in enumerate(self.levels, start=1):
             suffix = keys % self.vocab_size**length
@@ -149,17 +146,17 @@ def _smooth(keys: NDArray[np.int64], counts: NDArray[np.int64], vocab_size: int)
 
 
 def _discounts(counts: NDArray[np.int64]) -> tuple[tuple[float, float, float], bool]:
-    """Chen and Goodman's three discounts; the fallback where a count of counts is missing or a
-    discount is out of range.
+    """Chen and Goodman's three discounts, and whether they could be estimated.
+
+    The fallback is used if a count of counts is missing or a discount is out of range.
     """
-    n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].astype(
-        np.float64
-    )  # n-grams seen once ... four times
+    # n[i] is the number of n-grams seen i + 1 times, up to four times.
+    n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].astype(np.float64)
     if (n > 0).all():
         y = n[0] / (n[0] + 2 * n[1])
-        found = tuple(float(c - (c + 1) * y * n[c] / n[c - 1]) for c in (1, 2, 3))
-        if all(0 < discount <= c for c, discount in enumerate(found, start=1)):
-            return (found[0], found[1], found[2]), True
+        first, second, third = (float(c - (c + 1) * y * n[c] / n[c - 1]) for c in (1, 2, 3))
+        if 0 < first <= 1 and 0 < second <= 2 and 0 < third <= 3:
+            return (first, second, third), True
     return FALLBACK_DISCOUNTS, False
 
 
@@ -168,7 +165,7 @@ def _flatten(
     offsets: ArrayLike | None,
     vocab_size: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All tokens in one array, and the offsets of the documents in it."""
+    """The tokens of all documents in one array, and the offsets of the documents in it."""
     if offsets is not None:
         ids, ends = np.asarray(token_lists, dtype=np.int64), np.asarray(offsets, dtype=np.int64)
         if len(ends) < 1 or ends[0] != 0 or ends[-1] != len(ids) or (np.diff(ends) < 0).any():
@@ -193,8 +190,9 @@ def _flatten(
 def _packed(
     ids: NDArray[np.int64], ends: NDArray[np.int64], order: int, vocab_size: int, bos_id: int
 ) -> NDArray[np.int64]:
-    """For each token, it and its `order - 1` predecessors as one integer; bos stands in for what
-    lies before the document.
+    """Each token and its `order - 1` predecessors as one integer: int64 [tokens].
+
+    bos replaces predecessors before the beginning of the document.
     """
     position = np.arange(len(ids)) - np.repeat(ends[:-1], np.diff(ends))
     packed = ids.copy()
@@ -207,8 +205,8 @@ def _packed(
 
 
 def _find(
-    sorted_keys: NDArray[np.int64], wanted: NDArray[np.int64]
+    sorted_keys: NDArray[np.int64], keys: NDArray[np.int64]
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Where each wanted key lies in the sorted keys, and whether it is there."""
-    at = np.minimum(np.searchsorted(sorted_keys, wanted), len(sorted_keys) - 1)
-    return at, sorted_keys[at] == wanted
+    """The position of each key in the sorted keys, and whether it is one of them."""
+    at = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+    return at, sorted_keys[at] == keys

@@ -1,14 +1,13 @@
-"""The published benchmark tables: read from `papers/tables`, shown, and attempted where hub weights
-and tasks can be had.
+"""The published benchmark tables: read from `papers/tables`, shown, and attempted.
 
     tables = load_tables(root / "papers" / "tables")
-    tables[1].commands()             # the lm_eval command lines that would attempt it
-    attempt(tables[1])               # full scale: fetches weights and tasks from the hub, takes hours on a GPU
+    tables[1].commands()             # the command lines that would attempt it
+    attempt(tables[1])               # full scale: weights and tasks from the hub, hours on a GPU
 
-Guarantees: a printed digit is shown as printed; a table without a named harness task for each
-column has no command, and says what it would need instead.
-Out of scope: guess shots, prompts or metrics that the report leaves out. Where it does not say
-which of acc and acc_norm it printed, `attempt` returns both.
+Guarantees: numbers are shown with the digits that the report prints; a table without a harness task
+for each column has no lm_eval command, and states what an attempt would need instead.
+Out of scope: guessing shots, prompts or metrics that the report omits. Where it does not say
+whether it prints acc or acc_norm, `attempt` returns both.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,9 +19,8 @@ import pandas as pd
 
 from moxin_lab.lab import claims, published
 
-HUB_ORGANISATION = (
-    "moxin-org"  # reference: model cards of the release, technical report v6, table 9
-)
+HUB_ORGANISATION = "moxin-org"
+"""Source: model cards of the release; technical report v6, table 9."""
 
 ZERO_SHOT = {
     "HellaSwag": ("hellaswag", 0),
@@ -44,8 +42,9 @@ HARNESS_TASKS: dict[str, dict[str, tuple[str, int]]] = {
     "table_4_zero_shot_instruct": ZERO_SHOT,
     "table_5_few_shot_instruct": FEW_SHOT,
 }
-"""Column of a table to lm-evaluation-harness task and shots, where the report states harness and
-shots (sections 7.1 and 7.2).
+"""By table, the columns' lm-evaluation-harness tasks and numbers of shots.
+
+Only tables for which the report states both (sections 7.1 and 7.2).
 """
 
 NEAREST_TASKS: dict[str, dict[str, tuple[str, int]]] = {
@@ -57,53 +56,57 @@ NEAREST_TASKS: dict[str, dict[str, tuple[str, int]]] = {
     },
     "table_7_reasoning": {"MATH-500": ("minerva_math500", 4)},
 }
-"""Harness tasks on the same questions with other prompts, for a first look: their numbers are not
-those of the table's suite. Shots of table 6 are those that the Tulu 3 8B model card states for
-OLMES.
+"""By table, harness tasks on the same questions with other prompts, for a first look.
+
+Their numbers are not comparable with those of the table's suite. The shots of table 6 are those
+that the model card of Tulu 3 8B states for OLMES.
 """
 
 OTHER_SUITES = {
     "table_1_architecture": "no benchmark: stage 03 builds the model and counts its parameters",
-    "table_6_olmes": "the OLMES suite; the report prints neither shots nor prompts, so no harness task is known to be the same",
-    "table_7_reasoning": "the Qwen2.5-Math evaluation code; the report prints neither prompts nor samples an item",
+    "table_6_olmes": "the OLMES suite; the report prints neither shots nor prompts, so no harness "
+    "task is known to be the same",
+    "table_7_reasoning": "the Qwen2.5-Math evaluation code; the report prints neither prompts nor "
+    "samples per item",
     "table_8_vlm": "the Prismatic evaluation suite on the released vision-language model",
     "table_mt_bench": "MT-Bench with GPT-4, a closed model, as judge",
 }
-"""What the other tables would need instead."""
+"""What an attempt at the other tables would need."""
 
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """One file of `papers/tables` with what its index says about it."""
+    """One file of `papers/tables` and its entry in the index."""
 
     name: str
     title: str
     source: str
     caption: str
     frame: pd.DataFrame
-    """First column: row names; the rest floats (strings where the table prints words)."""
+    """The first column holds row names; the others floats, or strings where words are printed."""
     ours: Mapping[str, str | None]
-    """Rows that are Moxin models, and the name each was released under."""
+    """Rows that are Moxin models, to the name of the release; None if it was not released."""
     claims: tuple[str, ...]
     notes: tuple[str, ...]
     shots: str
     metric: str
     command: str | None
-    """The lab's own command; None where no stage runs the suite that made the table."""
+    """The lab's command; None if no stage runs the suite that the table was made with."""
 
     @property
     def tasks(self) -> dict[str, tuple[str, int]]:
-        """Column to harness task and shots; empty if another suite made the table."""
+        """Column to harness task and shots; empty if the table was made with another suite."""
         return HARNESS_TASKS.get(self.name, {})
 
     def commands(self) -> list[str]:
-        """Command lines that attempt it: the lab's own, then lm_eval's for each released Moxin row
-        and number of shots.
+        """Command lines that attempt the table: the lab's, then lm_eval's.
+
+        There is one lm_eval command per released Moxin row and number of shots.
         """
         return [*([self.command] if self.command else []), *self._lm_eval(self.tasks)]
 
     def nearest_commands(self) -> list[str]:
-        """lm_eval command lines on some of the same questions, where another suite made the table."""
+        """lm_eval command lines on some of the questions of a table made with another suite."""
         return self._lm_eval(NEAREST_TASKS.get(self.name, {}))
 
     def _lm_eval(self, tasks: Mapping[str, tuple[str, int]]) -> list[str]:
@@ -111,14 +114,15 @@ class PublishedTable:
         for release in filter(None, self.ours.values()):
             for shots in sorted({shots for _, shots in tasks.values()}):
                 names = ",".join(task for task, count in tasks.values() if count == shots)
-                model = f"--model hf --model_args pretrained={HUB_ORGANISATION}/{release},dtype=bfloat16"
                 lines.append(
-                    f"lm_eval run {model} --tasks {names} --num_fewshot {shots} --batch_size auto"
+                    "lm_eval run --model hf "
+                    f"--model_args pretrained={HUB_ORGANISATION}/{release},dtype=bfloat16 "
+                    f"--tasks {names} --num_fewshot {shots} --batch_size auto"
                 )
         return lines
 
     def how_to_attempt(self) -> str:
-        """Markdown: what an attempt needs, and the command lines."""
+        """What an attempt needs and the command lines, as Markdown."""
         text = f"Needs {self.requirement()}."
         if not self.commands():
             text += " This lab has no command for it yet."
@@ -139,7 +143,7 @@ class PublishedTable:
         )
 
     def marked(self) -> pd.DataFrame:
-        """The table as printed, Moxin's rows marked with an asterisk."""
+        """The table as printed, with Moxin's rows marked by an asterisk."""
         frame = self.frame.copy()
         first = frame.columns[0]
         frame[first] = [f"{row} *" if row in self.ours else row for row in frame[first]]
@@ -147,10 +151,10 @@ class PublishedTable:
 
 
 def load_tables(folder: Path) -> list[PublishedTable]:
-    """All tables of the index, in its order.
+    """The tables of the index, in its order.
 
-    Raises ValueError, naming the file, if index and CSV files do not match each other or a table
-    has neither a harness task for each column nor a stated other suite.
+    Raises ValueError naming the file if the index and the CSV files do not match, or if this module
+    names for a table neither a harness task for each column nor another suite.
     """
     return [_load(folder, entry) for entry in published.index(folder)]
 
@@ -161,15 +165,17 @@ def attempt(
     run: Callable[..., dict[str, Any]] | None = None,
     batch_size: str | int = "auto",
 ) -> pd.DataFrame:
-    """Evaluate each released Moxin row with lm-evaluation-harness on the hub's weights and tasks.
+    """Evaluates each released Moxin row with lm-evaluation-harness on weights and tasks of the hub.
 
-    Returns one row for each printed number: row, column, published, acc, acc_norm (percent;
-    acc_norm missing where a task has none). `run` stands in for `lm_eval.simple_evaluate` in tests.
-    Raises ValueError for a table of another suite.
+    run: called in place of `lm_eval.simple_evaluate`; for tests.
+    Returns one row per printed number. Columns: row, column, published, acc, acc_norm, in percent;
+    acc_norm is missing for a task that has none.
+    Raises ValueError for a table made with another suite.
     """
     if not table.tasks:
         raise ValueError(
-            f"{table.title} cannot be attempted with lm-evaluation-harness: it needs {table.requirement()}"
+            f"{table.title} cannot be attempted with lm-evaluation-harness: "
+            f"it needs {table.requirement()}"
         )
     if run is None:
         from lm_eval import simple_evaluate
@@ -189,9 +195,9 @@ def attempt(
                 num_fewshot=shots,
                 batch_size=batch_size,
             )
-            found = results["results"][task]
+            scores = results["results"][task]
             accuracy = {
-                key: 100 * found[f"{key},none"] if f"{key},none" in found else None
+                key: 100 * scores[f"{key},none"] if f"{key},none" in scores else None
                 for key in ("acc", "acc_norm")
             }
             rows.append(
@@ -201,11 +207,11 @@ def attempt(
 
 
 def judge(claim: str, attempted: pd.DataFrame, root: Path) -> tuple[str, str]:
-    """Verdict and evidence for a claim on an average, from what `attempt` returned.
+    """Verdict and evidence for a claim about an average, from the result of `attempt`.
 
-    Reproduced if the mean over the columns, by acc or by acc_norm (acc where a task has no
-    acc_norm), lies within the tolerance that the claim's entry set beforehand; contradicted
-    otherwise.
+    The claim is reproduced if the mean over the columns, by acc or by acc_norm (by acc for a task
+    without acc_norm), is within the tolerance of the claim's entry in `papers/claims.yml`;
+    otherwise it is contradicted.
     """
     entries = {entry["id"]: entry for entry in claims.load(root)}
     value, tolerance = entries[claim]["value"], entries[claim]["tolerance"]
@@ -230,7 +236,8 @@ def _load(folder: Path, entry: Mapping[str, Any]) -> PublishedTable:
     tasks = HARNESS_TASKS.get(path.stem, {})
     if path.stem not in OTHER_SUITES and set(tasks) != set(frame.columns[1:]) - {"Ave"}:
         raise ValueError(
-            f"{path}: moxin_lab/evaluation/published.py names neither a task for each column nor another suite"
+            f"{path}: moxin_lab/evaluation/published.py names neither a task for each column "
+            "nor another suite"
         )
     return PublishedTable(
         name=path.stem,
@@ -248,5 +255,5 @@ def _load(folder: Path, entry: Mapping[str, Any]) -> PublishedTable:
 
 
 def _as_printed(value: Any) -> Any:
-    """Shortest digits that read back as the same number, which is how the report prints them."""
+    """The shortest digits that give the same number, which is how the report prints it."""
     return f"{value:g}" if isinstance(value, float) and abs(value) < 1e5 else value

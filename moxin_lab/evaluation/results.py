@@ -1,13 +1,12 @@
-"""From held-out documents to task files, and from the harness's results to tables and pictures.
+"""Task files for the harness, and tables and figures from its results.
 
     write_task_data(folder, texts, items)                 # <task>.jsonl for each language
     bits = bits_table({"trained": results, ...}, seed=0)
-    bits_figure(bits); cloze_figure(cloze)
+    bits_figure(bits)
 
 Guarantees: every number comes from the samples that the harness logged; intervals are over
-documents (bootstrap) and items (Wilson); a difference of two models is taken on the same documents
-or items.
-Does not: run anything.
+documents (bootstrap) and items (Wilson); two models are compared on the same items.
+Out of scope: running a model (`harness`).
 """
 
 import json
@@ -29,15 +28,16 @@ if TYPE_CHECKING:
 BITS_TASK = "moxin_bits_per_byte_"
 CLOZE_TASK = "moxin_cloze_"
 MARKERS = ("o", "s", "D", "^")
-METRICS = {"acc": "by log-likelihood", "acc_norm": "by log-likelihood a character"}
+METRICS = {"acc": "by log-likelihood", "acc_norm": "by log-likelihood per character"}
+"""The harness's metrics of a multiple-choice task, and how each one ranks the choices."""
 
 
 def write_task_data(
     folder: Path, texts: pd.DataFrame, items: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[str]:
-    """Write one JSON Lines file a task and language; returns the task names.
+    """Writes one JSON Lines file per task and language; returns the names of the tasks.
 
-    `texts` has the columns id, language, text; `items` holds the cloze items of each language.
+    texts: columns id, language, text. items: the cloze items of each language.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tasks: dict[str, Sequence[Mapping[str, Any]]] = {}
@@ -51,8 +51,10 @@ def write_task_data(
 
 
 def bits_table(results: Mapping[str, Mapping[str, Any]], *, seed: int) -> pd.DataFrame:
-    """Columns model, language, bits_per_byte, low, high, documents, bytes; one row a model and
-    language.
+    """Bits per byte: one row per model and language.
+
+    results: lm-eval's result structure of each model.
+    Columns: language, bits_per_byte, low, high, documents, bytes, model.
     """
     tables = []
     for model, result in results.items():
@@ -66,8 +68,10 @@ def bits_table(results: Mapping[str, Mapping[str, Any]], *, seed: int) -> pd.Dat
 
 
 def cloze_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Columns model, language, metric, accuracy, low, high, items; the language `all` pools every
-    item.
+    """Cloze accuracy: one row per model, language and metric.
+
+    The language `all` pools the items of all languages.
+    Columns: model, language, metric, accuracy, low, high, items.
     """
     rows = []
     for model, result in results.items():
@@ -84,8 +88,9 @@ def cloze_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 def cloze_difference(
     results: Mapping[str, Mapping[str, Any]], first: str, second: str, metric: str, *, seed: int
 ) -> Estimate:
-    """Accuracy of `first` minus that of `second` on all items, with a paired bootstrap interval
-    over items.
+    """Accuracy of model `first` minus that of model `second`, over the items of all languages.
+
+    The interval is a paired bootstrap over items. Raises ValueError if their items differ.
     """
     a, b = (_samples(results[name], CLOZE_TASK, metric) for name in (first, second))
     if a["id"].tolist() != b["id"].tolist():
@@ -94,12 +99,12 @@ def cloze_difference(
 
 
 def bits_figure(table: pd.DataFrame) -> "Figure":
-    """Bits per byte by language, a marker a model, whiskers for the intervals."""
+    """Bits per byte by language: one marker per model, whiskers for the intervals."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.0, 3.6))
     _points(axes, table, "bits_per_byte")
-    axes.set_ylabel("bits per byte (less is better)")
+    axes.set_ylabel("bits per byte (lower is better)")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("language of the held-out text")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
@@ -107,7 +112,7 @@ def bits_figure(table: pd.DataFrame) -> "Figure":
 
 
 def cloze_figure(table: pd.DataFrame) -> "Figure":
-    """Cloze accuracy by language in one panel a metric, with the line of chance."""
+    """Cloze accuracy by language: one panel per metric, with a line at chance."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(2, 1, figsize=(7.0, 5.6), sharex=True, sharey=True)
@@ -130,8 +135,9 @@ def cloze_figure(table: pd.DataFrame) -> "Figure":
 
 
 def _samples(result: Mapping[str, Any], prefix: str, metric: str) -> pd.DataFrame:
-    """Columns language, id and the metric's value of each sample of the tasks that begin with
-    `prefix`, in their order.
+    """One row per sample of the tasks that begin with `prefix`, in the order of the documents.
+
+    Columns: language, id, and the metric.
     """
     rows = [
         (task.removeprefix(prefix), sample["doc"]["id"], sample[metric])
@@ -145,12 +151,12 @@ def _samples(result: Mapping[str, Any], prefix: str, metric: str) -> pd.DataFram
 def _points(axes: "Axes", table: pd.DataFrame, column: str) -> None:
     languages = list(dict.fromkeys(table["language"]))
     models = list(dict.fromkeys(table["model"]))
-    for number, (model, marker) in enumerate(zip(models, MARKERS, strict=False)):
+    for index, (model, marker) in enumerate(zip(models, MARKERS, strict=False)):
         part = table[table["model"] == model].set_index("language").loc[languages]
-        places = np.arange(len(languages)) + 0.18 * (number - (len(models) - 1) / 2)
+        positions = np.arange(len(languages)) + 0.18 * (index - (len(models) - 1) / 2)
         whiskers = np.abs(part[["low", "high"]].to_numpy().T - part[column].to_numpy())
         axes.errorbar(
-            places,
+            positions,
             part[column],
             yerr=whiskers,
             fmt=marker,

@@ -1,67 +1,81 @@
-"""Log-likelihoods of token sequences under a causal model, in padded batches: the one place where a
-model is scored.
+"""Log-likelihoods of token sequences under a causal language model, in padded batches.
 
-Guarantees: sequences sorted by length, padded on the right, padding neither scored nor (the model
-being causal) attended to; results come back in the order of the requests and do not depend on how
-they were batched.
-Does not: tokenize, cut or window anything; callers hand over sequences that fit the model.
+Every evaluation of log-likelihoods goes through `score`.
+
+Guarantees: sequences are padded on the right, so that a causal model never attends to padding, and
+padding is not scored; results are in the order of the requests and do not depend on batching.
+Out of scope: tokenizing, cutting or windowing. Callers pass sequences that fit the model.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CausalLM(Protocol):
+    """A causal language model, for scoring."""
+
+    def __call__(self, input_ids: "torch.Tensor", /) -> Any:
+        """From ids int64 [B, T], logits [B, T, V], or an object with them as `.logits`."""
+        ...
 
 
 class Request(NamedTuple):
-    """Score the last `num_scored` tokens of `tokens`, each given all tokens before it."""
+    """A sequence whose last `num_scored` tokens are scored, each given all tokens before it."""
 
     tokens: Sequence[int]
     num_scored: int
 
 
 class Score(NamedTuple):
+    """The result of one request."""
+
     nats: float
-    """Negative log-likelihood of the scored tokens, natural logarithm."""
+    """Negative log-likelihood of the scored tokens, with the natural logarithm."""
     is_greedy: bool
-    """True if each scored token is the model's most likely one."""
+    """True if every scored token is the most likely one under the model."""
 
 
 def score(
-    model: Any,
+    model: CausalLM,
     requests: Sequence[Request],
     *,
     batch_tokens: int = 4096,
     pad_id: int = 0,
-    device: Any = "cpu",
+    device: "torch.device | str" = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Score]:
-    """Score each request with `model(input_ids[B, T])`, which gives logits `[B, T, V]` or an object
-    with them as `.logits`.
+    """Scores each request, in evaluation mode and without gradients.
 
     Args:
-        batch_tokens: most tokens of one forward pass, padding included (at least one sequence).
+        batch_tokens: most tokens in one forward pass, padding included (at least one sequence).
         pad_id: any valid id; it is never scored.
-        progress: called with requests done and requests in all.
-    Raises ValueError for a request without a token before the scored ones.
+        progress: called with (requests done, requests in all).
+    Raises ValueError for a request that scores no token, or that has none before the scored ones.
     """
     import torch
 
-    for number, request in enumerate(requests):
+    for index, request in enumerate(requests):
         if not 1 <= request.num_scored < len(request.tokens):
             counts = f"{request.num_scored} of {len(request.tokens)} tokens"
             raise ValueError(
-                f"request {number} scores {counts}: at least one, and one must stand before them"
+                f"request {index} scores {counts}: it must score at least one, "
+                "and have at least one before them"
             )
-    order = sorted(
-        range(len(requests)), key=lambda i: -len(requests[i].tokens)
-    )  # longest first: memory trouble shows at once
+    # Longest first, so that running out of memory shows at once.
+    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].tokens))
     results = [Score(0.0, True)] * len(requests)
-    was_training = bool(getattr(model, "training", False))
-    if was_training:
-        model.eval()
+    # A model may be any callable; an `nn.Module` leaves training mode for the duration.
+    module: Any = model if getattr(model, "training", False) else None
+    if module is not None:
+        module.eval()
     done = 0
     with torch.inference_mode():
         while done < len(order):
             width = len(requests[order[done]].tokens) - 1
+            # Rows of one batch: inputs and targets int64 [B, width]; a target of -1 is not scored.
             batch = order[done : done + max(1, batch_tokens // width)]
             inputs = torch.full((len(batch), width), pad_id)
             targets = torch.full((len(batch), width), -1)
@@ -72,30 +86,30 @@ def score(
                 targets[row, last - requests[i].num_scored : last] = tokens[
                     -requests[i].num_scored :
                 ]
-            for i, found in zip(
-                batch, _score_rows(model, inputs.to(device), targets.to(device)), strict=True
-            ):
-                results[i] = found
+            rows = _score_rows(model, inputs.to(device), targets.to(device))
+            for i, row_score in zip(batch, rows, strict=True):
+                results[i] = row_score
             done += len(batch)
             if progress is not None:
                 progress(done, len(requests))
-    if was_training:
-        model.train()
+    if module is not None:
+        module.train()
     return results
 
 
-def _score_rows(model: Any, inputs: Any, targets: Any) -> list[Score]:
+def _score_rows(model: CausalLM, inputs: "torch.Tensor", targets: "torch.Tensor") -> list[Score]:
+    """One score per row. inputs, targets: int64 [B, T]; a target below 0 is not scored."""
     import torch
     import torch.nn.functional as F
 
     output = model(inputs)
-    logits = getattr(output, "logits", output)
+    logits = getattr(output, "logits", output)  # [B, T, V]
     rows, columns = torch.nonzero(targets >= 0, as_tuple=True)
-    wanted, scored = targets[rows, columns], logits[rows, columns].float()
+    labels, scored = targets[rows, columns], logits[rows, columns].float()  # [N], [N, V]
     nats = torch.zeros(len(inputs), dtype=torch.float64, device=scored.device)
-    nats.index_add_(0, rows, F.cross_entropy(scored, wanted, reduction="none").double())
+    nats.index_add_(0, rows, F.cross_entropy(scored, labels, reduction="none").double())
     misses = torch.zeros(len(inputs), device=scored.device)
-    misses.index_add_(0, rows, (scored.argmax(-1) != wanted).float())
+    misses.index_add_(0, rows, (scored.argmax(-1) != labels).float())
     return [
-        Score(loss, miss == 0) for loss, miss in zip(nats.tolist(), misses.tolist(), strict=True)
+        Score(loss, count == 0) for loss, count in zip(nats.tolist(), misses.tolist(), strict=True)
     ]

@@ -1,12 +1,14 @@
-"""Intervals for measured numbers: bootstrap over items, paired bootstrap for differences, Wilson
-for proportions, Student over training seeds.
+"""Intervals for measured numbers.
 
-Guarantees: seeded, so the same numbers give the same interval; the item (a document, a question) is
-the unit of resampling, and a ratio such as bits per byte is resampled as a ratio of sums, never as
-a mean of ratios.
-Does not: mix the two kinds of spread. An interval over items says how far the number would move
-with other items of the same kind, for this one trained model; one over seeds, how far it would move
-with another training, for these items.
+Bootstrap over items, paired bootstrap for differences, Wilson's interval for proportions, and
+Student's interval over training seeds.
+
+Guarantees: the same numbers and seed give the same interval; the item (a document, a question) is
+the unit of resampling; a ratio such as bits per byte is resampled as a ratio of sums, never as a
+mean of ratios.
+Out of scope: combining the two kinds of spread. An interval over items says how far a number would
+move with other items of the same kind, for one trained model. An interval over seeds says how far
+it would move with another training, for the same items.
 """
 
 import math
@@ -18,7 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
-CHUNK_CELLS = 4_000_000  # weights held at once: 32 MB of int64
+CHUNK_CELLS = 4_000_000
+"""Bootstrap counts in memory at once: 32 MB of int64."""
 
 
 class Estimate(NamedTuple):
@@ -40,9 +43,11 @@ def bootstrap_interval(
     """Percentile bootstrap of sum(values) / sum(weights) over items; without weights, of the mean.
 
     Args:
-        values: one number an item, e.g. bits of a document or 0/1 of a question.
-        weights: one positive number an item, e.g. bytes of a document.
-        level: coverage aimed at. resamples: bootstrap draws. seed: of the draws.
+        values: one number per item, e.g. the bits of a document, or 0 or 1 for a question.
+        weights: one positive number per item, e.g. the bytes of a document.
+        level: nominal coverage.
+        resamples: number of bootstrap samples.
+        seed: of the bootstrap samples.
     Raises ValueError for no items, differing lengths, or weights that are not positive.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
@@ -63,8 +68,10 @@ def paired_bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Bootstrap of the difference first - second on the same items (same draws for both, so shared
-    difficulty cancels).
+    """Bootstrap of the difference `first - second` on the same items.
+
+    Both use the same samples of items, so that the difficulty of the items cancels. Arguments and
+    errors as in `bootstrap_interval`.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape:
@@ -73,8 +80,9 @@ def paired_bootstrap(
 
 
 def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> Estimate:
-    """Wilson score interval of a proportion. Source: Wilson, JASA 22 (1927) 209-212. Raises
-    ValueError for impossible counts.
+    """Wilson's score interval of a proportion.
+
+    Raises ValueError for impossible counts. Source: Wilson, JASA 22 (1927) 209-212.
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes of {trials} trials is not a proportion")
@@ -90,15 +98,15 @@ def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> Esti
 
 
 def seed_interval(values: ArrayLike, *, level: float = 0.95) -> Estimate:
-    """Mean over trainings that differ in their seed alone, with Student's interval (n - 1 degrees
-    of freedom); for the difference of two arms, give the differences of runs with the same seed.
-    One value has no spread: both ends are NaN.
+    """Mean over training runs that differ only in their seed, with Student's interval.
 
-    Raises ValueError for no value and for values that are not finite.
+    The interval has n - 1 degrees of freedom. With one value, both ends are NaN. To compare two
+    settings, pass the differences between runs of the same seed.
+    Raises ValueError for no values and for values that are not finite.
     """
     each = np.asarray(values, dtype=np.float64)
     if each.ndim != 1 or not len(each) or not np.isfinite(each).all():
-        raise ValueError(f"an interval over seeds needs one finite number a seed; got {each!r}")
+        raise ValueError(f"an interval over seeds needs one finite number per seed; got {each!r}")
     mean = float(each.mean())
     if len(each) == 1:
         return Estimate(mean, math.nan, math.nan)
@@ -119,7 +127,8 @@ def _columns(
         )
     if denominators.shape != numerators.shape:
         raise ValueError(
-            f"one weight an item: {denominators.shape} weights for {numerators.shape} values"
+            f"there must be one weight per item: {denominators.shape} weights for "
+            f"{numerators.shape} values"
         )
     if not (denominators > 0).all():
         raise ValueError("weights must be positive")
@@ -127,7 +136,10 @@ def _columns(
 
 
 def _resampled(items: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """How often each item is drawn, `[draws, items]`, in chunks of bounded memory."""
+    """How often each item is in each bootstrap sample: float64 [rows, items], in chunks.
+
+    A chunk has at most `CHUNK_CELLS` cells, and at least one row.
+    """
     rng = np.random.default_rng(seed)
     shares: Sequence[float] = np.full(items, 1.0 / items).tolist()
     rows = max(1, CHUNK_CELLS // items)

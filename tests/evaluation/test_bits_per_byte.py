@@ -1,4 +1,4 @@
-"""Bits per byte: every byte once, whatever the windows and batches."""
+"""Bits per byte: every byte is scored once, whatever the windows and batches."""
 
 import math
 
@@ -102,9 +102,8 @@ def test_uniform_model_gives_log2_of_the_vocabulary_times_tokens_over_bytes(
 
 
 def test_padding_never_enters_the_loss(documents):
-    def certain_of_padding(
-        input_ids,
-    ):  # a model that would gain from being scored on bos, with which rows are padded
+    def certain_of_padding(input_ids):
+        # Rows are padded with bos: a model that predicts bos would gain if padding were scored.
         logits = torch.zeros(*input_ids.shape, VOCAB)
         logits[..., 1] = 30.0
         return logits
@@ -119,9 +118,8 @@ def test_long_documents_use_the_stated_context(model):
     sequence = [1, *tokens]
     expected = 0.0
     for i in range(1, len(sequence)):
-        start = (
-            0 if i <= 16 else max(0, 8 * math.ceil((i - 16) / 8))
-        )  # last window starts at 24, as 40 = 16 + 3 * 8
+        # The last window starts at 24, as 40 = 16 + 3 * 8.
+        start = 0 if i <= 16 else max(0, 8 * math.ceil((i - 16) / 8))
         with torch.no_grad():
             logits = model(torch.tensor([sequence[start:i]])).logits[0, -1]
         expected -= torch.log_softmax(logits, -1)[sequence[i]].item()
@@ -144,7 +142,7 @@ def test_progress_counts_windows_and_training_mode_is_restored(model, documents)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_group_table_sums_before_dividing_and_holds_its_own_interval():
+def test_group_table_sums_before_dividing_and_has_an_interval_per_group():
     nats, num_bytes = np.array([10.0, 90.0, 5.0]) * math.log(2), np.array([10, 30, 20])
     table = bits_per_byte_by_group(nats, num_bytes, ["zh", "zh", "en"], seed=0).set_index("group")
     assert list(table.index) == ["zh", "en"]
@@ -171,6 +169,6 @@ def test_a_lossy_tokenizer_is_refused():
 @given(st.text(max_size=60), st.integers(1, 80))
 @settings(max_examples=200, deadline=None)
 def test_head_is_the_longest_beginning_that_fits(text, max_bytes):
-    found = head(text, max_bytes)
-    assert text.startswith(found) and len(found.encode()) <= max_bytes
-    assert found == text or len(text[: len(found) + 1].encode()) > max_bytes
+    beginning = head(text, max_bytes)
+    assert text.startswith(beginning) and len(beginning.encode()) <= max_bytes
+    assert beginning == text or len(text[: len(beginning) + 1].encode()) > max_bytes

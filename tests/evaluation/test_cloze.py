@@ -1,6 +1,4 @@
-"""Cloze items: the same again for the same seed, and each shortcut that the module closes stays
-closed.
-"""
+"""Cloze items: the same for the same seed, and without the shortcuts that the module excludes."""
 
 from collections import Counter
 
@@ -54,10 +52,10 @@ WORDS = {"en": ENGLISH, "zh": CHINESE, "code": ENGLISH}
 
 
 def pages(language, count, seed, suffix="", sentences=14, words_each=(7, 16)):
-    """Made-up pages whose sentences are all different."""
+    """Artificial pages whose sentences are all different."""
     rng = np.random.default_rng(seed)
     rows = []
-    for number in range(count):
+    for index in range(count):
         lines = []
         for _ in range(sentences):
             words = [
@@ -71,7 +69,7 @@ def pages(language, count, seed, suffix="", sentences=14, words_each=(7, 16)):
             else:
                 lines.append("".join(words) + "。" if language == "zh" else " ".join(words) + ".")
         text = ("\n" if language == "code" else "" if language == "zh" else " ").join(lines)
-        identifier = f"{language}/{seed}/{number:03d}{suffix}"
+        identifier = f"{language}/{seed}/{index:03d}{suffix}"
         rows.append(
             {
                 "id": identifier,
@@ -94,7 +92,7 @@ def case(request):
     return heldout, train, build_items(heldout, train, language=request.param, num_items=40, seed=0)
 
 
-def test_the_right_choice_continues_the_page_and_the_others_stand_on_other_pages(case):
+def test_the_right_choice_continues_the_page_and_the_others_are_from_other_pages(case):
     heldout, _, items = case
     texts = dict(zip(heldout["id"], heldout["text"], strict=True))
     assert len(items) == 40
@@ -119,7 +117,7 @@ def test_no_item_offers_the_same_choice_twice_and_lengths_are_close(case):
         )
 
 
-def test_right_answers_take_each_place_equally_often(case):
+def test_each_position_holds_the_right_answer_equally_often(case):
     *_, items = case
     assert Counter(item["label"] for item in items) == {0: 10, 1: 10, 2: 10, 3: 10}
     assert [item["label"] for item in items] != [0, 1, 2, 3] * 10
@@ -133,12 +131,11 @@ def test_items_depend_on_the_seed_and_not_on_the_order_of_rows(case):
     assert build_items(heldout, train, language=language, num_items=40, seed=1) != items
 
 
-def test_no_choice_stands_in_training_text():
+def test_no_choice_occurs_in_training_text():
     heldout, train = both()
     leaked = heldout.head(15).assign(id=lambda d: "copy/" + d["id"])
-    leaked["text"] = (
-        leaked["text"].str.upper().str.replace(" ", "  \n")
-    )  # case and white space differ, the words do not
+    # Case and white space differ, the words do not.
+    leaked["text"] = leaked["text"].str.upper().str.replace(" ", "  \n")
     train = pd.concat([train, leaked])
     items = build_items(heldout, train, language="en", num_items=40, seed=0)
     pages_used = {page for item in items for page in item["choice_pages"]}
@@ -154,7 +151,7 @@ def test_no_choice_stands_in_training_text():
 def test_boilerplate_on_two_heldout_pages_is_never_a_choice():
     heldout, train = both()
     boilerplate = (
-        "This very same sentence of the footer stands on each and every page of the manual."
+        "The same sentence of the footer is repeated on each and every page of the manual."
     )
     heldout["text"] = [f"{text[:400]}\n{boilerplate}\n{text[400:]}" for text in heldout["text"]]
     items = build_items(heldout, train, language="en", num_items=60, seed=0)
@@ -171,8 +168,8 @@ def test_code_is_compared_within_a_file_type():
         assert len({page.rsplit(".")[-1] for page in item["choice_pages"]}) == 1
 
 
-def test_latin_leftovers_are_no_passages_of_a_chinese_page():
-    latin = "This sentence was never translated and still stands on the page in English."
+def test_untranslated_english_is_no_passage_of_a_chinese_page():
+    latin = "This sentence was never translated and is still on the page in English."
     text = latin + "\n" + "这个句子已经翻译成中文，并且足够长，可以作为一个选项出现在题目中。"
     assert [passage.body for passage in find_passages("p", "s", text, "zh")] == [
         text.split("\n")[1]
@@ -200,7 +197,7 @@ def test_length_and_overlap_rules_are_at_chance_on_random_sentences():
         assert abs(accuracy - 0.25) < 0.065, rule  # three standard errors
 
 
-def test_cue_accuracy_finds_a_cue_that_is_there():
+def test_cue_accuracy_detects_an_existing_cue():
     items = [
         {
             "context": "about windows",
@@ -208,15 +205,14 @@ def test_cue_accuracy_finds_a_cue_that_is_there():
             "label": 1,
         }
     ] * 3
-    found = cue_accuracy(items)
-    assert found == {
+    assert cue_accuracy(items) == {
         "shortest choice": 0.0,
         "longest choice": 1.0,
         "most trigrams shared with the context": 1.0,
     }
 
 
-def test_too_few_pages_is_an_error_that_says_so():
+def test_too_few_pages_are_refused_with_the_reason():
     with pytest.raises(ValueError, match="no cloze items for 'en'"):
         build_items(
             pages("en", 2, seed=1), pages("en", 2, seed=2), language="en", num_items=10, seed=0

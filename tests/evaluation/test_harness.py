@@ -1,6 +1,4 @@
-"""Our LM object: the same numbers as lm-evaluation-harness's own HFLM on the same checkpoint, and
-the local tasks.
-"""
+"""Our `LM` gives the same numbers as lm-evaluation-harness's HFLM, and runs the local tasks."""
 
 import json
 import math
@@ -32,8 +30,9 @@ MAX_LENGTH = 48
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A random Mistral checkpoint with a byte-level BPE tokenizer whose ids are those of our
-    tokenizer's special tokens.
+    """A random Mistral checkpoint with a byte-level BPE tokenizer.
+
+    Its special tokens have the ids that they have in our tokenizer.
     """
     folder = tmp_path_factory.mktemp("checkpoint")
     bpe = Tokenizer(models.BPE(unk_token=None))
@@ -108,12 +107,12 @@ def test_loglikelihood_equals_hflm(ours, checkpoint):
         (TEXTS[4] * 2, TEXTS[0]),
     ]
     before = ours.truncated_requests
-    found = ours.loglikelihood(instances("loglikelihood", pairs))
+    actual = ours.loglikelihood(instances("loglikelihood", pairs))
     expected = theirs(checkpoint, add_bos_token=True).loglikelihood(
         instances("loglikelihood", pairs)
     )
-    np.testing.assert_allclose([x for x, _ in found], [x for x, _ in expected], atol=1e-4)
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    np.testing.assert_allclose([x for x, _ in actual], [x for x, _ in expected], atol=1e-4)
+    assert [greedy for _, greedy in actual] == [greedy for _, greedy in expected]
     assert ours.truncated_requests > before, (
         "the last pair is longer than max_length and must be counted"
     )
@@ -134,11 +133,11 @@ def test_is_greedy_is_true_for_the_models_own_continuation(ours, checkpoint):
 def test_loglikelihood_rolling_equals_hflm(ours, checkpoint):
     texts = [(text,) for text in [*TEXTS, TEXTS[4] * 3]]
     assert len(ours.tok_encode(texts[-1][0])) > 2 * MAX_LENGTH
-    found = ours.loglikelihood_rolling(instances("loglikelihood_rolling", texts))
+    actual = ours.loglikelihood_rolling(instances("loglikelihood_rolling", texts))
     expected = theirs(checkpoint, add_bos_token=False).loglikelihood_rolling(
         instances("loglikelihood_rolling", texts)
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-4)
 
 
 def test_rolling_equals_document_losses_where_a_document_fits_one_window(ours):
@@ -158,12 +157,12 @@ def test_greedy_generate_until_equals_hflm(ours, checkpoint):
     requests = [
         (text, {"until": stops, **options}) for text in TEXTS for stops in (["\n\n"], ["e", "。"])
     ]
-    found = ours.generate_until(instances("generate_until", requests))
+    actual = ours.generate_until(instances("generate_until", requests))
     expected = theirs(checkpoint, add_bos_token=True).generate_until(
         instances("generate_until", requests)
     )
-    assert found == expected
-    assert any(found)
+    assert actual == expected
+    assert any(actual)
 
 
 def test_sampling_and_impossible_lengths_are_refused(ours):
@@ -220,7 +219,9 @@ def test_tasks_run_through_the_harness_and_agree_with_direct_computation(ours, t
     assert results["n-samples"]["moxin_cloze_en"]["effective"] == 8
 
 
-def test_written_results_are_the_same_bytes_again_and_name_no_path(ours, task_data, tmp_path):
+def test_results_are_written_as_the_same_bytes_each_time_and_name_no_path(
+    ours, task_data, tmp_path
+):
     contents = []
     for name in ("first", "second"):
         write_results(run_tasks(ours, ["moxin_cloze_en"], task_data), tmp_path / name, "trained")
@@ -238,7 +239,7 @@ def test_missing_task_data_is_named(ours, tmp_path):
         run_tasks(ours, ["moxin_cloze_zh"], tmp_path)
 
 
-def test_ngram_runs_under_the_same_interface(ours):
+def test_the_ngram_baseline_runs_under_the_same_interface(ours):
     train = [ours.tok_encode(text, add_special_tokens=False) for text in TEXTS]
     ngram = NGram.fit(train, order=3, vocab_size=len(ours.tokenizer))
     lm = NGramLM(ngram, ours.tokenizer)
@@ -247,14 +248,14 @@ def test_ngram_runs_under_the_same_interface(ours):
     )
     np.testing.assert_allclose(-np.array(rolling), ngram.document_losses(train))
     pair = ("A short", " one.")
-    whole, before = (
+    total, context = (
         ours.tok_encode(text, add_special_tokens=False) for text in ("A short one.", "A short")
     )
-    expected = np.diff(ngram.document_losses([whole, before]))[0]
+    expected = np.diff(ngram.document_losses([total, context]))[0]
     assert lm.loglikelihood(instances("loglikelihood", [pair]))[0][0] == pytest.approx(expected)
 
 
-def test_every_task_file_is_found_by_the_harness():
+def test_the_harness_finds_every_task_file():
     manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False)
     languages = ("en", "zh", "ja", "ko", "code")
     assert {

@@ -1,6 +1,4 @@
-"""N-gram baselines: proper distributions, and equal to a second implementation written with
-dictionaries.
-"""
+"""N-gram baselines: proper distributions, equal to a second implementation with dictionaries."""
 
 import math
 from collections import Counter, defaultdict
@@ -16,7 +14,7 @@ BOS = 1
 
 
 def zipf_documents(seed, vocab_size=40, documents=60, length=50):
-    """Second-order text: the next token is often a function of the last two, otherwise Zipf."""
+    """Second-order text: half the tokens follow from the two before, the others are Zipf."""
     rng = np.random.default_rng(seed)
     shares = 1 / np.arange(1, vocab_size - 3)
     shares /= shares.sum()
@@ -33,7 +31,7 @@ def zipf_documents(seed, vocab_size=40, documents=60, length=50):
 
 
 class DictionaryKneserNey:
-    """Interpolated modified Kneser-Ney read off the formula, one probability at a time."""
+    """Interpolated modified Kneser-Ney, written straight from the formula."""
 
     def __init__(self, documents, order, vocab_size):
         self.order, self.vocab_size = order, vocab_size
@@ -50,9 +48,9 @@ class DictionaryKneserNey:
             n = [sum(c == i for c in counts.values()) for i in range(5)]
             if all(n[1:]):
                 y = n[1] / (n[1] + 2 * n[2])
-                found = [1 - 2 * y * n[2] / n[1], 2 - 3 * y * n[3] / n[2], 3 - 4 * y * n[4] / n[3]]
-                if all(0 < d <= c for c, d in enumerate(found, 1)):
-                    self.discounts[k] = found
+                three = [1 - 2 * y * n[2] / n[1], 2 - 3 * y * n[3] / n[2], 3 - 4 * y * n[4] / n[3]]
+                if all(0 < d <= c for c, d in enumerate(three, 1)):
+                    self.discounts[k] = three
             self.discounts.setdefault(k, FALLBACK_DISCOUNTS)
 
     @staticmethod
@@ -109,7 +107,7 @@ def test_probabilities_sum_to_one_after_any_history(train, history, order):
     order=st.integers(1, 3),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_document_loss_is_the_chain_of_next_token_probabilities(train, heldout, order):
+def test_a_document_loss_is_the_sum_over_next_token_probabilities(train, heldout, order):
     model = NGram.fit(train, order=order, vocab_size=10)
     chain = -sum(
         math.log(model.next_token_probabilities(heldout[:i])[token])
@@ -148,7 +146,7 @@ def test_a_trigram_beats_a_unigram_where_order_matters_and_both_beat_uniform():
     assert unigram < math.log(50)
 
 
-def test_discounts_fall_back_and_say_so_when_counts_of_counts_are_missing():
+def test_without_counts_of_counts_discounts_are_the_fallback_and_marked_as_such():
     model = NGram.fit([[4, 5, 6]], order=1, vocab_size=10)
     assert model.levels[0].discounts == FALLBACK_DISCOUNTS
     assert not model.levels[0].estimated

@@ -23,7 +23,7 @@ def tables():
     return {table.name: table for table in load_tables(TABLES)}
 
 
-def test_every_table_has_tasks_or_a_stated_suite_and_nothing_is_left_over(tables):
+def test_every_table_has_tasks_or_another_suite_and_every_entry_has_its_table(tables):
     assert set(tables) == set(HARNESS_TASKS) | set(OTHER_SUITES)
     assert not set(HARNESS_TASKS) & set(OTHER_SUITES)
     for table in tables.values():
@@ -56,7 +56,7 @@ def test_claims_of_the_tables_exist(tables):
     assert {claim for table in tables.values() for claim in table.claims} <= known
 
 
-def test_every_task_is_one_of_the_installed_harness():
+def test_every_task_exists_in_the_installed_harness():
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -75,15 +75,16 @@ def test_every_task_is_one_of_the_installed_harness():
     known = TaskManager(
         include_path=[str(folder) for folder in folders], include_defaults=False
     ).task_index
-    wanted = [*HARNESS_TASKS.values(), *NEAREST_TASKS.values()]
-    assert {task for tasks in wanted for task, _ in tasks.values()} <= set(known)
+    named = [*HARNESS_TASKS.values(), *NEAREST_TASKS.values()]
+    assert {task for tasks in named for task, _ in tasks.values()} <= set(known)
 
 
 def test_the_command_line_names_release_tasks_and_shots(tables):
     assert tables["table_2_zero_shot_base"].commands() == [
         "moxin-lab run --scale full --only 08",
         "lm_eval run --model hf --model_args pretrained=moxin-org/Moxin-7B-LLM,dtype=bfloat16 "
-        "--tasks hellaswag,winogrande,piqa,arc_easy,arc_challenge --num_fewshot 0 --batch_size auto",
+        "--tasks hellaswag,winogrande,piqa,arc_easy,arc_challenge --num_fewshot 0 "
+        "--batch_size auto",
     ]
     _, *few = tables["table_5_few_shot_instruct"].commands()
     assert [line.split("--tasks ")[1] for line in few] == [
@@ -93,13 +94,13 @@ def test_the_command_line_names_release_tasks_and_shots(tables):
     ]
 
 
-def test_attempt_asks_for_released_weights_and_returns_both_accuracies_beside_the_printed_number(
+def test_attempt_evaluates_released_weights_and_returns_both_accuracies_and_the_printed_number(
     tables,
 ):
-    asked = []
+    calls = []
 
     def run(**options):
-        asked.append(options)
+        calls.append(options)
         numbers = (
             {"acc,none": 0.5}
             if options["tasks"] == ["winogrande"]
@@ -107,18 +108,18 @@ def test_attempt_asks_for_released_weights_and_returns_both_accuracies_beside_th
         )
         return {"results": {options["tasks"][0]: numbers}}
 
-    found = attempt(tables["table_2_zero_shot_base"], run=run).set_index("column")
-    assert {options["model_args"]["pretrained"] for options in asked} == {"moxin-org/Moxin-7B-LLM"}
-    assert {options["num_fewshot"] for options in asked} == {0}
-    assert found.loc["ARC-C", ["published", "acc", "acc_norm"]].tolist() == [58.64, 50.0, 60.0]
-    assert found["acc_norm"].isna().tolist() == [False, True, False, False, False]
-    assert set(found["row"]) == {"Moxin-7B-Enhanced"}
+    attempted = attempt(tables["table_2_zero_shot_base"], run=run).set_index("column")
+    assert {options["model_args"]["pretrained"] for options in calls} == {"moxin-org/Moxin-7B-LLM"}
+    assert {options["num_fewshot"] for options in calls} == {0}
+    assert attempted.loc["ARC-C", ["published", "acc", "acc_norm"]].tolist() == [58.64, 50.0, 60.0]
+    assert attempted["acc_norm"].isna().tolist() == [False, True, False, False, False]
+    assert set(attempted["row"]) == {"Moxin-7B-Enhanced"}
 
 
 @pytest.mark.parametrize(
-    ("shift", "verdict"), [(0.0, "reproduced"), (0.4, "reproduced"), (2.0, "contradicted")]
+    ("shift", "expected"), [(0.0, "reproduced"), (0.4, "reproduced"), (2.0, "contradicted")]
 )
-def test_a_verdict_follows_the_tolerance_of_the_claim(tables, shift, verdict):
+def test_a_verdict_follows_the_tolerance_of_the_claim(tables, shift, expected):
     def run(**options):
         column = next(
             c
@@ -137,12 +138,12 @@ def test_a_verdict_follows_the_tolerance_of_the_claim(tables, shift, verdict):
         }
 
     measured = attempt(tables["table_2_zero_shot_base"], run=run)
-    found, evidence = judge("eval.zero-shot-base", measured, ROOT)
-    assert found == verdict
+    verdict, evidence = judge("eval.zero-shot-base", measured, ROOT)
+    assert verdict == expected
     assert f"10.00 by acc, {75.44 + shift:.2f} by acc_norm" in evidence
 
 
-def test_attempt_refuses_a_table_of_another_suite(tables):
+def test_attempt_refuses_a_table_made_with_another_suite(tables):
     with pytest.raises(ValueError, match="OLMES"):
         attempt(tables["table_6_olmes"])
 

@@ -1,6 +1,4 @@
-"""Tables from the harness's samples: the numbers of the samples, paired where two models are
-compared.
-"""
+"""Tables and figures show the numbers of the harness's samples; comparisons are paired."""
 
 import json
 import math
@@ -30,32 +28,32 @@ def result(answers, nats):
     }
 
 
-FOUND = {
+RESULTS = {
     "trained": result([1] * 9 + [0], [70.0, 90.0]),
     "untrained": result([1, 1, 0, 0, 0, 0, 0, 0, 1, 1], [150.0, 250.0]),
 }
 
 
 def test_bits_and_accuracies_are_those_of_the_samples():
-    bits = results.bits_table(FOUND, seed=0).set_index(["model", "language"])
+    bits = results.bits_table(RESULTS, seed=0).set_index(["model", "language"])
     assert bits.loc[("trained", "en"), "bits_per_byte"] == pytest.approx(160 / 200 / math.log(2))
-    cloze = results.cloze_table(FOUND).set_index(["model", "language", "metric"])
+    cloze = results.cloze_table(RESULTS).set_index(["model", "language", "metric"])
     assert cloze.loc[("trained", "en", "acc"), "accuracy"] == 0.9
     assert cloze.loc[("trained", "en", "acc_norm"), "accuracy"] == pytest.approx(0.1)
     assert cloze.loc[("trained", "all", "acc"), ["accuracy", "items"]].tolist() == [13 / 14, 14]
     assert (cloze["low"] <= cloze["accuracy"]).all() and (cloze["accuracy"] <= cloze["high"]).all()
 
 
-def test_a_difference_is_paired_by_item_and_refuses_other_items():
-    estimate = results.cloze_difference(FOUND, "trained", "untrained", "acc", seed=0)
+def test_a_difference_is_paired_by_item_and_refuses_models_with_different_items():
+    estimate = results.cloze_difference(RESULTS, "trained", "untrained", "acc", seed=0)
     assert estimate.value == pytest.approx((13 - 6) / 14)
     assert estimate.low < estimate.value < estimate.high
-    other = {**FOUND, "other": result([1] * 5, [1.0])}
+    other = {**RESULTS, "other": result([1] * 5, [1.0])}
     with pytest.raises(ValueError, match="different items"):
         results.cloze_difference(other, "trained", "other", "acc", seed=0)
 
 
-def test_task_data_is_one_file_a_task_and_language(tmp_path):
+def test_task_data_is_one_file_per_task_and_language(tmp_path):
     texts = pd.DataFrame(
         {"id": ["a", "b"], "language": ["zh", "en"], "text": ["字\n", "x"], "num_bytes": [4, 1]}
     )
@@ -71,12 +69,12 @@ def test_task_data_is_one_file_a_task_and_language(tmp_path):
 
 
 def test_figures_show_every_model_and_the_line_of_chance():
-    bits = results.bits_figure(results.bits_table(FOUND, seed=0))
+    bits = results.bits_figure(results.bits_table(RESULTS, seed=0))
     assert [text.get_text() for text in bits.axes[0].get_legend().get_texts()] == [
         "trained",
         "untrained",
     ]
-    cloze = results.cloze_figure(results.cloze_table(FOUND))
+    cloze = results.cloze_figure(results.cloze_table(RESULTS))
     assert {text.get_text() for text in cloze.legends[0].get_texts()} == {
         "trained",
         "untrained",

@@ -1,4 +1,4 @@
-"""Intervals: right on cases with a known answer, and the same for the same seed."""
+"""Intervals: correct on cases with a known answer, and the same for the same seed."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_bootstrap_agrees_with_the_normal_interval_of_a_mean():
     )
 
 
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+def test_bootstrap_covers_the_true_value_as_often_as_its_level_says():
     rng = np.random.default_rng(1)
     hits = 0
     for i in range(200):
@@ -33,7 +33,7 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     assert 0.88 <= hits / 200 <= 0.99
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+def test_intervals_are_the_same_for_one_seed_and_differ_between_seeds():
     values = np.random.default_rng(2).random(50)
     assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
     assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
@@ -49,7 +49,7 @@ def test_pairing_removes_shared_difficulty():
     assert alone.high - alone.low > 10 * (paired.high - paired.low)
 
 
-def test_wilson_against_published_values():
+def test_wilson_equals_published_values():
     # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3 (score without
     # continuity correction)
     assert wilson_interval(81, 263)[1:] == pytest.approx((0.2553, 0.3662), abs=5e-5)
@@ -74,17 +74,17 @@ def test_impossible_counts_are_refused():
 
 def test_seed_interval_is_scipys_student_interval_and_one_seed_has_none():
     values = [0.71, 0.78, 0.74]
-    found = seed_interval(values)
+    estimate = seed_interval(values)
     sem = np.std(values, ddof=1) / np.sqrt(3)
-    assert found[1:] == pytest.approx(
+    assert estimate[1:] == pytest.approx(
         scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=sem)
     )
     assert (
-        found.value == pytest.approx(np.mean(values))
-        and found.low < min(values) < max(values) < found.high
+        estimate.value == pytest.approx(np.mean(values))
+        and estimate.low < min(values) < max(values) < estimate.high
     )
     alone = seed_interval([0.5])
     assert alone.value == 0.5 and np.isnan(alone.low) and np.isnan(alone.high)
-    for wrong in ([], [0.1, np.nan], [[0.1, 0.2]]):
-        with pytest.raises(ValueError, match="one finite number a seed"):
-            seed_interval(wrong)
+    for invalid in ([], [0.1, np.nan], [[0.1, 0.2]]):
+        with pytest.raises(ValueError, match="one finite number per seed"):
+            seed_interval(invalid)
