@@ -1,29 +1,36 @@
-"""Files that stages leave: hashes, atomic writes, and where things lie under the repository root.
+"""Files that stages leave: where they lie, hashes, atomic writes, and reading them back.
 
-Layout, for a scale and a stage:
+Layout of `runs/<scale>/<stage>/`:
 
-    runs/<scale>/<stage>/stage.json        the record; written last, so that it exists only for a finished stage
-                         notebook.ipynb    the executed notebook
-                         <artifact>        a file or folder a name, as the table in moxin_lab/stages.py lists them
-                         .new/<artifact>   being written; becomes <artifact> when the stage finishes
-                         .scratch/         resume points of long work; kept until the stage finishes
+    stage.json        the record; written last, so it exists only for a finished stage
+    notebook.ipynb    the executed notebook
+    <artifact>        one file or folder per name that moxin_lab/stages.py lists
+    .new/<artifact>   being written; becomes <artifact> when the stage finishes
+    .scratch/         resume points of long work; kept until the stage finishes
 
 A folder's SHA-256 is that of its sorted list of (relative path, SHA-256) lines, so it does not
-depend on times, owners or the order in which a file system lists names. Names that begin with a dot
-and `__pycache__` inside it are working state (editors, Python's cache) and do not count.
+depend on times, owners or the order in which a file system lists names. Names inside it that begin
+with a dot, and `__pycache__`, are working state (editors, Python's cache) and do not count.
+
+Guarantees: a reader never sees half a file; whatever a JSON or YAML file holds, reading it gives a
+value or a LabError that names the file.
+Out of scope: what a record means (`stage.py` writes it, `keys.py` and `claims.py` read it).
 """
 
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 
 class LabError(RuntimeError):
-    """Something a person can mend; the message says what is wrong, where, and what to do. Shown
-    without a traceback.
+    """Something that a person can put right; the message says what is wrong, where, and what to
+    do. It is shown without a traceback.
     """
 
 
@@ -38,8 +45,8 @@ def find_root(start: str | Path = ".") -> Path:
         ):
             return folder
     raise LabError(
-        f"{here} is not inside a Moxin Lab repository (no folder with notebooks/, moxin_lab/ and data_cards/ at or above it); "
-        "run from the clone or pass its path with --root"
+        f"{here} is not inside a Moxin Lab repository (no folder with notebooks/, moxin_lab/ and "
+        "data_cards/ at or above it); run from the clone or pass its path with --root"
     )
 
 
@@ -59,10 +66,10 @@ def sha256_json(value: Any) -> str:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """SHA-256 and size in bytes of a file, or of a folder with each of its files that counts (see
-    the module's text).
+    """SHA-256 and size in bytes of a file, or of a folder and of each file in it but for working
+    state.
 
-    Raises LabError if there is no such file or folder, or no file in it that counts.
+    Raises LabError if there is no such file or folder, or the folder has no file but working state.
     """
     if path.is_file():
         return {"sha256": sha256_file(path), "size": path.stat().st_size}
@@ -92,8 +99,8 @@ def _is_working_state(name: str) -> bool:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write so that a reader, or a kill at any moment, sees the old file or the new one and never a
-    part.
+    """Write so that a reader, and a kill at any moment, finds the old file or the new one, never a
+    part of one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -113,6 +120,40 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
 
 
+def read_text(path: Path) -> str:
+    """A file's text, UTF-8. Raises LabError if it cannot be read."""
+    return _parse(lambda: path.read_text(encoding="utf-8"), path, "text", "")
+
+
+def read_json(path: Path, remedy: str = "") -> Any:
+    """The value in a JSON file.
+
+    Raises LabError, which ends with `remedy`, for a file that cannot be read, is not JSON, is
+    nested too deeply or holds a number of too many digits.
+    """
+    return _parse(lambda: json.loads(path.read_text(encoding="utf-8")), path, "JSON", remedy)
+
+
+def read_yaml(path: Path, remedy: str = "") -> Any:
+    """The value in a YAML file. Raises LabError as `read_json` does."""
+    return _parse(lambda: yaml.safe_load(path.read_text(encoding="utf-8")), path, "YAML", remedy)
+
+
+def parse_yaml(text: str, where: Path) -> Any:
+    """The value of YAML text from the file `where`. Raises LabError as `read_json` does."""
+    return _parse(lambda: yaml.safe_load(text), where, "YAML", "")
+
+
+def _parse(parse: Callable[[], Any], where: Path, kind: str, remedy: str) -> Any:
+    try:
+        return parse()
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except (OSError, ValueError, yaml.YAMLError) as error:  # too many digits are a ValueError
+        reason = str(error)
+    raise LabError(f"{where} cannot be read as {kind}: {reason}" + (remedy and f"; {remedy}"))
+
+
 def read_record(root: Path, scale: str, stage: str) -> dict[str, Any] | None:
     """The record of a finished stage, None if it never finished. Raises LabError for a file that is
     not a record.
@@ -120,11 +161,37 @@ def read_record(root: Path, scale: str, stage: str) -> dict[str, Any] | None:
     path = stage_folder(root, scale, stage) / "stage.json"
     if not path.exists():
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["outputs"], record["key"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise LabError(
-            f"{path} is not a stage record ({error}); delete it and run the stage again"
-        ) from error
+    remedy = f"delete it and run the stage again: moxin-lab run --scale {scale} --only {stage[:2]}"
+    record = read_json(path, remedy)
+    if (problem := _record_problem(record)) is not None:
+        raise LabError(f"{path} is not a stage record: {problem}; {remedy}")
     return record
+
+
+def _record_problem(record: Any) -> str | None:
+    """What in the fields that the lab reads is not as `Stage.finish` and the runner write it."""
+    if not isinstance(record, dict):
+        return "it is not an object"
+    for name in ("outputs", "key"):
+        if name not in record:
+            return f"it has no {name!r}"
+    expected: dict[str, tuple[type, ...]] = {
+        "stage": (str,),
+        "scale": (str,),
+        "key": (str, type(None)),
+        "key_parts": (dict, type(None)),
+        "inputs": (dict,),
+        "outputs": (dict,),
+        "measures": (list,),
+        "claims": (list,),
+        "environment": (dict,),
+        "seconds": (int, float),
+        "peak_memory_bytes": (int, float),
+    }
+    for name, types in expected.items():
+        if name in record and not isinstance(record[name], types):
+            return f"{name!r} is of the wrong type"
+    for name, output in record["outputs"].items():
+        if not isinstance(output, dict) or not isinstance(output.get("sha256"), str):
+            return f"output {name!r} has no SHA-256"
+    return None

@@ -12,17 +12,18 @@ Guarantees: one verdict a claim; a verdict from a smaller scale than the claim n
 that disagree, is an error and never reaches a report. Does not: decide any verdict.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from moxin_lab.lab.artifacts import LabError
+from moxin_lab.lab.artifacts import LabError, parse_yaml, read_text, read_yaml
 from moxin_lab.scales import SCALES
 
 VERDICTS = ("reproduced", "contradicted", "not attempted")
+PROSE = ("id", "topic", "claim", "source", "how", "status", "tested_in")
+"""Fields of a claim that decide no verdict."""
 REQUIRED = ("id", "topic", "claim", "source", "tested_in", "scale_needed", "how", "status")
 
 
@@ -65,6 +66,20 @@ def scales_needed(root: Path) -> dict[str, str]:
     return {claim["id"]: claim["scale_needed"] for claim in load(root)}
 
 
+def deciding_values(root: Path, stage: str, words: Collection[str]) -> dict[str, dict[str, Any]]:
+    """What decides a stage's verdicts: value, unit, tolerance and needed scale, by claim, of the
+    claims tested in `stage` and of those whose id is one of `words`.
+
+    The prose of a claim (wording, source, how) decides nothing and is omitted. Raises LabError as
+    `load` does.
+    """
+    return {
+        claim["id"]: {name: value for name, value in claim.items() if name not in PROSE}
+        for claim in load(root)
+        if claim["tested_in"] == stage or claim["id"] in words
+    }
+
+
 def refuse_unfounded(
     stage: str,
     scale: str,
@@ -100,7 +115,7 @@ def planned_notebooks(root: Path) -> list[str]:
 def deviations(root: Path) -> list[dict[str, Any]]:
     """Entries of `papers/deviations.yml` in their order. Raises LabError if it is not such a list."""
     path = root / "papers" / "deviations.yml"
-    entries = _yaml(path).get("deviations")
+    entries = _mapping(read_yaml(path), path).get("deviations")
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and "id" in entry for entry in entries
     ):
@@ -189,7 +204,15 @@ def _why_silent(claim: Mapping[str, Any], finished: set[str], decides_as: str) -
 
 def _read(root: Path) -> dict[str, Any]:
     path = root / "papers" / "claims.yml"
-    content = _yaml(path)
+    return _checked(read_text(path), path)
+
+
+@lru_cache(maxsize=4)
+def _checked(text: str, path: Path) -> dict[str, Any]:
+    """Claims and planned notebooks; kept, for PyYAML takes a third of a second over them and each
+    stage's key needs them.
+    """
+    content = _mapping(parse_yaml(text, path), path)
     claims = content.get("claims")
     if not isinstance(claims, list) or not claims:
         raise LabError(f"{path} has no list `claims`")
@@ -209,11 +232,7 @@ def _read(root: Path) -> dict[str, Any]:
     return {"claims": claims, "planned_notebooks": content.get("planned_notebooks") or []}
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LabError(f"{path} cannot be read: {error}") from error
+def _mapping(content: Any, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise LabError(f"{path} is not a mapping at its top level")
     return content

@@ -1,116 +1,93 @@
 """The key of a stage: everything that decides its result, hashed; and the words for what changed
 between two keys.
 
-Key = code cells + parameters + settings of the scale sections it reads + SHA-256 of its inputs and
-data cards + source of every `moxin_lab` module that its code cells import, transitively + lock
-file. Markdown cells, outputs and metadata do not count. The import closure is read from the syntax
-tree, so computing a key imports nothing; an import built from a string at run time is not seen (the
-package has none).
+What is in it, by the part's name in `stage.json`:
+
+    code cells                 of the notebook; Markdown, outputs and metadata do not count
+    parameters                 scale and seed
+    settings                   the sections of the scale file that the stage's row lists, and the
+                               scale of the package whose claims it may decide
+    settings of other scales   what its code reads with `scales.load("full").model`
+    files named in settings    size and time of files under the root that a setting names by path
+    inputs                     SHA-256 of earlier stages' artifacts
+    data cards, files          SHA-256 of what the row lists
+    claims                     value, tolerance and needed scale of claims that it tests or names
+    source                     SHA-256 of the package files that its code reaches (closure.py)
+    lock file                  SHA-256 of requirements.lock
+    installed versions         Python's, and those of packages that are not installed as locked
+    records                    of all earlier stages, where the row says that it reads them
+
+Guarantees: computing a key imports nothing of a stage and runs nothing.
+Out of scope: the machine. Processor, GPU, number of threads and the environment variables that
+libraries read can change the last digits of a result; `stage.json` records the machine instead.
 """
 
-import ast
-import hashlib
-import json
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
+from platform import python_version_tuple
 from typing import Any
 
-from moxin_lab.lab.artifacts import LabError, describe, read_record, sha256_file, sha256_json
+from moxin_lab import scales
+from moxin_lab.lab import claims
+from moxin_lab.lab.artifacts import (
+    LabError,
+    describe,
+    read_json,
+    read_record,
+    sha256_file,
+    sha256_json,
+)
+from moxin_lab.lab.closure import closure
 from moxin_lab.stages import STAGES, StageInfo, producer
-
-PACKAGE = "moxin_lab"
-# The rows and settings that a stage reads are in its key as values; another stage's row or field
-# must not run it again.
-VALUES_COUNT_INSTEAD = ("moxin_lab.stages", "moxin_lab.scales", "moxin_lab.scales.sections")
 
 
 def code_cells(notebook: Path) -> list[str]:
     """Sources of the code cells. Raises LabError for a missing or broken notebook."""
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except FileNotFoundError:
+    if not notebook.exists():
         raise LabError(
             f"{notebook} is missing: restore it (git checkout -- notebooks/{notebook.name})"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
-        raise LabError(f"{notebook} is not a notebook: {error}") from error
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-
-
-def _module_file(root: Path, module: str) -> Path | None:
-    base = root.joinpath(*module.split("."))
-    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def _imported_modules(source: str) -> set[str]:
-    """Names of package modules in import statements; `from a import b` may mean the module a.b, so
-    both are listed.
-    """
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {name for name in names if name == PACKAGE or name.startswith(PACKAGE + ".")}
-
-
-def source_closure(root: Path, sources: list[str]) -> dict[str, str]:
-    """SHA-256 by path of every package file that these sources import, directly or through other
-    package modules.
-
-    Data files lying beside an imported module of a stage package (YAML tasks, catalogues) count
-    too.
-    """
-    waiting = set().union(*(_imported_modules(source) for source in sources)) if sources else set()
-    seen: set[str] = set()
-    hashes: dict[str, str] = {}
-    while waiting:
-        module = waiting.pop()
-        if module in seen:
-            continue
-        seen.add(module)
-        parts = module.split(".")
-        waiting.update(".".join(parts[:n]) for n in range(1, len(parts)))
-        file = _module_file(root, module)
-        if file is None or module in VALUES_COUNT_INSTEAD:
-            continue
-        text = file.read_text(encoding="utf-8")
-        hashes[file.relative_to(root).as_posix()] = hashlib.sha256(text.encode()).hexdigest()
-        waiting |= _imported_modules(text) - seen
-        folder = file.parent
-        if folder.name not in (PACKAGE, "lab"):
-            for data in sorted(folder.rglob("*")):
-                if data.is_file() and data.suffix in (".yaml", ".yml", ".json", ".csv", ".jinja"):
-                    hashes[data.relative_to(root).as_posix()] = sha256_file(data)
-    return dict(sorted(hashes.items()))
+        )
+    content = read_json(notebook)
+    try:
+        return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
+    except (KeyError, TypeError) as error:
+        raise LabError(f"{notebook} is not a notebook: {error!r}") from error
 
 
 def key_parts(
-    root: Path, info: StageInfo, scale: Any, parameters: dict[str, Any]
+    root: Path, info: StageInfo, scale: scales.Scale, parameters: dict[str, Any]
 ) -> dict[str, Any]:
-    """The parts of a stage's key as JSON values; an input that does not exist yet has the hash
-    None. What it may take counts,
-    asked for or not: which it will ask for is known only when it runs.
+    """The parts of a stage's key as JSON values.
 
-    `scale` is a `moxin_lab.scales.Scale`; `parameters` are the notebook's, without `root`.
+    An input that does not exist yet has the hash None. Artifacts that the stage may take count
+    whether it takes them or not: which ones it takes is known only when it runs.
+
+    parameters: the notebook's, without `root`.
     """
-    cells = code_cells(root / "notebooks" / f"{info.name}.ipynb")
-    lock = root / "requirements.lock"
+    notebook = root / "notebooks" / f"{info.name}.ipynb"
+    cells = code_cells(notebook)
+    settings = {name: getattr(scale, name).model_dump(mode="json") for name in info.sections}
+    reached = closure(
+        root, {f"{notebook}, code cell {i}": text for i, text in enumerate(cells, start=1)}
+    )
     parts: dict[str, Any] = {
         "code cells": sha256_json(cells),
         "parameters": parameters,
-        "settings": {name: getattr(scale, name).model_dump(mode="json") for name in info.sections},
+        "settings": {"decides_as": scale.decides_as, **settings},
+        "settings of other scales": _settings_of_other_scales(root, reached.scales),
+        "files named in settings": dict(_files_named(root, settings)),
         "inputs": {name: _artifact_hash(root, scale.name, name) for name in info.inputs},
         "data cards": {
             name: _folder_hash(root / "data_cards" / name / "data") for name in info.data_cards
         },
         "files": {name: _folder_hash(root / name) for name in info.reads},
-        "source": source_closure(root, cells),
-        "lock file": sha256_file(lock) if lock.exists() else None,
+        "claims": claims.deciding_values(root, info.name, reached.strings),
+        "source": reached.files,
+        "lock file": _lock_hash(root),
+        "installed versions": _installed_versions(root / "requirements.lock", _lock_hash(root)),
     }
     if info.reads_records:
         earlier = STAGES[: STAGES.index(info)]
@@ -120,39 +97,90 @@ def key_parts(
     return parts
 
 
+def _settings_of_other_scales(root: Path, named: frozenset[tuple[str, str]]) -> dict[str, Any]:
+    """Settings by `scale.section`, or by `scale` where the code takes the whole scale."""
+    found = {}
+    for name, section in sorted(named):
+        other = scales.load(name, root)
+        values = getattr(other, section) if section in type(other).model_fields else other
+        found[f"{name}.{section}".rstrip(".")] = values.model_dump(mode="json")
+    return found
+
+
+def _files_named(root: Path, value: Any) -> Iterator[tuple[str, list[Any]]]:
+    """Every string in settings that is the path of an existing file or folder, with the path, size
+    and time of change of each file. Checkpoints and image sets are too large to be hashed at each
+    look.
+    """
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _files_named(root, inner)
+    elif isinstance(value, str) and re.search(r"[\w)][/.]\w", value) and (root / value).exists():
+        path = root / value
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        facts = [(file, file.stat()) for file in files if file.is_file()]
+        listing = [[str(file.relative_to(path)), s.st_size, s.st_mtime_ns] for file, s in facts]
+        yield value, [len(listing), sha256_json(listing)]
+
+
 def _artifact_hash(root: Path, scale: str, artifact: str) -> str | None:
     record = read_record(root, scale, producer(artifact).name)
-    return record["outputs"][artifact]["sha256"] if record else None
+    return record["outputs"].get(artifact, {}).get("sha256") if record else None
 
 
 def _folder_hash(path: Path) -> str | None:
     return describe(path)["sha256"] if path.exists() else None
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What changed between two sets of key parts, one short phrase each: `parameters: seed 0 -> 1`,
-    `source: moxin_lab/x.py`.
+def _lock_hash(root: Path) -> str | None:
+    lock = root / "requirements.lock"
+    return sha256_file(lock) if lock.exists() else None
+
+
+@lru_cache(maxsize=8)
+def _installed_versions(lock: Path, sha256: str | None) -> dict[str, str]:
+    """Python's version (two digits) and each package installed in another version than the lock
+    names; sha256 is the lock's, so that an edited lock is read again.
     """
-    found = []
+    found = {"python": ".".join(python_version_tuple()[:2])}
+    if sha256 is None:
+        return found
+    locked: dict[str, set[str]] = {}
+    for name, version in re.findall(
+        r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)", lock.read_text("utf-8"), re.MULTILINE
+    ):
+        locked.setdefault(name, set()).add(version)
+    for name, versions in sorted(locked.items()):
+        try:
+            installed = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if installed not in versions:
+            found[name] = installed
+    return found
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What changed between two sets of key parts, one short phrase per part: `parameter seed: 0 ->
+    1`, `source: moxin_lab/x.py`.
+    """
+    changes = []
     for part in sorted(old.keys() | new.keys()):
         before, after = old.get(part), new.get(part)
         if before == after:
             continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            names = [
-                name
-                for name in sorted(before.keys() | after.keys())
-                if before.get(name) != after.get(name)
+        if not (isinstance(before, dict) and isinstance(after, dict)):
+            changes.append(part)
+            continue
+        names = [
+            name
+            for name in sorted(before.keys() | after.keys())
+            if before.get(name) != after.get(name)
+        ]
+        if part == "parameters":
+            changes += [
+                f"parameter {name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names
             ]
-            if part == "parameters":
-                found += [
-                    f"parameter {name}: {before.get(name)!r} -> {after.get(name)!r}"
-                    for name in names
-                ]
-            else:
-                found.append(
-                    f"{part}: {', '.join(names[:4])}{' and more' if len(names) > 4 else ''}"
-                )
         else:
-            found.append(part)
-    return found
+            changes.append(f"{part}: {', '.join(names[:4])}{' and more' if len(names) > 4 else ''}")
+    return changes
