@@ -4,4 +4,8 @@ Importing this package imports nothing heavy; notebooks name the module they use
 (`from moxin_lab import lab`, `from moxin_lab.tokenizer import routed`).
 """
 
+from moxin_lab import threads
+
 __version__ = "0.1.0"
+
+threads.configure()  # before anything imports torch, which reads it once

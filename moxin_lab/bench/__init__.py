@@ -53,10 +53,10 @@ def load(name: str) -> Any:
 
 def machine(device: str) -> dict[str, Any]:
     """What the numbers were taken on: GPU or processor, versions, date in UTC, command."""
-    import os
 
     import torch
 
+    from moxin_lab import threads
     from moxin_lab.lab.environment import cpu_name
 
     versions: dict[str, str] = {}
@@ -67,7 +67,7 @@ def machine(device: str) -> dict[str, Any]:
             continue
     described: dict[str, Any] = {
         "cpu": cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": threads.usable_cores(),
         "threads": torch.get_num_threads(),
     }
     if device == "cuda":

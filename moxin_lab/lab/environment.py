@@ -4,7 +4,6 @@ peak.
 Neither the host's name nor the user's is recorded: records are published.
 """
 
-import os
 import platform
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from moxin_lab import threads
 
 PACKAGES = (
     "torch",
@@ -77,9 +78,7 @@ def describe_environment(root: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": threads.usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": gpu,
         "packages": {name: _version(name) for name in PACKAGES},

@@ -1,15 +1,19 @@
 """Runs notebooks with papermill: skips what is unchanged, resumes where a run stopped, says why.
 
-A stage is up to date when its record carries the key that its code, parameters, settings, inputs,
-data cards, sources and lock file have now (`moxin_lab/lab/keys.py`) and its artifacts still have
-the recorded hashes. A stage that fails or is killed leaves `failed.ipynb`, the partly executed
-notebook, beside its last good result, and the next run begins there.
-papermill has no resume of its own, and it only warns about unknown parameters: both are handled
-here and in `stage()`.
+    run(root, "tiny")        # names of the stages that ran
+    status(root, "tiny")     # each stage with the reasons why it would run
+
+A stage is up to date when its record carries the key that it has now (`keys.py` says what is in it)
+and its artifacts still have the recorded hashes. A stage that fails or is killed leaves
+`failed.ipynb`, the partly executed notebook, beside its last good result.
+
+Guarantees: the next run begins at the stage that failed; a stage that failed has not touched its
+last good result; the same run gives the same executed notebook, but for what its cells print.
+Out of scope: resuming inside a stage (`Stage.scratch`), and parameters that a notebook does not
+have, of which papermill only warns (`lab.stage`).
 """
 
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -23,6 +27,7 @@ from moxin_lab import scales
 from moxin_lab.lab.artifacts import (
     LabError,
     describe,
+    read_json,
     read_record,
     sha256_json,
     stage_folder,
@@ -34,12 +39,12 @@ from moxin_lab.stages import STAGES, StageInfo, producer
 
 
 class StageFailed(LabError):
-    """A notebook was executed and did not end well; its page can show how far it came."""
+    """A notebook was executed and failed; its page can show how far it came."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the runner would do with a stage; no reasons means that it is up to date."""
+    """What the runner would do with a stage; without reasons to run it is up to date."""
 
     info: StageInfo
     parts: dict[str, Any]
@@ -47,7 +52,7 @@ class Plan:
 
 
 def plan(root: Path, scale: scales.Scale, info: StageInfo, seed: int) -> Plan:
-    """Compare a stage's record and artifacts with what they would be made from now."""
+    """Compare a stage's record and artifacts with the key that it has now."""
     parts = key_parts(root, info, scale, {"scale": scale.name, "seed": seed})
     folder = stage_folder(root, scale.name, info.name)
     record = read_record(root, scale.name, info.name)
@@ -73,8 +78,9 @@ def plan(root: Path, scale: scales.Scale, info: StageInfo, seed: int) -> Plan:
 
 
 def status(root: Path, scale_name: str, seed: int = 0) -> list[tuple[str, list[str]]]:
-    """Each stage's name and why it would run; a stage below one that would run may run too, if that
-    one's results differ.
+    """Each stage's name and why it would run.
+
+    A stage that takes artifacts of one that would run may run too, if those artifacts change.
     """
     scale = scales.load(scale_name, root)
     rows: list[tuple[str, list[str]]] = []
@@ -84,9 +90,9 @@ def status(root: Path, scale_name: str, seed: int = 0) -> list[tuple[str, list[s
         upstream = [producer(name).name for name in info.inputs]
         if info.reads_records:
             upstream = [other.name for other in STAGES[: STAGES.index(info)]]
-        remade = [name for name in dict.fromkeys(upstream) if name in would_run]
-        if remade and not reasons:
-            reasons = [f"if the result of {', '.join(remade)} differs"]
+        running = [name for name in dict.fromkeys(upstream) if name in would_run]
+        if running and not reasons:
+            reasons = [f"if the result of {', '.join(running)} differs"]
         if reasons:
             would_run.add(info.name)
         rows.append((info.name, reasons))
@@ -104,8 +110,8 @@ def run(
 ) -> list[str]:
     """Run the given stages in order where they are not up to date; names of those that ran.
 
-    Raises StageFailed at the first stage that fails; what ran before it stays. Raises LabError if
-    nothing can be run.
+    Raises StageFailed at the first stage that fails; results of earlier stages are kept. Raises
+    LabError if nothing can be run.
     """
     scale = scales.use(scale_name, root)  # the kernels are given its name alone
     out = out or sys.stdout
@@ -135,8 +141,8 @@ def run(
 def _execute(
     root: Path, scale_name: str, planned: Plan, seed: int, where: str, out: TextIO
 ) -> dict[str, Any]:
-    """One notebook through papermill; its completed record. Raises StageFailed if a cell raised or
-    the kernel died.
+    """Run one notebook through papermill; its completed record. Raises StageFailed if a cell raised
+    or the kernel died.
     """
     import nbformat
     import papermill
@@ -150,41 +156,43 @@ def _execute(
         raise LabError(
             f"cannot write under {folder}: {error.strerror}; results go there, so make it writable"
         ) from error
-    working = (
-        folder / "failed.ipynb"
-    )  # it is that until proved otherwise: a kill at any moment leaves the right name
+    source = f"notebooks/{info.name}.ipynb"
+    # Named so until it has succeeded: a kill at any moment leaves the right name.
+    working = folder / "failed.ipynb"
     began = time.monotonic()
     try:
         with _kernel_environment(), _progress_line(folder, where, out):
             papermill.execute_notebook(
-                root / "notebooks" / f"{info.name}.ipynb",
+                root / source,
                 working,
                 parameters={"scale": scale_name, "seed": seed, "root": "."},
                 kernel_name="python3",
                 cwd=root,
                 progress_bar=False,
                 start_timeout=120,
-                extra_arguments=[
-                    "--IPKernelApp.log_level=ERROR"
-                ],  # it warns at every start that its loopback is not encrypted
+                # At its usual level the kernel warns at every start that its loopback connection is
+                # not encrypted.
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
             )
     except papermill.PapermillExecutionError as error:
         _clean_notebook(working, nbformat)
         if error.ename in ("LabError", "ScaleError"):
-            raise StageFailed(f"{info.name}: {error.evalue}") from None
+            named = info.name in error.evalue
+            raise StageFailed(error.evalue if named else f"{info.name}: {error.evalue}") from None
         raise StageFailed(
             f"{info.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-            f"the partly executed notebook is {working}; mend it and run again: the run resumes at this stage"
+            f"correct {source}, or the code that it calls, and run again: the run resumes at this "
+            f"stage (a copy of the notebook with its outputs so far is {working})"
         ) from None
     except (DeadKernelError, CellTimeoutError) as error:
         raise StageFailed(
-            f"{info.name}: the kernel died ({type(error).__name__}), most often for lack of memory or because it was killed; "
-            f"run again: the run resumes at this stage"
+            f"{info.name}: the kernel died ({type(error).__name__}), most often for lack of memory "
+            f"or because it was killed; run again: the run resumes at this stage"
         ) from None
     record = read_record(root, scale_name, info.name)
     if record is None:
         raise StageFailed(
-            f"{info.name} ran to its end without stage.finish(): add it as the notebook's last cell"
+            f"{info.name} ran to its end without stage.finish(): add it as the last cell of {source}"
         )
     record["key_parts"] = planned.parts
     record["key"] = sha256_json(planned.parts)
@@ -197,9 +205,7 @@ def _execute(
 
 
 def _clean_notebook(path: Path, nbformat: Any) -> None:
-    """Drop times, paths and identifiers that papermill and the kernel write: the same run gives the
-    same executed notebook.
-    """
+    """Drop times, paths and identifiers that papermill and the kernel write."""
     if not path.exists():
         return
     notebook = nbformat.read(path, as_version=4)
@@ -208,26 +214,22 @@ def _clean_notebook(path: Path, nbformat: Any) -> None:
         cell.metadata = {
             key: value for key, value in cell.metadata.items() if key == "tags" and value
         }
-    for number, cell in enumerate(notebook.cells, start=1):
-        cell.id = f"cell-{number:02d}"
+    for position, cell in enumerate(notebook.cells, start=1):
+        cell.id = f"cell-{position:02d}"
     nbformat.write(notebook, path)
 
 
 @contextlib.contextmanager
 def _kernel_environment() -> Iterator[None]:
-    """Variables that the kernels inherit."""
-    ours = {
+    """Set the environment variables that the kernels inherit; put them back afterwards."""
+    variables = {
         RUNNER_VARIABLE: str(os.getpid()),
         "PYTHONHASHSEED": "0",
         "TQDM_DISABLE": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        # OpenMP threads that wait spin for long by default, which on two cores with three other
-        # busy processes doubles a training step (5.9 s against 2.7 s); spinning briefly costs 8 %
-        # on an idle machine (0.49 s against 0.45 s).
-        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "5000"),
     }
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -240,8 +242,8 @@ def _kernel_environment() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress_line(folder: Path, where: str, out: TextIO) -> Iterator[None]:
-    """Show what `.progress.json` says: a line rewritten in place on a terminal, a line every 15 s
-    in a log.
+    """Show what `.progress.json` says: one line rewritten in place on a terminal, one line every
+    15 s in a log.
     """
     file = folder / ".progress.json"
     file.unlink(missing_ok=True)
@@ -254,12 +256,15 @@ def _progress_line(folder: Path, where: str, out: TextIO) -> Iterator[None]:
             seconds = int(time.monotonic() - began)
             text = ""
             if file.exists():
-                with contextlib.suppress(json.JSONDecodeError, FileNotFoundError, KeyError):
-                    state = json.loads(file.read_text(encoding="utf-8"))
+                with contextlib.suppress(LabError, KeyError, TypeError):
+                    state = read_json(file)
                     text = f"{state['text']}  {state['step']}/{state['total']}"
             line = f"{where}  {seconds // 60:d}:{seconds % 60:02d}  {text}"
-            out.write(f"\r\x1b[2K{line[:150]}" if terminal else line + "\n")
-            out.flush()
+            try:
+                out.write(f"\r\x1b[2K{line[:150]}" if terminal else line + "\n")
+                out.flush()
+            except BrokenPipeError:
+                return  # the reader has gone; the stage's last line will say so in the main thread
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
