@@ -134,8 +134,8 @@ def _train(base: Any, options: argparse.Namespace, sampler: str | None) -> tuple
     settings = GRPOSettings(
         steps=options.steps,
         prompts_per_step=options.prompts,
-        samples=options.samples,
-        max_new_tokens=options.new_tokens,
+        num_generations=options.samples,
+        max_completion_length=options.new_tokens,
         temperature=1.0,
         precision="bf16-mixed" if on_gpu else "32-true",
         micro_batch_examples=options.micro_batch,

@@ -29,8 +29,8 @@ from moxin_lab.posttraining.batches import Layout, lay_out
 from moxin_lab.posttraining.sft import answer_nats, token_losses
 from moxin_lab.training.fit import LossFunction, Order, autocast
 
-Kind = Literal["sigmoid", "dpo_norm", "ipo"]
-KINDS: tuple[Kind, ...] = ("sigmoid", "dpo_norm", "ipo")
+LossType = Literal["sigmoid", "dpo_norm", "ipo"]
+LOSS_TYPES: tuple[LossType, ...] = ("sigmoid", "dpo_norm", "ipo")
 EQUAL = "chosen and rejected answers are equal"
 OTHER_PROMPT = "chosen and rejected answer different prompts"
 
@@ -118,7 +118,7 @@ def preference_losses(
     reference: Tensor,
     num_tokens: Tensor,
     *,
-    kind: Kind,
+    loss_type: LossType,
     beta: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
@@ -137,15 +137,17 @@ def preference_losses(
     label_smoothing s: the pair is held to be swapped with probability s (the two sigmoid losses
     only).
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown preference loss {kind!r}: available are {', '.join(KINDS)}")
-    if kind == "ipo" and label_smoothing:
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(
+            f"unknown preference loss {loss_type!r}: available are {', '.join(LOSS_TYPES)}"
+        )
+    if loss_type == "ipo" and label_smoothing:
         raise ValueError("label_smoothing is defined for sigmoid and dpo_norm, not for ipo")
     ratios = log_probs - reference
-    if kind != "sigmoid":
+    if loss_type != "sigmoid":
         ratios = ratios / num_tokens
     margin = ratios[:, 0] - ratios[:, 1]
-    if kind == "ipo":
+    if loss_type == "ipo":
         return (margin - 1 / (2 * beta)) ** 2
     return -(1 - label_smoothing) * F.logsigmoid(beta * margin) - label_smoothing * F.logsigmoid(
         -beta * margin
@@ -200,11 +202,11 @@ class PairStream:
         )
 
 
-def dpo_loss(kind: Kind, beta: float, label_smoothing: float = 0.0) -> LossFunction:
+def dpo_loss(loss_type: LossType, beta: float, label_smoothing: float = 0.0) -> LossFunction:
     """The loss function for `fit_language_model`; logs sums over pairs: `pairs`, `correct` (margin
     of the ratio above 0), and the mean log-ratios a token, `chosen_ratio` and `rejected_ratio`.
     """
-    return partial(_dpo_loss, kind=kind, beta=beta, label_smoothing=label_smoothing)
+    return partial(_dpo_loss, loss_type=loss_type, beta=beta, label_smoothing=label_smoothing)
 
 
 def sequence_log_probs(model: nn.Module, batch: dict[str, Tensor], num_sequences: int) -> Tensor:
@@ -216,7 +218,12 @@ def sequence_log_probs(model: nn.Module, batch: dict[str, Tensor], num_sequences
 
 
 def _dpo_loss(
-    model: nn.Module, batch: dict[str, Tensor], *, kind: Kind, beta: float, label_smoothing: float
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    *,
+    loss_type: LossType,
+    beta: float,
+    label_smoothing: float,
 ) -> dict[str, Tensor]:
     log_probs = sequence_log_probs(model, batch, batch["num_tokens"].numel()).view(-1, 2)
     reference = batch["reference"].to(log_probs.dtype)
@@ -224,11 +231,11 @@ def _dpo_loss(
         log_probs,
         reference,
         batch["num_tokens"],
-        kind=kind,
+        loss_type=loss_type,
         beta=beta,
         label_smoothing=label_smoothing,
     )
-    ratios = (log_probs - reference) / (1 if kind == "sigmoid" else batch["num_tokens"])
+    ratios = (log_probs - reference) / (1 if loss_type == "sigmoid" else batch["num_tokens"])
     per_token = (log_probs - reference) / batch["num_tokens"]
     return {
         "loss": losses.sum() / batch["pairs_in_step"],

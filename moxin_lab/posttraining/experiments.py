@@ -108,7 +108,7 @@ def collect_pairs(
         sft_model,
         tokenizer,
         verifiable,
-        samples=settings.dpo.samples,
+        num_generations=settings.dpo.num_generations,
         temperature=settings.dpo.temperature,
         max_new_tokens=settings.max_new_tokens,
         seed=seed,
@@ -130,7 +130,7 @@ def prefer(
     pairs: Sequence[dpo.Pair],
     settings: Any,
     *,
-    kind: dpo.Kind,
+    loss_type: dpo.LossType,
     beta: float,
     seed: int,
     pad_id: int,
@@ -164,8 +164,8 @@ def prefer(
     )
     model = copy.deepcopy(sft_model)
     sft_model.cpu()  # as the reference it has given all that is needed of it
-    loss = dpo.dpo_loss(kind, beta, chosen.label_smoothing)
-    name = f"{kind}, beta {beta:g}"
+    loss = dpo.dpo_loss(loss_type, beta, chosen.label_smoothing)
+    name = f"{loss_type}, beta {beta:g}"
     log = fit_language_model(
         model, stream, chosen, loss, resume_folder=folder / name, text=name, progress=progress
     )
@@ -173,12 +173,12 @@ def prefer(
     return model.eval().to(device), log
 
 
-def preference_hits(scored: Any, reference: Any, pairs: Sequence[dpo.Pair], kind: str) -> Any:
+def preference_hits(scored: Any, reference: Any, pairs: Sequence[dpo.Pair], loss_type: str) -> Any:
     """Bool [pairs]: the tuned model moved the chosen answer up against the rejected one, by the
     ratio that its loss uses.
     scored, reference: log-probabilities [pairs, 2] of `dpo.pair_log_probs`.
     """
-    ratios = (scored - reference) / (1 if kind == "sigmoid" else dpo.answer_lengths(pairs))
+    ratios = (scored - reference) / (1 if loss_type == "sigmoid" else dpo.answer_lengths(pairs))
     return ratios[:, 0] > ratios[:, 1]
 
 
@@ -190,7 +190,7 @@ def repeat(
     tests: Tests,
     tokenizer: Any,
     settings: Any,
-    losses: Mapping[str, tuple[dpo.Kind, float]],
+    losses: Mapping[str, tuple[dpo.LossType, float]],
     *,
     seed: int,
     folder: Path,
@@ -215,12 +215,12 @@ def repeat(
     scoring = {"batch_tokens": settings.batch_tokens, "device": next(tuned.parameters()).device}
     before = dpo.pair_log_probs(tuned, tests.pairs, **scoring)
     models, accuracy = {"SFT": tuned}, {}
-    for name, (kind, beta) in losses.items():
+    for name, (loss_type, beta) in losses.items():
         models[name], _ = prefer(
             tuned,
             found.pairs,
             settings,
-            kind=kind,
+            loss_type=loss_type,
             beta=beta,
             seed=seed,
             pad_id=pad_id,
@@ -228,7 +228,7 @@ def repeat(
             progress=progress,
         )
         after = dpo.pair_log_probs(models[name], tests.pairs, **scoring)
-        accuracy[name] = float(preference_hits(after, before, tests.pairs, kind).mean())
+        accuracy[name] = float(preference_hits(after, before, tests.pairs, loss_type).mean())
     judged = {
         name: tables.judge(
             model,

@@ -97,7 +97,7 @@ def on_policy_pairs(
     tokenizer: Any,
     rows: pd.DataFrame,
     *,
-    samples: int,
+    num_generations: int,
     temperature: float,
     max_new_tokens: int,
     seed: int,
@@ -105,7 +105,7 @@ def on_policy_pairs(
     progress: Progress | None = None,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Pairs from the model's own answers to `rows` (columns messages, verifier): for each row with
-    both a right and a wrong answer among `samples`, the first of each. Columns `chosen` and
+    both a right and a wrong answer among `num_generations`, the first of each. Columns `chosen` and
     `rejected` (whole conversations), `row` (the row's label) and `construction`, as in
     data_cards/preferences: `on-policy`.
 
@@ -115,7 +115,7 @@ def on_policy_pairs(
     answers = respond(
         model,
         tokenizer,
-        [prompt for prompt in prompts for _ in range(samples)],
+        [prompt for prompt in prompts for _ in range(num_generations)],
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
@@ -126,11 +126,18 @@ def on_policy_pairs(
     for place, (label, prompt, verifier) in enumerate(
         zip(rows.index, prompts, rows["verifier"], strict=True)
     ):
-        drawn = [answer.text for answer in answers[place * samples : (place + 1) * samples]]
+        drawn = [
+            answer.text
+            for answer in answers[place * num_generations : (place + 1) * num_generations]
+        ]
         right = [text for text in drawn if is_right(verifier, text)]
         wrong = [text for text in drawn if not is_right(verifier, text) and text.strip()]
         counts[
-            "mixed" if right and len(right) < samples else "all right" if right else "all wrong"
+            "mixed"
+            if right and len(right) < num_generations
+            else "all right"
+            if right
+            else "all wrong"
         ] += 1
         if right and wrong:
             sides = [

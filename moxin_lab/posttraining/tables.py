@@ -33,7 +33,7 @@ SHOWN = {
         "max_tokens",
         "learning_rate",
         "warmup_ratio",
-        "loss",
+        "loss_type",
         "beta",
         "label_smoothing",
     ),

@@ -22,7 +22,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from torch import Tensor
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.reasoning import grpo
-from moxin_lab.reasoning.grpo_trainer import Correction, GRPOSettings, train_grpo
+from moxin_lab.reasoning.grpo_trainer import Correction, train_grpo
 from moxin_lab.reasoning.rollout import (
     Decoding,
     RingEngine,
@@ -43,6 +42,7 @@ from moxin_lab.reasoning.rollout import (
     engine_options,
 )
 from moxin_lab.reasoning.rollout_stream import requests
+from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.training.resume import with_defaults, world_size
 
 STALENESS = (0, 1, 2, 4, 8)
@@ -52,7 +52,7 @@ COLUMNS = (
     "objective",
     "seed",
     "step",
-    "samples",
+    "completions",
     "reward",
     "judged",
     "seconds",
@@ -86,7 +86,7 @@ def staleness_grid(
     make_model: a fresh copy of the start model, on the device of the training. settings: its
     staleness and correction are replaced. folder: each run has one of its own in it, where a killed
     run goes on. decoding: see `rollout.engine_options`.
-    samples: completions read up to and with the step. reward: of the rollout that the step reads,
+    completions: how many were read up to and with the step. reward: of the rollout that the step reads,
     so of weights that are `staleness` rollouts older than those that learn; what a run has learned
     is `judged`, which is `judge` of its last weights, in evaluation mode, and the same in all of
     its rows. seconds: since the start, had rollouts overlapped with training as in
@@ -115,7 +115,7 @@ def staleness_grid(
         name = f"staleness {steps}, {objective}, seed {seed}"
         if progress is not None:
             progress(number, len(plans), name)
-        chosen = replace(settings, staleness=steps, correction=objective)
+        chosen = settings.model_copy(update={"staleness": steps, "correction": objective})
         model = make_model()
         device = next(model.parameters()).device
         log = train_grpo(
@@ -142,7 +142,9 @@ def grid_rows(log: pd.DataFrame, settings: GRPOSettings, objective: str, seed: i
     rollouts = log.iloc[::updates].reset_index(drop=True)
     seconds = stage_seconds(log, updates)
     table = pd.DataFrame({"step": range(len(rollouts)), "reward": rollouts["reward"]})
-    table["samples"] = (table["step"] + 1) * settings.prompts_per_step * settings.samples
+    table["completions"] = (
+        (table["step"] + 1) * settings.prompts_per_step * settings.num_generations
+    )
     table["seconds"] = modelled_seconds(seconds["made"], seconds["read"], settings.staleness)
     table["seconds_synchronous"] = (seconds["made"] + seconds["read"]).cumsum()
     return table.assign(staleness=settings.staleness, objective=objective, seed=seed)
@@ -253,7 +255,7 @@ class OverlappedEngine:
                 raise self._error
             rollout = self._ready.pop(0)
             self._change.notify_all()
-        asked = [list(prompt) for prompt in prompts for _ in range(sampling.samples)]
+        asked = [list(prompt) for prompt in prompts for _ in range(sampling.num_generations)]
         if rollout.prompt_ids != asked:
             raise RuntimeError(
                 "the rollout made ahead answers other prompts than those asked for: requests are out of step"
@@ -340,7 +342,7 @@ def train_overlapped(
             tokenizer,
             problems,
             reward,
-            replace(settings, staleness=0),
+            settings.model_copy(update={"staleness": 0}),
             seed=seed,
             resume_folder=folder,
             engine=ahead,

@@ -82,8 +82,8 @@ class _Run:
     log: pd.DataFrame
     low: float
     high: float
-    group_size: int | None
-    groups_per_step: int | None
+    num_generations: int | None
+    prompts_per_step: int | None
 
     def late(self, name: str) -> float:
         """Mean over the last half of the steps that have a value; NaN without one."""
@@ -120,14 +120,14 @@ def diagnose(
     log: pd.DataFrame | Sequence[Mapping[str, Any]],
     *,
     reward_range: tuple[float, float] = (0.0, 1.0),
-    group_size: int | None = None,
-    groups_per_step: int | None = None,
+    num_generations: int | None = None,
+    prompts_per_step: int | None = None,
 ) -> Diagnosis:
     """Why reward does not rise, from a log with a row a step (a DataFrame, or mappings of name to
     number; None and NaN: not logged in that step).
 
-    reward_range: the lowest and highest reward of one completion, such as (-5, 5). group_size:
-    needed to say how far from the reference is far, and with groups_per_step to tell mixed groups
+    reward_range: the lowest and highest reward of one completion, such as (-5, 5). num_generations:
+    needed to say how far from the reference is far, and with prompts_per_step to tell mixed groups
     from the others, with a reward of two values. Raises ValueError for an empty log, one without
     `reward` or with a reward that is missing or not finite, or an empty range.
     """
@@ -154,7 +154,7 @@ def diagnose(
         raise ValueError(
             f"reward_range is {reward_range}: give the lowest, then the highest reward of a completion"
         )
-    run = _Run(table, low, high, group_size, groups_per_step)
+    run = _Run(table, low, high, num_generations, prompts_per_step)
     trend, sentence = _trend(table["reward"].to_numpy(dtype=np.float64), high - low)
     checks = [_drift] if trend == "rising" else CHECKS.values()
     found = [cause for check in checks if (cause := check(run)) is not None]
@@ -264,8 +264,8 @@ def _wrong_grouping(run: _Run) -> Cause | None:
     deviation that follows from the binomial distribution. Where prompts differ in difficulty, right
     groups are equal more often and deviate less; mixed groups do neither.
     """
-    size, needed = run.group_size, ["reward", "frac_reward_zero_std", "reward_std"]
-    if size is None or run.groups_per_step is None or not set(needed) <= set(run.log):
+    size, needed = run.num_generations, ["reward", "frac_reward_zero_std", "reward_std"]
+    if size is None or run.prompts_per_step is None or not set(needed) <= set(run.log):
         return None
     rows = run.log[needed].dropna()
     if not len(rows):
@@ -284,7 +284,7 @@ def _wrong_grouping(run: _Run) -> Cause | None:
         float(np.mean(deviation)) * (run.high - run.low),
         float(rows["reward_std"].mean()),
     )
-    error = math.sqrt(float((equal * (1 - equal)).mean()) / (run.groups_per_step * len(rows)))
+    error = math.sqrt(float((equal * (1 - equal)).mean()) / (run.prompts_per_step * len(rows)))
     # A twentieth of the room above chance must be ruled out; else the log is too short, or reward
     # too extreme, to tell.
     near = (
@@ -382,9 +382,9 @@ def _drift(run: _Run) -> Cause | None:
     """Weights that go far for little. The best of G samples is at most log G - (G - 1)/G nats from
     the policy (Beirami et al. 2024, arXiv 2401.01879) and has the reward of pass@G.
     """
-    if run.group_size is None:
+    if run.num_generations is None:
         return None
-    best = math.log(run.group_size) - (run.group_size - 1) / run.group_size
+    best = math.log(run.num_generations) - (run.num_generations - 1) / run.num_generations
     gone = run.late("kl") * run.late("completions/mean_length")
     first, last = _ends(run.log["reward"].to_numpy(dtype=np.float64))
     gained = last - first
@@ -392,7 +392,7 @@ def _drift(run: _Run) -> Cause | None:
         return None
     return Cause(
         "drift",
-        f"the policy is {gone:.1f} nats a completion from the reference, where taking the best of {run.group_size} samples would "
+        f"the policy is {gone:.1f} nats a completion from the reference, where taking the best of {run.num_generations} samples would "
         f"be {best:.1f}, and reward moved by {gained:+.3f}: noise moves the weights more than reward does",
         "Lower the learning rate or take more groups a step, and compare pass@k, which falls when a model becomes surer and no "
         "better",

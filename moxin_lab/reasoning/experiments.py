@@ -26,9 +26,10 @@ import pandas as pd
 from moxin_lab.lab.progress import Progress
 from moxin_lab.posttraining import chat, experiments, tables
 from moxin_lab.reasoning import asynchronous, datasets
-from moxin_lab.reasoning.grpo_trainer import GRPOSettings, Problem, VerifierReward, train_grpo
+from moxin_lab.reasoning.grpo_trainer import Problem, VerifierReward, train_grpo
 from moxin_lab.reasoning.rollout import RingEngine, SamplingSettings, engine_options
 from moxin_lab.reasoning.tasks import GROUPS, Task, draw_all, judge, part_of, shown_question
+from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.verifier.verifier import REASONS, Verdict, Verifier
 
 BACKWARD = 2  # a backward pass costs about two forward passes (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
@@ -46,16 +47,16 @@ SHOWN = {
     "grpo": (
         "steps",
         "prompts_per_step",
-        "samples",
+        "num_generations",
         "temperature",
-        "max_new_tokens",
+        "max_completion_length",
         "learning_rate",
-        "loss",
-        "scale",
+        "loss_type",
+        "scale_rewards",
         "baseline",
-        "clip_low",
-        "clip_high",
-        "kl_coefficient",
+        "epsilon_low",
+        "epsilon_high",
+        "kl_coef",
         "kl_estimator",
         "reward_values",
         "resample_rounds",
@@ -199,7 +200,7 @@ def reinforce(
     """A copy of the model after GRPO on the tasks' answers, in evaluation mode where `model` is,
     and its log.
     """
-    chosen = GRPOSettings(format_pattern=BOXED, **settings.grpo.model_dump())
+    chosen = GRPOSettings(**(settings.grpo.model_dump() | {"format_pattern": BOXED}))
     problems, paid = (
         _problems(tasks, tokenizer),
         VerifierReward(judge=partial(_judge_problems, verifier)),
@@ -249,7 +250,7 @@ def staleness_runs(
     own = {
         name: getattr(experiment, name) for name in ("steps", "prompts_per_step", "learning_rate")
     }
-    chosen = GRPOSettings(format_pattern=BOXED, **(settings.grpo.model_dump() | own))
+    chosen = GRPOSettings(**(settings.grpo.model_dump() | own | {"format_pattern": BOXED}))
     tests = {"in-family": asked.tests["in-family"]}
     return asynchronous.staleness_grid(
         lambda: copy.deepcopy(model),
@@ -324,9 +325,9 @@ def forward_tokens(log: pd.DataFrame, prompt_tokens: float, settings: Any) -> fl
     prompt_tokens: mean length of a prompt. Sampling reads a prompt once for its whole group;
     training and reference once a row.
     """
-    prompts, samples = settings.grpo.prompts_per_step, settings.grpo.samples
+    prompts, generations = settings.grpo.prompts_per_step, settings.grpo.num_generations
     sampled = log["num_tokens"].sum() + len(log) * prompts * prompt_tokens
-    trained = (prompts * samples * (log["completions/mean_length"] + prompt_tokens)).sum()
+    trained = (prompts * generations * (log["completions/mean_length"] + prompt_tokens)).sum()
     return float(sampled + (2 + BACKWARD) * trained)
 
 
@@ -343,14 +344,14 @@ def answer(
     settings: Any,
     seed: int,
 ) -> pd.DataFrame:
-    """`settings.samples` sampled completions of each test question, judged. A row a completion:
+    """`settings.num_generations_eval` sampled completions of each test question, judged. A row a completion:
     `group`, `family`, `item` (place among all tests), `sample`, `text`, `answer` (as extracted),
     `reason`, `right`, `tokens`, `ended`.
     """
     tasks = [task for group in tests.values() for task in group]
     sampling = SamplingSettings(
-        samples=settings.samples,
-        max_new_tokens=settings.grpo.max_new_tokens,
+        num_generations=settings.num_generations_eval,
+        max_completion_length=settings.grpo.max_completion_length,
         temperature=settings.grpo.temperature,
     )
     engine = RingEngine(
@@ -364,27 +365,34 @@ def answer(
         [chat.encode_prompt(task.prompt(), tokenizer) for task in tasks], sampling, seed
     )
     ended = [reason == "eos" for reason in rollout.finish_reasons]
-    return judged(rollout.texts(tokenizer), tests, verifier, samples=settings.samples).assign(
-        tokens=rollout.lengths.numpy(), ended=ended
-    )
+    return judged(
+        rollout.texts(tokenizer), tests, verifier, num_generations=settings.num_generations_eval
+    ).assign(tokens=rollout.lengths.numpy(), ended=ended)
 
 
 def judged(
-    texts: Sequence[str], tests: Mapping[str, Sequence[Task]], verifier: Verifier, *, samples: int
+    texts: Sequence[str],
+    tests: Mapping[str, Sequence[Task]],
+    verifier: Verifier,
+    *,
+    num_generations: int,
 ) -> pd.DataFrame:
-    """`answer`'s columns without lengths for given texts, `samples` neighbours for each test
-    question.
+    """`answer`'s columns without lengths for given texts, `num_generations` in a row for
+    each test question.
     """
     places = [
-        (group, task) for group, tasks in tests.items() for task in tasks for _ in range(samples)
+        (group, task)
+        for group, tasks in tests.items()
+        for task in tasks
+        for _ in range(num_generations)
     ]
     verdicts = judge(verifier, texts, [task for _, task in places])
     return pd.DataFrame(
         {
             "group": [group for group, _ in places],
             "family": [task.family for _, task in places],
-            "item": np.arange(len(places)) // samples,
-            "sample": np.arange(len(places)) % samples,
+            "item": np.arange(len(places)) // num_generations,
+            "sample": np.arange(len(places)) % num_generations,
             "text": list(texts),
             "answer": [verdict.answer for verdict in verdicts],
             "reason": [verdict.reason for verdict in verdicts],

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Loss = Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"]
-LOSSES: tuple[Loss, ...] = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")
+LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"]
+LOSS_TYPES: tuple[LossType, ...] = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")
 Level = Literal["token", "sequence"]
 LEVELS: tuple[Level, ...] = ("token", "sequence")
 Estimator = Literal["k1", "k2", "k3"]
 ESTIMATORS: tuple[Estimator, ...] = ("k1", "k2", "k3")
-Scale = Literal["group", "batch", "none"]
-SCALES: tuple[Scale, ...] = ("group", "batch", "none")
+ScaleRewards = Literal["group", "batch", "none"]
+SCALES: tuple[ScaleRewards, ...] = ("group", "batch", "none")
 STD_EPSILON = 1e-4  # beside the standard deviation, as in TRL
 
 Baseline = Literal["group", "batch"]
@@ -41,28 +41,28 @@ Reward = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 class Objective:
     """Which loss a step minimises.
 
-    max_completion_length: response budget in tokens, `dr_grpo`'s constant. importance_level: a
+    max_completion_length: response budget in tokens, `dr_grpo`'s constant. importance_sampling_level: a
     ratio a token, or one a sequence (GSPO, which is `grpo` at sequence level; the other losses then
     weigh a sequence by its length).
     epsilon_low, epsilon_high: ratios are clipped to [1 - epsilon_low, 1 + epsilon_high]; `cispo`
     has an upper bound only.
-    kl_coefficient: weight of the KL to the reference, 0 for none. Moxin's script: 0.001 with k3,
+    kl_coef: weight of the KL to the reference, 0 for none. Moxin's script: 0.001 with k3,
     `grpo`, verl's 0.2 for both bounds. Raises ValueError for an unknown name or a value outside its
     range.
     """
 
     max_completion_length: int
-    loss: Loss = "grpo"
-    importance_level: Level = "token"
+    loss_type: LossType = "grpo"
+    importance_sampling_level: Level = "token"
     epsilon_low: float = 0.2
     epsilon_high: float = 0.2
-    kl_coefficient: float = 0.0
+    kl_coef: float = 0.0
     kl_estimator: Estimator = "k3"
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("loss", self.loss, LOSSES),
-            ("importance_level", self.importance_level, LEVELS),
+            ("loss_type", self.loss_type, LOSS_TYPES),
+            ("importance_sampling_level", self.importance_sampling_level, LEVELS),
             ("kl_estimator", self.kl_estimator, ESTIMATORS),
         ):
             if value not in known:
@@ -74,7 +74,7 @@ class Objective:
             )
         for name, number in (
             ("epsilon_high", self.epsilon_high),
-            ("kl_coefficient", self.kl_coefficient),
+            ("kl_coef", self.kl_coef),
         ):
             if not (math.isfinite(number) and number >= 0):
                 raise ValueError(f"{name} is {number}; give a finite number, 0 or more")
@@ -88,7 +88,7 @@ def check_run(
     examples: Sequence[Any],
     reward: Reward,
     *,
-    group_size: int,
+    num_generations: int,
     max_completion_length: int,
     prompts_per_step: int = 1,
 ) -> None:
@@ -99,7 +99,7 @@ def check_run(
     token, and as `check_rewards`; what the reward itself raises comes through.
     """
     _check_budget(max_completion_length)
-    _check_group_size(group_size)
+    _check_group_size(num_generations)
     if prompts_per_step < 1:
         raise ValueError(f"prompts_per_step is {prompts_per_step}; give 1 or more")
     if len(examples) < prompts_per_step:
@@ -145,10 +145,10 @@ def check_rewards(rewards: Any, expected: int) -> np.ndarray:
     return found
 
 
-def _check_group_size(group_size: int) -> None:
-    if group_size < 2:
+def _check_group_size(num_generations: int) -> None:
+    if num_generations < 2:
         raise ValueError(
-            f"the group size is {group_size}: a completion is judged against others of its prompt, give 2 or more"
+            f"the group size is {num_generations}: a completion is judged against others of its prompt, give 2 or more"
         )
 
 
@@ -180,8 +180,8 @@ def group_advantages(
     rewards: Any,
     prompts: Sequence[Hashable],
     *,
-    group_size: int,
-    scale: Scale = "group",
+    num_generations: int,
+    scale_rewards: ScaleRewards = "group",
     baseline: Baseline = "group",
 ) -> Groups:
     """Advantage of each completion over the others of its prompt: reward - group mean, divided by
@@ -189,19 +189,21 @@ def group_advantages(
 
     prompts: what a completion answers, one key each (a prompt's number or text), in any order:
     equal keys are a group.
-    scale: `group`, the group's own standard deviation (Shao et al. 2024, arXiv 2402.03300, section
+    scale_rewards: `group`, the group's own standard deviation (Shao et al. 2024, arXiv 2402.03300, section
     4.1.2), unbiased as in TRL; `batch`, that of all rewards; `none`, no division (Liu et al. 2025,
     arXiv 2503.20783, which `dr_grpo` comes from).
     baseline: `group`, the group's mean reward; `batch`, the mean of all rewards, which with scale
     `batch` is what PPO without a critic does with gamma = lambda = 1 (AReaL, arXiv 2505.24298,
     section 7): a group of equal rewards then teaches, too.
     metrics: `reward`, `reward_std` (mean of the groups'), `frac_reward_zero_std`. Raises ValueError
-    as `check_rewards`, for no completions, and for a group that has not exactly `group_size`
+    as `check_rewards`, for no completions, and for a group that has not exactly `num_generations`
     members.
     """
-    _check_group_size(group_size)
-    if scale not in SCALES:
-        raise ValueError(f"unknown scale {scale!r}: available are {', '.join(SCALES)}")
+    _check_group_size(num_generations)
+    if scale_rewards not in SCALES:
+        raise ValueError(
+            f"unknown scale_rewards {scale_rewards!r}: available are {', '.join(SCALES)}"
+        )
     if baseline not in BASELINES:
         raise ValueError(f"unknown baseline {baseline!r}: available are {', '.join(BASELINES)}")
     if not len(prompts):
@@ -214,13 +216,13 @@ def group_advantages(
         [number_of.setdefault(prompt, len(number_of)) for prompt in prompts], dtype=np.int64
     )
     sizes = np.bincount(group_of)
-    if (sizes != group_size).any():
-        wrong = int(np.flatnonzero(sizes != group_size)[0])
+    if (sizes != num_generations).any():
+        wrong = int(np.flatnonzero(sizes != num_generations)[0])
         raise ValueError(
-            f"prompt {list(number_of)[wrong]!r} has {sizes[wrong]} completions, not {group_size} ({(sizes != group_size).sum()} "
+            f"prompt {list(number_of)[wrong]!r} has {sizes[wrong]} completions, not {num_generations} ({(sizes != num_generations).sum()} "
             f"of {len(sizes)} groups are wrong): give each drawn prompt its own key, and that key to all of its completions"
         )
-    members = np.argsort(group_of, kind="stable").reshape(-1, group_size)
+    members = np.argsort(group_of, kind="stable").reshape(-1, num_generations)
     grouped = values[members]
     deviations = grouped.std(axis=1, ddof=1)
     zero_variance = grouped.max(axis=1) == grouped.min(axis=1)
@@ -230,9 +232,9 @@ def group_advantages(
     centred = np.where(zero_variance[:, None], 0.0, grouped - grouped.mean(axis=1, keepdims=True))
     if baseline == "batch":
         centred = grouped - values.mean() if values.max() > values.min() else np.zeros_like(grouped)
-    if scale == "group":
+    if scale_rewards == "group":
         centred = centred / (deviations[:, None] + STD_EPSILON)
-    elif scale == "batch":
+    elif scale_rewards == "batch":
         centred = centred / (values.std(ddof=1) + STD_EPSILON)
     advantages = np.empty_like(values)
     advantages[members] = centred
@@ -260,14 +262,18 @@ class Completions:
 
 
 def completion_mask(
-    completion_ids: Tensor, lengths: Tensor, *, eos_ids: Sequence[int], mask_truncated: bool = False
+    completion_ids: Tensor,
+    lengths: Tensor,
+    *,
+    eos_ids: Sequence[int],
+    mask_truncated_completions: bool = False,
 ) -> Completions:
     """Which tokens of padded completions, int64 [N, T], were generated: up to and with the first
     end token, within `lengths` [N].
 
     Padding is told by `lengths`, not by an id, so a pad token that is also the end token, or was
     sampled, does no harm.
-    mask_truncated: completions cut by the budget carry no loss (Yu et al. 2025, arXiv 2503.14476,
+    mask_truncated_completions: completions cut by the budget carry no loss (Yu et al. 2025, arXiv 2503.14476,
     section 3.4), so that a good thought is not punished for its length. metrics:
     `completions/mean_length`, `min_length`, `max_length`, `clipped_ratio`. Raises ValueError for
     lengths outside 1..T or no end token.
@@ -303,7 +309,9 @@ def completion_mask(
         "completions/max_length": float(counts.max()),
         "completions/clipped_ratio": float(truncated.double().mean()),
     }
-    return Completions(mask & ~truncated[:, None] if mask_truncated else mask, truncated, metrics)
+    return Completions(
+        mask & ~truncated[:, None] if mask_truncated_completions else mask, truncated, metrics
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -354,11 +362,11 @@ def token_weights(mask: Tensor, step: Totals, objective: Objective) -> Tensor:
       MiniMax 2025, arXiv 2506.13585, section 3.1.
     """
     active = mask.double()
-    if objective.loss == "grpo":
+    if objective.loss_type == "grpo":
         return active / (active.sum(dim=1, keepdim=True).clamp(min=1) * step.sequences)
-    if objective.loss == "dr_grpo":
+    if objective.loss_type == "dr_grpo":
         return active / (step.sequences * objective.max_completion_length)
-    return active / max(1.0, step.tokens if objective.loss == "bnpo" else step.rollout_tokens)
+    return active / max(1.0, step.tokens if objective.loss_type == "bnpo" else step.rollout_tokens)
 
 
 def ratios(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, level: Level) -> Tensor:
@@ -387,9 +395,9 @@ def token_losses(
       Every token keeps its
       gradient, its weight is bounded. TRL's `epsilon_high` is the bound itself, 1 + h.
     """
-    ratio = ratios(log_probs, old_log_probs, mask, objective.importance_level)
+    ratio = ratios(log_probs, old_log_probs, mask, objective.importance_sampling_level)
     advantage = advantages.to(log_probs.dtype).unsqueeze(1)
-    if objective.loss == "cispo":
+    if objective.loss_type == "cispo":
         losses = -ratio.detach().clamp(max=1 + objective.epsilon_high) * advantage * log_probs
     else:
         clipped = ratio.clamp(1 - objective.epsilon_low, 1 + objective.epsilon_high)
@@ -457,9 +465,9 @@ def policy_loss(
         raise ValueError(
             f"advantages have shape {list(advantages.shape)}, not [{len(log_probs)}]: one for each sequence"
         )
-    if objective.kl_coefficient and reference_log_probs is None:
+    if objective.kl_coef and reference_log_probs is None:
         raise ValueError(
-            f"the KL coefficient is {objective.kl_coefficient} and there are no reference_log_probs: compute them once with the "
+            f"the KL coefficient is {objective.kl_coef} and there are no reference_log_probs: compute them once with the "
             "reference model, or set the coefficient to 0"
         )
     mask = mask.bool()
@@ -475,8 +483,8 @@ def policy_loss(
         reference = _masked(reference_log_probs, mask).detach()
         kl = kl_estimates(log_probs, reference, objective.kl_estimator)
         sums["kl"] = kl.detach().double().sum()
-        if objective.kl_coefficient:
-            losses = losses + objective.kl_coefficient * kl
+        if objective.kl_coef:
+            losses = losses + objective.kl_coef * kl
     if entropies is not None:
         sums["entropy"] = _masked(entropies, mask).detach().double().sum()
     sums.update(_clipped(log_probs.detach(), old, advantages, mask, objective))
@@ -507,10 +515,12 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
 def _clipped(
     log_probs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, objective: Objective
 ) -> dict[str, Tensor]:
-    ratio = ratios(log_probs, old, mask, objective.importance_level)
-    counted = mask if objective.importance_level == "token" else mask.any(dim=1, keepdim=True)
+    ratio = ratios(log_probs, old, mask, objective.importance_sampling_level)
+    counted = (
+        mask if objective.importance_sampling_level == "token" else mask.any(dim=1, keepdim=True)
+    )
     advantage = advantages.unsqueeze(1)
     low = (ratio < 1 - objective.epsilon_low) & (advantage < 0) & counted
     high = (ratio > 1 + objective.epsilon_high) & (advantage > 0) & counted
-    low = low & (objective.loss != "cispo")  # which has no lower bound
+    low = low & (objective.loss_type != "cispo")  # which has no lower bound
     return {"ratios": counted.sum(), "clipped_low": low.sum(), "clipped_high": high.sum()}

@@ -18,7 +18,6 @@ Does not: judge answers (a reward does), evaluate (the notebook does), or shard 
 """
 
 import copy
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,14 +39,19 @@ from moxin_lab.reasoning.rollout import (
     SamplingSettings,
     engine_options,
 )
-from moxin_lab.reasoning.rollout_stream import KeptRollouts, RolloutStream, completion_log_probs
+from moxin_lab.reasoning.rollout_stream import (
+    KeptRollouts,
+    RolloutStream,
+    completion_log_probs,
+    max_completion_length_of,
+)
+from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.training import schedules
 from moxin_lab.training.fit import LossFunction, fit_language_model
 from moxin_lab.training.resume import with_defaults, world_size
 from moxin_lab.verifier.verifier import Verdict, Verifier
 
 Correction = Literal["none", "naive", "decoupled"]
-CORRECTIONS: tuple[Correction, ...] = ("none", "naive", "decoupled")
 
 
 @dataclass(frozen=True)
@@ -104,122 +108,18 @@ class VerifierReward:
 # settings
 
 
-@dataclass(frozen=True, kw_only=True)
-class GRPOSettings:
-    """What a run does. Defaults are Moxin's script where it has a value (64 prompts x 8,
-    temperature 0.6, rate 1e-6, k3 with 0.001, clip 0.2, one update a rollout, response 16,384) and
-    our choice elsewhere.
-
-    steps: rollouts. updates_per_rollout: optimizer steps that read one rollout, a share each.
-    loss, importance_level, clip_low, clip_high, kl_coefficient, kl_estimator: see `grpo.Objective`;
-    loss "gspo" is `grpo` at sequence level. log_kl: measure the KL where its coefficient is 0, too
-    (a reference forward pass a rollout).
-    scale, baseline: see `grpo.group_advantages`; AReaL without a critic is scale and baseline
-    `batch` with rewards (-5, 5).
-    reward_values: what a reward of 0 and of 1 becomes. format_pattern: a regular expression that a
-    completion must match as a whole to be paid at all (a gate, not a bonus: a bonus lets long wrong
-    answers in the right form rise).
-    length_stages: (from which step, max_new_tokens), first (0, ..), such as DeepScaleR's 8K, 16K,
-    24K; overrides max_new_tokens.
-    resample_rounds: how often groups without variance are replaced by other prompts' (DAPO's
-    dynamic sampling), 0 for not.
-    mask_truncated: completions cut by the budget carry no loss.
-    staleness: rollouts are made so many rollouts before they are read. correction: `none`, the
-    ratio starts from the weights that read; `naive`, from those that sampled; `decoupled`, as
-    `none`, each token weighted by reading over sampling probability, tokens above behaviour_cap
-    left out (AReaL, arXiv 2505.24298, section 5.2).
-    """
-
-    steps: int
-    prompts_per_step: int = 64
-    samples: int = 8
-    max_new_tokens: int = 16_384
-    length_stages: tuple[tuple[int, int], ...] = ()
-    temperature: float = 0.6
-    top_p: float = 1.0
-    updates_per_rollout: int = 1
-    loss: str = "grpo"
-    importance_level: grpo.Level = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl_coefficient: float = 0.001
-    kl_estimator: grpo.Estimator = "k3"
-    log_kl: bool = True
-    scale: grpo.Scale = "group"
-    baseline: grpo.Baseline = "group"
-    reward_values: tuple[float, float] = (0.0, 1.0)
-    format_pattern: str | None = None
-    resample_rounds: int = 0
-    mask_truncated: bool = False
-    staleness: int = 0
-    correction: Correction = "none"
-    behaviour_cap: float = 5.0
-    learning_rate: float = 1e-6
-    warmup_ratio: float = 0.0
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_eps: float = 1e-8
-    gradient_clip_norm: float | None = 1.0
-    precision: str = "bf16-mixed"
-    micro_batch_examples: int = 8
-    checkpoint_every_steps: int = 20
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("steps", 1),
-            ("updates_per_rollout", 1),
-            ("resample_rounds", 0),
-            ("staleness", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; give {least} or more")
-        if self.correction not in CORRECTIONS:
-            raise ValueError(
-                f"unknown correction {self.correction!r}: available are {', '.join(CORRECTIONS)}"
-            )
-        if self.length_stages and (
-            self.length_stages[0][0] != 0
-            or [s for s, _ in self.length_stages] != sorted({s for s, _ in self.length_stages})
-        ):
-            raise ValueError(
-                f"length_stages {self.length_stages} must begin at step 0 and rise: ((0, 8192), (500, 16384))"
-            )
-        low, high = self.reward_values
-        if not low < high:
-            raise ValueError(
-                f"reward_values are {self.reward_values}: give the wrong answer's, then the right one's"
-            )
-        if self.format_pattern is not None:
-            re.compile(self.format_pattern)
-        if self.prompts_per_step * self.samples % self.updates_per_rollout:
-            raise ValueError(
-                f"{self.prompts_per_step} prompts x {self.samples} samples do not divide into {self.updates_per_rollout} "
-                "equal updates (updates_per_rollout)"
-            )
-        for step in (0, *(step for step, _ in self.length_stages)):
-            self.objective(self.budget(step))
-            self.sampling(step)
-
-    def budget(self, step: int) -> int:
-        """Response budget of a rollout in tokens."""
-        found = [budget for first, budget in self.length_stages if first <= step]
-        return found[-1] if found else self.max_new_tokens
-
-    def sampling(self, step: int) -> SamplingSettings:
-        return SamplingSettings(self.samples, self.budget(step), self.temperature, self.top_p)
-
-    def objective(self, budget: int) -> grpo.Objective:
-        gspo = self.loss == "gspo"
-        return grpo.Objective(
-            budget,
-            "grpo" if gspo else self.loss,  # type: ignore[arg-type]
-            "sequence" if gspo else self.importance_level,
-            self.clip_low,
-            self.clip_high,
-            self.kl_coefficient,
-            self.kl_estimator,
-        )
+def objective_of(settings: GRPOSettings, max_completion_length: int) -> grpo.Objective:
+    """The loss that these settings ask for, with the response budget of one rollout."""
+    gspo = settings.loss_type == "gspo"
+    return grpo.Objective(
+        max_completion_length,
+        "grpo" if gspo else settings.loss_type,  # type: ignore[arg-type]
+        "sequence" if gspo else settings.importance_sampling_level,
+        settings.epsilon_low,
+        settings.epsilon_high,
+        settings.kl_coef,
+        settings.kl_estimator,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -254,7 +154,7 @@ def grpo_loss(settings: GRPOSettings) -> LossFunction:
             batch["advantages"].float(),
             mask,
             step,
-            settings.objective(int(batch["budget"])),
+            objective_of(settings, int(batch["max_completion_length"])),
             old_log_probs=old,
             reference_log_probs=batch.get("reference_log_probs"),
             entropies=entropies,
@@ -293,12 +193,13 @@ def train_grpo(
     reward that returns NaN or the wrong number of values, prompts that do not fit the positions,
     dropout, or fewer prompts than ranks.
     """
-    budgets = [settings.budget(step) for step in (0, *(step for step, _ in settings.length_stages))]
+    first_rollouts = (0, *(first for first, _ in settings.length_stages))
+    budgets = [max_completion_length_of(settings, number) for number in first_rollouts]
     _check_problems(model, problems, max(budgets))
     grpo.check_run(
         problems,
         reward,
-        group_size=settings.samples,
+        num_generations=settings.num_generations,
         max_completion_length=min(budgets),
         prompts_per_step=settings.prompts_per_step,
     )
@@ -307,7 +208,7 @@ def train_grpo(
         raise ValueError(
             f"{settings.prompts_per_step} prompts a step are fewer than {ranks} ranks: give each one or more"
         )
-    wants_reference = settings.kl_coefficient > 0 or settings.log_kl
+    wants_reference = settings.kl_coef > 0 or settings.log_kl
     reference = copy.deepcopy(model).eval().requires_grad_(False) if wants_reference else None
     stream = RolloutStream(
         model,
@@ -372,5 +273,5 @@ def _check_problems(model: MoxinForCausalLM, problems: Sequence[HasPrompt], budg
         if tokens + budget > config.max_position_embeddings:
             raise ValueError(
                 f"problem {place} has {tokens} tokens; with a response budget of {budget} it exceeds the "
-                f"{config.max_position_embeddings} positions: shorten it or lower max_new_tokens"
+                f"{config.max_position_embeddings} positions: shorten it or lower max_completion_length"
             )

@@ -1,6 +1,6 @@
 """Completions for reinforcement learning: one small protocol, and our own engine behind it.
 
-    prompts x samples -> prefill, once a prompt -> ring -> [step, draw, record] x tokens -> Rollout
+    prompts x num_generations -> prefill, once a prompt -> ring -> [step, draw, record] x tokens -> Rollout
                                                     ^ finished rows are dropped, the rest moves
                                                     together
 
@@ -41,23 +41,25 @@ MAX_ROWS = 512  # Moxin's 64 prompts x 8
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """samples: completions a prompt. max_new_tokens: response budget, the end token included.
+    """num_generations: completions per prompt. max_completion_length: response budget, the end token included.
 
     Raises ValueError for a temperature that is not above 0, a top_p outside (0, 1], and numbers
     below 1.
     """
 
-    samples: int
-    max_new_tokens: int
+    num_generations: int
+    max_completion_length: int
     temperature: float = 1.0
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; give 1 or more completions a prompt")
-        if self.max_new_tokens < 1:
+        if self.num_generations < 1:
             raise ValueError(
-                f"the response budget is {self.max_new_tokens} tokens (max_new_tokens); give 1 or more"
+                f"num_generations is {self.num_generations}; give 1 or more completions a prompt"
+            )
+        if self.max_completion_length < 1:
+            raise ValueError(
+                f"the response budget is {self.max_completion_length} tokens (max_completion_length); give 1 or more"
             )
         if not self.temperature > 0:
             raise ValueError(
@@ -69,7 +71,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """N = prompts x samples completions, on the CPU; row r answers prompt r // samples.
+    """N = prompts x num_generations completions, on the CPU; row r answers prompt r // num_generations.
 
     prompt_ids: N lists. completion_ids: int64 [N, T], padded behind the end. completion_mask: bool
     [N, T], generated tokens, the end token included. log_probs: float32 [N, T], see the module's
@@ -82,7 +84,7 @@ class Rollout:
     completion_mask: Tensor
     log_probs: Tensor
     finish_reasons: list[Finish]
-    samples: int
+    num_generations: int
     version: int
     seconds: float = 0.0
 
@@ -110,7 +112,7 @@ class RolloutEngine(Protocol):
     another process or of another library can stand behind it.
 
     With vLLM, for which no adapter is here: `generate` is `LLM.generate` on prompts of token ids
-    with `SamplingParams(n=samples, max_tokens=.., temperature=.., top_p=.., seed=.., logprobs=0)`,
+    with `SamplingParams(n=num_generations, max_tokens=.., temperature=.., top_p=.., seed=.., logprobs=0)`,
     in an engine started with `logprobs_mode="processed_logprobs"`, and `rollout_of` makes a rollout
     of its lists; `update_weights` sends the tensors to the workers' `load_weights`, which takes
     these names, and resets the prefix cache. At top_p below 1 its log-probabilities
@@ -122,7 +124,7 @@ class RolloutEngine(Protocol):
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, seed: int
     ) -> Rollout:
-        """Rows in the order of the prompts, `samples` neighbours each; up to and with the end
+        """Rows in the order of the prompts, `num_generations` neighbours each; up to and with the end
         token, or the whole budget.
         """
         ...
@@ -140,22 +142,22 @@ def rollout_of(
     completions: Sequence[Sequence[int]],
     log_probs: Sequence[Sequence[float]],
     *,
-    samples: int,
+    num_generations: int,
     eos_token_id: int,
     pad_token_id: int,
     version: int,
     seconds: float = 0.0,
 ) -> Rollout:
-    """A rollout from the lists of another engine: `samples` completions a prompt, end tokens
+    """A rollout from the lists of another engine: `num_generations` completions a prompt, end tokens
     included, a log-probability a token.
 
     Raises ValueError for another number of completions, an empty one, one that goes on behind its
     end, or lengths that differ.
     """
-    number = len(prompts) * samples
+    number = len(prompts) * num_generations
     if not len(completions) == len(log_probs) == number or not number:
         raise ValueError(
-            f"{len(prompts)} prompts x {samples} samples are {number} rows, not {len(completions)} completions with "
+            f"{len(prompts)} prompts x {num_generations} generations are {number} rows, not {len(completions)} completions with "
             f"{len(log_probs)} lists of log-probabilities"
         )
     for row, (ids, values) in enumerate(zip(completions, log_probs, strict=True)):
@@ -169,8 +171,8 @@ def rollout_of(
     tokens[mask] = torch.tensor([token for ids in completions for token in ids])
     values[mask] = torch.tensor([value for row in log_probs for value in row], dtype=torch.float32)
     finish: list[Finish] = ["eos" if ids[-1] == eos_token_id else "length" for ids in completions]
-    repeated = [list(prompt) for prompt in prompts for _ in range(samples)]
-    return Rollout(repeated, tokens, mask, values, finish, samples, version, seconds)
+    repeated = [list(prompt) for prompt in prompts for _ in range(num_generations)]
+    return Rollout(repeated, tokens, mask, values, finish, num_generations, version, seconds)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -272,7 +274,7 @@ class RingEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, seed: int
     ) -> Rollout:
-        """`samples` completions of each prompt. Raises ValueError for no prompts, an empty one, or
+        """`num_generations` completions of each prompt. Raises ValueError for no prompts, an empty one, or
         more tokens than positions.
         """
         begin = time.perf_counter()
@@ -285,24 +287,24 @@ class RingEngine:
             raise ValueError(
                 f"prompt {min(range(len(prompts)), key=lambda i: len(prompts[i]))} has no token"
             )
-        if longest + sampling.max_new_tokens > limit:
+        if longest + sampling.max_completion_length > limit:
             raise ValueError(
-                f"{longest} tokens of prompt and {sampling.max_new_tokens} new ones are more than the {limit} positions"
+                f"{longest} tokens of prompt and {sampling.max_completion_length} new ones are more than the {limit} positions"
             )
-        samples, budget = sampling.samples, sampling.max_new_tokens
-        number = len(prompts) * samples
+        num_generations, budget = sampling.num_generations, sampling.max_completion_length
+        number = len(prompts) * num_generations
         noise = torch.rand(number, budget, generator=torch.Generator().manual_seed(seed)).clamp_(
             max=1 - 2**-22
         )
         # Prompts of similar length together, so that little is padded.
-        order = sorted(range(number), key=lambda row: (-len(prompts[row // samples]), row))
+        order = sorted(range(number), key=lambda row: (-len(prompts[row // num_generations]), row))
         tokens = torch.full((budget, number), self.pad_token_id)
         log_probs = torch.zeros(budget, number)
         with self._own_device():
             for start in range(0, number, self.max_rows):
                 rows = order[start : start + self.max_rows]
                 self._decode(
-                    [prompts[row // samples] for row in rows],
+                    [prompts[row // num_generations] for row in rows],
                     rows,
                     noise,
                     sampling,
@@ -316,12 +318,12 @@ class RingEngine:
         mask, tokens, log_probs = mask[:, :width], tokens[:, :width], log_probs[:, :width]
         finish: list[Finish] = ["eos" if ended else "length" for ended in ends.any(dim=1).tolist()]
         return Rollout(
-            [list(prompts[row // samples]) for row in range(number)],
+            [list(prompts[row // num_generations]) for row in range(number)],
             tokens.masked_fill(~mask, self.pad_token_id),
             mask.contiguous(),
             log_probs.masked_fill(~mask, 0.0),
             finish,
-            samples,
+            num_generations,
             self.version,
             time.perf_counter() - begin,
         )
@@ -341,7 +343,7 @@ class RingEngine:
         """Complete `prompts`, the rollout's rows `rows`, into their columns of tokens and log_probs
         [budget, N].
         """
-        budget = sampling.max_new_tokens
+        budget = sampling.max_completion_length
         logits, prompt_of, prompt_padding, prefilled = self._prefill(prompts)
         batch = self._batch(len(rows), sampling)
         self._fill(prefilled, prompt_of)
@@ -408,8 +410,10 @@ class RingEngine:
             self._ring = None
             self._ring = RollingCache(self.model.config, rows, dtype=self.dtype, device=self.device)
         batch = self._batches.get((rows, sampling.top_p))
-        if batch is None or len(batch.uniform) < sampling.max_new_tokens:
-            batch = self._step.batch(self._ring, rows, sampling.max_new_tokens, sampling.top_p)
+        if batch is None or len(batch.uniform) < sampling.max_completion_length:
+            batch = self._step.batch(
+                self._ring, rows, sampling.max_completion_length, sampling.top_p
+            )
             if self.graph:
                 self._batches[rows, sampling.top_p] = batch
         batch.temperature.fill_(sampling.temperature)
@@ -441,7 +445,9 @@ class RingEngine:
                 layer[:rows, :, :held] = layer[:, :, :held][kept]
         for name in ("token", "ended", "padding"):
             getattr(smaller, name).copy_(getattr(batch, name)[kept])
-        smaller.uniform[: sampling.max_new_tokens] = batch.uniform[: sampling.max_new_tokens, kept]
+        smaller.uniform[: sampling.max_completion_length] = batch.uniform[
+            : sampling.max_completion_length, kept
+        ]
         smaller.place.copy_(batch.place)
         self._set_length(smaller, batch.cache.length)
         return smaller, columns[kept.cpu()]

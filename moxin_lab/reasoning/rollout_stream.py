@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.reasoning import grpo
 from moxin_lab.reasoning.rollout import Rollout, RolloutEngine, SamplingSettings
+from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.training.fit import autocast
 from moxin_lab.verifier.verifier import REASONS
 
@@ -94,8 +95,24 @@ def sampling_seed(seed: int, number: int, attempt: int = 0, rank: int = 0) -> in
     return int(np.random.SeedSequence(names).generate_state(1)[0])
 
 
+def max_completion_length_of(settings: GRPOSettings, number: int) -> int:
+    """Response budget of rollout `number` in tokens, by `length_stages` where there are some."""
+    reached = [length for first, length in settings.length_stages if first <= number]
+    return reached[-1] if reached else settings.max_completion_length
+
+
+def sampling_settings(settings: GRPOSettings, number: int) -> SamplingSettings:
+    """How rollout `number` is sampled."""
+    return SamplingSettings(
+        settings.num_generations,
+        max_completion_length_of(settings, number),
+        settings.temperature,
+        settings.top_p,
+    )
+
+
 def requests(
-    problems: Sequence[Any], settings: Any, seed: int
+    problems: Sequence[Any], settings: GRPOSettings, seed: int
 ) -> Iterator[tuple[list[Sequence[int]], SamplingSettings, int]]:
     """What a `RolloutStream` will ask its engine for, rollout after rollout (without replacement of
     groups).
@@ -104,7 +121,7 @@ def requests(
         chosen = drawn_problems(len(problems), settings.prompts_per_step, seed, number)
         yield (
             [problems[index].prompt_ids for index in chosen],
-            settings.sampling(number),
+            sampling_settings(settings, number),
             sampling_seed(seed, number),
         )
 
@@ -122,7 +139,7 @@ class Experience:
 
     number: int
     version: int
-    budget: int
+    max_completion_length: int
     tensors: dict[str, Tensor]
     metrics: dict[str, float]
 
@@ -140,7 +157,7 @@ class RolloutStream:
         problems: Sequence[Any],
         reward: grpo.Reward,
         engine: RolloutEngine,
-        settings: Any,
+        settings: GRPOSettings,
         seed: int,
     ) -> None:
         self._model, self._reference, self._tokenizer = model, reference, tokenizer
@@ -153,7 +170,7 @@ class RolloutStream:
         self._seed = seed
         self.num_steps = settings.steps * settings.updates_per_rollout
         self.examples_per_step = (
-            settings.prompts_per_step * settings.samples // settings.updates_per_rollout
+            settings.prompts_per_step * settings.num_generations // settings.updates_per_rollout
         )
         self._made = 0  # rollouts so far
         self._waiting: list[Experience] = []
@@ -174,7 +191,7 @@ class RolloutStream:
             "step_sequences": own.sequences,
             "step_tokens": own.tokens,
             "rollout_tokens": own.rollout_tokens,
-            "budget": self._current.budget,
+            "max_completion_length": self._current.max_completion_length,
         }
         return found | {
             name: torch.tensor(float(value), dtype=torch.float64) for name, value in shared.items()
@@ -273,9 +290,13 @@ class RolloutStream:
         if settings.resample_rounds:
             metrics["resampled_groups"] = float(replaced)
             metrics["frac_groups_used"] = 1 - float(groups.zero_variance.mean())
-        tensors = _lay_out(rollout, ends, settings.mask_truncated, self._tokenizer.pad_token_id)
+        tensors = _lay_out(
+            rollout, ends, settings.mask_truncated_completions, self._tokenizer.pad_token_id
+        )
         tensors["advantages"] = torch.from_numpy(groups.advantages)
-        return Experience(number, rollout.version, settings.budget(number), tensors, metrics)
+        return Experience(
+            number, rollout.version, max_completion_length_of(settings, number), tensors, metrics
+        )
 
     def _judged(
         self, chosen: Sequence[int], number: int, attempt: int, seconds: dict[str, float]
@@ -310,11 +331,11 @@ class RolloutStream:
         problems = [self._problems[index] for index in chosen]
         begin = time.perf_counter()
         rollout = self._engine.generate(
-            [problem.prompt_ids for problem in problems], settings.sampling(number), seed
+            [problem.prompt_ids for problem in problems], sampling_settings(settings, number), seed
         )
         texts = rollout.texts(self._tokenizer)
         middle = time.perf_counter()
-        rows = [problem for problem in problems for _ in range(settings.samples)]
+        rows = [problem for problem in problems for _ in range(settings.num_generations)]
         rewards = grpo.check_rewards(self._reward(rows, texts), len(rows))
         passed = np.ones(len(rows), dtype=bool)
         if settings.format_pattern is not None:
@@ -331,13 +352,13 @@ class RolloutStream:
         return rollout, rewards, Counter(getattr(self._reward, "reasons", {})), passed
 
     def _advantages(self, rewards: np.ndarray, count: int) -> grpo.Groups:
-        keys = np.repeat(np.arange(count), self._settings.samples).tolist()
+        keys = np.repeat(np.arange(count), self._settings.num_generations).tolist()
         settings = self._settings
         return grpo.group_advantages(
             rewards,
             keys,
-            group_size=settings.samples,
-            scale=settings.scale,
+            num_generations=settings.num_generations,
+            scale_rewards=settings.scale_rewards,
             baseline=settings.baseline,
         )
 
@@ -418,7 +439,7 @@ class KeptRollouts(Callback):
 
 
 def _lay_out(
-    rollout: Rollout, ends: Sequence[int], mask_truncated: bool, pad_id: int
+    rollout: Rollout, ends: Sequence[int], mask_truncated_completions: bool, pad_id: int
 ) -> dict[str, Tensor]:
     """input_ids int64 [N, L], mask and sampling_log_probs [N, L - 1], lengths [N] (prompt and
     completion).
@@ -435,7 +456,7 @@ def _lay_out(
     sampling = torch.zeros(input_ids.shape)
     sampling[generated] = rollout.log_probs[rollout.completion_mask]
     truncated = grpo.completion_mask(rollout.completion_ids, counts, eos_ids=ends).truncated
-    mask = generated & ~truncated[:, None] if mask_truncated else generated
+    mask = generated & ~truncated[:, None] if mask_truncated_completions else generated
     return {
         "input_ids": input_ids,
         "mask": mask[:, 1:],
@@ -465,7 +486,7 @@ def joined(rollouts: Sequence[Rollout]) -> Rollout:
         prompts,
         **tensors,
         finish_reasons=finish,
-        samples=first.samples,
+        num_generations=first.num_generations,
         version=first.version,
         seconds=seconds,
     )
@@ -496,8 +517,8 @@ def _replace(
     groups: dict[Any, Any],
 ) -> tuple[Rollout, np.ndarray]:
     """`rollout` with group `old` replaced by `other`'s group `new`, for each old: new of `groups`."""
-    samples, width = (
-        rollout.samples,
+    num_generations, width = (
+        rollout.num_generations,
         max(rollout.completion_ids.shape[1], other.completion_ids.shape[1]),
     )
 
@@ -512,8 +533,8 @@ def _replace(
         rewards.copy(),
     )
     for old, new in groups.items():
-        for sample in range(samples):
-            here, there = int(old) * samples + sample, int(new) * samples + sample
+        for sample in range(num_generations):
+            here, there = int(old) * num_generations + sample, int(new) * num_generations + sample
             prompts[here], finish[here] = other.prompt_ids[there], other.finish_reasons[there]
             rewards[here] = other_rewards[there]
             for name in names:
@@ -523,7 +544,7 @@ def _replace(
         prompts,
         **mine,
         finish_reasons=finish,
-        samples=samples,
+        num_generations=num_generations,
         version=rollout.version,
         seconds=seconds,
     ), rewards

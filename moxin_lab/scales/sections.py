@@ -5,6 +5,7 @@ itself is refused with the reason. Imports nothing heavy and knows nothing of an
 Out of scope: reading files (`moxin_lab.scales.load`).
 """
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -178,7 +179,9 @@ class SupervisedSettings(Tuning):
 
 
 class PreferenceSettings(Tuning):
-    loss: Literal["sigmoid", "dpo_norm", "ipo"]
+    """Direct preference optimisation, see posttraining/dpo.py."""
+
+    loss_type: Literal["sigmoid", "dpo_norm", "ipo"]
     beta: float = Field(gt=0)
     compared_beta: float = Field(
         gt=0, description="beta of the plain (sigmoid) loss that it is compared with"
@@ -187,7 +190,7 @@ class PreferenceSettings(Tuning):
     sampled_prompts: int = Field(
         ge=0, description="training prompts with a verifier whose answers are sampled for pairs"
     )
-    samples: int = Field(gt=1, description="answers a prompt")
+    num_generations: int = Field(gt=1, description="sampled answers per prompt")
     temperature: float = Field(gt=0)
 
 
@@ -233,42 +236,148 @@ class InstructionTuningSettings(Section):
     reduction_experiment: ReductionExperiment
 
 
-class ReinforcementSettings(Optimisation):
-    """GRPO, in the names of `posttraining.grpo_training.GRPOSettings`, which checks the values; the
-    rate stays.
+class GRPOSettings(Optimisation):
+    """Group-relative policy optimisation, as `reasoning.grpo_trainer.train_grpo` takes it. Names are
+    those of TRL's GRPOConfig and of verl; the learning rate is constant after its warm-up.
+
+    The defaults are Moxin's script (`train_7b.sh`) where it has a value, our choice elsewhere. A
+    scale file states every field but those of `EXPERIMENT_FIELDS`.
     """
 
-    steps: int = Field(gt=0, description="rollouts, each read once")
-    prompts_per_step: int = Field(gt=0)
-    samples: int = Field(gt=1, description="completions a prompt: the group")
-    max_new_tokens: int = Field(gt=0, description="response budget")
+    steps: int = Field(gt=0, description="rollouts; `updates_per_rollout` optimizer steps each")
+    prompts_per_step: int = Field(64, gt=0, description="prompts of one rollout")
+    num_generations: int = Field(8, gt=1, description="completions per prompt: the group")
+    max_completion_length: int = Field(
+        16_384, gt=0, description="response budget in tokens, the end token included"
+    )
     length_stages: tuple[tuple[int, int], ...] = Field(
-        description="(from step, response budget); none: one budget"
+        (),
+        description="(first rollout, max_completion_length) pairs that override the single budget, "
+        "such as DeepScaleR's 8K, 16K, 24K; empty: one budget",
     )
-    temperature: float = Field(gt=0)
-    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo"]
-    scale: Literal["group", "batch", "none"] = Field(description="what advantages are divided by")
-    baseline: Literal["group", "batch"] = Field(description="mean that rewards are compared with")
-    clip_low: float = Field(ge=0)
-    clip_high: float = Field(ge=0)
-    kl_coefficient: float = Field(ge=0)
-    kl_estimator: Literal["k1", "k2", "k3"]
-    reward_values: tuple[float, float] = Field(description="of a wrong and of a right answer")
+    temperature: float = Field(0.6, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    updates_per_rollout: int = Field(
+        1, gt=0, description="optimizer steps per rollout; each reads an equal share of it"
+    )
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo"] = Field(
+        "grpo", description="see reasoning/grpo.py; gspo is grpo with sequence-level ratios"
+    )
+    importance_sampling_level: Literal["token", "sequence"] = Field(
+        "token", description="one importance ratio per token or per sequence"
+    )
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="whose standard deviation divides the advantages"
+    )
+    baseline: Literal["group", "batch"] = Field(
+        "group",
+        description="whose mean reward is subtracted; batch for both is PPO without a critic",
+    )
+    epsilon_low: float = Field(0.2, ge=0, le=1, description="ratios are clipped at 1 - epsilon_low")
+    epsilon_high: float = Field(0.2, ge=0, description="and at 1 + epsilon_high")
+    kl_coef: float = Field(
+        0.001, ge=0, allow_inf_nan=False, description="weight of the KL to the start model"
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    log_kl: bool = Field(
+        True, description="measure the KL where kl_coef is 0, too: one forward pass per rollout"
+    )
+    reward_values: tuple[float, float] = Field(
+        (0.0, 1.0), description="what a reward of 0 and a reward of 1 become"
+    )
+    format_pattern: str | None = Field(
+        None,
+        description="regular expression that a whole completion must match to be paid at all; a "
+        "gate, not a bonus: a bonus raises long wrong answers in the right format",
+    )
     resample_rounds: int = Field(
-        ge=0, description="how often groups without variance are replaced; 0 for not"
+        0, ge=0, description="how often groups of equal rewards are replaced (DAPO); 0: never"
     )
-    mask_truncated: bool = Field(description="completions cut by the budget carry no loss")
+    mask_truncated_completions: bool = Field(
+        False, description="completions cut by the budget carry no loss"
+    )
+    staleness: int = Field(0, ge=0, description="rollouts between sampling and learning")
+    correction: Literal["none", "naive", "decoupled"] = Field(
+        "none",
+        description="of stale rollouts. The ratio compares with the weights at the beginning of "
+        "the update (none), with those that sampled (naive), or as none, with each token weighted "
+        "by the probability at that beginning over the sampler's (decoupled; AReaL, arXiv "
+        "2505.24298, section 5.2)",
+    )
+    behaviour_cap: float = Field(
+        5.0, gt=0, description="tokens whose decoupled weight is above it carry no loss"
+    )
+    learning_rate: float = Field(1e-6, ge=0, description="peak")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-8
+    gradient_clip_norm: float | None = Field(1.0, gt=0)
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "bf16-mixed"
+    micro_batch_examples: int = Field(
+        8, gt=0, description="completions of one forward pass on one device"
+    )
+    checkpoint_every_steps: int = Field(20, gt=0)
+
+    @model_validator(mode="after")
+    def values_agree(self) -> "GRPOSettings":
+        starts = [first for first, _ in self.length_stages]
+        if starts and (starts[0] != 0 or starts != sorted(set(starts))):
+            raise ValueError(
+                f"length_stages {self.length_stages} must begin at step 0 and rise: "
+                "((0, 8192), (500, 16384))"
+            )
+        if any(budget < 1 for _, budget in self.length_stages):
+            raise ValueError(f"length_stages {self.length_stages} has a budget below one token")
+        low, high = self.reward_values
+        if not low < high:
+            raise ValueError(
+                f"reward_values are {self.reward_values}: give the wrong answer's, then the right "
+                "one's"
+            )
+        if self.format_pattern is not None:
+            re.compile(self.format_pattern)
+        if self.prompts_per_step * self.num_generations % self.updates_per_rollout:
+            raise ValueError(
+                f"{self.prompts_per_step} prompts x {self.num_generations} generations do not "
+                f"divide into {self.updates_per_rollout} equal updates (updates_per_rollout)"
+            )
+        if self.baseline == "batch" and self.scale_rewards == "group":
+            raise ValueError(BATCH_BASELINE_NEEDS_BATCH_SCALE)
+        return self
+
+
+EXPERIMENT_FIELDS = frozenset(
+    (
+        "top_p",
+        "updates_per_rollout",
+        "importance_sampling_level",
+        "log_kl",
+        "format_pattern",
+        "staleness",
+        "correction",
+        "behaviour_cap",
+    )
+)
+"""Fields of `GRPOSettings` that a scale file may omit: experiments set them."""
+
+BATCH_BASELINE_NEEDS_BATCH_SCALE = (
+    "baseline batch with scale_rewards group divides a group's distance from the batch's mean by "
+    "the group's own deviation, which is 0 where its rewards are equal: advantages of thousands. "
+    "Set scale_rewards to batch or none"
+)
 
 
 class ArealVariant(Section):
-    """PPO without a critic, AReaL's way to train on answers: what takes the place of GRPO's values
-    of the same names.
+    """PPO without a critic, AReaL's way to train on answers: these values replace those of the same
+    names in GRPO's section.
     """
 
     steps: int = Field(gt=0)
     prompts_per_step: int = Field(gt=0)
-    samples: int = Field(gt=1)
-    scale: Literal["group", "batch", "none"]
+    num_generations: int = Field(gt=1)
+    scale_rewards: Literal["group", "batch", "none"]
     baseline: Literal["group", "batch"]
     reward_values: tuple[float, float]
 
@@ -308,8 +417,10 @@ class ReasoningSettings(Section):
     max_refused_share: float = Field(
         ge=0, lt=1, description="traces that give nothing to learn from, at most"
     )
-    samples: int = Field(gt=0, description="completions a test question")
-    pass_at: tuple[int, ...] = Field(min_length=1, description="k of pass@k, at most `samples`")
+    num_generations_eval: int = Field(gt=0, description="completions per test question")
+    pass_at: tuple[int, ...] = Field(
+        min_length=1, description="k of pass@k, at most `num_generations_eval`"
+    )
     answer_rows: int = Field(gt=0, description="completions decoded together")
     decoding: Literal["graph", "kernels", "plain"] = Field(
         description="of rollouts on a GPU: a CUDA graph a token, the same kernels one by one, or PyTorch's attention"
@@ -318,7 +429,7 @@ class ReasoningSettings(Section):
         gt=0, description="trainings of the instruct model, judged on the same questions"
     )
     sft: SupervisedSettings
-    grpo: ReinforcementSettings
+    grpo: GRPOSettings
     areal: ArealVariant | None = Field(
         description="a second training from the same start; null: not at this scale"
     )
@@ -329,14 +440,20 @@ class ReasoningSettings(Section):
         shared = set(self.families) & set(self.new_families)
         if shared:
             raise ValueError(f"{', '.join(sorted(shared))} cannot be trained and be a new family")
-        if max(self.pass_at) > self.samples:
-            raise ValueError(f"pass@{max(self.pass_at)} needs as many samples, not {self.samples}")
+        if max(self.pass_at) > self.num_generations_eval:
+            raise ValueError(
+                f"pass@{max(self.pass_at)} needs as many completions per test question, not "
+                f"{self.num_generations_eval} (num_generations_eval)"
+            )
         if self.source == "reasoning-gym" and (
             not self.families or self.cot_examples is None or self.problems is None
         ):
             raise ValueError(
                 "generated questions need families, cot_examples and problems: a generator has no end"
             )
+        missing = set(GRPOSettings.model_fields) - EXPERIMENT_FIELDS - self.grpo.model_fields_set
+        if missing:
+            raise ValueError(f"grpo lacks {', '.join(sorted(missing))}: a scale states every field")
         return self
 
 

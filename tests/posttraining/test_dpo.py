@@ -44,11 +44,11 @@ def reference_of(pairs, seed=5):
     return dpo.pair_log_probs(make_model(seed), pairs, batch_tokens=1024)
 
 
-def step_loss(model, stream, parts, *, kind="dpo_norm", beta=5.0, step=0):
+def step_loss(model, stream, parts, *, loss_type="dpo_norm", beta=5.0, step=0):
     model.zero_grad()
     total = 0.0
     for part in range(parts):
-        loss = dpo.dpo_loss(kind, beta)(model, stream.batch(step, part, parts))["loss"]
+        loss = dpo.dpo_loss(loss_type, beta)(model, stream.batch(step, part, parts))["loss"]
         loss.backward()
         total += loss.item()
     return total, gradient_norm(model)
@@ -91,14 +91,16 @@ def trl_trainer(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kind", "theirs", "beta", "smoothing"),
+    ("loss_type", "theirs", "beta", "smoothing"),
     [
         ("sigmoid", "sigmoid", 0.1, 0.0),
         ("dpo_norm", "sigmoid_norm", 5.0, 0.0),
         ("ipo", "ipo", 0.5, 0.0),
     ],
 )
-def test_losses_and_gradients_equal_trls_dpo_trainer(trl_trainer, kind, theirs, beta, smoothing):
+def test_losses_and_gradients_equal_trls_dpo_trainer(
+    trl_trainer, loss_type, theirs, beta, smoothing
+):
     trl_trainer.loss_types, trl_trainer.beta, trl_trainer.label_smoothing = (
         [theirs],
         beta,
@@ -110,9 +112,11 @@ def test_losses_and_gradients_equal_trls_dpo_trainer(trl_trainer, kind, theirs, 
     expected.backward()
     pairs = make_pairs(8)
     model = make_model()
-    ours, norm = step_loss(model, make_stream(pairs, reference_of(pairs)), 1, kind=kind, beta=beta)
+    ours, norm = step_loss(
+        model, make_stream(pairs, reference_of(pairs)), 1, loss_type=loss_type, beta=beta
+    )
     assert (
-        abs(expected.item() - {"sigmoid": np.log(2), "dpo_norm": np.log(2), "ipo": 1.0}[kind])
+        abs(expected.item() - {"sigmoid": np.log(2), "dpo_norm": np.log(2), "ipo": 1.0}[loss_type])
         > 1e-3
     )
     assert ours == pytest.approx(expected.item(), abs=1e-6)
@@ -123,48 +127,51 @@ def test_label_smoothing_mixes_the_loss_with_that_of_the_swapped_pair():
     draw = torch.Generator().manual_seed(0)
     log_probs, reference = torch.randn(6, 2, generator=draw), torch.randn(6, 2, generator=draw)
     tokens = torch.randint(1, 9, (6, 2), generator=draw)
-    for kind in ("sigmoid", "dpo_norm"):
-        plain = dpo.preference_losses(log_probs, reference, tokens, kind=kind, beta=2.0)
+    for loss_type in ("sigmoid", "dpo_norm"):
+        plain = dpo.preference_losses(log_probs, reference, tokens, loss_type=loss_type, beta=2.0)
         swapped = dpo.preference_losses(
-            log_probs.flip(1), reference.flip(1), tokens.flip(1), kind=kind, beta=2.0
+            log_probs.flip(1), reference.flip(1), tokens.flip(1), loss_type=loss_type, beta=2.0
         )
         mixed = dpo.preference_losses(
-            log_probs, reference, tokens, kind=kind, beta=2.0, label_smoothing=0.2
+            log_probs, reference, tokens, loss_type=loss_type, beta=2.0, label_smoothing=0.2
         )
         torch.testing.assert_close(mixed, 0.8 * plain + 0.2 * swapped)
     with pytest.raises(ValueError, match="not for ipo"):
         dpo.preference_losses(
-            log_probs, reference, tokens, kind="ipo", beta=1.0, label_smoothing=0.1
+            log_probs, reference, tokens, loss_type="ipo", beta=1.0, label_smoothing=0.1
         )
     with pytest.raises(
         ValueError, match="unknown preference loss 'hinge': available are sigmoid, dpo_norm, ipo"
     ):
-        dpo.preference_losses(log_probs, reference, tokens, kind="hinge", beta=1.0)
+        dpo.preference_losses(log_probs, reference, tokens, loss_type="hinge", beta=1.0)
 
 
 def test_the_length_normalised_loss_alone_does_not_change_when_an_answer_is_repeated():
     log_probs, reference = torch.tensor([[-4.0, -3.0]]), torch.tensor([[-5.0, -2.5]])
     tokens, twice = torch.tensor([[4, 3]]), torch.tensor([[2, 1]])
-    for kind, same in (("sigmoid", False), ("dpo_norm", True), ("ipo", True)):
-        once = dpo.preference_losses(log_probs, reference, tokens, kind=kind, beta=1.0)
+    for loss_type, same in (("sigmoid", False), ("dpo_norm", True), ("ipo", True)):
+        once = dpo.preference_losses(log_probs, reference, tokens, loss_type=loss_type, beta=1.0)
         longer = dpo.preference_losses(
-            log_probs * twice, reference * twice, tokens * twice, kind=kind, beta=1.0
+            log_probs * twice, reference * twice, tokens * twice, loss_type=loss_type, beta=1.0
         )
         assert torch.allclose(once, longer) == same
 
 
-@pytest.mark.parametrize(("kind", "beta"), [("sigmoid", 0.1), ("dpo_norm", 5.0), ("ipo", 0.5)])
-def test_eight_micro_batches_of_one_pair_give_one_of_eight_with_unequal_answers(kind, beta):
+@pytest.mark.parametrize(("loss_type", "beta"), [("sigmoid", 0.1), ("dpo_norm", 5.0), ("ipo", 0.5)])
+def test_eight_micro_batches_of_one_pair_give_one_of_eight_with_unequal_answers(loss_type, beta):
     pairs = make_pairs()
     stream = make_stream(pairs, reference_of(pairs))
     counts = stream.batch(0)["num_tokens"]
     assert counts.max() > 2 * counts.min()
-    found = [step_loss(make_model(), stream, parts, kind=kind, beta=beta) for parts in (1, 2, 8)]
+    found = [
+        step_loss(make_model(), stream, parts, loss_type=loss_type, beta=beta)
+        for parts in (1, 2, 8)
+    ]
     padded = step_loss(
         make_model(),
         make_stream(pairs, reference_of(pairs), layout="padded"),
         4,
-        kind=kind,
+        loss_type=loss_type,
         beta=beta,
     )
     for loss, norm in [*found[1:], padded]:

@@ -39,7 +39,7 @@ def make_settings():
         loss="dpo_norm",
         beta=5.0,
         sampled_prompts=4,
-        samples=2,
+        num_generations=2,
         temperature=1.0,
         constructed_pairs=8,
     )

@@ -124,7 +124,7 @@ def test_on_policy_pairs_hold_a_right_and_a_wrong_answer_of_the_model_to_the_sam
         index=[10, 11, 12, 13],
     )
     pairs, counts = sampling.on_policy_pairs(
-        None, None, rows, samples=3, temperature=1.0, max_new_tokens=4, seed=0
+        None, None, rows, num_generations=3, temperature=1.0, max_new_tokens=4, seed=0
     )
     assert counts == {"all right": 1, "all wrong": 1, "mixed": 2}
     (pair,) = pairs.to_dict(

@@ -17,7 +17,7 @@ CASES = {
     "resampled": {
         "resample_rounds": 1,
         "prompts_per_step": 3,
-        "samples": 8,
+        "num_generations": 8,
         "staleness": 1,
         "micro_batch_examples": 4,
     },

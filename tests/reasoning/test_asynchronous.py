@@ -52,7 +52,7 @@ def grid(folder, **changes):
         "judge": weight,
         **changes,
     }
-    settings = make_settings(steps=3, updates_per_rollout=2, kl_coefficient=0.0, log_kl=False)
+    settings = make_settings(steps=3, updates_per_rollout=2, kl_coef=0.0, log_kl=False)
     return staleness_grid(make_model, TOKENIZER, PROBLEMS, letters, settings, **options)
 
 
@@ -65,7 +65,12 @@ def batch_of_two(old, behaviour):
     and of the sampler.
     """
     ids = torch.tensor([[5, 6, 7]])
-    scalars = {"step_sequences": 1.0, "step_tokens": 2.0, "rollout_tokens": 2.0, "budget": 7.0}
+    scalars = {
+        "step_sequences": 1.0,
+        "step_tokens": 2.0,
+        "rollout_tokens": 2.0,
+        "max_completion_length": 7.0,
+    }
     return {
         "input_ids": ids,
         "mask": torch.ones(1, 2, dtype=torch.bool),
@@ -93,7 +98,7 @@ def test_the_decoupled_loss_is_the_closed_form_on_two_tokens():
         ((0.3, 2.0), (1.3498588, 0.0)),
     ):  # exp(2) is above the cap of 5
         behaviour = old - torch.tensor([gap])
-        found = grpo_loss(make_settings(correction="decoupled", kl_coefficient=0.0))(
+        found = grpo_loss(make_settings(correction="decoupled", kl_coef=0.0))(
             model, batch_of_two(old, behaviour)
         )
         assert found["loss"].item() == pytest.approx(
@@ -101,7 +106,7 @@ def test_the_decoupled_loss_is_the_closed_form_on_two_tokens():
         )
         assert int(found["left_out"]) == (weights[1] == 0.0)
     behaviour = now - torch.tensor([[0.1, 0.5]])
-    found = grpo_loss(make_settings(correction="naive", kl_coefficient=0.0))(
+    found = grpo_loss(make_settings(correction="naive", kl_coef=0.0))(
         model, batch_of_two(now, behaviour)
     )
     assert found["loss"].item() == pytest.approx(-0.5 * (1.1051709 + 1.2), rel=1e-5)
@@ -145,8 +150,10 @@ def test_the_grid_is_tidy_deterministic_and_at_equal_samples(tmp_path):
     assert tuple(table.columns) == COLUMNS and len(table) == 2 * 2 * 3
     clock = ["seconds", "seconds_synchronous"]
     pd.testing.assert_frame_equal(table.drop(columns=clock), again.drop(columns=clock))
-    assert table.groupby(["staleness", "objective"])["samples"].agg(list).map(tuple).nunique() == 1
-    assert table["samples"].unique().tolist() == [16, 32, 48]
+    assert (
+        table.groupby(["staleness", "objective"])["completions"].agg(list).map(tuple).nunique() == 1
+    )
+    assert table["completions"].unique().tolist() == [16, 32, 48]
     assert (table["seconds"] <= table["seconds_synchronous"] + 1e-9).all()
     judged = table.groupby(["staleness", "objective"])["judged"]
     assert judged.nunique().eq(1).all()  # one value a run, of its last weights
@@ -228,7 +235,7 @@ def test_on_gpus_the_thread_captures_and_samples_while_the_trainer_trains(tmp_pa
         pytest.skip("needs two GPUs; run on the GPU machines")
     shape = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
     settings = make_settings(
-        steps=12, staleness=2, samples=16, learning_rate=1e-6, correction="decoupled"
+        steps=12, staleness=2, num_generations=16, learning_rate=1e-6, correction="decoupled"
     )
     log = train_overlapped(
         make_model(**shape),

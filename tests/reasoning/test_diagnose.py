@@ -62,7 +62,7 @@ def simulate(
         if shuffled:
             keys = np.tile(np.arange(GROUPS), SIZE)  # the order of another loop
         rewards = [1.0 if verdict.correct else low for verdict in verdicts]
-        groups = grpo.group_advantages(rewards, keys.tolist(), group_size=SIZE)
+        groups = grpo.group_advantages(rewards, keys.tolist(), num_generations=SIZE)
         ids = torch.full((count, WIDTH), 5)
         lengths = torch.where(torch.from_numpy(truncated), WIDTH, 6)
         ids[torch.arange(count)[~truncated], 5] = EOS
@@ -99,7 +99,9 @@ def simulate(
 
 
 def diagnosis_of(log, **changes):
-    return diagnose.diagnose(log, **{"group_size": SIZE, "groups_per_step": GROUPS, **changes})
+    return diagnose.diagnose(
+        log, **{"num_generations": SIZE, "prompts_per_step": GROUPS, **changes}
+    )
 
 
 def names(diagnosis):
@@ -236,7 +238,7 @@ def test_a_weight_update_that_never_reaches_the_sampler_is_seen_in_the_log_proba
 def test_mixed_groups_are_not_suspected_without_the_means_to_tell(verifier):
     mixed = simulate(verifier, shuffled=True)
     assert names(diagnose.diagnose(mixed)) == []
-    assert names(diagnosis_of(mixed[:1], groups_per_step=2)) == []  # too few groups
+    assert names(diagnosis_of(mixed[:1], prompts_per_step=2)) == []  # too few groups
     graded = [
         {**row, "reward_std": 0.1} for row in mixed
     ]  # a reward of many values, whose groups are never equal

@@ -20,9 +20,9 @@ from moxin_lab.model import convert
 from moxin_lab.posttraining import chat
 from moxin_lab.posttraining import experiments as tuning
 from moxin_lab.reasoning import datasets, experiments, figures, tasks
-from moxin_lab.reasoning.grpo_trainer import GRPOSettings
 from moxin_lab.reasoning.tasks import Task
 from moxin_lab.scales import sections
+from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.verifier.verifier import Verifier
 from tests.posttraining.examples import make_model, make_tokenizer
 
@@ -91,7 +91,7 @@ def test_tables_take_the_question_as_the_unit_and_pair_by_question():
 
 def test_the_compute_of_grpo_is_counted_by_hand():
     grpo = scales.load("tiny").reasoning.grpo.model_copy(
-        update={"prompts_per_step": 2, "samples": 4}
+        update={"prompts_per_step": 2, "num_generations": 4}
     )
     settings = scales.load("tiny").reasoning.model_copy(update={"grpo": grpo})
     log = pd.DataFrame({"num_tokens": [80.0], "completions/mean_length": [10.0]})
@@ -114,21 +114,20 @@ def test_fine_tuning_for_as_long_costs_as_much_within_half_a_step():
 @pytest.mark.parametrize("scale", scales.SCALES)
 def test_the_scales_grpo_section_is_what_the_trainer_takes(scale):
     section = scales.load(scale).reasoning.grpo
-    assert (
-        GRPOSettings(format_pattern=experiments.BOXED, **section.model_dump()).samples
-        == section.samples
-    )
+    assert isinstance(section, GRPOSettings)
+    changed = {"format_pattern": experiments.BOXED}
+    assert GRPOSettings(**(section.model_dump() | changed)) == section.model_copy(update=changed)
 
 
 def test_the_full_scale_is_moxins_script():
     full = scales.load("full").reasoning
     script = {
         "prompts_per_step": 64,
-        "samples": 8,
+        "num_generations": 8,
         "temperature": 0.6,
         "learning_rate": 1e-6,
-        "max_new_tokens": 16384,
-        "kl_coefficient": 0.001,
+        "max_completion_length": 16384,
+        "kl_coef": 0.001,
         "kl_estimator": "k3",
         "reward_values": (0.0, 1.0),
     }
@@ -142,7 +141,7 @@ def test_areals_variant_takes_the_place_of_grpos_values_and_changes_nothing_else
     changed = {
         "steps": 1179,
         "prompts_per_step": 1024,
-        "scale": "batch",
+        "scale_rewards": "batch",
         "baseline": "batch",
         "reward_values": (-5.0, 5.0),
     }
@@ -158,8 +157,8 @@ def test_areals_variant_pays_five_or_takes_five_for_the_same_answers(run, verifi
     variant = sections.ArealVariant(
         steps=2,
         prompts_per_step=4,
-        samples=4,
-        scale="batch",
+        num_generations=4,
+        scale_rewards="batch",
         baseline="batch",
         reward_values=(-5.0, 5.0),
     )
@@ -196,13 +195,19 @@ def test_a_completion_must_end_in_a_box_to_be_paid():
 def tiny(**changes):
     section = scales.load("tiny").reasoning
     grpo = section.grpo.model_copy(
-        update={"steps": 2, "prompts_per_step": 4, "samples": 4, "micro_batch_examples": 8}
+        update={"steps": 2, "prompts_per_step": 4, "num_generations": 4, "micro_batch_examples": 8}
     )
-    grpo = grpo.model_copy(update={"max_new_tokens": 12})
+    grpo = grpo.model_copy(update={"max_completion_length": 12})
     sft = section.sft.model_copy(
         update={"epochs": 1, "examples_per_step": 8, "micro_batch_examples": 8, "max_tokens": 300}
     )
-    counts = {"cot_examples": 24, "problems": 16, "test_items": 6, "samples": 4, "pass_at": (1, 4)}
+    counts = {
+        "cot_examples": 24,
+        "problems": 16,
+        "test_items": 6,
+        "num_generations_eval": 4,
+        "pass_at": (1, 4),
+    }
     return section.model_copy(update={"grpo": grpo, "sft": sft, **counts, **changes})
 
 
@@ -299,8 +304,8 @@ def run(tmp_path_factory, verifier):
 
 def test_a_run_judges_every_sample_of_every_question(run):
     found, asked, settings = run["found"], run["asked"], run["settings"]
-    assert len(found) == len(asked.all_tests()) * settings.samples
-    assert found["tokens"].between(1, settings.grpo.max_new_tokens).all()
+    assert len(found) == len(asked.all_tests()) * settings.num_generations_eval
+    assert found["tokens"].between(1, settings.grpo.max_completion_length).all()
     assert (
         found["reason"].notna().all() and (found["right"] == (found["reason"] == "correct")).all()
     )

@@ -72,7 +72,7 @@ def trl_loss(rollout, objective, *, rows=slice(None), accumulate=1, steps=1, rol
 
     log_probs = rollout.log_probs[rows].clone().requires_grad_()
     count = log_probs.shape[0]
-    cispo = objective.loss == "cispo"
+    cispo = objective.loss_type == "cispo"
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *args, **options: (
             log_probs,
@@ -83,9 +83,9 @@ def trl_loss(rollout, objective, *, rows=slice(None), accumulate=1, steps=1, rol
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,
         use_vllm=False,
-        importance_sampling_level=objective.importance_level,
-        beta=objective.kl_coefficient,
-        loss_type=objective.loss,
+        importance_sampling_level=objective.importance_sampling_level,
+        beta=objective.kl_coef,
+        loss_type=objective.loss_type,
         epsilon_low=objective.epsilon_low,
         epsilon_high=objective.epsilon_high + cispo,
         args=SimpleNamespace(
@@ -122,14 +122,14 @@ def trl_loss(rollout, objective, *, rows=slice(None), accumulate=1, steps=1, rol
     )
 
 
-EVERY = [(loss, level) for loss in grpo.LOSSES for level in grpo.LEVELS]
+EVERY = [(loss, level) for loss in grpo.LOSS_TYPES for level in grpo.LEVELS]
 
 
 @pytest.mark.parametrize(("loss", "level"), EVERY)
 @pytest.mark.parametrize("coefficient", [0.0, 0.04])
 def test_losses_gradients_and_metrics_equal_trls(loss, level, coefficient):
     rollout = make_rollout()
-    objective = make_objective(loss=loss, importance_level=level, kl_coefficient=coefficient)
+    objective = make_objective(loss_type=loss, importance_sampling_level=level, kl_coef=coefficient)
     (step,) = grpo.totals([rollout.mask])
     found, gradient = policy_loss(rollout, step, objective)
     expected, their_gradient, theirs = trl_loss(rollout, objective)
@@ -151,7 +151,7 @@ def test_losses_gradients_and_metrics_equal_trls(loss, level, coefficient):
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "cispo"])
 def test_accumulated_steps_of_a_rollout_for_two_steps_equal_trls(loss):
-    rollout, objective = make_rollout(), make_objective(loss=loss)
+    rollout, objective = make_rollout(), make_objective(loss_type=loss)
     steps = grpo.totals([rollout.mask[:4], rollout.mask[4:]])
     assert steps[0].tokens != steps[1].tokens and steps[0].rollout_tokens == steps[1].rollout_tokens
     for number, step in enumerate(steps):
@@ -163,7 +163,7 @@ def test_accumulated_steps_of_a_rollout_for_two_steps_equal_trls(loss):
         assert ours == pytest.approx(theirs, abs=1e-6)
 
 
-def trl_advantages(rewards, group_size, scale):
+def trl_advantages(rewards, num_generations, scale):
     """TRL's own lines, cut out of its generation, which needs a model."""
     from trl.trainer import grpo_trainer
 
@@ -185,7 +185,7 @@ def trl_advantages(rewards, group_size, scale):
         **vars(grpo_trainer),
         "self": trainer,
         "rewards_per_func": rewards[:, None],
-        "num_generations": group_size,
+        "num_generations": num_generations,
         "device": "cpu",
         "unscorable_mask": torch.zeros(len(rewards), dtype=torch.bool),
     }
@@ -197,7 +197,7 @@ def trl_advantages(rewards, group_size, scale):
 def test_advantages_equal_trls(scale):
     rewards = torch.tensor([1, 0, 0, 1, 5, -5, -5, -5, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64)
     prompts = [name for name in "abc" for _ in range(4)]
-    found = grpo.group_advantages(rewards, prompts, group_size=4, scale=scale)
+    found = grpo.group_advantages(rewards, prompts, num_generations=4, scale_rewards=scale)
     expected, zero = trl_advantages(rewards, 4, scale)
     np.testing.assert_allclose(found.advantages, expected, atol=1e-6)
     assert scale == "batch" or found.zero_variance[found.group_of].tolist() == zero.tolist()
@@ -239,7 +239,7 @@ def test_two_tokens_in_closed_form():
         )
         assert found["loss"].item() == pytest.approx(value, abs=1e-12), (loss, level)
     k3 = math.exp(0.5) - 0.5 - 1
-    with_kl = grpo.Objective(10, "dapo", kl_coefficient=0.1)
+    with_kl = grpo.Objective(10, "dapo", kl_coef=0.1)
     found = grpo.policy_loss(
         log_probs, advantages * 0, mask, step, with_kl, reference_log_probs=log_probs + 0.5
     )
@@ -261,11 +261,11 @@ def test_bounds_are_separate_and_a_clipped_token_has_no_gradient_except_in_cispo
             mask=mask,
             advantages=torch.tensor([advantage]),
         )
-        found, gradient = policy_loss(rollout, step, make_objective(loss="dapo"))
+        found, gradient = policy_loss(rollout, step, make_objective(loss_type="dapo"))
         assert gradient[0, 0] != 0 and gradient[0, 1] == 0
         side = "high" if advantage > 0 else "low"
         assert grpo.metrics(found)[f"clip_ratio/{side}_mean"] == 0.5
-        _, gradient = policy_loss(rollout, step, make_objective(loss="cispo"))
+        _, gradient = policy_loss(rollout, step, make_objective(loss_type="cispo"))
         weight = min(pushed[1], 1.28)
         assert gradient[0, 1].item() == pytest.approx(-weight * advantage / 2)
 
@@ -274,7 +274,7 @@ def test_bounds_are_separate_and_a_clipped_token_has_no_gradient_except_in_cispo
 def test_a_steps_loss_and_gradient_do_not_depend_on_how_it_is_cut(loss, level):
     rollout = make_rollout()
     rollout.mask[3] = False  # a masked completion
-    objective = make_objective(loss=loss, importance_level=level, kl_coefficient=0.01)
+    objective = make_objective(loss_type=loss, importance_sampling_level=level, kl_coef=0.01)
     (step,) = grpo.totals([rollout.mask])
     whole, gradient = policy_loss(rollout, step, objective)
     for cut in ([4, 4], [1] * 8, [5, 2, 1]):
@@ -299,10 +299,10 @@ def test_of_a_rollouts_tokens_dapo_divides_by_the_mean_over_steps_and_bnpo_by_th
     assert grpo.totals(masks) == [grpo.Totals(2, 6, 12.0), grpo.Totals(2, 18, 12.0)]
     weights = {
         loss: [
-            float(grpo.token_weights(mask, step, make_objective(loss=loss)).sum())
+            float(grpo.token_weights(mask, step, make_objective(loss_type=loss)).sum())
             for mask, step in zip(masks, grpo.totals(masks), strict=True)
         ]
-        for loss in grpo.LOSSES
+        for loss in grpo.LOSS_TYPES
     }
     assert weights["grpo"] == weights["bnpo"] == pytest.approx([1, 1])
     assert weights["dapo"] == weights["cispo"] == pytest.approx([0.5, 1.5])
@@ -316,14 +316,14 @@ def test_of_a_rollouts_tokens_dapo_divides_by_the_mean_over_steps_and_bnpo_by_th
 )
 def test_groups_never_mix_prompts_in_whatever_order_completions_come(order, rewards):
     prompts = [f"prompt {number // 4}" for number in range(12)]
-    straight = grpo.group_advantages(rewards, prompts, group_size=4)
+    straight = grpo.group_advantages(rewards, prompts, num_generations=4)
     mixed = grpo.group_advantages(
-        [rewards[i] for i in order], [prompts[i] for i in order], group_size=4
+        [rewards[i] for i in order], [prompts[i] for i in order], num_generations=4
     )
     np.testing.assert_allclose(mixed.advantages, straight.advantages[list(order)], atol=1e-12)
     assert mixed.metrics == pytest.approx(straight.metrics)
     alone = [
-        grpo.group_advantages(rewards[i : i + 4], prompts[i : i + 4], group_size=4).advantages
+        grpo.group_advantages(rewards[i : i + 4], prompts[i : i + 4], num_generations=4).advantages
         for i in (0, 4, 8)
     ]
     np.testing.assert_allclose(straight.advantages, np.concatenate(alone), atol=1e-12)
@@ -334,24 +334,24 @@ def test_wrong_group_sizes_are_refused():
     with pytest.raises(
         ValueError, match=r"prompt 'b' has 2 completions, not 3 \(1 of 2 groups are wrong\)"
     ):
-        grpo.group_advantages([0, 1, 0, 1, 0], list("aaabb"), group_size=3)
+        grpo.group_advantages([0, 1, 0, 1, 0], list("aaabb"), num_generations=3)
     with pytest.raises(
         ValueError, match="prompt 'a' has 4 completions, not 2"
     ):  # a prompt drawn twice under one key
-        grpo.group_advantages([0, 1, 0, 1], list("aaaa"), group_size=2)
+        grpo.group_advantages([0, 1, 0, 1], list("aaaa"), num_generations=2)
     with pytest.raises(ValueError, match="the group size is 1"):
-        grpo.group_advantages([0, 1], list("ab"), group_size=1)
+        grpo.group_advantages([0, 1], list("ab"), num_generations=1)
 
 
 def test_equal_rewards_have_advantage_zero_exactly():
-    found = grpo.group_advantages([0.1] * 3 + [1.0, 0.0, 0.0], list("aaabbb"), group_size=3)
+    found = grpo.group_advantages([0.1] * 3 + [1.0, 0.0, 0.0], list("aaabbb"), num_generations=3)
     assert found.advantages[:3].tolist() == [0, 0, 0] and found.zero_variance.tolist() == [
         True,
         False,
     ]
     assert np.mean([0.1] * 3) != 0.1  # why it would not be
     batch = grpo.group_advantages(
-        [0.1] * 3 + [1.0, 0.0, 0.0], list("aaabbb"), group_size=3, scale="batch"
+        [0.1] * 3 + [1.0, 0.0, 0.0], list("aaabbb"), num_generations=3, scale_rewards="batch"
     )
     assert batch.advantages[:3].tolist() == [0, 0, 0]
 
@@ -380,7 +380,7 @@ def test_tokens_behind_the_first_end_token_carry_no_loss():
     )
     assert same.mask[4].tolist() == [True, True, False, False, False] and bool(same.truncated[4])
     dropped = grpo.completion_mask(
-        rows, torch.tensor([5, 5, 4, 1, 2]), eos_ids=[EOS], mask_truncated=True
+        rows, torch.tensor([5, 5, 4, 1, 2]), eos_ids=[EOS], mask_truncated_completions=True
     )
     assert dropped.mask.sum(dim=1).tolist() == [3, 0, 4, 1, 0] and dropped.metrics == found.metrics
     assert grpo.totals([dropped.mask]) == [grpo.Totals(5, 8, 8.0)]
@@ -392,11 +392,11 @@ def test_tokens_behind_the_first_end_token_carry_no_loss():
 
 
 @pytest.mark.parametrize("level", grpo.LEVELS)
-@pytest.mark.parametrize("loss", grpo.LOSSES)
+@pytest.mark.parametrize("loss", grpo.LOSS_TYPES)
 def test_what_stands_in_the_padding_never_reaches_loss_or_gradient(loss, level):
     rollout, objective = (
         make_rollout(),
-        make_objective(loss=loss, importance_level=level, kl_coefficient=0.1),
+        make_objective(loss_type=loss, importance_sampling_level=level, kl_coef=0.1),
     )
     (step,) = grpo.totals([rollout.mask])
     found, gradient = policy_loss(rollout, step, objective)
@@ -415,7 +415,7 @@ def test_a_step_of_which_everything_is_masked_has_loss_zero_and_no_nan():
     for loss, level in EVERY:
         (step,) = grpo.totals([rollout.mask])
         found, gradient = policy_loss(
-            rollout, step, make_objective(loss=loss, importance_level=level)
+            rollout, step, make_objective(loss_type=loss, importance_sampling_level=level)
         )
         assert found["loss"].item() == 0 and not gradient.any() and grpo.metrics(found)["kl"] == 0
 
@@ -464,8 +464,8 @@ def test_the_gradients_of_k2_and_k3_are_those_of_the_two_divergences_and_k1_has_
 def test_without_old_log_probabilities_the_gradient_is_the_policy_gradients():
     rollout = make_rollout()
     (step,) = grpo.totals([rollout.mask])
-    for loss in grpo.LOSSES:
-        objective = make_objective(loss=loss)
+    for loss in grpo.LOSS_TYPES:
+        objective = make_objective(loss_type=loss)
         found, gradient = policy_loss(
             rollout, step, objective, old_log_probs=None, reference_log_probs=None
         )
@@ -475,7 +475,7 @@ def test_without_old_log_probabilities_the_gradient_is_the_policy_gradients():
 
 
 def test_half_precision_is_widened():
-    rollout, objective = make_rollout(), make_objective(loss="dapo", kl_coefficient=0.1)
+    rollout, objective = make_rollout(), make_objective(loss_type="dapo", kl_coef=0.1)
     half = SimpleNamespace(
         **{name: values.bfloat16() for name, values in vars(rollout).items() if name != "mask"}
     )
@@ -499,7 +499,7 @@ def check_run(**changes):
     options = {
         "examples": ["1 + 1", "1 + 2"],
         "reward": constant_reward(1.0),
-        "group_size": 8,
+        "num_generations": 8,
         "max_completion_length": 64,
     }
     options.update(changes)
@@ -512,7 +512,7 @@ def check_run(**changes):
         ({"examples": []}, "the prompt set is empty, a step takes 1"),
         ({"prompts_per_step": 3}, "the prompt set has 2 prompts, a step takes 3"),
         ({"prompts_per_step": 0}, "prompts_per_step is 0"),
-        ({"group_size": 1}, "the group size is 1: .* give 2 or more"),
+        ({"num_generations": 1}, "the group size is 1: .* give 2 or more"),
         (
             {"max_completion_length": 0},
             r"the response budget is 0 tokens \(max_completion_length\)",
@@ -545,13 +545,16 @@ def test_what_a_reward_raises_itself_comes_through():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "ppo"}, "unknown loss 'ppo': available are grpo, dr_grpo, dapo, bnpo, cispo"),
-        ({"importance_level": "word"}, "unknown importance_level 'word'"),
+        (
+            {"loss_type": "ppo"},
+            "unknown loss_type 'ppo': available are grpo, dr_grpo, dapo, bnpo, cispo",
+        ),
+        ({"importance_sampling_level": "word"}, "unknown importance_sampling_level 'word'"),
         ({"kl_estimator": "k4"}, "unknown kl_estimator 'k4'"),
         ({"max_completion_length": 0}, "the response budget is 0 tokens"),
         ({"epsilon_low": 1.5}, "epsilon_low is 1.5"),
         ({"epsilon_high": -0.1}, "epsilon_high is -0.1"),
-        ({"kl_coefficient": math.nan}, "kl_coefficient is nan"),
+        ({"kl_coef": math.nan}, "kl_coef is nan"),
     ],
 )
 def test_an_objective_outside_its_range_is_refused(changes, message):
@@ -563,19 +566,19 @@ def test_rewards_and_tensors_that_do_not_fit_are_refused():
     with pytest.raises(
         ValueError, match=r"1 of 4 rewards are not finite, the first at position 2 \(nan\)"
     ):
-        grpo.group_advantages([0, 1, math.nan, 1], list("aabb"), group_size=2)
+        grpo.group_advantages([0, 1, math.nan, 1], list("aabb"), num_generations=2)
     with pytest.raises(ValueError, match=r"rewards have shape \[3\], not \[4\]"):
-        grpo.group_advantages([0, 1, 1], list("aabb"), group_size=2)
+        grpo.group_advantages([0, 1, 1], list("aabb"), num_generations=2)
     with pytest.raises(ValueError, match="no completions"):
-        grpo.group_advantages([], [], group_size=2)
-    with pytest.raises(ValueError, match="unknown scale 'std'"):
-        grpo.group_advantages([0, 1], list("aa"), group_size=2, scale="std")
+        grpo.group_advantages([], [], num_generations=2)
+    with pytest.raises(ValueError, match="unknown scale_rewards 'std'"):
+        grpo.group_advantages([0, 1], list("aa"), num_generations=2, scale_rewards="std")
     rollout = make_rollout()
     (step,) = grpo.totals([rollout.mask])
     with pytest.raises(
         ValueError, match=r"KL coefficient is 0\.1 and there are no reference_log_probs"
     ):
-        policy_loss(rollout, step, make_objective(kl_coefficient=0.1), reference_log_probs=None)
+        policy_loss(rollout, step, make_objective(kl_coef=0.1), reference_log_probs=None)
     with pytest.raises(ValueError, match=r"old_log_probs has shape \[8, 8\], log_probs \[8, 9\]"):
         policy_loss(rollout, step, make_objective(), old_log_probs=rollout.old[:, 1:])
     rollout.advantages = rollout.advantages[:3]

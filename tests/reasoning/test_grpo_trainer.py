@@ -5,7 +5,6 @@ refusals.
 import json
 import math
 from collections import Counter
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,14 +14,15 @@ import torch
 from moxin_lab.reasoning import grpo
 from moxin_lab.reasoning.diagnose import diagnose
 from moxin_lab.reasoning.grpo_trainer import (
-    GRPOSettings,
     Problem,
     VerifierReward,
     grpo_loss,
+    objective_of,
     train_grpo,
 )
 from moxin_lab.reasoning.rollout import RingEngine, Rollout
 from moxin_lab.reasoning.rollout_stream import RolloutStream, drawn_problems
+from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.verifier.verifier import Verdict, Verifier
 from tests.posttraining.examples import gradient_norm, make_model, make_tokenizer
 
@@ -32,7 +32,7 @@ PROBLEMS = [
     Problem(TOKENIZER(f"say {'a' * (number % 5)} {number}")["input_ids"], str(number))
     for number in range(10)
 ]
-LOSSES = (*grpo.LOSSES, "gspo")
+LOSS_TYPES = (*grpo.LOSS_TYPES, "gspo")
 
 
 def letters(problems, completions):
@@ -46,14 +46,14 @@ def make_settings(**changes):
     values = {
         "steps": 4,
         "prompts_per_step": 4,
-        "samples": 4,
-        "max_new_tokens": 7,
+        "num_generations": 4,
+        "max_completion_length": 7,
         "temperature": 0.9,
         "learning_rate": 1e-2,
         "precision": "32-true",
         "micro_batch_examples": 8,
         "checkpoint_every_steps": 2,
-        "kl_coefficient": 0.05,
+        "kl_coef": 0.05,
     }
     return GRPOSettings(**{**values, **changes})
 
@@ -99,13 +99,16 @@ def same_weights(one, other):
 
 
 @pytest.mark.parametrize("correction", ["none", "naive", "decoupled"])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", LOSS_TYPES)
 def test_a_step_does_not_depend_on_how_it_is_cut(loss, correction):
     """Loss and gradient of the second update of a rollout, whose lengths differ, as 1, 2, 4 and 8
     micro-batches.
     """
     settings = make_settings(
-        loss=loss, updates_per_rollout=2, correction=correction, mask_truncated=True
+        loss_type=loss,
+        updates_per_rollout=2,
+        correction=correction,
+        mask_truncated_completions=True,
     )
     engine = Scripted(
         lambda row, samples: row * 5 % 8 + 1, budget=7, log_prob=-5.5
@@ -139,7 +142,7 @@ def test_a_training_does_not_depend_on_accumulation(tmp_path, loss):
     logs = [
         train(
             tmp_path / str(size),
-            make_settings(micro_batch_examples=size, loss=loss, steps=2, learning_rate=1e-4),
+            make_settings(micro_batch_examples=size, loss_type=loss, steps=2, learning_rate=1e-4),
         )[1]
         for size in (16, 2)
     ]
@@ -191,11 +194,11 @@ class Scripted:
         self.version = version
 
     def generate(self, prompts, sampling, seed):
-        self.calls.append((len(prompts), sampling.max_new_tokens))
-        rows = [prompt for prompt in prompts for _ in range(sampling.samples)]
+        self.calls.append((len(prompts), sampling.max_completion_length))
+        rows = [prompt for prompt in prompts for _ in range(sampling.num_generations)]
         ids = torch.full((len(rows), self.budget + 1), PAD)
         for row in range(len(rows)):
-            count = self.length(row, sampling.samples)
+            count = self.length(row, sampling.num_generations)
             ids[row, :count] = TOKENIZER.convert_tokens_to_ids("z")
             if count <= self.budget:
                 ids[row, count] = EOS
@@ -204,14 +207,20 @@ class Scripted:
         finish = ["eos" if ended else "length" for ended in ends.any(1).tolist()]
         logs = torch.where(mask, self.log_prob, 0.0)
         return Rollout(
-            [list(row) for row in rows], ids, mask, logs, finish, sampling.samples, self.version
+            [list(row) for row in rows],
+            ids,
+            mask,
+            logs,
+            finish,
+            sampling.num_generations,
+            self.version,
         )
 
 
 def test_truncated_completions_carry_no_loss_where_that_is_asked():
     engine = Scripted(lambda row, samples: 5 if row % samples == 0 else row % samples)
     for masked in (False, True):
-        stream = make_stream(make_settings(mask_truncated=masked), engine=engine)
+        stream = make_stream(make_settings(mask_truncated_completions=masked), engine=engine)
         counts = stream.batch(0)["mask"].sum(1).tolist()
         assert sorted(counts) == sorted([0 if masked else 5, 2, 3, 4] * 4)
 
@@ -277,7 +286,7 @@ def test_stale_rollouts_come_from_the_weights_of_that_many_rollouts_before(tmp_p
 
 
 def test_reward_rises_and_the_doctor_has_nothing_to_say(tmp_path):
-    settings = make_settings(steps=25, samples=8, learning_rate=1e-2, kl_coefficient=0.0)
+    settings = make_settings(steps=25, num_generations=8, learning_rate=1e-2, kl_coef=0.0)
     _, log = train(tmp_path, settings)
     assert log["reward"][-5:].mean() > log["reward"][:5].mean() + 0.2
     assert diagnose(log, reward_range=(0.0, 2.0)).trend == "rising"
@@ -340,7 +349,9 @@ def test_groups_without_variance_are_replaced_by_others_with_some():
 
 
 def test_the_format_gates_the_reward_and_values_are_mapped():
-    settings = make_settings(format_pattern="z{1,2}", reward_values=(-5.0, 5.0), scale="none")
+    settings = make_settings(
+        format_pattern="z{1,2}", reward_values=(-5.0, 5.0), scale_rewards="none"
+    )
     stream = make_stream(
         settings, reward=lambda problems, texts: [1.0] * len(texts), engine=Scripted()
     )
@@ -355,9 +366,9 @@ def test_the_format_gates_the_reward_and_values_are_mapped():
 def test_without_a_critic_rewards_are_compared_over_the_whole_batch():
     """AReaL's variant: a group that is all right learns from one that is all wrong."""
     rewards = [1.0, 1.0, 0.0, 0.0]
-    assert (grpo.group_advantages(rewards, "aabb", group_size=2).advantages == 0).all()
+    assert (grpo.group_advantages(rewards, "aabb", num_generations=2).advantages == 0).all()
     found = grpo.group_advantages(
-        rewards, "aabb", group_size=2, scale="batch", baseline="batch"
+        rewards, "aabb", num_generations=2, scale_rewards="batch", baseline="batch"
     ).advantages
     np.testing.assert_allclose(
         found, np.array([0.5, 0.5, -0.5, -0.5]) / (np.std(rewards, ddof=1) + 1e-4)
@@ -368,7 +379,7 @@ def test_the_response_budget_follows_its_stages():
     settings = make_settings(length_stages=((0, 2), (2, 5)), steps=4)
     engine = Scripted()
     stream = make_stream(settings, engine=engine)
-    budgets = [int(stream.batch(step)["budget"]) for step in range(4)]
+    budgets = [int(stream.batch(step)["max_completion_length"]) for step in range(4)]
     assert budgets == [2, 2, 5, 5] == [budget for _, budget in engine.calls]
 
 
@@ -396,13 +407,22 @@ def test_a_pass_over_the_problems_takes_each_once():
             "2 of 2 rewards are not finite",
         ),
         ({"reward": lambda problems, texts: [1.0]}, r"rewards have shape \[1\], not \[2\]"),
-        ({"settings": {"samples": 1}}, "group size"),
-        ({"settings": {"max_new_tokens": 0}}, "response budget is 0"),
-        ({"settings": {"length_stages": ((0, 8), (5, 0))}}, "response budget is 0"),
+        (
+            {"settings": {"num_generations": 1}},
+            r"num_generations\n  Input should be greater than 1",
+        ),
+        (
+            {"settings": {"max_completion_length": 0}},
+            r"max_completion_length\n  Input should be greater than 0",
+        ),
+        ({"settings": {"length_stages": ((0, 8), (5, 0))}}, "has a budget below one token"),
         ({"settings": {"length_stages": ((3, 8),)}}, "must begin at step 0"),
-        ({"settings": {"temperature": 0.0}}, "temperature is 0.0"),
-        ({"settings": {"correction": "both"}}, "unknown correction 'both'"),
-        ({"settings": {"loss": "ppo"}}, "unknown loss 'ppo'"),
+        ({"settings": {"temperature": 0.0}}, r"temperature\n  Input should be greater than 0"),
+        (
+            {"settings": {"correction": "both"}},
+            r"correction\n  Input should be \'none\', \'naive\' or \'decoupled\'",
+        ),
+        ({"settings": {"loss_type": "ppo"}}, r"loss_type\n  Input should be \'grpo\'"),
         ({"settings": {"updates_per_rollout": 3}}, "do not divide into 3 equal updates"),
         ({"settings": {"reward_values": (1.0, 0.0)}}, "the wrong answer's, then the right one's"),
         ({"settings": {"micro_batch_examples": 5}}, "not a multiple of micro_batch_examples"),
@@ -440,6 +460,5 @@ def test_a_reward_that_breaks_later_is_named(tmp_path):
 
 
 def test_only_what_was_named_decides_which_loss_runs():
-    assert make_settings(loss="gspo").objective(4) == replace(
-        make_settings(importance_level="sequence").objective(4)
-    )
+    sequence_level = make_settings(importance_sampling_level="sequence")
+    assert objective_of(make_settings(loss_type="gspo"), 4) == objective_of(sequence_level, 4)

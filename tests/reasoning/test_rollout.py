@@ -222,15 +222,15 @@ def test_as_many_rows_as_memory_holds_are_decoded_together():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samples": 0}, "samples is 0"),
-        ({"max_new_tokens": 0}, "response budget is 0"),
+        ({"num_generations": 0}, "num_generations is 0"),
+        ({"max_completion_length": 0}, "response budget is 0"),
         ({"temperature": 0.0}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
     ],
 )
 def test_sampling_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        SamplingSettings(**{"samples": 2, "max_new_tokens": 4, **changes})
+        SamplingSettings(**{"num_generations": 2, "max_completion_length": 4, **changes})
 
 
 KERNELS = """

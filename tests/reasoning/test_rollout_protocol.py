@@ -42,9 +42,11 @@ class FromElsewhere:
     def generate(self, prompts, sampling, seed):
         hidden, numbers = self.__dict__["_hidden"], random.Random(seed)
         rows, found = [], []
-        for prompt in (prompt for prompt in prompts for _ in range(sampling.samples)):
+        for prompt in (prompt for prompt in prompts for _ in range(sampling.num_generations)):
             ids, log_probs = list(prompt), []
-            while len(log_probs) < sampling.max_new_tokens and (not log_probs or ids[-1] != EOS):
+            while len(log_probs) < sampling.max_completion_length and (
+                not log_probs or ids[-1] != EOS
+            ):
                 logits = hidden["model"](torch.tensor([ids]))[0, -1].double() / sampling.temperature
                 probabilities = logits.softmax(-1).tolist()
                 ids += numbers.choices(range(len(probabilities)), probabilities)
@@ -53,7 +55,12 @@ class FromElsewhere:
             found.append(log_probs)
         ends = {"eos_token_id": EOS, "pad_token_id": PAD}
         return rollout_of(
-            prompts, rows, found, samples=sampling.samples, version=hidden["version"], **ends
+            prompts,
+            rows,
+            found,
+            num_generations=sampling.num_generations,
+            version=hidden["version"],
+            **ends,
         )
 
 
@@ -75,7 +82,7 @@ def test_lists_become_a_rollout():
         [[5], [6, 7]],
         [[8, EOS], [9], [8, 9, 8], [EOS]],
         [[-1.0, -2.0], [-3.0], [-1.0, -1.5, -2.0], [-4.0]],
-        samples=2,
+        num_generations=2,
         eos_token_id=EOS,
         pad_token_id=PAD,
         version=3,
@@ -96,7 +103,7 @@ def test_lists_become_a_rollout():
 @pytest.mark.parametrize(
     ("completions", "log_probs", "message"),
     [
-        ([[8]], [[-1.0]], "1 prompts x 2 samples are 2 rows, not 1 completions"),
+        ([[8]], [[-1.0]], "1 prompts x 2 generations are 2 rows, not 1 completions"),
         ([[8], []], [[-1.0], []], "row 1 has 0 tokens"),
         ([[8], [9, 9]], [[-1.0], [-1.0]], "row 1 has 2 tokens and 1 log-probabilities"),
         ([[EOS, 8], [9]], [[-1.0, -1.0], [-1.0]], "row 0 goes on behind its end token"),
@@ -105,5 +112,11 @@ def test_lists_become_a_rollout():
 def test_lists_that_are_no_rollout_are_refused(completions, log_probs, message):
     with pytest.raises(ValueError, match=message):
         rollout_of(
-            [[5]], completions, log_probs, samples=2, eos_token_id=EOS, pad_token_id=PAD, version=0
+            [[5]],
+            completions,
+            log_probs,
+            num_generations=2,
+            eos_token_id=EOS,
+            pad_token_id=PAD,
+            version=0,
         )
