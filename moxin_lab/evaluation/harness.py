@@ -291,7 +291,7 @@ def run_tasks(
             f"no data for {', '.join(missing)}: expected <task>.jsonl in {data_folder}"
         )
     manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False)
-    with tempfile.TemporaryDirectory() as cache, _quiet():
+    with tempfile.TemporaryDirectory() as cache, quiet():
         sources = {
             name: {"data_files": {"test": str(path)}, "cache_dir": cache}
             for name, path in files.items()
@@ -339,7 +339,7 @@ def write_results(results: dict[str, Any], folder: Path, model_name: str) -> Non
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hides the harness's progress bars and informational messages; warnings and errors show."""
     import datasets
 
