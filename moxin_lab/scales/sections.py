@@ -236,6 +236,17 @@ class InstructionTuningSettings(Section):
     reduction_experiment: ReductionExperiment
 
 
+class RewardSettings(Section):
+    """One reward of GRPO, see reasoning/rewards.py. A completion is paid the weighted sum of all."""
+
+    name: str = Field(description="registered name, or module:function of an installed package")
+    weight: float = Field(default=1.0, allow_inf_nan=False, description="negative for a penalty")
+    file: str | None = Field(
+        default=None, description="Python file that registers it, relative to the root"
+    )
+    arguments: dict[str, Any] = Field(default_factory=dict, description="of the function, by name")
+
+
 class GRPOSettings(Optimisation):
     """Group-relative policy optimisation, as `reasoning.grpo_trainer.train_grpo` takes it. Names are
     those of TRL's GRPOConfig and of verl; the learning rate is constant after its warm-up.
@@ -281,6 +292,11 @@ class GRPOSettings(Optimisation):
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     log_kl: bool = Field(
         True, description="measure the KL where kl_coef is 0, too: one forward pass per rollout"
+    )
+    rewards: tuple[RewardSettings, ...] = Field(
+        default=(RewardSettings(name="verified_answer"),),
+        min_length=1,
+        description="a completion is paid their weighted sum",
     )
     reward_values: tuple[float, float] = Field(
         (0.0, 1.0), description="what a reward of 0 and a reward of 1 become"
@@ -457,46 +473,72 @@ class ReasoningSettings(Section):
         return self
 
 
-class VisionTowerSettings(Section):
-    """The two towers, in the names of `vision.settings.TowerSettings`."""
+class TowerSettings(Section):
+    """The two vision towers, in a scale file and in the configuration of a saved model.
 
-    image_size: int = Field(gt=0, description="pixels of an edge")
-    dino: str = Field(description="timm's name; with no shape, the published tower")
-    siglip: str = Field(description="timm's or open_clip's name")
-    dino_shape: dict[str, Any] = Field(description="further arguments of timm.create_model")
-    siglip_shape: dict[str, Any]
-    resize: Literal["naive", "letterbox", "crop"]
-    which: tuple[Literal["dino", "siglip"], ...] = Field(min_length=1)
+    The defaults are the full scale's, those of Prismatic and Moxin-VLM: `conf/models.py` of
+    prismatic-vlms and `prism-moxin-dinosiglip-224px+7b` of Moxin-VLM. A scale file states every
+    field. `*_shape` makes a narrow tower of the same class, for example
+    `{embed_dim: 96, depth: 6, num_heads: 4, patch_size: 16}`.
+    """
+
+    image_size: int = Field(default=224, gt=0, description="edge of the square image in pixels")
+    dino: str = Field(
+        default="vit_large_patch14_reg4_dinov2.lvd142m",
+        description="timm's name; with no shape, the published tower",
+    )
+    siglip: str = Field(
+        default="vit_so400m_patch14_siglip_224", description="timm's or open_clip's name"
+    )
+    dino_shape: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of timm.create_model"
+    )
+    siglip_shape: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of timm.create_model"
+    )
+    resize: Literal["naive", "letterbox", "crop"] = Field(
+        default="naive", description="how an image becomes a square; see vision/images.py"
+    )
+    which: tuple[Literal["dino", "siglip"], ...] = Field(
+        default=("dino", "siglip"),
+        min_length=1,
+        description="both, fused by channel, or one alone",
+    )
 
 
 class VisionOptimisation(Optimisation):
-    """What every training of stage 07 has; the rate follows a cosine to zero."""
+    """Settings of every training of stage 07; the learning rate follows a cosine to zero."""
 
     epochs: int = Field(gt=0)
     examples_per_step: int = Field(gt=1)
 
 
 class SiglipTrainingSettings(VisionOptimisation):
-    """Contrastive pretraining of the SigLIP tower, whose steps are never cut:
-    `micro_batch_examples` is `examples_per_step`. Unused where towers are published ones.
+    """Contrastive pretraining of the SigLIP tower. Unused where the towers are published ones.
+
+    The loss compares every pair of a step, so a step is never cut into micro-batches:
+    `micro_batch_examples` equals `examples_per_step`.
     """
 
     text_encoder: Literal["transformer", "lsa"] = Field(
-        description="trained beside the tower, or computed of the captions and locked (latent_semantics.py)",
+        description="trained with the tower, or computed from the captions and frozen "
+        "(vision/latent_semantics.py)",
     )
-    text_width: int = Field(gt=0, description="of the transformer; the components of lsa")
+    text_width: int = Field(
+        gt=0, description="width of the transformer, or number of components of lsa"
+    )
     text_layers: int = Field(ge=0, description="not read by lsa")
     text_heads: int = Field(gt=0, description="not read by lsa")
-    text_tokens: int = Field(gt=1)
+    text_tokens: int = Field(gt=1, description="tokens of a caption; longer ones are cut")
     nameless_captions: bool = Field(
-        description="whether half of the captions leave the label out; pays in long trainings"
+        description="whether half of the captions omit the label; helps in long trainings"
     )
     token_dropout: float = Field(
-        ge=0, lt=1, description="share of a caption's tokens left out, anew a step"
+        ge=0, lt=1, description="share of a caption's tokens replaced by padding, drawn each step"
     )
     view_strength: float = Field(
         ge=0,
-        description="of the turns, scales, shifts and colours of the tower's views; 0: none of them",
+        description="strength of rotation, scale, shift and colour change of a view; 0: none",
     )
 
 
@@ -509,15 +551,15 @@ class DinoTrainingSettings(VisionOptimisation):
     student_temperature: float = Field(gt=0)
     teacher_temperature: float = Field(gt=0)
     view_strength: float = Field(
-        ge=0, description="as SigLIP's; the two views of a picture differ by it"
+        ge=0, description="as for SigLIP; the two views of a picture differ by it"
     )
 
 
 class VlmTrainingSettings(VisionOptimisation):
     """One stage of the vision-language model."""
 
-    max_tokens: int = Field(gt=1, description="text tokens of an example; patches come on top")
-    activation_checkpointing: str
+    max_tokens: int = Field(gt=1, description="text tokens of an example, patches not counted")
+    activation_checkpointing: str = Field(description="see model/decoder.py")
 
 
 class VisionSettings(Section):
@@ -527,38 +569,42 @@ class VisionSettings(Section):
         description="data_cards/ of this repository, or LLaVA's published files"
     )
     checkpoints: dict[str, str] | None = Field(
-        description="files of published towers; null: trained here"
+        description="files of published towers; null: the towers are trained here"
     )
     llava: dict[str, str] | None = Field(
-        description="LLaVA's two JSON files and the folder of its images, below the root; null with cards"
+        description="LLaVA's two JSON files and its image folder, relative to the root; null "
+        "with cards"
     )
     backbone: Literal["pretrained", "instruct", "reasoning"] = Field(
-        description="language model of stage 04, 05 or 06; the report says base, the released code loads instruct"
+        description="language model of stage 04, 05 or 06; the report says base, the released "
+        "code loads instruct"
     )
     caption_languages: tuple[str, ...] = Field(
         min_length=1,
-        description="of the towers' captions, in equal shares; one named twice has two",
+        description="languages of the towers' captions in equal shares; one named twice has two "
+        "shares",
     )
     align_languages: tuple[str, ...] = Field(
-        min_length=1, description="of the captions that the language model learns"
+        min_length=1, description="languages of the captions that the projector is aligned on"
     )
     train_items: int = Field(gt=0, description="training questions of each task")
     test_items: int = Field(
-        gt=1, description="test questions of each task, at most as many as there are"
+        gt=1, description="test questions of each task, fewer where a task has fewer"
     )
-    max_new_tokens: int = Field(gt=0, description="longest written answer")
+    max_new_tokens: int = Field(gt=0, description="longest generated answer")
     answer_batch: int = Field(gt=0, description="questions answered at once")
-    towers: VisionTowerSettings
+    towers: TowerSettings
     siglip: SiglipTrainingSettings
     dino: DinoTrainingSettings
     align: VlmTrainingSettings
     finetune: VlmTrainingSettings
     arms: tuple[str, ...] = Field(
-        min_length=1, description="recipes that are trained and compared; see notebook 07"
+        min_length=1, description="recipes to train and compare; see vision/recipes.py"
     )
     seeds: int = Field(gt=0, description="trainings of each arm")
     projector_start: Literal["torch", "standardised"] = Field(
-        description="fresh weights as torch draws them, or rescaled to the towers' features (Projector.standardise)"
+        description="fresh weights as torch draws them, or rescaled to the towers' features "
+        "(Projector.standardise)"
     )
 
     @model_validator(mode="after")
@@ -567,7 +613,8 @@ class VisionSettings(Section):
             raise ValueError("source llava-v1.5 needs the paths of `llava`, and cards need none")
         if self.source == "llava-v1.5" and self.projector_start == "standardised":
             raise ValueError(
-                "projector_start standardised needs features of all images beforehand, which llava-v1.5 has not"
+                "projector_start standardised needs the features of all images before training, "
+                "which are not computed for llava-v1.5"
             )
         return self
 
@@ -575,8 +622,16 @@ class VisionSettings(Section):
     def arms_differ(self) -> "VisionSettings":
         if "instruct" in self.arms and self.backbone != "pretrained":
             raise ValueError(
-                f"the arm instruct is compared with the base, so it needs backbone pretrained, not {self.backbone}"
+                "the arm instruct is compared with the base model, so it needs backbone "
+                f"pretrained, not {self.backbone}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def towers_are_stated(self) -> "VisionSettings":
+        missing = sorted(set(TowerSettings.model_fields) - self.towers.model_fields_set)
+        if missing:
+            raise ValueError(f"towers lacks {', '.join(missing)}: a scale states every field")
         return self
 
 
