@@ -2,21 +2,54 @@
 `--help` answers at once.
 
 Exit codes: 0 done, 1 the command found or met something wrong and says what, 2 the command line is
-wrong.
+wrong, 130 stopped by Ctrl-C, 141 the reader of the output has gone (`moxin-lab status | head -1`).
+
+Guarantees: a command that works on another tree than the one it was called in says so; `run` and
+`status` refuse a tree whose own package is not the one that is running.
+Out of scope: what the commands do (`lab/runner.py`, `openness/verify.py`, `data/cards.py`, ...).
 """
 
 import argparse
 import os
+import select
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from moxin_lab import __version__
+from moxin_lab.stages import StageInfo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    words = sys.argv[1:] if arguments is None else arguments
+    """Run a command line (default: this process's); its exit code."""
+    try:
+        try:
+            return _main(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        # Otherwise the interpreter would try to flush once more, and say that it cannot.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)  # 0: only errors, which are always reported
+    except (OSError, ValueError):  # a test's stand-in for a stream
+        return False
+    return bool(poll.poll(0))
+
+
+def _main(words: list[str]) -> int:
     parser = _parser(words[words.index("bench") + 1] if "bench" in words[:-1] else None)
     options = parser.parse_args(words)
+    options.words = words
     if options.command is None:
         parser.print_help()
         return 2
@@ -61,7 +94,9 @@ def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    def command(name: str, call, help: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, call: Callable[[argparse.Namespace], int], help: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         sub.set_defaults(call=call)
         return sub
@@ -99,12 +134,22 @@ def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
         command("status", _status, "say of each stage whether it would run, and why")
     )
     status.add_argument("--seed", type=int, default=0)
-    with_scale(
-        command(
-            "verify",
-            _verify,
-            "recompute every hash of a report's manifest; exit 1 with the list of what differs",
-        )
+    verify = command(
+        "verify",
+        _verify,
+        "recompute every hash of a report's manifest; exit 1 with the list of what differs",
+    )
+    verify.add_argument(
+        "folder",
+        nargs="?",
+        metavar="DIR",
+        help="a clone, a copy of one, or a report's folder alone (default: the current folder)",
+    )
+    # not `scale`: a report can be checked where the file of its scale is not known
+    verify.add_argument(
+        "--scale",
+        dest="report_scale",
+        help="which report of a clone (default: tiny); a report's folder knows its own",
     )
     cards = command(
         "cards",
@@ -154,19 +199,40 @@ def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
 
 
 def _root(options: argparse.Namespace) -> Path:
+    """The repository that a command works on. Says so where it is not the one called in."""
     from moxin_lab.lab.artifacts import LabError, find_root
 
-    if options.root is not None:
-        return find_root(options.root)
-    try:
-        return find_root()
-    except LabError:
-        return find_root(
-            Path(__file__).parent
-        )  # a run from another folder uses the clone that the package was installed from
+    if options.root is None:
+        try:
+            options.root = find_root()
+        except LabError:
+            options.root = find_root(Path(__file__).parent)
+            print(
+                f"moxin-lab: {Path.cwd()} is not inside a repository; using {options.root}, "
+                "from which this command is installed",
+                file=sys.stderr,
+            )
+    return find_root(options.root)
 
 
-def _chosen_stages(options: argparse.Namespace):
+def _root_of_this_package(options: argparse.Namespace) -> Path:
+    """As `_root`. Raises LabError for a tree with a package of its own that is not this one: its
+    notebooks would run one package, with stages and scales of the other.
+    """
+    from moxin_lab.lab.artifacts import LabError
+
+    root, here = _root(options), Path(__file__).resolve().parent
+    package = root / "moxin_lab"
+    if (package / "__init__.py").is_file() and package.resolve() != here:
+        command = shlex.join([sys.executable, "-m", "moxin_lab.cli", *options.words])
+        raise LabError(
+            f"{root} has its own moxin_lab, but this command runs {here}; "
+            f"use the tree's own: cd {shlex.quote(str(root))} && {command}"
+        )
+    return root
+
+
+def _chosen_stages(options: argparse.Namespace) -> tuple[StageInfo, ...]:
     from moxin_lab.lab.artifacts import LabError
     from moxin_lab.stages import STAGES, find_stage
 
@@ -187,7 +253,7 @@ def _run(options: argparse.Namespace) -> int:
     from moxin_lab.lab import runner
     from moxin_lab.lab.artifacts import LabError
 
-    root = _root(options)
+    root = _root_of_this_package(options)
     stages = _chosen_stages(options)
     if options.dry_run:
         wanted = {info.name for info in stages}
@@ -197,12 +263,12 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     try:
         runner.run(root, options.scale, seed=options.seed, stages=stages, force=options.force)
-    except (
-        runner.StageFailed
-    ):  # not for a run that was refused: the report then belongs to the one at work
+    except runner.StageFailed:
+        # Not after a run that was refused: the report then belongs to the run at work.
         try:
             _publish(root, options.scale)
-        except LabError as problem:  # told apart, so that it does not hide why the stage failed
+        except LabError as problem:
+            # printed here, so that it does not hide why the stage failed
             print(f"moxin-lab: the report was not built: {problem}", file=sys.stderr)
         raise
     index = _publish(root, options.scale)
@@ -237,7 +303,8 @@ def _print_summary(root: Path, scale: str) -> None:
 def _status(options: argparse.Namespace) -> int:
     from moxin_lab.lab import runner
 
-    for name, reasons in runner.status(_root(options), options.scale, options.seed):
+    root = _root_of_this_package(options)
+    for name, reasons in runner.status(root, options.scale, options.seed):
         _print_status(name, reasons)
     return 0
 
@@ -249,15 +316,12 @@ def _print_status(name: str, reasons: list[str]) -> None:
 def _verify(options: argparse.Namespace) -> int:
     from moxin_lab.openness import verify
 
-    problems = verify.verify(_root(options), options.scale)
-    for problem in problems:
+    folder = Path(options.folder or options.root or ".")
+    checked = verify.verify_folder(folder, options.report_scale)
+    for problem in checked.problems:
         print(problem)
-    print(
-        f"verify: {len(problems)} problem(s)"
-        if problems
-        else "verify: every file is as the manifest says"
-    )
-    return 1 if problems else 0
+    print(f"verify: {checked.summary()}")
+    return 1 if checked.problems else 0
 
 
 def _cards(options: argparse.Namespace) -> int:
@@ -286,7 +350,8 @@ def _cards(options: argparse.Namespace) -> int:
     problems = cards.check(root)
     for problem in problems:
         print(problem)
-    print(f"cards: {len(problems)} problem(s)" if problems else "cards: all as recorded")
+    where = root / "data_cards"
+    print(f"{where}: " + (f"{len(problems)} problem(s)" if problems else "all as recorded"))
     return 1 if problems else 0
 
 
@@ -294,6 +359,7 @@ def _mof(options: argparse.Namespace) -> int:
     from moxin_lab.openness import mof
 
     path = Path(options.file) if options.file else _root(options) / "MOF.yml"
+    print(f"{path}:")
     print(mof.format_text(mof.evaluate(path)))
     return 0
 

@@ -96,7 +96,8 @@ def refuse_unfounded(
     where = f"stage {stage} at {scale} scale says {verdict!r} of {claim_id!r}"
     if claim_id not in needed:
         raise LabError(
-            f"{where}, which is not in papers/claims.yml; mend the id there or in the notebook and run it again"
+            f"{where}, which is not in papers/claims.yml; correct the id there or in "
+            f"notebooks/{stage}.ipynb and run again"
         )
     if verdict not in VERDICTS:
         raise LabError(f"{where}; a verdict is one of {', '.join(VERDICTS)}")

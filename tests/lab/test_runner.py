@@ -126,6 +126,8 @@ def test_a_failed_stage_keeps_its_notebook_and_the_last_good_result_and_the_next
         LabError, match=r"failed in cell \d+: ValueError: broken on purpose"
     ) as error:
         run(lab_root)
+    # the reader is sent to the notebook to correct; the copy with its outputs is only named
+    assert f"correct notebooks/{SECOND.name}.ipynb" in str(error.value)
     assert "failed.ipynb" in str(error.value)
     assert (
         "broken on purpose" in (lab_root / "runs/tiny" / SECOND.name / "failed.ipynb").read_text()
@@ -331,8 +333,15 @@ def test_what_a_stage_leaves_must_be_what_its_row_promises(lab_root):
     with pytest.raises(LabError, match="ends without writing documents"):
         run(lab_root)
     write_notebook(lab_root, FIRST.name, 'stage.output("surprise")')
-    with pytest.raises(LabError, match="leaves 'surprise', which its row"):
+    with pytest.raises(LabError, match="leaves 'surprise', which its row") as error:
         run(lab_root)
+    assert str(error.value).count(FIRST.name) == 1
+    write_notebook(lab_root, FIRST.name, WRITE_DOCUMENTS)
+    notebook = nbformat.read(lab_root / "notebooks" / f"{FIRST.name}.ipynb", as_version=4)
+    notebook.cells.pop()
+    nbformat.write(notebook, lab_root / "notebooks" / f"{FIRST.name}.ipynb")
+    with pytest.raises(LabError, match=rf"last cell of notebooks/{FIRST.name}\.ipynb"):
+        run(lab_root, stages=(FIRST,), force=True)
 
 
 def test_unknown_claims_verdicts_beyond_the_scale_and_nan_measures_are_refused(lab_root):

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from moxin_lab import cli
 from moxin_lab.lab.artifacts import LabError
 from moxin_lab.openness import verify as manifest
 
@@ -171,3 +172,95 @@ def test_manifest_that_is_a_bare_list_is_refused(root):
     manifest.manifest_path(root, "tiny").write_text("[]")
     with pytest.raises(LabError, match="is not a manifest"):
         manifest.verify(root, "tiny")
+
+
+def test_nesting_and_digits_beyond_the_parsers_limits_are_refused(root):
+    path = manifest.manifest_path(root, "tiny")
+    good = path.read_text()
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(
+        LabError, match=r"manifest\.json cannot be read as JSON: .*nested too deeply"
+    ):
+        manifest.verify(root, "tiny")
+    statement = json.loads(good)
+    size = statement["subject"][0]["annotations"]["size"]
+    path.write_text(good.replace(f'"size": {size}', f'"size": {"9" * 5000}'))
+    with pytest.raises(LabError, match=r"manifest\.json cannot be read as JSON: .*digits"):
+        manifest.verify(root, "tiny")
+    statement["subject"][0]["name"] = "\ud800"
+    path.write_text(json.dumps(statement))
+    with pytest.raises(LabError, match="is not a manifest"):
+        manifest.verify(root, "tiny")
+
+
+def test_a_repository_is_checked_whole_from_any_folder_in_it(root):
+    for name in ("moxin_lab", "notebooks/deeper"):
+        (root / name).mkdir(parents=True)
+    for folder in (root, root / "notebooks/deeper", root / "reports/tiny"):
+        checked = manifest.verify_folder(folder)
+        assert (checked.folder, checked.files, checked.problems) == (root, len(FILES), ())
+        assert checked.summary() == f"{root}, tiny scale, 10 files: as the manifest says"
+
+
+def test_a_copy_of_the_tree_without_its_package_is_checked_itself(root):
+    (root / "papers/claims.yml").write_text("claims: [x]")
+    assert [str(problem) for problem in manifest.verify_folder(root).problems] == [
+        "changed: papers/claims.yml (11 bytes, recorded 10)"
+    ]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_copied_report_is_checked_by_its_own_files_and_says_what_is_not_there(
+    root, tmp_path_factory, inside
+):
+    """Also where the copy lies inside the repository, whose own report is as it was."""
+    (root / "moxin_lab").mkdir()
+    copy = (root if inside else tmp_path_factory.mktemp("elsewhere")) / "copy"
+    shutil.copytree(root / "reports/tiny", copy)
+    checked = manifest.verify_folder(copy)
+    assert (checked.folder, checked.files, checked.elsewhere) == (copy, 2, 8)
+    assert checked.summary().startswith(
+        f"{copy}, the report at tiny scale alone, 2 files: as the manifest says; not here and not "
+        "checked: 8 files"
+    )
+    (copy / "index.html").write_bytes(b"<h1>REPORT</h1>")
+    (copy / "assets/style.css").unlink()
+    (copy / "more.html").write_bytes(b"")
+    assert [(problem.kind, problem.path) for problem in manifest.verify_folder(copy).problems] == [
+        ("missing", "reports/tiny/assets/style.css"),
+        ("changed", "reports/tiny/index.html"),
+        ("surplus", "reports/tiny/more.html"),
+    ]
+    with pytest.raises(LabError, match="is the report at tiny scale, not small"):
+        manifest.verify_folder(copy, "small")
+
+
+def test_the_command_checks_the_folder_that_it_is_given_or_called_in_and_names_it(
+    root, tmp_path_factory, monkeypatch, capsys
+):
+    copy = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(root / "reports/tiny", copy)
+    monkeypatch.chdir(copy)
+    assert cli.main(["verify"]) == 0
+    assert f"verify: {copy}, the report at tiny scale alone" in capsys.readouterr().out
+    (copy / "index.html").write_bytes(b"")
+    for words in (["verify"], ["verify", str(copy)], ["--root", str(copy), "verify"]):
+        assert cli.main(words) == 1
+        assert "changed: reports/tiny/index.html" in capsys.readouterr().out
+    assert cli.main(["verify", str(root), "--scale", "tiny"]) == 0
+    assert f"verify: {root}, tiny scale" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_manifest_is_refused_instead_of_another_tree_being_checked(
+    root, tmp_path_factory
+):
+    (root / "moxin_lab").mkdir()
+    (root / "reports/released/old").mkdir(parents=True)
+    with pytest.raises(LabError, match=r"old has no manifest\.json"):
+        manifest.verify_folder(root / "reports/released/old")
+    with pytest.raises(LabError, match="is not inside a repository, so there is nothing to verify"):
+        manifest.verify_folder(tmp_path_factory.mktemp("empty"))
+    with pytest.raises(LabError, match="is not a folder"):
+        manifest.verify_folder(root / "none")
+    with pytest.raises(LabError, match="not the name of a scale"):
+        manifest.verify_folder(root, "..")
