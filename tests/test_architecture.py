@@ -19,12 +19,12 @@ FORBIDDEN = {
         "Packages import downwards only",
     ),
     "a stage imports another stage": (
-        "vision/settings.py",
+        "vision/recipes.py",
         "import moxin_lab.posttraining.chat",
         "A stage gets what it needs of another stage from disk",
     ),
     "an import inside a function": (
-        "vision/settings.py",
+        "vision/recipes.py",
         "def later():\n    from moxin_lab.reasoning import grpo",
         "A stage gets what it needs of another stage from disk",
     ),

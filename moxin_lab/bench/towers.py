@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from moxin_lab.bench import median_seconds
-    from moxin_lab.vision.settings import TowerSettings
+    from moxin_lab.scales.sections import TowerSettings
     from moxin_lab.vision.towers import build_towers
 
     narrow = {"embed_dim": 96, "depth": 5, "num_heads": 4, "patch_size": 16}
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         siglip, peer = whole.visual.trunk, "timm and open_clip get_intermediate_layers"
     shape = (options.batch, 3, settings.image_size, settings.image_size)
     pixels = {
-        name: torch.randn(shape, device=options.device, dtype=dtype) for name in settings.which
+        name: torch.randn(shape, device=options.device, dtype=dtype) for name in towers.names
     }
 
     def plain() -> Any:

@@ -1,12 +1,13 @@
-"""The VLM as transformers has models: `from_pretrained`, `save_pretrained`, `generate`, and Auto
-classes that know it.
+"""The VLM as a model of transformers: `from_pretrained`, `generate`, Auto classes.
 
     from moxin_lab.vision import hf                        # registers the model type `moxin_vl`
     hf.save(vlm, tokenizer, folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder); processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
 
-Guarantees: outputs are those of `MoxinVLM`; `<image>` placeholders and prefix mode give the same.
-Does not: run where this package is not installed, or put an image anywhere but behind bos.
+Guarantees: outputs are those of `MoxinVLM`; prompts with `<image>` placeholders and prompts without
+any (prefix mode) give the same result.
+Out of scope: running without this package, images anywhere but right after bos.
 """
 
 import copy
@@ -23,20 +24,21 @@ from transformers import (
     AutoProcessor,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutput
 
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.scales.sections import TowerSettings
 from moxin_lab.vision.processor import MoxinVLImageProcessor, MoxinVLProcessor
-from moxin_lab.vision.settings import TowerSettings
-from moxin_lab.vision.towers import build_towers, settings_dict
+from moxin_lab.vision.towers import build_towers
 from moxin_lab.vision.vlm import MoxinVLM
 
 
 class MoxinVLConfig(PretrainedConfig):
-    """language_model: a Mistral `config.json`; towers: `TowerSettings`; image_token_id: the
-    placeholder's.
+    """language_model: a Mistral `config.json`. towers: the fields of `TowerSettings`.
+    image_token_id: of the placeholder `<image>`.
     """
 
     model_type = "moxin_vl"
@@ -49,7 +51,7 @@ class MoxinVLConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         self.language_model = dict(language_model or MoxinConfig().to_hf_dict())
-        self.towers = dict(towers or settings_dict(TowerSettings()))
+        self.towers = dict(towers or TowerSettings().model_dump(mode="json"))
         self.image_token_id = image_token_id
         super().__init__(**kwargs)
 
@@ -63,70 +65,76 @@ class MoxinVLForConditionalGeneration(PreTrainedModel):
 
     def __init__(self, config: MoxinVLConfig) -> None:
         super().__init__(config)
-        towers = TowerSettings(**{**config.towers, "which": tuple(config.towers["which"])})
+        towers = TowerSettings.model_validate(config.towers)
         decoder = MoxinForCausalLM(MoxinConfig.from_hf_dict(dict(config.language_model)))
         self.vlm = MoxinVLM(decoder, build_towers(towers))
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
-        """Parts draw their own weights when they are built; a checkpoint that lacks some is refused
-        by `from_pretrained` below.
+        """Does nothing: the parts initialise their own weights, and `from_pretrained` refuses a
+        checkpoint that lacks some.
         """
 
     @classmethod
     def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Raises ValueError for a checkpoint that lacks tensors, which
-        transformers only warns of.
+        """As in transformers. Raises ValueError for a checkpoint that lacks tensors, where
+        transformers only warns.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
+        return_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         if info["missing_keys"]:
             raise ValueError(
-                f"{folder} lacks {len(info['missing_keys'])} tensors: {sorted(info['missing_keys'])[:4]}"
+                f"{folder} lacks {len(info['missing_keys'])} tensors: "
+                f"{sorted(info['missing_keys'])[:4]}"
             )
-        return (model, info) if wants_info else model
+        return (model, info) if return_info else model
 
     def _inputs(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         has_image: Tensor | None,
-        pixels: dict[str, Any],
+        pixel_values: dict[str, Tensor | None],
     ) -> dict[str, Any]:
-        """Arguments of `MoxinVLM`: placeholders taken out, for the patches go where they stood."""
-        found = {
-            name.removeprefix("pixel_values_"): values
-            for name, values in pixels.items()
-            if values is not None
-        }
-        kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        placeholders = (input_ids == self.config.image_token_id) & (kept == 1)
+        """Arguments of `MoxinVLM`, without placeholders: the model inserts the patches itself."""
+        pixels = {name: values for name, values in pixel_values.items() if values is not None}
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        placeholders = (input_ids == self.config.image_token_id) & (mask == 1)  # [B, T]
         if placeholders.any():
-            first = kept.argmax(dim=1, keepdim=True)
-            counts = placeholders.sum(dim=1, keepdim=True)
-            place = torch.arange(input_ids.shape[1], device=input_ids.device)[None] - first
-            wanted = (place >= 1) & (place <= counts)
-            if not torch.equal(placeholders, wanted) or not set(counts[:, 0].tolist()) <= {
-                0,
-                self.vlm.towers.num_patches,
-            }:
-                raise ValueError(
-                    f"an image is {self.vlm.towers.num_patches} placeholders right behind bos, and nowhere else"
-                )
-            rows = [
-                row[real] for row, real in zip(input_ids, (kept == 1) & ~placeholders, strict=True)
-            ]
+            counts = self._check_placeholders(placeholders, mask)
+            is_text = (mask == 1) & ~placeholders
+            rows = [row[keep] for row, keep in zip(input_ids, is_text, strict=True)]
             width = max(map(len, rows))
-            compact, mask = input_ids.new_zeros(len(rows), width), kept.new_zeros(len(rows), width)
-            for number, row in enumerate(rows):
-                compact[number, width - len(row) :], mask[number, width - len(row) :] = row, 1
-            input_ids, kept, has_image = compact, mask, counts[:, 0] > 0
+            input_ids = input_ids.new_zeros(len(rows), width)
+            mask = mask.new_zeros(len(rows), width)
+            for index, row in enumerate(rows):  # padded on the left
+                input_ids[index, width - len(row) :] = row
+                mask[index, width - len(row) :] = 1
+            has_image = counts > 0
         return {
-            "pixel_values": found or None,
+            "pixel_values": pixels or None,
             "input_ids": input_ids,
-            "attention_mask": kept,
+            "attention_mask": mask,
             "has_image": has_image,
         }
+
+    def _check_placeholders(self, placeholders: Tensor, mask: Tensor) -> Tensor:
+        """Number of placeholders of each row, [B]. Raises ValueError unless each is 0, or one image
+        right after bos.
+        """
+        num_patches = self.vlm.towers.num_patches
+        first = mask.argmax(dim=1, keepdim=True)  # [B, 1], the index of bos
+        counts = placeholders.sum(dim=1, keepdim=True)
+        position = torch.arange(mask.shape[1], device=mask.device)[None] - first  # [B, T]
+        expected = (position >= 1) & (position <= counts)
+        if not torch.equal(placeholders, expected) or not set(counts[:, 0].tolist()) <= {
+            0,
+            num_patches,
+        }:
+            raise ValueError(
+                f"an image is {num_patches} placeholders right after bos, and nowhere else"
+            )
+        return counts[:, 0]
 
     def forward(
         self,
@@ -137,17 +145,14 @@ class MoxinVLForConditionalGeneration(PreTrainedModel):
         pixel_values_siglip: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput:
-        """Logits [B, T, V] of each row's joined sequence, from its bos on. Training is
-        `vlm_training.train_vlm`'s.
+        """Logits [B, T, V] of each row's joined sequence of text and patches, which begins with
+        bos and is padded on the right. Train with `vlm_training.train_vlm`.
         """
         if kwargs.get("labels") is not None:
             raise ValueError(
                 "labels are not read here: train with vlm_training.train_vlm, which checks them"
             )
-        pixels = {
-            "pixel_values_dino": pixel_values_dino,
-            "pixel_values_siglip": pixel_values_siglip,
-        }
+        pixels = {"dino": pixel_values_dino, "siglip": pixel_values_siglip}
         return CausalLMOutput(
             logits=self.vlm(**self._inputs(input_ids, attention_mask, has_image, pixels)).logits
         )
@@ -168,15 +173,12 @@ class MoxinVLForConditionalGeneration(PreTrainedModel):
         eos_token_id: int | None = None,
         pad_token_id: int | None = None,
     ) -> Tensor:
-        """input_ids and what follows, [B, T + new], as transformers gives it. Greedy unless
-        `do_sample`.
+        """input_ids followed by the completion, int64 [B, T + new], as in transformers. Greedy
+        unless `do_sample`.
         """
-        pixels = {
-            "pixel_values_dino": pixel_values_dino,
-            "pixel_values_siglip": pixel_values_siglip,
-        }
+        pixels = {"dino": pixel_values_dino, "siglip": pixel_values_siglip}
         language = self.config.language_model
-        made = self.vlm.generate(
+        completion = self.vlm.generate(
             **self._inputs(input_ids, attention_mask, has_image, pixels),
             max_new_tokens=max_new_tokens,
             temperature=temperature if do_sample else 0.0,
@@ -186,19 +188,21 @@ class MoxinVLForConditionalGeneration(PreTrainedModel):
             if pad_token_id is None
             else pad_token_id,
         )
-        return torch.cat((input_ids, made), dim=1)
+        return torch.cat((input_ids, completion), dim=1)
 
 
-def save(vlm: MoxinVLM, tokenizer: Any, folder: str | Path) -> Path:
-    """Weights, configuration, tokenizer, image processor and chat template in one folder; returns
-    it.
+def save(vlm: MoxinVLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
+    """Write weights, configuration, tokenizer, image processor and chat template into one folder;
+    returns it.
     """
-    settings = settings_dict(vlm.towers.settings)
-    images = MoxinVLImageProcessor(settings["image_size"], settings["resize"], settings["which"])
+    towers = vlm.towers.settings
+    image_processor = MoxinVLImageProcessor(towers.image_size, towers.resize, towers.which)
     processor = MoxinVLProcessor(
-        images, copy.deepcopy(tokenizer), num_patches=vlm.towers.num_patches
+        image_processor, copy.deepcopy(tokenizer), num_patches=vlm.towers.num_patches
     )
-    config = MoxinVLConfig(vlm.config.to_hf_dict(), settings, processor.image_token_id)
+    config = MoxinVLConfig(
+        vlm.config.to_hf_dict(), towers.model_dump(mode="json"), processor.image_token_id
+    )
     model = MoxinVLForConditionalGeneration(config)
     model.vlm.load_state_dict(vlm.state_dict())
     model.to(vlm.decoder.lm_head.weight.dtype).save_pretrained(folder)

@@ -1,15 +1,15 @@
-"""Any image file to the pixels that each tower wants.
+"""Any image file to the normalised pixels of each tower.
 
-Guarantees: an image comes out as 8-bit RGB (palette, grey, 16-bit, CMYK and transparent ones are
-converted, transparency over white; of an animation the first frame; turned as its EXIF says), or
-`ImageError` names the file and why not. A file is refused by its header's size before it is
-decoded. Does not: augment (tower_training.py).
+Guarantees: an image comes out as 8-bit RGB, or `ImageError` names the file and the reason. Palette,
+grey, 16-bit, CMYK and transparent images are converted, transparency over white; of an animation
+the first frame is used; EXIF orientation is applied. A file that is too large is refused by the
+size in its header, before it is decoded.
+Out of scope: augmentation (`views.py`).
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from moxin_lab.scales.sections import TowerSettings
+
 MAX_PIXELS = 50_000_000
 NORMALISATION: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "dino": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-"""Mean and standard deviation a channel: ImageNet's for DINOv2, one half for SigLIP (timm's
-configurations of the two names).
+"""Mean and standard deviation of each channel: ImageNet's for DINOv2, one half for SigLIP, as in
+timm's configurations of the two models.
 """
 
 Source = str | Path | Image.Image | NDArray[np.uint8]
@@ -34,7 +36,7 @@ class ImageError(ValueError):
 
 
 def open_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An RGB image. source: file, PIL image, or uint8 [H, W, 3]. Raises ImageError."""
+    """An RGB image. source: file, PIL image, or uint8 [H, W, 3 or 4]. Raises ImageError."""
     if isinstance(source, np.ndarray):
         if (
             source.dtype != np.uint8
@@ -43,7 +45,8 @@ def open_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             or not source.size
         ):
             raise ImageError(
-                f"an array of {source.dtype} {source.shape} is not an image: uint8 [H, W, 3 or 4], not empty"
+                f"an array of {source.dtype} {source.shape} is not an image: it must be uint8 "
+                "[H, W, 3 or 4] and not empty"
             )
         source = Image.fromarray(source)
     if isinstance(source, Image.Image):
@@ -53,33 +56,31 @@ def open_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError(f"{path}: no such file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # our own limit is lower and says more
+            # `max_pixels` is lower than PIL's limit and its message says more.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 return _rgb(image, str(path), max_pixels)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{path}: not a readable image, or cut off ({error})") from error
+        raise ImageError(f"{path}: not a readable image, or truncated ({error})") from error
 
 
 def _rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     width, height = image.size
     if not width or not height:
-        raise ImageError(f"{name}: {width} x {height} pixels, nothing to see")
+        raise ImageError(f"{name}: {width} x {height} pixels, the image is empty")
     if width * height > max_pixels:
         raise ImageError(
-            f"{name}: {width} x {height} pixels are more than {max_pixels}; make it smaller first"
+            f"{name}: {width} x {height} pixels are more than {max_pixels}; resize the image first"
         )
     try:
         if getattr(image, "n_frames", 1) > 1:
             image.seek(0)
         image.load()
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(
-            "I"
-        ):  # 16 bits: PIL's own conversion would clip everything bright to white
+        # 16 bits: PIL's own conversion would clip all bright pixels to white.
+        if image.mode.startswith("I"):
             values = np.asarray(image).astype(np.int64).clip(0, 65_535)
             image = Image.fromarray((values >> (8 if values.max() > 255 else 0)).astype(np.uint8))
         elif image.mode == "F":
@@ -92,14 +93,16 @@ def _rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
             image = Image.alpha_composite(white, image)
         return image.convert("RGB")
     except (OSError, SyntaxError, EOFError) as error:
-        raise ImageError(f"{name}: not a readable image, or cut off ({error})") from error
+        raise ImageError(f"{name}: not a readable image, or truncated ({error})") from error
 
 
 def resize(
     image: Image.Image, size: int, how: str, fill: tuple[int, int, int] = (0, 0, 0)
 ) -> NDArray[np.uint8]:
-    """uint8 [size, size, 3]. naive: warped to a square; letterbox: padded to one with `fill` first;
-    crop: shorter edge to `size`, middle kept. Bicubic. Raises ValueError for another `how`.
+    """An RGB image as uint8 [size, size, 3], resampled bicubically.
+
+    how: `naive` changes the aspect ratio; `letterbox` first pads to a square with `fill`; `crop`
+    first cuts the largest square out of the middle. Raises ValueError for another `how`.
     """
     width, height = image.size
     if how == "letterbox":
@@ -119,31 +122,31 @@ def resize(
 
 
 def normalise(pixels: NDArray[np.uint8] | Tensor, name: str) -> Tensor:
-    """float32 [B, 3, S, S] for one tower, of uint8 [B, S, S, 3]."""
-    values = torch.as_tensor(pixels).permute(0, 3, 1, 2).float() / 255
+    """Pixels of one tower, float32 [B, 3, S, S], from uint8 [B, S, S, 3]."""
+    values = torch.as_tensor(pixels).permute(0, 3, 1, 2).float() / 255  # [B, 3, S, S]
+    return normalise_channels(values, name).contiguous()
+
+
+def normalise_channels(values: Tensor, name: str) -> Tensor:
+    """float32 [B, 3, S, S] in [0, 1] with the mean and standard deviation of one tower."""
     mean, std = (
-        torch.tensor(numbers, device=values.device)[:, None, None]
-        for numbers in NORMALISATION[name]
+        torch.tensor(channels, device=values.device)[:, None, None]  # [3, 1, 1]
+        for channels in NORMALISATION[name]
     )
-    return ((values - mean) / std).contiguous()
+    return (values - mean) / std
 
 
-def prepare_image(source: Source, settings: Any) -> dict[str, Tensor]:
-    """Tower to float32 [3, S, S]. settings: image_size, resize, which. Raises ImageError."""
-    return {name: pixels[0] for name, pixels in prepare_images([source], settings).items()}
-
-
-def prepare_images(sources: Any, settings: Any) -> dict[str, Tensor]:
-    """Tower to float32 [B, 3, S, S], for images of any sizes. Letterboxes are filled with the
-    tower's own mean.
+def prepare_images(sources: Iterable[Source], settings: TowerSettings) -> dict[str, Tensor]:
+    """Name of the tower to float32 [B, 3, S, S], for images of any sizes. Letterboxes are filled
+    with the tower's mean colour. Raises ImageError.
     """
     images = [open_image(source) for source in sources]
-    found = {}
+    prepared: dict[str, Tensor] = {}
     for name in settings.which:
         red, green, blue = (int(255 * value) for value in NORMALISATION[name][0])
         squares = [
             resize(image, settings.image_size, settings.resize, (red, green, blue))
             for image in images
         ]
-        found[name] = normalise(np.stack(squares), name)
-    return found
+        prepared[name] = normalise(np.stack(squares), name)
+    return prepared

@@ -1,94 +1,105 @@
-"""Text around an image: Prismatic's prompt and which tokens carry loss.
+"""Text around an image: Prismatic's prompt, and which tokens carry loss.
 
-    <s> [patches] In: What is this?\\nOut: a cat</s>In: And its colour?\\nOut: black</s>
-                                      ^^^^^^^^^                          ^^^^^^^^^     loss here alone
-    <s> [patches] a cat, sitting</s>                                  align: no prompt, the caption alone
-                  ^^^^^^^^^^^^^^^^^^
+    finetune   <s> [patches] In: What is this?\\nOut: a cat</s>In: And its colour?\\nOut: black</s>
+                                                     ^^^^^^^^^                          ^^^^^^^^^
+    align      <s> [patches] a cat, sitting</s>
+                             ^^^^^^^^^^^^^^^^^^
 
-Each turn is tokenised by itself, as at inference, so no token lies over a border. Text cannot spell
-a special token.
+Marked tokens carry loss; alignment trains on captions without a prompt.
+
+Guarantees: questions and answers are tokenised one by one, in training and at inference, so no
+token crosses a border between them; text cannot spell a special token.
+Out of scope: placing the patches (`vlm.py`), placeholders and chat templates (`processor.py`).
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from moxin_lab.training.loss import IGNORE_INDEX
+from moxin_lab.vision.data import Example
 
 
 class PromptError(ValueError):
-    """An example that nothing can be learned from, or a tokenizer that lacks a token; the message
-    says which.
+    """An example without a token to learn from, or a tokenizer that lacks a token; the message says
+    which.
     """
 
 
 class EncodedExample(NamedTuple):
-    """input_ids, labels: int64 [T], the labels IGNORE_INDEX where no loss is; image: what the example's
-    image is found by, or None.
-    """
+    """A conversation as tokens."""
 
-    input_ids: np.ndarray
-    labels: np.ndarray
-    image: Any
+    input_ids: NDArray[np.int64]
+    """[T]"""
+    labels: NDArray[np.int64]
+    """[T], IGNORE_INDEX where there is no loss."""
+    image: str | None
+    """Name of the example's image."""
     id: str
 
 
-def question(text: str) -> str:
-    """What stands before an answer."""
+def format_question(text: str) -> str:
+    """The prompt of one question, which its answer follows."""
     return f"In: {text.strip()}\nOut: "
 
 
-def tokens(tokenizer: Any, text: str) -> list[int]:
-    """Ids without special tokens, whatever the text spells."""
-    return list(_tokens(tokenizer, len(tokenizer), text))
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text, never special tokens, even if the text spells one."""
+    return list(_tokenize(tokenizer, len(tokenizer), text))
 
 
-@lru_cache(
-    maxsize=100_000
-)  # the same questions and answers come back in every training; the size tells of an added token
-def _tokens(tokenizer: Any, size: int, text: str) -> tuple[int, ...]:
+# The same questions and answers return in every training. `size` is part of the key, since adding a
+# token changes a tokenizer in place.
+@lru_cache(maxsize=100_000)
+def _tokenize(tokenizer: PreTrainedTokenizerBase, size: int, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
-def encode_prompt(tokenizer: Any, turns: Sequence[tuple[str, str]], text: str) -> list[int]:
-    """bos, earlier turns with their answers, and the question `text`, ready for an answer."""
-    ids = [_special(tokenizer, "bos")]
-    for asked, answered in turns:
-        ids += (
-            tokens(tokenizer, question(asked))
-            + tokens(tokenizer, answered.strip())
-            + [_special(tokenizer, "eos")]
-        )
-    return ids + tokens(tokenizer, question(text))
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]], text: str
+) -> list[int]:
+    """Token ids of bos, the earlier `turns` (question, answer), and the question `text`."""
+    ids = [_special_token_id(tokenizer, "bos")]
+    for question, answer in turns:
+        ids += tokenize(tokenizer, format_question(question))
+        ids += [*tokenize(tokenizer, answer.strip()), _special_token_id(tokenizer, "eos")]
+    return ids + tokenize(tokenizer, format_question(text))
 
 
-def encode_example(tokenizer: Any, example: Any, *, stage: str, max_tokens: int) -> EncodedExample:
-    """A conversation (`id, image, turns`) as tokens. stage `align`: the answers alone, without
-    their prompts.
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    *,
+    stage: str,
+    max_tokens: int,
+) -> EncodedExample:
+    """A conversation as tokens, cut at `max_tokens`.
 
-    What is beyond `max_tokens` is cut off. Raises PromptError if no token with loss is left:
-    LLaVA's trainers go on with a loss of 0 there.
+    stage: one of `vlm_training.STAGES`; `align` takes the answers without their questions. Raises
+    PromptError if no token with loss is left, where LLaVA's trainers continue with a loss of 0.
     """
-    end = _special(tokenizer, "eos")
-    ids, labels = [_special(tokenizer, "bos")], [IGNORE_INDEX]
-    for asked, answered in example.turns:
-        prompt = [] if stage == "align" else tokens(tokenizer, question(asked))
-        answer = [*tokens(tokenizer, answered.strip()), end] if answered.strip() else []
-        ids += prompt + answer
-        labels += [IGNORE_INDEX] * len(prompt) + answer
+    eos = _special_token_id(tokenizer, "eos")
+    ids, labels = [_special_token_id(tokenizer, "bos")], [IGNORE_INDEX]
+    for question, answer in example.turns:
+        prompt = [] if stage == "align" else tokenize(tokenizer, format_question(question))
+        completion = [*tokenize(tokenizer, answer.strip()), eos] if answer.strip() else []
+        ids += prompt + completion
+        labels += [IGNORE_INDEX] * len(prompt) + completion
     ids, labels = ids[:max_tokens], labels[:max_tokens]
     if all(label == IGNORE_INDEX for label in labels):
         raise PromptError(
-            f"example {example.id}: none of its first {max_tokens} tokens is part of an answer, so it would train nothing; "
-            "raise max_tokens, or leave it out"
+            f"example {example.id}: none of its first {max_tokens} tokens is part of an answer, so "
+            "there is nothing to learn from; raise max_tokens, or remove the example"
         )
     return EncodedExample(np.array(ids), np.array(labels), example.image, str(example.id))
 
 
-def _special(tokenizer: Any, name: str) -> int:
-    found = getattr(tokenizer, f"{name}_token_id")
-    if found is None:
+def _special_token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    token_id = getattr(tokenizer, f"{name}_token_id")
+    if token_id is None:
         raise PromptError(f"the tokenizer has no {name} token; set tokenizer.{name}_token")
-    return found
+    return token_id

@@ -1,10 +1,10 @@
-"""Table 8 with what it leaves out: how each row was trained, and the closest published controls
-beside it.
+"""Table 8 of the paper, with what it omits: how each row was trained, and the closest published
+controls.
 
-Guarantees: digits as printed, each average recomputed by a test; a configuration that no source
-states says so.
-Does not: run a benchmark. Moxin's row names this lab's own command, which trains; the other rows'
-models are Prismatic's.
+Guarantees: digits as printed, each average recomputed by a test; where no source states a
+configuration, the table says so.
+Out of scope: running a benchmark. The command of Moxin's row is this lab's, which trains the model;
+the models of the other rows are Prismatic's.
 """
 
 from pathlib import Path
@@ -16,19 +16,21 @@ from moxin_lab.lab import published
 TABLE = "table_8_vlm.csv"
 COLUMNS = ("encoder", "pixels", "resize", "epochs", "data")
 HERE = "not attempted at this scale"
+PRISMATIC = "torchrun scripts/pretrain.py --model.type"
 COMMANDS = {
-    "Ours": "moxin-lab run --scale full --only 07, "
-    "then python -m lmms_eval --model moxin_vl --model_args pretrained=runs/full/07_vision_language/vlm "
-    "--tasks gqa,vizwiz_vqa_val,refcoco+_bbox_rec_val,pope",  # OCID-Ref, VSR and TallyQA are not among its tasks
-    "Prism-DINOSigLIP 7B (Controlled)": "torchrun scripts/pretrain.py --model.type prism-dinosiglip-controlled+7b (Prismatic)",
-    "Prism-DINOSigLIP 7B": "torchrun scripts/pretrain.py --model.type prism-dinosiglip+7b (Prismatic)",
+    # OCID-Ref, VSR and TallyQA are not among lmms-eval's tasks.
+    "Ours": "moxin-lab run --scale full --only 07, then python -m lmms_eval --model moxin_vl "
+    "--model_args pretrained=runs/full/07_vision_language/vlm "
+    "--tasks gqa,vizwiz_vqa_val,refcoco+_bbox_rec_val,pope",
+    "Prism-DINOSigLIP 7B (Controlled)": f"{PRISMATIC} prism-dinosiglip-controlled+7b (Prismatic)",
+    "Prism-DINOSigLIP 7B": f"{PRISMATIC} prism-dinosiglip+7b (Prismatic)",
 }
-OTHER_ROWS = "torchrun scripts/pretrain.py --model.type with the row's configuration (Prismatic)"
+OTHER_ROWS = f"{PRISMATIC} with the row's configuration (Prismatic)"
 
 
 def table_8(folder: Path) -> pd.DataFrame:
-    """Rows of table 8 and controls by average: configuration, seven scores, average, our verdict
-    and the command.
+    """Rows of table 8 and its controls, sorted by average: configuration, seven scores, average,
+    what this lab did (`here`) and the command that would reproduce the row.
 
     folder: `papers/tables`. Raises ValueError naming a row without a configuration.
     """

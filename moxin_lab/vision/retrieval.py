@@ -1,11 +1,11 @@
 """Retrieval between pictures and texts, and between two styles of drawing, by cosine similarity.
 
-Guarantees: query i's only right answer is item i; ties count against the query, so that constant
-embeddings score nothing; chance stands beside every recall. Does not: embed anything.
+Guarantees: the only correct answer to query i is candidate i; ties count against the query, so that
+constant embeddings score 0; chance is stated with every recall.
+Out of scope: computing embeddings.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,17 +13,20 @@ from numpy.typing import ArrayLike, NDArray
 
 RECALL_AT = (1, 5)
 
+Interval = Callable[[int, int], tuple[float, float, float]]
+"""(hits, queries) to (share, low, high): `evaluation.statistics.wilson_interval`."""
+
 
 def ranks(queries: ArrayLike, candidates: ArrayLike) -> NDArray[np.int64]:
-    """Rank of candidate i for query i, from 1, by cosine similarity; what is as near as it counts
-    as nearer.
+    """Rank of candidate i for query i, int64 [n], from 1, by cosine similarity; candidates that are
+    equally similar count as nearer.
 
     queries, candidates: `[n, width]`, finite. Raises ValueError for other shapes or values.
     """
     a, b = (np.asarray(values, dtype=np.float64) for values in (queries, candidates))
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(
-            f"retrieval needs one candidate a query: {a.shape} queries, {b.shape} candidates"
+            f"retrieval needs one candidate per query: {a.shape} queries, {b.shape} candidates"
         )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError(
@@ -33,26 +36,28 @@ def ranks(queries: ArrayLike, candidates: ArrayLike) -> NDArray[np.int64]:
         values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
         for values in (a, b)
     )
-    similarity = np.round(a @ b.T, 9)
+    similarity = np.round(a @ b.T, 9)  # [queries, candidates]; rounded, so that ties are equal
     return (similarity >= np.diag(similarity)[:, None]).sum(axis=1)
 
 
-def recall(
-    found: NDArray[np.int64], at: int, interval: Callable[[int, int], Any]
-) -> dict[str, float]:
-    """Share of queries whose answer is among the first `at`, its interval, and chance."""
-    value, low, high = interval(int((found <= at).sum()), len(found))
-    return {"value": value, "low": low, "high": high, "chance": min(1.0, at / len(found))}
+def recall(rank: NDArray[np.int64], at: int, interval: Interval) -> dict[str, float]:
+    """Share of queries whose answer is among the first `at`, its interval, and chance. rank: of
+    `ranks`.
+    """
+    value, low, high = interval(int((rank <= at).sum()), len(rank))
+    return {"value": value, "low": low, "high": high, "chance": min(1.0, at / len(rank))}
 
 
-def table(
+def recall_table(
     pictures: ArrayLike,
     texts: Mapping[str, ArrayLike],
-    interval: Callable[[int, int], Any],
+    interval: Interval,
     at: Sequence[int] = RECALL_AT,
 ) -> pd.DataFrame:
-    """Recall in both directions for texts in each language: rows (language, direction), columns
-    recall, interval and chance.
+    """Recall between pictures and texts: one row per language and direction, columns recall,
+    interval and chance.
+
+    pictures: `[n, width]`. texts: language to `[n, width]`.
     """
     rows = {}
     for language, embedded in texts.items():
@@ -63,13 +68,15 @@ def table(
     return frame
 
 
-def across_styles(
+def style_recall_table(
     features: Mapping[str, Mapping[str, ArrayLike]],
-    interval: Callable[[int, int], Any],
+    interval: Interval,
     at: Sequence[int] = RECALL_AT,
 ) -> pd.DataFrame:
-    """Twitter's drawing i looked for among Google's, by each kind of features (name to style to
-    `[n, width]`): a row a kind.
+    """Recall of Twitter's drawings among Google's drawings of the same concepts: one row per kind
+    of features.
+
+    features: kind to style to `[n, width]`.
     """
     rows = {
         name: _row(ranks(styles["twitter"], styles["google"]), interval, at)
@@ -78,12 +85,11 @@ def across_styles(
     return pd.DataFrame(rows).T.rename_axis("features")
 
 
-def _row(
-    found: NDArray[np.int64], interval: Callable[[int, int], Any], at: Sequence[int]
-) -> dict[str, float]:
+def _row(rank: NDArray[np.int64], interval: Interval, at: Sequence[int]) -> dict[str, float]:
     row: dict[str, float] = {}
     for k in at:
-        one = recall(found, k, interval)
-        row |= {f"R@{k}": one["value"], f"R@{k} low": one["low"], f"R@{k} high": one["high"]}
-        row[f"chance R@{k}"] = one["chance"]
+        result = recall(rank, k, interval)
+        row[f"R@{k}"] = result["value"]
+        row |= {f"R@{k} low": result["low"], f"R@{k} high": result["high"]}
+        row[f"chance R@{k}"] = result["chance"]
     return row

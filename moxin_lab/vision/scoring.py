@@ -1,42 +1,51 @@
-"""What an answer is worth, and what it is worth without looking: scores of `tasks.py` beside four
-baselines.
+"""Scores of the tasks of `tasks.py`, for a model and four baselines.
 
-    baseline    what it knows
-    majority    the commonest training answer to this kind of question
-    blind       the same model, the question, no picture
-    shuffled    the same model, the question, the picture of another item of the task
-    nearest     no model: the answer of the training picture of the same kind whose 16 x 16 pixels are nearest
+    majority    the most frequent training answer to this kind of question
+    blind       the same model without a picture
+    shuffled    the same model with the picture of another item of the task
+    nearest     no model: the answer of the training picture of the same kind that is nearest, at
+                16 x 16 pixels
 
 Closed questions are scored by likelihood: the choice with the highest log-likelihood is the answer,
-which is how the Prismatic suite scores POPE, VSR, TallyQA and AI2D. Boxes are written out, parsed,
-and right if they overlap the reference with an IoU of at least 0.5 (RefCOCO's rule). What cannot be
-parsed is wrong, never left out.
+which is how the Prismatic suite scores POPE, VSR, TallyQA and AI2D. Boxes are generated as text,
+parsed, and correct if their IoU with the reference is at least 0.5 (RefCOCO's rule). Text that
+cannot be parsed is a wrong answer, never an omitted item.
 
 Guarantees: every baseline answers exactly the items that the model answers; no item is dropped.
-Does not: run a model; it is handed log-likelihoods and texts.
+Out of scope: running a model (`answering.py`).
 """
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from moxin_lab.vision.data import Pixels, resized
+from moxin_lab.vision.data import Pixels, resize_square
 from moxin_lab.vision.tasks import Item
 
 BASELINES = ("majority", "blind", "shuffled", "nearest")
-IOU_RIGHT = 0.5
+CORRECT_IOU = 0.5
 _BOX = re.compile(r"\[\s*(\d*\.?\d+)\s*,\s*(\d*\.?\d+)\s*,\s*(\d*\.?\d+)\s*,\s*(\d*\.?\d+)\s*\]")
 
-Interval = Callable[[Any], Any]
-"""Values of questions to (value, low, high)."""
+Interval = Callable[[NDArray[np.float64]], tuple[float, float, float]]
+"""Values of questions to (mean, low, high): `evaluation.statistics.bootstrap_interval`."""
 
 
-def chosen(items: Sequence[Item], log_likelihoods: Sequence[Sequence[float]]) -> list[str]:
+class Difference(Protocol):
+    """Paired values of two answerers to (mean difference, low, high):
+    `evaluation.statistics.paired_bootstrap`.
+    """
+
+    def __call__(
+        self, a: NDArray[np.float64], b: NDArray[np.float64], /, *, seed: int
+    ) -> tuple[float, float, float]: ...
+
+
+def most_likely(items: Sequence[Item], log_likelihoods: Sequence[Sequence[float]]) -> list[str]:
     """The most likely choice of each closed item. Raises ValueError for an open item or a wrong
     number of scores.
     """
@@ -48,19 +57,19 @@ def chosen(items: Sequence[Item], log_likelihoods: Sequence[Sequence[float]]) ->
     return answers
 
 
-def is_right(item: Item, answer: str) -> bool:
-    """Whether an answer counts: the very choice, or for a box an IoU of at least 0.5 with the
-    reference.
+def is_correct(item: Item, answer: str) -> bool:
+    """Whether an answer equals the reference but for upper and lower case; for a box, whether the
+    IoU is at least 0.5.
     """
     if item.task != "box":
         return answer.strip().casefold() == item.answer.casefold()
-    found, wanted = parse_box(answer), parse_box(item.answer)
-    assert wanted is not None, f"{item.id} has no box for an answer"
-    return found is not None and iou(found, wanted) >= IOU_RIGHT
+    box, reference = parse_box(answer), parse_box(item.answer)
+    assert reference is not None, f"the reference answer of {item.id} is not a box"
+    return box is not None and iou(box, reference) >= CORRECT_IOU
 
 
 def parse_box(text: str) -> tuple[float, float, float, float] | None:
-    """The first `[x1, y1, x2, y2]` of a text, as shares of the edges; None where there is none or
+    """The first `[x1, y1, x2, y2]` in a text, as fractions of the edges; None if there is none or
     it has no area.
     """
     match = _BOX.search(text)
@@ -80,9 +89,9 @@ def iou(a: tuple[float, float, float, float], b: tuple[float, float, float, floa
 
 
 def judge(items: Sequence[Item], answers: Sequence[str]) -> NDArray[np.bool_]:
-    """`is_right` for each item."""
+    """`is_correct` for each item, [items]."""
     return np.array(
-        [is_right(item, answer) for item, answer in zip(items, answers, strict=True)], dtype=bool
+        [is_correct(item, answer) for item, answer in zip(items, answers, strict=True)], dtype=bool
     )
 
 
@@ -90,10 +99,11 @@ def judge(items: Sequence[Item], answers: Sequence[str]) -> NDArray[np.bool_]:
 
 
 def majority(train: Sequence[Item], test: Sequence[Item]) -> list[str]:
-    """The commonest training answer of each item's kind (ties: the least), the mean box for boxes.
+    """The most frequent training answer of each item's kind (ties: the alphabetically first), and
+    the mean box for boxes.
 
-    A caption's label never occurs among the test's choices, so its majority is the first choice:
-    chance.
+    For captions no training label is among a test item's choices, so the answer is the first
+    choice: chance.
     """
     by_kind: dict[str, list[str]] = defaultdict(list)
     for item in train:
@@ -120,93 +130,87 @@ def majority(train: Sequence[Item], test: Sequence[Item]) -> list[str]:
 
 
 def nearest(train: Sequence[Item], test: Sequence[Item]) -> list[str]:
-    """The answer of the nearest training picture; the same question goes before the same kind, that
-    before the same task.
+    """The answer of the nearest training picture, searched among the same question, else the same
+    kind, else the same task.
     """
-    seen = pixel_features([item.picture for item in train])
-    asked = pixel_features([item.picture for item in test])
+    train_features = pixel_features([item.picture for item in train])
+    test_features = pixel_features([item.picture for item in test])
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for place, item in enumerate(train):
+    for index, item in enumerate(train):
         for key in (("question", item.question), ("kind", item.kind), ("task", item.task)):
-            groups[key].append(place)
+            groups[key].append(index)
     answers = []
-    for item, features in zip(test, asked, strict=True):
-        places = (
+    for item, features in zip(test, test_features, strict=True):
+        candidates = (
             groups[("question", item.question)]
             or groups[("kind", item.kind)]
             or groups[("task", item.task)]
         )
-        if (
-            item.task == "caption"
-        ):  # no training label is a choice, so the nearest answer is a word that is not offered
-            places = []
-        allowed = [
-            place for place in places if not item.choices or train[place].answer in item.choices
-        ]
+        if item.task == "caption":  # no training label is among the choices
+            candidates = []
+        allowed = [i for i in candidates if not item.choices or train[i].answer in item.choices]
         if not allowed:
             answers.append(item.choices[0] if item.choices else "")
             continue
-        distances = ((seen[allowed] - features) ** 2).sum(axis=1)
+        distances = ((train_features[allowed] - features) ** 2).sum(axis=1)
         answers.append(train[allowed[int(distances.argmin())]].answer)
     return answers
 
 
 def pixel_features(pictures: Sequence[Pixels] | Pixels, edge: int = 16) -> NDArray[np.float32]:
-    """Pictures at 16 x 16 as rows of numbers with mean 0 and length 1: `[n, 768]`."""
-    small = (
-        np.stack([resized(picture, edge) for picture in pictures])
-        .reshape(len(pictures), -1)
-        .astype(np.float32)
-    )
+    """Pictures resized to `edge` x `edge`, flattened, with mean 0 and length 1: `[n, 768]`."""
+    resized = np.stack([resize_square(picture, edge) for picture in pictures])
+    small = resized.reshape(len(pictures), -1).astype(np.float32)  # [n, edge * edge * 3]
     small -= small.mean(axis=1, keepdims=True)
     return small / np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
 
 
-def shuffled_places(items: Sequence[Item], seed: int) -> list[int]:
-    """For each item the place of another item of the same task, whose picture it is shown: a
-    rotation of a random order.
+def shuffled_indices(items: Sequence[Item], seed: int) -> list[int]:
+    """For each item the index of another item of the same task, whose picture it is shown: a
+    rotation of a random order. Raises ValueError for a task with one item.
     """
     rng = np.random.default_rng(seed)
     by_task: dict[str, list[int]] = defaultdict(list)
-    for place, item in enumerate(items):
-        by_task[item.task].append(place)
+    for index, item in enumerate(items):
+        by_task[item.task].append(index)
     other = list(range(len(items)))
-    for task, places in by_task.items():
-        if len(places) < 2:
+    for task, indices in by_task.items():
+        if len(indices) < 2:
             raise ValueError(f"{task} has one item; a shuffled picture needs two")
-        order = [places[i] for i in rng.permutation(len(places))]
-        for place, shown in zip(order, order[1:] + order[:1], strict=True):
-            other[place] = shown
+        order = [indices[i] for i in rng.permutation(len(indices))]
+        for index, shown in zip(order, order[1:] + order[:1], strict=True):
+            other[index] = shown
     return other
 
 
 # ---- tables
 
 
-def right_over_seeds(
-    items: Sequence[Item], found: Sequence[Mapping[str, Sequence[str]]]
+def correct_over_seeds(
+    items: Sequence[Item], answers: Sequence[Mapping[str, Sequence[str]]]
 ) -> dict[str, NDArray[np.float64]]:
-    """Of each answerer and question the share of seeds whose answer is right. found: answers by
-    answerer, one mapping a seed.
+    """Answerer to the share of seeds that answer each question correctly, [items].
+
+    answers: one mapping per seed, answerer to its answers.
     """
     return {
-        name: np.mean([judge(items, answers[name]) for answers in found], axis=0)
-        for name in found[0]
+        name: np.mean([judge(items, of_seed[name]) for of_seed in answers], axis=0)
+        for name in answers[0]
     }
 
 
 def scores(
-    items: Sequence[Item], right: Mapping[str, NDArray[np.float64]], interval: Interval
+    items: Sequence[Item], correct: Mapping[str, NDArray[np.float64]], interval: Interval
 ) -> pd.DataFrame:
-    """One row a task and answerer: `task, answerer, items, value, low, high`. right: of each
-    question, whether it was answered rightly, or the share of seeds that did. interval: these
-    values to (value, low, high).
+    """One row per task and answerer: task, answerer, items, value, low, high.
+
+    correct: answerer to 0 or 1 for each question, or to the share of seeds (`correct_over_seeds`).
     """
     tasks = np.array([item.task for item in items])
     rows = []
     for task in dict.fromkeys(tasks.tolist()):
-        for answerer, found in right.items():
-            part = found[tasks == task]
+        for answerer, values in correct.items():
+            part = values[tasks == task]
             value, low, high = interval(part)
             rows.append(
                 {
@@ -223,38 +227,42 @@ def scores(
 
 def gains(
     items: Sequence[Item],
-    right: Mapping[str, NDArray[np.float64]],
-    difference: Callable[..., Any],
+    correct: Mapping[str, NDArray[np.float64]],
+    difference: Difference,
     *,
     model: str,
     seed: int,
     against: str = "blind",
 ) -> pd.DataFrame:
-    """The model's score and each baseline's, and the difference to one of them on the same items
-    with its paired interval, one row a task. right: as for `scores`.
+    """One row per task: the score of the model and of each baseline, and the difference between the
+    model and the baseline `against` on the same items with its paired interval.
 
-    `verdict` says against that one: above, below, or not told apart.
+    correct: as for `scores`. `verdict` says: above, below, or no difference seen.
     """
     tasks = np.array([item.task for item in items])
     rows: dict[str, dict[str, Any]] = {}
     for task in dict.fromkeys(tasks.tolist()):
         part = tasks == task
-        row: dict[str, Any] = {"items": int(part.sum()), model: right[model][part].mean()}
+        row: dict[str, Any] = {"items": int(part.sum()), model: correct[model][part].mean()}
         for name in BASELINES:
-            if name in right:
-                row[name] = right[name][part].mean()
-        value, low, high = difference(right[model][part], right[against][part], seed=seed)
+            if name in correct:
+                row[name] = correct[name][part].mean()
+        value, low, high = difference(correct[model][part], correct[against][part], seed=seed)
         row |= {f"minus {against}": value, "low": low, "high": high}
         row["verdict"] = (
-            f"above {against}" if low > 0 else f"below {against}" if high < 0 else "not told apart"
+            f"above {against}"
+            if low > 0
+            else f"below {against}"
+            if high < 0
+            else "no difference seen"
         )
         rows[task] = row
     return pd.DataFrame(rows).T.rename_axis("task")
 
 
 def presence_table(items: Sequence[Item], answers: Sequence[str]) -> pd.DataFrame:
-    """POPE's numbers by kind of negative: accuracy, precision, recall and F1 of `yes`, and the
-    share of `yes`.
+    """POPE's measures by kind of negative: accuracy, precision, recall and F1 of `yes`, and the
+    share of `yes` among the answers and among the references.
     """
     rows = {}
     for kind in dict.fromkeys(item.kind for item in items if item.task == "presence"):
@@ -263,19 +271,18 @@ def presence_table(items: Sequence[Item], answers: Sequence[str]) -> pd.DataFram
             for item, answer in zip(items, answers, strict=True)
             if item.kind == kind
         ]
-        hits = sum(truth == said == "yes" for truth, said in pairs)
-        said_yes, are_yes = (
-            sum(said == "yes" for _, said in pairs),
-            sum(truth == "yes" for truth, _ in pairs),
-        )
-        precision, recall = hits / said_yes if said_yes else 0.0, hits / are_yes if are_yes else 0.0
+        hits = sum(reference == answer == "yes" for reference, answer in pairs)
+        answered_yes = sum(answer == "yes" for _, answer in pairs)
+        truly_yes = sum(reference == "yes" for reference, _ in pairs)
+        precision = hits / answered_yes if answered_yes else 0.0
+        recall = hits / truly_yes if truly_yes else 0.0
         rows[kind] = {
             "items": len(pairs),
-            "accuracy": sum(truth == said for truth, said in pairs) / len(pairs),
+            "accuracy": sum(reference == answer for reference, answer in pairs) / len(pairs),
             "precision": precision,
             "recall": recall,
             "F1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
-            "said yes": said_yes / len(pairs),
-            "are yes": are_yes / len(pairs),
+            "answered yes": answered_yes / len(pairs),
+            "truly yes": truly_yes / len(pairs),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("negatives")

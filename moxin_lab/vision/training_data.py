@@ -1,94 +1,101 @@
-"""What a VLM learns from: the cards of this repository, or LLaVA v1.5's published files, in one
-form.
+"""Training data of a VLM: the cards of this repository, or LLaVA v1.5's files, in one form.
 
-    from_cards(concepts, items, pictures, languages)     captions of drawings, questions about scenes; all looked at beforehand
-    from_llava({"align": ..., "finetune": ..., "images": ...}, root)      558K captions, 665K conversations; opened step by step
+    from_cards(concepts, items, pictures, languages)    captions of drawings, questions on scenes
+    from_llava(files, root)                             558K captions, 665K conversations
 
-Guarantees: both go through the same trainings (`experiments.run_recipe`); a missing file is named,
-with what it is and which line of the scale file says where to look, before a model is loaded.
-Does not: download anything, or open an image.
+Guarantees: both go through the same trainings (`experiments.run_recipe`); a missing file is
+reported before a model is loaded, with its contents and the line of the scale file that names it.
+Out of scope: downloading, opening images.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from moxin_lab.vision.data import Concept, DataError, Example, Pixels, load_llava, pictures
+from moxin_lab.vision.data import Concept, DataError, Example, Pixels, load_llava, render_concepts
 from moxin_lab.vision.tasks import Item, caption_examples
 from moxin_lab.vision.vlm_training import Images
 
 LLAVA_FILES = {
-    "align": "LLaVA's pretraining file blip_laion_cc_sbu_558k.json, 558K records with an image and its caption",
+    "align": "LLaVA's pretraining file blip_laion_cc_sbu_558k.json, "
+    "558K records with an image and its caption",
     "finetune": "LLaVA v1.5's instruction file llava_v1_5_mix665k.json, 665K conversations",
-    "images": "the folder below which the records' images are files (00453/..., coco/train2017/..., gqa/images/..., ...)",
+    "images": "the folder below which the records' images are files "
+    "(00453/..., coco/train2017/..., gqa/images/..., ...)",
 }
-"""What `vision: llava` of a scale file names."""
+"""The keys of `vision: llava` in a scale file, and the contents of each path."""
 
 
-class Material(NamedTuple):
+class TrainingData(NamedTuple):
     """Examples of both stages, and their images."""
 
     captions: Sequence[Example]
-    """Of alignment."""
+    """For alignment."""
     instructions: Sequence[Example]
-    """Of fine-tuning."""
+    """For fine-tuning."""
     images: Images
-    looked: bool
-    """Whether frozen towers have seen all images beforehand (`experiments.look`); else each step
-    opens its own.
+    has_features: bool
+    """Whether the features of all images are computed before training
+    (`features.compute_features`). Otherwise each step opens its own images.
     """
 
 
-def pictured(items: Sequence[Item], concepts: Sequence[Concept], edge: int) -> dict[str, Pixels]:
-    """Pictures of questions and of concepts (in Google's style) by the names that their examples
-    have.
+def pictures_by_name(
+    items: Sequence[Item], concepts: Sequence[Concept], edge: int
+) -> dict[str, Pixels]:
+    """Pictures of questions, and of concepts in Google's style, by the image names of their
+    examples.
     """
-    return {item.example().image or "": item.picture for item in items} | drawn(
-        concepts, "google", edge
-    )
+    questions = {item.example().image or "": item.picture for item in items}
+    return questions | drawings_by_name(concepts, "google", edge)
 
 
-def drawn(concepts: Sequence[Concept], style: str, edge: int) -> dict[str, Pixels]:
-    """Pictures of concepts in one style by the names that their captions have."""
+def drawings_by_name(concepts: Sequence[Concept], style: str, edge: int) -> dict[str, Pixels]:
+    """Pictures of concepts in one style, by the image names of their captions."""
+    pictures = render_concepts(concepts, style, edge)
     return {
-        f"{one.id}.png": shown
-        for one, shown in zip(concepts, pictures(concepts, style, edge), strict=True)
+        f"{concept.id}.png": picture for concept, picture in zip(concepts, pictures, strict=True)
     }
 
 
 def from_cards(
     concepts: Sequence[Concept],
     items: Sequence[Item],
-    every: Mapping[str, Pixels],
+    pictures: Mapping[str, Pixels],
     languages: Sequence[str],
-) -> Material:
-    """Captions of the concepts in each language and the questions; every: `pictured` of both."""
-    return Material(
-        caption_examples(concepts, languages),
-        [item.example() for item in items],
-        every,
-        looked=True,
+) -> TrainingData:
+    """Captions of the concepts in each language, and the questions.
+
+    pictures: `pictures_by_name` of the items and concepts.
+    """
+    return TrainingData(
+        captions=caption_examples(concepts, languages),
+        instructions=[item.example() for item in items],
+        images=pictures,
+        has_features=True,
     )
 
 
-def from_llava(files: Mapping[str, str], root: Path) -> Material:
-    """The published files as they are, relative to `root`.
+def from_llava(files: Mapping[str, str], root: Path) -> TrainingData:
+    """The published files, unchanged. files: paths relative to `root`, keys as in `LLAVA_FILES`.
 
-    Raises DataError naming the file that is not there, an unknown or missing key, or the record
-    that cannot be used.
+    Raises DataError for a missing file, an unknown or missing key, or a record that cannot be used.
     """
     if set(files) != set(LLAVA_FILES):
         raise DataError(
             f"`vision: llava` names {', '.join(files)}; it needs {', '.join(LLAVA_FILES)}"
         )
-    places = {name: root / file for name, file in files.items()}
-    for name, place in places.items():
-        if not (place.is_dir() if name == "images" else place.is_file()):
+    paths = {name: root / file for name, file in files.items()}
+    for name, path in paths.items():
+        if not (path.is_dir() if name == "images" else path.is_file()):
             raise DataError(
-                f"{place} is not there: it is to be {LLAVA_FILES[name]}. Put it there, or change `vision: llava: {name}` of the "
-                "scale file; moxin_lab/vision/data.py describes the format"
+                f"{path} is missing: it should be {LLAVA_FILES[name]}. Put it there, or change "
+                f"`vision: llava: {name}` of the scale file; moxin_lab/vision/data.py describes "
+                "the format"
             )
     captions, instructions = (
-        load_llava(places[name], places["images"]) for name in ("align", "finetune")
+        load_llava(paths[name], paths["images"]) for name in ("align", "finetune")
     )
-    return Material(captions, instructions, lambda name: places["images"] / name, looked=False)
+    return TrainingData(
+        captions, instructions, images=lambda name: paths["images"] / name, has_features=False
+    )

@@ -1,17 +1,18 @@
-"""The VLM's trainings: which parts learn from which tokens.
+"""Trainings of the VLM: which parts are trained, and on which tokens.
 
-    stage           trained                      loss on            Prismatic
-    align           projector                    captions           558K captions, projector alone
-    finetune        projector, decoder           answers            665K instructions, towers frozen
-    full-finetune   projector, decoder, towers   answers            the arm that Prismatic found to hurt
+    stage           trained                      loss on    Prismatic
+    align           projector                    captions   558K captions, projector only
+    finetune        projector, decoder           answers    665K instructions, towers frozen
+    full-finetune   projector, decoder, towers   answers    found to be worse
 
-`no-align`, which Moxin-VLM really used, is finetune on a fresh projector. While the towers are
-frozen their features can be given, looked at once; else each step looks at its images, as published
-trainings do, whose features would fill terabytes.
+Moxin-VLM used a single stage: `finetune` with a fresh projector (the recipe `no-align`). While the
+towers are frozen, their features can be computed once and passed in. Otherwise each step opens its
+images, as in published trainings, whose features would fill terabytes.
 
-Guarantees: a step's loss is the mean over all its labelled tokens however it is cut, so 1 x 8
-equals 8 x 1 (Prismatic's users found that it did not there); kill and resume is bitwise on the CPU;
-an example without a labelled token is refused before work begins. Does not: choose examples.
+Guarantees: a step's loss is the mean over all its labelled tokens, however the step is cut into
+micro-batches: 1 x 8 equals 8 x 1 (in Prismatic it does not, its users report); a killed run
+continues bitwise on the CPU; an example without a labelled token is refused before training starts.
+Out of scope: choosing examples (`training_data.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,33 +23,46 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from moxin_lab.lab.progress import Progress
+from moxin_lab.scales.sections import TowerSettings, VlmTrainingSettings
 from moxin_lab.training import schedules
 from moxin_lab.training.fit import Order, accumulation, fit
+from moxin_lab.training.loss import IGNORE_INDEX
 from moxin_lab.training.optimizer import decay_matrices
-from moxin_lab.vision.images import prepare_images
+from moxin_lab.vision.data import Example
+from moxin_lab.vision.images import Source, prepare_images
 from moxin_lab.vision.prompts import EncodedExample, encode_example
-from moxin_lab.vision.settings import STAGES
 from moxin_lab.vision.vlm import MoxinVLM, pad_examples
 
-Images = Mapping[str, Any] | Callable[[str], Any]
-"""An example's image name to a file, PIL image or uint8 [H, W, 3]."""
+STAGES = ("align", "finetune", "full-finetune")
+
+Images = Mapping[str, Source] | Callable[[str], Source]
+"""Name of an example's image to a file, a PIL image or uint8 [H, W, 3]."""
+
+Load = Callable[[list[str]], dict[str, Tensor]]
+"""Names of images to `features` [images, patches, channels], or to `pixels.<tower>`
+[images, 3, S, S].
+"""
 
 
 class ExampleStream:
-    """Steps of encoded examples: `input_ids, labels, attention_mask, has_image`, `features` or
-    pixels, and the step's targets.
+    """Training steps of encoded examples.
+
+    A batch has `input_ids`, `labels`, `attention_mask` int64 [B, T], `has_image` bool [B],
+    `step_targets` (labelled tokens of the whole step), and the tensors that `load` returns for its
+    images.
     """
 
     def __init__(
         self,
         encoded: Sequence[EncodedExample],
-        settings: Any,
+        settings: VlmTrainingSettings,
         seed: int,
-        look: Callable[[list[str]], Any],
+        load: Load,
     ) -> None:
-        self._encoded, self._look = encoded, look
+        self._encoded, self._load = encoded, load
         self.examples_per_step = settings.examples_per_step
         self._order = Order(
             len(encoded),
@@ -58,19 +72,22 @@ class ExampleStream:
         )
         self.num_steps = self._order.num_steps
 
-    def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
-        numbers = self._order.step(step)
-        targets = sum(int((self._encoded[number].labels != -100).sum()) for number in numbers)
-        chosen = [self._encoded[number] for number in self._order.part(step, part, parts)]
-        batch: dict[str, Any] = pad_examples([(one.input_ids, one.labels) for one in chosen])
-        batch["has_image"] = torch.tensor([one.image is not None for one in chosen])
+    def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        """Part `part` of a step cut into `parts`."""
+        whole_step = [self._encoded[index] for index in self._order.step(step)]
+        targets = sum(int((example.labels != IGNORE_INDEX).sum()) for example in whole_step)
+        examples = [self._encoded[index] for index in self._order.part(step, part, parts)]
+        batch = pad_examples([(example.input_ids, example.labels) for example in examples])
+        batch["has_image"] = torch.tensor([example.image is not None for example in examples])
         batch["step_targets"] = torch.tensor(targets)
-        names = [one.image for one in chosen if one.image is not None]
-        return batch | (self._look(names) if names else {})
+        names = [example.image for example in examples if example.image is not None]
+        return batch | (self._load(names) if names else {})
 
 
 def vlm_loss(model: MoxinVLM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The part's share of the step's mean over labelled tokens."""
+    """The batch's share of the step's mean over labelled tokens in nats; logs `targets`, its number
+    of labelled tokens.
+    """
     pixels = {
         name.removeprefix("pixels."): value
         for name, value in batch.items()
@@ -91,8 +108,8 @@ def vlm_loss(model: MoxinVLM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def set_trained(model: MoxinVLM, stage: str) -> None:
-    """`requires_grad` for one stage. Raises ValueError for an unknown one."""
+def set_trainable(model: MoxinVLM, stage: str) -> None:
+    """Set `requires_grad` for one stage. Raises ValueError for an unknown stage."""
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: available are {', '.join(STAGES)}")
     model.requires_grad_(False)
@@ -106,61 +123,49 @@ def set_trained(model: MoxinVLM, stage: str) -> None:
 
 def train_vlm(
     model: MoxinVLM,
-    examples: Sequence[Any],
+    examples: Sequence[Example],
     images: Images,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     stage: str,
-    settings: Any,
+    settings: VlmTrainingSettings,
     folder: Path,
     seed: int = 0,
     features: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """Train in place; the log, one row a step: loss (nats a token), gradient_norm, learning_rate,
-    targets.
+    """Train in place. Returns the log, one row per step: loss (nats per token), gradient_norm,
+    learning_rate, targets.
 
-    examples: with `id, image, turns` (data.Example). features: image name to [patches, channels] of
-    all of them, which frozen towers have seen already; without, every step opens its images. Raises
-    PromptError for an example that trains nothing, ImageError for an image, ValueError for features
-    where the towers learn or for an image without.
+    stage: one of `STAGES`. features: image name to [patches, channels] of all images, where they
+    were computed beforehand; None: every step opens its images. Raises PromptError for an example
+    without a token to learn from, ImageError for an image, ValueError for features of towers that
+    are trained, or for an image without features.
     """
-    set_trained(model, stage)
-    accumulation(
-        settings, settings, 1
-    )  # a step that does not divide is refused before anything is encoded
+    set_trainable(model, stage)
+    # A step that cannot be cut into micro-batches is refused before anything is encoded.
+    accumulation(settings, settings, 1)  # type: ignore[arg-type]  # reads examples_per_step only
     encoded = [
         encode_example(tokenizer, example, stage=stage, max_tokens=settings.max_tokens)
         for example in examples
     ]
-    find = images if callable(images) else images.__getitem__
     if features is None:
-        tower_settings = model.towers.settings
-
-        def look(names: list[str]) -> dict[str, Any]:
-            pixels = prepare_images([find(name) for name in names], tower_settings)
-            return {f"pixels.{name}": values for name, values in pixels.items()}
-
+        load = _load_pixels(images, model.towers.settings)
+    elif stage == "full-finetune":
+        raise ValueError(
+            "full-finetune changes the towers, so features computed before it would be stale: pass "
+            "features=None"
+        )
     else:
-        if stage == "full-finetune":
-            raise ValueError(
-                "full-finetune changes the towers, so features computed before it would be stale: give none"
-            )
-        lacking = sorted({one.image for one in encoded if one.image is not None} - features.keys())
-        if lacking:
-            raise ValueError(f"{len(lacking)} images have no features, the first is {lacking[0]}")
-
-        def look(names: list[str]) -> dict[str, Any]:
-            return {"features": torch.stack([features[name] for name in names])}
-
+        load = _load_features(features, encoded)
     model.train()
     model.towers.train(stage == "full-finetune")
     model.decoder.activation_checkpointing = settings.activation_checkpointing
     try:
         return fit(
             model,
-            ExampleStream(encoded, settings, seed, look),
+            ExampleStream(encoded, settings, seed, load),
             settings,
             vlm_loss,
             optimizer=decay_matrices,
@@ -175,6 +180,33 @@ def train_vlm(
         model.eval()
 
 
+def _load_pixels(images: Images, settings: TowerSettings) -> Load:
+    """A function that opens images."""
+    get_image = images if callable(images) else images.__getitem__
+
+    def load(names: list[str]) -> dict[str, Tensor]:
+        pixels = prepare_images([get_image(name) for name in names], settings)
+        return {f"pixels.{name}": values for name, values in pixels.items()}
+
+    return load
+
+
+def _load_features(features: Mapping[str, Tensor], encoded: Sequence[EncodedExample]) -> Load:
+    """A function that looks up features. Raises ValueError for an image without."""
+    names = {example.image for example in encoded if example.image is not None}
+    missing = sorted(names - features.keys())
+    if missing:
+        raise ValueError(f"{len(missing)} images have no features, the first is {missing[0]}")
+
+    def load(names: list[str]) -> dict[str, Tensor]:
+        return {"features": torch.stack([features[name] for name in names])}
+
+    return load
+
+
+# ---- caption losses
+
+
 @torch.no_grad()
 def caption_nats(
     model: MoxinVLM,
@@ -183,22 +215,24 @@ def caption_nats(
     *,
     batch_rows: int = 64,
 ) -> np.ndarray:
-    """Mean nats a labelled token of each example, float64 [N]. features [N, patches, channels]: the
-    image each is shown (its own, or another's), or None: blind.
+    """Mean loss of each example in nats per labelled token, float64 [N].
+
+    features: [N, patches, channels] of the image that each example is shown, its own or another's;
+    None: blind.
     """
-    found = np.zeros(len(encoded))
+    means = np.zeros(len(encoded))
     for start in range(0, len(encoded), batch_rows):
         rows = encoded[start : start + batch_rows]
         batch = {
             name: value.to(model.device)
             for name, value in pad_examples([(r.input_ids, r.labels) for r in rows]).items()
         }
-        seen = None if features is None else features[start : start + len(rows)].to(model.device)
+        shown = None if features is None else features[start : start + len(rows)].to(model.device)
         output = model(
             None,
             batch["input_ids"],
             batch["labels"],
-            features=seen,
+            features=shown,
             attention_mask=batch["attention_mask"],
         )
         assert output.nats is not None and output.rows is not None
@@ -206,11 +240,11 @@ def caption_nats(
         counts = torch.zeros_like(sums)
         sums.index_add_(0, output.rows, output.nats.double())
         counts.index_add_(0, output.rows, torch.ones_like(output.nats, dtype=torch.float64))
-        found[start : start + len(rows)] = (sums / counts).cpu().numpy()
-    return found
+        means[start : start + len(rows)] = (sums / counts).cpu().numpy()
+    return means
 
 
-def others_nats(
+def mismatched_caption_nats(
     model: MoxinVLM,
     encoded: Sequence[EncodedExample],
     features: Tensor,
@@ -218,33 +252,36 @@ def others_nats(
     others: int,
     batch_rows: int = 64,
 ) -> np.ndarray:
-    """`caption_nats` of each example with another's image, the mean over `others` rotations at even
-    distances, float64 [N].
+    """`caption_nats` of each example with the image of another example, float64 [N]: the mean over
+    `others` other images, taken at even distances in the order of the examples.
 
-    Raises ValueError for fewer examples than would give each so many different images.
+    Raises ValueError for too few examples to have that many other images.
     """
     count = len(encoded)
     if count <= others:
         raise ValueError(f"{count} examples do not have {others} other images each")
-    distances = [count * (number + 1) // (others + 1) for number in range(others)]
-    found = [
-        caption_nats(model, encoded, features.roll(by, dims=0), batch_rows=batch_rows)
-        for by in distances
+    shifts = [count * (index + 1) // (others + 1) for index in range(others)]
+    nats = [
+        caption_nats(model, encoded, features.roll(shift, dims=0), batch_rows=batch_rows)
+        for shift in shifts
     ]
-    return np.mean(found, axis=0)
+    return np.mean(nats, axis=0)
 
 
 def caption_losses(
     model: MoxinVLM, encoded: Sequence[EncodedExample], styles: Sequence[Tensor], *, others: int
 ) -> dict[str, np.ndarray]:
-    """`caption_nats` by what is shown: the example's own image, others' (`others_nats`), each the
-    mean over `styles`, and none.
-    styles: for each way to draw the images their features [N, patches, channels].
+    """Loss of each example (`caption_nats`) with its own picture, with other examples' pictures
+    (`mismatched_caption_nats`), and without a picture; the first two are means over `styles`.
+
+    styles: for each style of drawing, the features [N, patches, channels] of the examples' images.
     """
-    own = [caption_nats(model, encoded, features) for features in styles]
-    wrong = [others_nats(model, encoded, features, others=others) for features in styles]
+    matched = [caption_nats(model, encoded, features) for features in styles]
+    mismatched = [
+        mismatched_caption_nats(model, encoded, features, others=others) for features in styles
+    ]
     return {
-        "its own picture": np.mean(own, axis=0),
-        f"another's picture, mean of {others}": np.mean(wrong, axis=0),
+        "its own picture": np.mean(matched, axis=0),
+        f"another's picture, mean of {others}": np.mean(mismatched, axis=0),
         "no picture": caption_nats(model, encoded, None),
     }

@@ -1,5 +1,6 @@
-"""A narrow model of all parts and a tokenizer of bytes, for the tests of stage 07."""
+"""A narrow model of all parts, a byte tokenizer and small trainings, for the tests of stage 07."""
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -7,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.vision.settings import TowerSettings
+from moxin_lab.scales.sections import DinoTrainingSettings, TowerSettings
 from moxin_lab.vision.towers import build_towers
 from moxin_lab.vision.vlm import MoxinVLM
 
@@ -30,12 +31,43 @@ OPTIMISATION = {
     "precision": "32-true",
     "checkpoint_every_steps": 1000,
 }
-"""What a test of a training changes where it matters."""
+"""Settings that all trainings share; a test overrides those that matter to it."""
+
+DINO_STEPS = {
+    "epochs": 3,
+    "examples_per_step": 8,
+    "micro_batch_examples": 8,
+    "checkpoint_every_steps": 2,
+}
+DINO = DinoTrainingSettings(
+    **{**OPTIMISATION, **DINO_STEPS, "learning_rate": 1e-3, "weight_decay": 0.04},
+    prototypes=16,
+    teacher_momentum=0.99,
+    center_momentum=0.9,
+    student_temperature=0.1,
+    teacher_temperature=0.04,
+    view_strength=1.0,
+)
+CPU = {"accelerator": "cpu"}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 160, 40),
+    "blue": (40, 60, 220),
+    "black": (10, 10, 10),
+}
+
+
+def colour_squares(count=4):
+    """Transparent drawings [count, 32, 32, 4] with a square of one of four colours in turn."""
+    pictures = np.zeros((count, 32, 32, 4), dtype=np.uint8)
+    for picture, colour in zip(pictures, list(COLOURS.values()) * count, strict=False):
+        picture[6:26, 6:26] = (*colour, 255)
+    return pictures
 
 
 @pytest.fixture(scope="session")
 def byte_tokenizer():
-    """One token a byte, so that every word of more than one letter has several; `<unk> <s> </s>
+    """One token per byte, so that every word of more than one letter has several; `<unk> <s> </s>
     <pad>` are 0 to 3.
     """
     names = ["<unk>", "<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -53,8 +85,8 @@ def byte_tokenizer():
 
 @pytest.fixture
 def tiny_vlm():
-    """Towers of 32 pixels (4 patches), a decoder of 3 blocks, drawn large enough that every part
-    changes the logits.
+    """Towers for 32 pixels (4 patches) and a decoder of 3 blocks, with weights large enough that
+    every part changes the logits.
     """
     config = MoxinConfig(
         vocab_size=260,
@@ -74,6 +106,6 @@ def tiny_vlm():
 
 @pytest.fixture
 def pixels():
-    """Three images, normalised, a dictionary."""
+    """Normalised pixels of three images, by tower."""
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(3, 3, 32, 32, generator=generator) for name in ("dino", "siglip")}

@@ -1,5 +1,5 @@
-"""`moxin_lab.vision.data`: LLaVA files in and out unchanged, faults named; drawings composed
-without dark edges.
+"""`moxin_lab.vision.data`: LLaVA files are read and written unchanged, faults are named, and
+drawings are rendered without dark edges.
 """
 
 import json
@@ -30,7 +30,7 @@ EXAMPLES = st.lists(
 
 
 @given(EXAMPLES)
-def test_what_is_written_is_read_back(tmp_path_factory, examples):
+def test_written_examples_are_read_back(tmp_path_factory, examples):
     path = tmp_path_factory.mktemp("llava") / "data.json"
     path.write_text(json.dumps([data.to_llava(example) for example in examples]), encoding="utf-8")
     assert data.load_llava(path) == examples
@@ -49,7 +49,7 @@ def say(*turns):
     ]
 
 
-def test_the_shapes_of_the_published_files_are_read(tmp_path):
+def test_every_form_of_the_published_records_is_read(tmp_path):
     caption = {
         "id": "004539375",
         "image": "00453/004539375.jpg",
@@ -102,7 +102,7 @@ def test_the_shapes_of_the_published_files_are_read(tmp_path):
         ({"id": "a", "image": "/b.png", "conversations": say("<image>", "x")}, "not a name below"),
     ],
 )
-def test_a_record_that_would_train_nothing_is_refused_by_its_id(tmp_path, record, message):
+def test_a_record_without_anything_to_learn_is_refused_by_its_id(tmp_path, record, message):
     with pytest.raises(DataError, match=message):
         data.load_llava(write(tmp_path, record))
 
@@ -113,26 +113,26 @@ def test_a_missing_image_is_named_before_training(tmp_path):
         data.load_llava(path, tmp_path)
 
 
-def test_saved_images_are_the_pixels(tmp_path):
+def test_saved_images_have_the_same_pixels(tmp_path):
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     path = data.save_llava([Example("a", "a.png", (("q", "r"),))], {"a.png": pixels}, tmp_path)
     (example,) = data.load_llava(path, tmp_path / "images")
     assert np.array_equal(np.asarray(data.Image.open(tmp_path / "images" / example.image)), pixels)
 
 
-def test_pasting_keeps_opaque_pixels_and_lets_the_canvas_through_clear_ones():
+def test_pasting_keeps_opaque_pixels_and_shows_the_canvas_through_transparent_ones():
     drawing = np.zeros((8, 8, 4), dtype=np.uint8)
     drawing[:4] = (10, 20, 30, 255)
-    flat = data.flat(drawing, 8, (200, 100, 50))
-    assert (flat[:4] == (10, 20, 30)).all() and (flat[4:] == (200, 100, 50)).all()
+    picture = data.render(drawing, 8, (200, 100, 50))
+    assert (picture[:4] == (10, 20, 30)).all() and (picture[4:] == (200, 100, 50)).all()
     half = np.full((8, 8, 4), 128, dtype=np.uint8)
-    assert abs(int(data.flat(half, 8, (0, 0, 0))[0, 0, 0]) - 64) <= 1
+    assert abs(int(data.render(half, 8, (0, 0, 0))[0, 0, 0]) - 64) <= 1
 
 
-def test_resizing_does_not_darken_edges_by_the_colour_of_clear_pixels():
-    drawing = np.zeros((64, 64, 4), dtype=np.uint8)  # clear black
+def test_transparent_pixels_do_not_darken_edges_when_resized():
+    drawing = np.zeros((64, 64, 4), dtype=np.uint8)  # transparent black
     drawing[16:48, 16:48] = (255, 255, 255, 255)
-    assert data.flat(drawing, 24, (255, 255, 255)).min() >= 254
+    assert data.render(drawing, 24, (255, 255, 255)).min() >= 254
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_concepts_carry_names_and_two_drawings(concepts):
     for one in concepts:
         assert set(one.names) == {"en", "zh", "ja", "ko"} and one.caption().startswith(one.label())
         assert {drawing.shape for drawing in one.drawings.values()} == {(64, 64, 4)}
-    assert data.pictures(concepts[:3], "twitter", 32).shape == (3, 32, 32, 3)
+    assert data.render_concepts(concepts[:3], "twitter", 32).shape == (3, 32, 32, 3)
 
 
 def test_a_caption_does_not_repeat_its_label(concepts):

@@ -1,4 +1,6 @@
-"""Any file is an image or is refused by name; each tower gets its own normalisation."""
+"""`moxin_lab.vision.images`: a file is read as an image or refused by name, and each tower has its
+own normalisation.
+"""
 
 import numpy as np
 import pytest
@@ -8,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from moxin_lab.scales.sections import TowerSettings
 from moxin_lab.vision.images import (
     NORMALISATION,
     ImageError,
     normalise,
     open_image,
-    prepare_image,
+    prepare_images,
     resize,
 )
-from moxin_lab.vision.settings import TowerSettings
 
 RED = (200, 30, 40)
 
@@ -32,10 +34,11 @@ def test_each_tower_has_the_normalisation_of_its_own_checkpoint():
     for name in ("dino", "siglip"):
         published = timm.get_pretrained_cfg(getattr(names, name))
         assert (tuple(published.mean), tuple(published.std)) == NORMALISATION[name]
-    white = prepare_image(Image.new("RGB", (8, 8), (255, 255, 255)), TowerSettings(image_size=16))
-    torch.testing.assert_close(white["siglip"], torch.ones(3, 16, 16))
-    wanted = torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
-    torch.testing.assert_close(white["dino"][:, 3, 3], wanted)
+    picture = Image.new("RGB", (8, 8), (255, 255, 255))
+    white = prepare_images([picture], TowerSettings(image_size=16))
+    torch.testing.assert_close(white["siglip"], torch.ones(1, 3, 16, 16))
+    expected = torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    torch.testing.assert_close(white["dino"][0, :, 3, 3], expected)
 
 
 @pytest.mark.parametrize(
@@ -49,13 +52,13 @@ def test_each_tower_has_the_normalisation_of_its_own_checkpoint():
         ("RGB", "a.webp"),
     ],
 )
-def test_colour_modes_come_out_as_the_same_colour(tmp_path, mode, name):
+def test_every_colour_mode_gives_the_same_colour(tmp_path, mode, name):
     image = open_image(_file(tmp_path, mode, name))
     assert image.mode == "RGB" and image.size == (40, 24)
     assert np.abs(np.asarray(image).astype(int) - RED).max() < 52  # palettes and JPEG are lossy
 
 
-def test_transparency_is_white_grey_is_grey_and_sixteen_bits_keep_their_range(tmp_path):
+def test_transparency_becomes_white_and_sixteen_bits_keep_their_range(tmp_path):
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert np.asarray(open_image(tmp_path / "clear.png")).min() == 255
     ramp = np.linspace(0, 65_535, 16).astype(np.uint16).reshape(4, 4)
@@ -116,7 +119,7 @@ def test_every_size_becomes_a_square(width, height, how):
     assert tuple(found[16, 16]) == RED or how == "letterbox"
 
 
-def test_letterbox_keeps_the_shape_and_crop_the_middle():
+def test_letterbox_keeps_the_aspect_ratio_and_crop_the_middle():
     wide = Image.new("RGB", (64, 32), RED)
     boxed = resize(wide, 32, "letterbox", fill=(0, 0, 255))
     assert tuple(boxed[2, 16]) == (0, 0, 255) and tuple(boxed[16, 2]) == RED
@@ -127,7 +130,9 @@ def test_letterbox_keeps_the_shape_and_crop_the_middle():
         resize(wide, 32, "stretch")
 
 
-def test_one_image_and_a_batch_are_prepared_alike():
-    picture = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-    one = prepare_image(picture, TowerSettings(image_size=16))
-    torch.testing.assert_close(one["dino"], normalise(picture[None], "dino")[0], rtol=0, atol=0)
+def test_an_image_of_a_batch_is_prepared_as_alone():
+    pictures = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
+    batch = prepare_images(pictures, TowerSettings(image_size=16))
+    for picture, pixels in zip(pictures, batch["dino"], strict=True):
+        alone = normalise(picture[None], "dino")[0]
+        torch.testing.assert_close(pixels, alone, rtol=0, atol=0)

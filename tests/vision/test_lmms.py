@@ -1,5 +1,5 @@
-"""The lmms-eval adapter: by stand-ins of the three names that it uses, as lmms-eval 0.7.3 has them,
-and by its own command where it is installed.
+"""`moxin_lab.vision.lmms`: tested with stubs of the three classes of lmms-eval 0.7.3 that it uses,
+and with lmms-eval's own command where it is installed.
 """
 
 import copy
@@ -19,7 +19,7 @@ from PIL import Image
 
 from moxin_lab.vision import hf, lmms
 from moxin_lab.vision.images import prepare_images
-from moxin_lab.vision.prompts import PromptError, encode_prompt, tokens
+from moxin_lab.vision.prompts import PromptError, encode_prompt, tokenize
 
 RED = Image.new("RGB", (30, 40), (200, 10, 10))
 INSTALL = "uv pip install lmms-eval==0.7.3 -c requirements.lock"
@@ -44,7 +44,7 @@ class ModelManifest:
 
 
 class Model:
-    """What of `lmms_eval.api.model.lmms` a model relies on."""
+    """The part of `lmms_eval.api.model.lmms` that a model relies on."""
 
     is_simple = True
 
@@ -58,7 +58,7 @@ def folder(tiny_vlm, byte_tokenizer, tmp_path):
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def stub_lmms_eval(monkeypatch):
     names = ("", ".api", ".api.instance", ".api.model", ".models", ".models.registry_v2")
     modules = {f"lmms_eval{name}": ModuleType(f"lmms_eval{name}") for name in names}
     modules["lmms_eval.api.instance"].GenerationResult = GenerationResult
@@ -74,8 +74,8 @@ def stand_in(monkeypatch):
 
 
 @pytest.fixture
-def models(stand_in, folder):
-    """The chat model and the simple one, found as their registry finds them."""
+def models(stub_lmms_eval, folder):
+    """The chat model and the simple model, loaded as lmms-eval's registry loads them."""
     manifest = lmms.model_manifest()
     assert manifest.model_id == "moxin_vl" and not manifest.aliases
     found = {}
@@ -149,7 +149,7 @@ def test_loglikelihood_is_the_loss_of_the_target_and_says_whether_it_is_greedy(
     targets = ["yes", "no"]
     wanted = tiny_vlm.answer_log_likelihoods(
         [prompt],
-        [[tokens(byte_tokenizer, target) for target in targets]],
+        [[tokenize(byte_tokenizer, target) for target in targets]],
         pixel_values=prepare_images([RED], tiny_vlm.towers.settings),
     )
     for target, expected in zip(targets, wanted[0], strict=True):
@@ -164,7 +164,7 @@ def test_media_that_it_cannot_see_are_refused(models):
     video = [{"role": "user", "content": [{"type": "video", "url": "a"}]}]
     with pytest.raises(PromptError, match="video"):
         models.chat.generate_until([chat_request({}, lambda _: video)])
-    with pytest.raises(PromptError, match="one image a text"):
+    with pytest.raises(PromptError, match="one image per text"):
         models.simple.generate_until([simple_request({}, visual=lambda document: [RED, RED])])
     args = ("What?", "yes", lambda document: [RED, RED], 0, "task", "test")
     with pytest.raises(PromptError, match="2 images"):
@@ -208,15 +208,15 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 @pytest.fixture
 def tasks(tiny_vlm, byte_tokenizer, tmp_path):
-    """A folder of two tasks whose right answers are what this model says: it is right on all, if it
-    is asked what it is.
+    """A folder of two tasks whose reference answers are those of the model itself, so it scores 1
+    if the adapter asks it correctly.
     """
     question, rows = "What colour is this?", []
     for rgb in COLOURS.values():
         image = Image.new("RGB", (30, 40), rgb)
         likely = tiny_vlm.answer_log_likelihoods(
             [encode_prompt(byte_tokenizer, [], question)],
-            [[tokens(byte_tokenizer, name) for name in COLOURS]],
+            [[tokenize(byte_tokenizer, name) for name in COLOURS]],
             pixel_values=prepare_images([image], tiny_vlm.towers.settings),
         )[0]
         words = written(tiny_vlm, byte_tokenizer, question, image).split("\n\n")[0].strip()

@@ -1,5 +1,5 @@
-"""What users touch: a folder that Auto classes load, a chat template with an image, two prompt
-modes that agree.
+"""`moxin_lab.vision.hf` and `processor`: Auto classes load a saved folder, the chat template places
+the image, and both prompt modes agree.
 """
 
 import copy
@@ -27,10 +27,10 @@ def saved(tiny_vlm, byte_tokenizer, tmp_path):
     )
 
 
-def test_saved_and_loaded_gives_what_the_model_gives(saved, tiny_vlm, byte_tokenizer):
+def test_a_saved_and_loaded_model_gives_the_same_answer(saved, tiny_vlm, byte_tokenizer):
     model, processor = saved
-    for name, wanted in tiny_vlm.state_dict().items():
-        assert torch.equal(wanted, model.vlm.state_dict()[name]), name
+    for name, expected in tiny_vlm.state_dict().items():
+        assert torch.equal(expected, model.vlm.state_dict()[name]), name
     text = processor.apply_chat_template(MESSAGES, add_generation_prompt=True)
     assert text == "<s><image>In: What is this?\nOut: "
     inputs = processor(text=text, images=[RED], return_tensors="pt")
@@ -80,14 +80,14 @@ def test_a_conversation_is_tokenised_as_in_training(saved, byte_tokenizer):
     assert [token for token in ids if token != processor.image_token_id] == wanted
 
 
-def test_images_and_places_that_do_not_fit_are_refused(saved):
+def test_too_many_images_and_misplaced_placeholders_are_refused(saved):
     model, processor = saved
     with pytest.raises(PromptError, match="2 images for 1 texts"):
         processor(text="<s><image>In: a\nOut: ", images=[RED, BLUE])
     with pytest.raises(PromptError, match="right at the beginning"):
         processor(text="<s>In: a <image>\nOut: ", images=[RED])
     inputs = processor(text="<s><image>In: a\nOut: ", images=[RED])
-    with pytest.raises(ValueError, match="right behind bos"):
+    with pytest.raises(ValueError, match="right after bos"):
         model(**{**inputs, "input_ids": inputs["input_ids"].flip(1)})
     with pytest.raises(ValueError, match="labels are not read"):
         model(**inputs, labels=inputs["input_ids"])

@@ -1,6 +1,4 @@
-"""`moxin_lab.vision.retrieval`: recall counts what it says, ties never help, chance stands beside
-it.
-"""
+"""`moxin_lab.vision.retrieval`: ranks equal a plain sort, ties never help, chance is stated."""
 
 import numpy as np
 import pytest
@@ -40,7 +38,7 @@ def test_ranks_equal_a_plain_sort():
 
 
 def test_other_shapes_and_diverged_embeddings_are_refused():
-    with pytest.raises(ValueError, match="one candidate a query"):
+    with pytest.raises(ValueError, match="one candidate per query"):
         retrieval.ranks(np.ones((3, 2)), np.ones((4, 2)))
     with pytest.raises(ValueError, match="not finite"):
         retrieval.ranks(np.full((3, 2), np.nan), np.ones((3, 2)))
@@ -48,7 +46,7 @@ def test_other_shapes_and_diverged_embeddings_are_refused():
 
 def test_the_table_has_both_directions_of_every_language():
     vectors = np.eye(6)
-    table = retrieval.table(
+    table = retrieval.recall_table(
         vectors, {"en": vectors, "ko": np.roll(vectors, 1, axis=0)}, wilson_interval
     )
     assert (

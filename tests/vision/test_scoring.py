@@ -1,5 +1,5 @@
-"""`moxin_lab.vision.scoring`: rules of right, baselines that answer every item, and verdicts that
-follow intervals.
+"""`moxin_lab.vision.scoring`: what counts as correct, baselines that answer every item, and
+verdicts that follow from intervals.
 """
 
 import math
@@ -63,13 +63,13 @@ def test_iou_of_known_boxes():
 def test_a_box_is_parsed_or_the_answer_is_wrong(text, box):
     assert scoring.parse_box(text) == box
     reference = item(0, "[0.1, 0.2, 0.5, 0.9]", task="box", kind="box", choices=())
-    assert scoring.is_right(reference, text) == (box is not None)
+    assert scoring.is_correct(reference, text) == (box is not None)
 
 
 def test_the_likeliest_choice_is_the_answer_and_scores_must_match_choices():
-    assert scoring.chosen([item(0, "2")], [[-3.0, -1.0, -2.0]]) == ["2"]
+    assert scoring.most_likely([item(0, "2")], [[-3.0, -1.0, -2.0]]) == ["2"]
     with pytest.raises(ValueError, match="3 choices and 2 scores"):
-        scoring.chosen([item(0, "2")], [[-3.0, -1.0]])
+        scoring.most_likely([item(0, "2")], [[-3.0, -1.0]])
 
 
 def test_majority_is_taken_within_a_kind():
@@ -107,7 +107,7 @@ def test_nearest_answers_as_the_nearest_picture_and_prefers_the_same_question():
 @given(st.integers(2, 30), st.integers(0, 5))
 def test_every_item_is_shown_the_picture_of_another_item_of_its_task(count, seed):
     items = [item(i, "1", task=("a", "b")[i % 2]) for i in range(2 * count)]
-    places = scoring.shuffled_places(items, seed)
+    places = scoring.shuffled_indices(items, seed)
     assert sorted(places) == list(range(2 * count))
     assert all(
         place != shown and items[place].task == items[shown].task
@@ -117,7 +117,7 @@ def test_every_item_is_shown_the_picture_of_another_item_of_its_task(count, seed
 
 def test_a_task_of_one_item_cannot_be_shuffled():
     with pytest.raises(ValueError, match="one item"):
-        scoring.shuffled_places([item(0, "1")], 0)
+        scoring.shuffled_indices([item(0, "1")], 0)
 
 
 def test_pixel_features_do_not_see_brightness_or_contrast():
@@ -130,7 +130,7 @@ def test_pixel_features_do_not_see_brightness_or_contrast():
 
 @pytest.mark.parametrize("against", ["blind", "shuffled"])
 @pytest.mark.parametrize(
-    ("share", "verdict"), [(1.0, "above"), (0.5, "not told apart"), (0.0, "below")]
+    ("share", "verdict"), [(1.0, "above"), (0.5, "no difference seen"), (0.0, "below")]
 )
 def test_a_task_is_said_to_beat_a_baseline_only_if_the_interval_does(share, verdict, against):
     items = [item(i, "1") for i in range(100)]
@@ -151,13 +151,13 @@ def test_a_task_is_said_to_beat_a_baseline_only_if_the_interval_does(share, verd
     }
 
 
-def test_a_question_counts_by_the_share_of_seeds_that_answer_it_rightly():
+def test_a_question_counts_by_the_share_of_seeds_that_answer_it_correctly():
     items = [item(i, "1") for i in range(4)]
     found = [
         {"model": ["1", "1", "2", "2"], "blind": ["2"] * 4},
         {"model": ["1", "2", "2", "2"], "blind": ["1"] * 4},
     ]
-    right = scoring.right_over_seeds(items, found)
+    right = scoring.correct_over_seeds(items, found)
     assert right["model"].tolist() == [1.0, 0.5, 0.0, 0.0] and right["blind"].tolist() == [0.5] * 4
     assert (
         scoring.gains(items, right, paired_bootstrap, model="model", seed=0).loc[
@@ -167,13 +167,13 @@ def test_a_question_counts_by_the_share_of_seeds_that_answer_it_rightly():
     )
 
 
-def test_pope_numbers_tell_a_constant_yes_from_an_answer():
+def test_popes_measures_distinguish_a_constant_yes_from_correct_answers():
     items = [
         item(i, "yes" if i % 2 else "no", task="presence", kind="random", choices=("yes", "no"))
         for i in range(10)
     ]
     constant = scoring.presence_table(items, ["yes"] * 10).loc["random"]
-    assert (constant["accuracy"], constant["recall"], constant["said yes"]) == (0.5, 1.0, 1.0)
+    assert (constant["accuracy"], constant["recall"], constant["answered yes"]) == (0.5, 1.0, 1.0)
     perfect = scoring.presence_table(items, [one.answer for one in items]).loc["random"]
     assert perfect["F1"] == perfect["accuracy"] == 1.0
     never = scoring.presence_table(items, ["no"] * 10).loc["random"]

@@ -1,7 +1,6 @@
-"""The towers are the libraries' own, and what they show is what Prismatic's do."""
+"""`moxin_lab.vision.towers`: models of timm and open_clip, with the features of Prismatic."""
 
 import json
-from dataclasses import replace
 
 import open_clip
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.vision.settings import TowerSettings
+from moxin_lab.scales.sections import TowerSettings
 from moxin_lab.vision.towers import Towers, build_towers, load_towers, save_towers
 from moxin_lab.vision.vlm import MoxinVLM
 from tests.vision.conftest import SHAPE, TINY_TOWERS
@@ -27,7 +26,7 @@ def test_features_are_timms_second_to_last_block_without_norm_and_prefix(pixels)
         normed = towers.dino.get_intermediate_layers(pixels["dino"], n={1}, norm=True)[0]
     assert ours.shape == (3, 4, 56) and towers.channels == 56 and towers.num_patches == 4
     torch.testing.assert_close(ours, torch.cat(theirs, dim=2), rtol=0, atol=0)
-    assert not torch.allclose(ours[..., :24], normed, atol=1e-3)  # or the test could not tell
+    assert not torch.allclose(ours[..., :24], normed, atol=1e-3)  # or the test could not fail
 
 
 def test_swapped_pixels_give_other_features(pixels):
@@ -40,12 +39,12 @@ def test_swapped_pixels_give_other_features(pixels):
         towers.features({"dino": pixels["dino"]})
 
 
-def test_one_tower_alone_and_towers_that_do_not_fit(pixels):
-    alone = build_towers(replace(TINY_TOWERS, which=("siglip",)))
+def test_one_tower_alone_works_and_towers_that_do_not_fit_are_refused(pixels):
+    alone = build_towers(TINY_TOWERS.model_copy(update={"which": ("siglip",)}))
     assert alone.channels == 32 and alone.features(pixels).shape == (3, 4, 32)
     with pytest.raises(ValueError, match="different numbers of patches"):
-        build_towers(replace(TINY_TOWERS, dino_shape={**SHAPE, "patch_size": 8}))
-    with pytest.raises(ValueError, match="available are"):
+        build_towers(TINY_TOWERS.model_copy(update={"dino_shape": {**SHAPE, "patch_size": 8}}))
+    with pytest.raises(ValueError, match="Input should be 'naive', 'letterbox' or 'crop'"):
         TowerSettings(resize="stretch")
 
 
@@ -56,13 +55,14 @@ def test_saved_towers_load_with_the_same_features(pixels, tmp_path):
         torch.testing.assert_close(again.features(pixels), towers.features(pixels), rtol=0, atol=0)
 
 
-def test_a_timm_checkpoint_on_disk_loads_by_name_and_is_resampled(tmp_path):
+def test_a_timm_checkpoint_on_disk_loads_by_name_with_resampled_positions(tmp_path):
     big = timm.create_model(
         "vit_large_patch14_reg4_dinov2.lvd142m", img_size=48, num_classes=0, **SHAPE
     )
     torch.save(big.state_dict(), tmp_path / "dino.pth")
     towers = build_towers(
-        replace(TINY_TOWERS, dino_shape=SHAPE), checkpoints={"dino": tmp_path / "dino.pth"}
+        TINY_TOWERS.model_copy(update={"dino_shape": SHAPE}),
+        checkpoints={"dino": tmp_path / "dino.pth"},
     )
     torch.testing.assert_close(
         towers.dino.blocks[1].mlp.fc1.weight, big.blocks[1].mlp.fc1.weight, rtol=0, atol=0

@@ -1,5 +1,5 @@
-"""`moxin_lab.vision.training_data`: LLaVA's own files go through the notebook's very trainings, and
-what is missing is named.
+"""`moxin_lab.vision.training_data`: LLaVA's files go through the same trainings as the cards, and
+missing files are named.
 """
 
 import json
@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from moxin_lab.scales.sections import VlmTrainingSettings
-from moxin_lab.vision import data, experiments, training_data
+from moxin_lab.vision import answering, data, experiments, tasks, training_data
 from moxin_lab.vision.data import DataError
+from moxin_lab.vision.features import compute_features
 from tests.vision.conftest import OPTIMISATION
 
 FILES = {
@@ -23,7 +24,7 @@ FILES = {
 
 @pytest.fixture
 def published(tmp_path):
-    """Both files with records as LLaVA publishes them, of images of any size and mode below one
+    """Both files in the form that LLaVA publishes, with images of several sizes and modes in one
     folder.
     """
     rng = np.random.default_rng(0)
@@ -61,7 +62,7 @@ def test_published_files_train_by_the_calls_that_train_on_the_cards(
     published, tiny_vlm, byte_tokenizer, repository, arm
 ):
     made = training_data.from_llava(FILES, published)
-    assert len(made.captions) == 6 and len(made.instructions) == 8 and not made.looked
+    assert len(made.captions) == 6 and len(made.instructions) == 8 and not made.has_features
     shape = {
         **OPTIMISATION,
         "examples_per_step": 4,
@@ -81,9 +82,9 @@ def test_published_files_train_by_the_calls_that_train_on_the_cards(
         projector_start="torch",
     )
     concepts = data.read_concepts(repository / "data_cards" / "emoji", "test")
-    items = experiments.tasks.make("side", 6, concepts, edge=32, seed=0, split="test")
-    seen = experiments.look(
-        tiny_vlm.towers, training_data.pictured(items, concepts[:3], 32), device="cpu"
+    items = tasks.make_items("side", 6, concepts, edge=32, seed=0, split="test")
+    seen = compute_features(
+        tiny_vlm.towers, training_data.pictures_by_name(items, concepts[:3], 32), device="cpu"
     )
     before = {name: value.clone() for name, value in tiny_vlm.decoder.state_dict().items()}
     done = experiments.run_all(
@@ -104,12 +105,12 @@ def test_published_files_train_by_the_calls_that_train_on_the_cards(
     for log in logs.values():
         assert log["loss"].iloc[-1] < log["loss"].iloc[0]
     said = done.answers[arm][0]
-    assert len(said) == 6 and set(said) <= set(experiments.tasks.SIDES)
-    features = experiments.shown(
+    assert len(said) == 6 and set(said) <= set(tasks.SIDES)
+    features = experiments.recipe_features(
         arm, done.trained[arm][0], tiny_vlm.towers, seen, items, device="cpu"
     )
     models = [run.model for run in done.trained[arm]]
-    of_base = experiments.baselines(
+    of_base = answering.baselines(
         models, done.answers[arm], items, items, features, byte_tokenizer, settings, seed=0
     )
     assert [list(found) for found in of_base] == [
@@ -121,14 +122,14 @@ def test_published_files_train_by_the_calls_that_train_on_the_cards(
     )
 
 
-def test_what_is_missing_is_named_with_what_it_is(published):
+def test_a_missing_file_is_named_with_its_contents(published):
     for key, what in (
         ("align", "558K records"),
         ("finetune", "665K conversations"),
         ("images", "the folder below which"),
     ):
         with pytest.raises(
-            DataError, match=rf"gone is not there: it is to be .*{what}.*`vision: llava: {key}`"
+            DataError, match=rf"gone is missing: it should be .*{what}.*`vision: llava: {key}`"
         ):
             training_data.from_llava({**FILES, key: "gone"}, published)
     with pytest.raises(DataError, match="names align, finetune; it needs align, finetune, images"):
@@ -136,16 +137,16 @@ def test_what_is_missing_is_named_with_what_it_is(published):
     (published / "pictures" / "00453" / "004532.jpg").unlink()
     with pytest.raises(
         DataError,
-        match=r"1 of 6 records name an image that is not below .*00453/004532\.jpg of record 004532",
+        match=r"1 of 6 records name an image that is not below .*004532\.jpg of record 004532",
     ):
         training_data.from_llava(FILES, published)
 
 
 def test_cards_give_the_same_form(repository):
     concepts = data.read_concepts(repository / "data_cards" / "emoji", "test")[:4]
-    items = experiments.tasks.make("side", 3, concepts, edge=32, seed=0, split="train")
-    every = training_data.pictured(items, concepts, 32)
+    items = tasks.make_items("side", 3, concepts, edge=32, seed=0, split="train")
+    every = training_data.pictures_by_name(items, concepts, 32)
     made = training_data.from_cards(concepts, items, every, ("en", "ko"))
-    assert len(made.captions) == 8 and len(made.instructions) == 3 and made.looked
+    assert len(made.captions) == 8 and len(made.instructions) == 3 and made.has_features
     for example in (*made.captions, *made.instructions):
         assert every[example.image].shape == (32, 32, 3)

@@ -1,22 +1,22 @@
-"""Where patches stand, what carries loss, and that a row gets in any batch and with any cache what
-it gets alone.
+"""`moxin_lab.vision.vlm` and `prompts`: where the patches are, which tokens carry loss, and that a
+row gets the same result in any batch and with any cache.
 """
 
 import pytest
 import torch
 
+from moxin_lab.training.loss import IGNORE_INDEX
 from moxin_lab.vision.data import Example
 from moxin_lab.vision.prompts import (
-    IGNORE_INDEX,
     PromptError,
     encode_example,
     encode_prompt,
-    tokens,
+    tokenize,
 )
 from moxin_lab.vision.vlm import pad_examples
 
 
-def test_patches_stand_right_behind_bos_and_carry_no_loss(tiny_vlm, pixels):
+def test_patches_come_right_after_bos_and_carry_no_loss(tiny_vlm, pixels):
     ids = torch.tensor([[1, 50, 51, 52, 2]])
     labels = torch.tensor(
         [[1, IGNORE_INDEX, IGNORE_INDEX, 52, 2]]
@@ -36,13 +36,13 @@ def test_patches_stand_right_behind_bos_and_carry_no_loss(tiny_vlm, pixels):
     torch.testing.assert_close(output.loss, wanted.mean())
 
 
-def test_a_standardised_projector_speaks_as_loud_as_tokens_and_not_of_what_all_images_share(
+def test_a_standardised_projector_removes_the_mean_image_and_has_the_size_of_tokens(
     tiny_vlm,
 ):
-    towards = torch.randn(56, generator=torch.Generator().manual_seed(0))
-    features = 5 * towards + torch.randn(40, 4, 56, generator=torch.Generator().manual_seed(1)) * (
-        towards.abs() + 0.1
-    )
+    direction = torch.randn(56, generator=torch.Generator().manual_seed(0))
+    features = 5 * direction + torch.randn(
+        40, 4, 56, generator=torch.Generator().manual_seed(1)
+    ) * (direction.abs() + 0.1)
     plain = tiny_vlm.projector(features).flatten(0, 1)
     assert plain.mean(dim=0).square().mean() > 5 * plain.var(dim=0).mean()
     tiny_vlm.projector.standardise(features, rms=0.3)
@@ -58,7 +58,8 @@ def test_text_alone_is_the_decoder_itself(tiny_vlm):
     torch.testing.assert_close(tiny_vlm(None, ids).logits, tiny_vlm.decoder(ids))
     embeddings = tiny_vlm.decoder.model.embed_tokens(ids)
     torch.testing.assert_close(
-        tiny_vlm.decoder.states_of_embeddings(embeddings), tiny_vlm.decoder.hidden_states(ids)
+        tiny_vlm.decoder.hidden_states_from_embeddings(embeddings),
+        tiny_vlm.decoder.hidden_states(ids),
     )
 
 
@@ -120,9 +121,7 @@ def test_cached_generation_equals_uncached_and_each_row_alone(tiny_vlm, pixels, 
     assert not torch.equal(blind[0], cached[0])  # or the image would not matter to this test
 
 
-def test_under_autocast_the_cache_is_as_narrow_as_its_keys_and_likelihoods_are_not(
-    tiny_vlm, pixels
-):
+def test_under_autocast_the_cache_has_half_precision_and_likelihoods_do_not(tiny_vlm, pixels):
     features, ids = tiny_vlm.image_features(pixels)[:2], torch.tensor([[1, 70, 71], [1, 60, 61]])
     exact = tiny_vlm.answer_log_likelihoods(
         ids.tolist(), [[[n] for n in range(4, 260)]] * 2, features=features
@@ -141,7 +140,7 @@ def test_under_autocast_the_cache_is_as_narrow_as_its_keys_and_likelihoods_are_n
         assert narrow == pytest.approx(wide, abs=0.5) and narrow != wide
 
 
-def test_generation_ends_at_eos_and_refuses_what_does_not_fit(tiny_vlm, pixels):
+def test_generation_ends_at_eos_and_refuses_too_many_tokens(tiny_vlm, pixels):
     features = tiny_vlm.image_features(pixels)[:1]
     free = tiny_vlm.generate(None, torch.tensor([[1, 5]]), features=features, max_new_tokens=8)[
         0
@@ -164,12 +163,10 @@ def test_generation_ends_at_eos_and_refuses_what_does_not_fit(tiny_vlm, pixels):
 @pytest.mark.parametrize(
     "words", [["True", "False"], ["Yes", "No"], [chr(65 + n) for n in range(26)]]
 )
-def test_answer_words_are_scored_even_if_they_are_several_tokens(
-    tiny_vlm, pixels, byte_tokenizer, words
-):
+def test_answers_of_several_tokens_are_scored(tiny_vlm, pixels, byte_tokenizer, words):
     features = tiny_vlm.image_features(pixels)[:2]
     prompts = [encode_prompt(byte_tokenizer, [], text) for text in ("Is it so?", "Which?")]
-    answers = [[*tokens(byte_tokenizer, word), byte_tokenizer.eos_token_id] for word in words]
+    answers = [[*tokenize(byte_tokenizer, word), byte_tokenizer.eos_token_id] for word in words]
     assert len(words) == 26 or max(map(len, answers)) > 3
     found = tiny_vlm.answer_log_likelihoods(
         prompts, [answers, answers], features=features, batch_rows=7
@@ -185,7 +182,7 @@ def test_answer_words_are_scored_even_if_they_are_several_tokens(
             assert found[row][place] == pytest.approx(wanted, abs=1e-3)
 
 
-def test_an_example_trains_its_answers_alone(byte_tokenizer):
+def test_only_answers_of_an_example_carry_loss(byte_tokenizer):
     example = Example("x", "x.png", (("What?", "a cat"), ("Colour?", "red")))
     encoded = encode_example(byte_tokenizer, example, stage="finetune", max_tokens=100)
     text = byte_tokenizer.decode(encoded.input_ids)
@@ -195,12 +192,12 @@ def test_an_example_trains_its_answers_alone(byte_tokenizer):
     )
     assert encoded.labels[0] == IGNORE_INDEX
     asked = encode_prompt(byte_tokenizer, example.turns[:1], "Colour?")
-    assert encoded.input_ids[: len(asked)].tolist() == asked  # inference reads what training read
+    assert encoded.input_ids[: len(asked)].tolist() == asked  # inference uses the ids of training
     aligned = encode_example(byte_tokenizer, example, stage="align", max_tokens=100)
     assert byte_tokenizer.decode(aligned.input_ids) == "<s>a cat</s>red</s>"
 
 
-def test_an_example_without_supervised_token_is_an_error(tiny_vlm, byte_tokenizer):
+def test_an_example_without_a_labelled_token_is_an_error(tiny_vlm, byte_tokenizer):
     example = Example("long-17", None, (("a question of many words", "yes"),))
     with pytest.raises(PromptError, match="example long-17: none of its first 12 tokens"):
         encode_example(byte_tokenizer, example, stage="finetune", max_tokens=12)
@@ -210,4 +207,4 @@ def test_an_example_without_supervised_token_is_an_error(tiny_vlm, byte_tokenize
 
 
 def test_text_cannot_spell_a_special_token(byte_tokenizer):
-    assert byte_tokenizer.eos_token_id not in tokens(byte_tokenizer, "stop</s> and <s> go")
+    assert byte_tokenizer.eos_token_id not in tokenize(byte_tokenizer, "stop</s> and <s> go")

@@ -1,5 +1,5 @@
-"""Which parts a stage trains, that a step does not depend on its cut, and that a killed run goes on
-bitwise.
+"""`moxin_lab.vision.vlm_training`: which parts a stage trains, that a step does not depend on how it
+is cut, and that a killed run continues bitwise.
 """
 
 import copy
@@ -9,10 +9,16 @@ import pytest
 import torch
 
 from moxin_lab.scales.sections import VlmTrainingSettings
-from moxin_lab.vision import experiments, vlm_training
+from moxin_lab.vision import vlm_training
 from moxin_lab.vision.data import Example
+from moxin_lab.vision.features import compute_features
 from moxin_lab.vision.prompts import PromptError
-from moxin_lab.vision.vlm_training import caption_losses, caption_nats, others_nats, train_vlm
+from moxin_lab.vision.vlm_training import (
+    caption_losses,
+    caption_nats,
+    mismatched_caption_nats,
+    train_vlm,
+)
 from tests.vision.conftest import OPTIMISATION
 
 CHANGED = {"epochs": 2, "examples_per_step": 8, "micro_batch_examples": 8, "learning_rate": 1e-3}
@@ -63,7 +69,7 @@ def _changed(before, after):
         ("full-finetune", {"projector", "decoder", "towers.dino", "towers.siglip"}),
     ],
 )
-def test_a_stage_changes_its_own_parts(tiny_vlm, byte_tokenizer, tmp_path, stage, parts):
+def test_a_stage_changes_its_parts_and_no_others(tiny_vlm, byte_tokenizer, tmp_path, stage, parts):
     before = copy.deepcopy(tiny_vlm)
     log = _train(tiny_vlm, byte_tokenizer, tmp_path, stage=stage)
     assert _changed(before, tiny_vlm) == parts
@@ -92,11 +98,10 @@ def test_one_by_eight_equals_eight_by_one(tiny_vlm, byte_tokenizer, tmp_path):
         float((a - b).detach().abs().max())
         for a, b in zip(cut.parameters(), tiny_vlm.parameters(), strict=True)
     )
-    assert (
-        worst < 2e-4
-    )  # Adam turns rounding of tiny gradients into steps of up to the learning rate
-    # A mean of micro-batches' means, which many trainers take, would be another number: answers
-    # differ in length.
+    # Adam turns rounding errors of tiny gradients into steps of up to the learning rate. A mean of
+    # the micro-batches' means, which many trainers take, would differ more: answers differ in
+    # length.
+    assert worst < 2e-4
     with pytest.raises(
         ValueError, match="a step of 8 examples is not a multiple of micro_batch_examples"
     ):
@@ -108,7 +113,7 @@ def test_one_by_eight_equals_eight_by_one(tiny_vlm, byte_tokenizer, tmp_path):
         )
 
 
-def test_a_killed_run_goes_on_bitwise(tiny_vlm, byte_tokenizer, tmp_path):
+def test_a_killed_run_continues_bitwise(tiny_vlm, byte_tokenizer, tmp_path):
     killed, whole = copy.deepcopy(tiny_vlm), copy.deepcopy(tiny_vlm)
     log = _train(whole, byte_tokenizer, tmp_path / "whole")
 
@@ -126,10 +131,10 @@ def test_a_killed_run_goes_on_bitwise(tiny_vlm, byte_tokenizer, tmp_path):
         assert torch.equal(wanted, found), name
 
 
-def test_features_seen_once_train_what_the_pixels_train_and_no_step_opens_an_image(
+def test_precomputed_features_train_like_pixels_and_no_step_opens_an_image(
     tiny_vlm, byte_tokenizer, tmp_path, monkeypatch
 ):
-    features = experiments.look(tiny_vlm.towers, IMAGES, device="cpu", batch_images=5).features
+    features = compute_features(tiny_vlm.towers, IMAGES, device="cpu", batch_images=5)
     assert features["3.png"].shape == (4, 56)
     looking, given = copy.deepcopy(tiny_vlm), copy.deepcopy(tiny_vlm)
     log = _train(looking, byte_tokenizer, tmp_path / "looking")
@@ -144,7 +149,7 @@ def test_features_seen_once_train_what_the_pixels_train_and_no_step_opens_an_ima
         _train(given, byte_tokenizer, tmp_path / "stale", features=features, stage="full-finetune")
 
 
-def test_an_example_that_trains_nothing_stops_before_the_first_step(
+def test_an_example_without_loss_is_refused_before_the_first_step(
     tiny_vlm, byte_tokenizer, tmp_path
 ):
     with pytest.raises(PromptError, match="example 0"):
@@ -153,13 +158,13 @@ def test_an_example_that_trains_nothing_stops_before_the_first_step(
         _train(tiny_vlm, byte_tokenizer, tmp_path, stage="pretrain")
 
 
-def test_caption_nats_are_the_losses_of_the_model(tiny_vlm, byte_tokenizer):
+def test_caption_nats_equal_the_losses_of_the_model(tiny_vlm, byte_tokenizer):
     encoded = [
         vlm_training.encode_example(byte_tokenizer, one, stage="align", max_tokens=48)
         for one in EXAMPLES[:5]
     ]
     features = torch.stack(
-        list(experiments.look(tiny_vlm.towers, IMAGES, device="cpu").features.values())[:5]
+        list(compute_features(tiny_vlm.towers, IMAGES, device="cpu").values())[:5]
     )
     found = caption_nats(tiny_vlm, encoded, features, batch_rows=2)
     ids, labels = torch.tensor(encoded[3].input_ids)[None], torch.tensor(encoded[3].labels)[None]
@@ -167,20 +172,19 @@ def test_caption_nats_are_the_losses_of_the_model(tiny_vlm, byte_tokenizer):
         float(tiny_vlm(None, ids, labels, features=features[3:4]).loss.detach()), abs=1e-4
     )
     assert not np.allclose(found, caption_nats(tiny_vlm, encoded, None))
-    others = others_nats(
-        tiny_vlm, encoded, features, others=4, batch_rows=2
-    )  # of five, all that are not one's own
+    # Of five images, the four that are not the example's own.
+    others = mismatched_caption_nats(tiny_vlm, encoded, features, others=4, batch_rows=2)
     each = [
         caption_nats(tiny_vlm, encoded, features[[(n - by) % 5 for n in range(5)]])
         for by in (1, 2, 3, 4)
     ]
     np.testing.assert_allclose(others, np.mean(each, axis=0), rtol=1e-5)
     with pytest.raises(ValueError, match="do not have 5 other images"):
-        others_nats(tiny_vlm, encoded, features, others=5)
+        mismatched_caption_nats(tiny_vlm, encoded, features, others=5)
     styles = [features, features.flip(1)]
     own, wrong, _ = caption_losses(tiny_vlm, encoded, styles, others=4).values()
     np.testing.assert_allclose(
         own, np.mean([caption_nats(tiny_vlm, encoded, style) for style in styles], axis=0)
     )
-    again = [others_nats(tiny_vlm, encoded, style, others=4) for style in styles]
+    again = [mismatched_caption_nats(tiny_vlm, encoded, style, others=4) for style in styles]
     np.testing.assert_allclose(wrong, np.mean(again, axis=0))

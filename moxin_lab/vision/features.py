@@ -1,0 +1,66 @@
+"""Features of frozen towers, computed once for all trainings of a stage.
+
+    compute_features(towers, pictures)        name -> [patches, channels], on the towers' device
+    item_features(features, items)            [n, patches, channels] of the items' pictures
+    select_towers(towers, which, features)    one of two fused towers, with its own channels
+
+Guarantees: features of fused towers are joined by channel in the order of `towers.names`, so the
+channels of one tower are a slice.
+Out of scope: features of towers that are being trained; each training step computes those.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from moxin_lab.vision.data import Pixels
+from moxin_lab.vision.images import prepare_images
+from moxin_lab.vision.tasks import Item
+from moxin_lab.vision.towers import Towers
+
+Features = Mapping[str, Tensor]
+"""Name of a picture to its features `[patches, channels]`."""
+
+
+def compute_features(
+    towers: Towers, pictures: Mapping[str, Pixels], *, device: str, batch_images: int = 256
+) -> dict[str, Tensor]:
+    """Features of every picture, float32 on `device`, to which the towers are moved."""
+    names, batches = list(pictures), []
+    towers.to(device).eval()
+    with torch.no_grad():
+        for start in range(0, len(names), batch_images):
+            pixels = prepare_images(
+                [pictures[name] for name in names[start : start + batch_images]], towers.settings
+            )
+            batches.append(
+                towers.features({name: values.to(device) for name, values in pixels.items()})
+            )
+    return dict(zip(names, torch.cat(batches), strict=True))
+
+
+def item_features(features: Features, items: Sequence[Item]) -> Tensor:
+    """`[n, patches, channels]` of the pictures of items. Raises KeyError for a picture without
+    features.
+    """
+    return torch.stack([features[item.example().image or ""] for item in items])
+
+
+def select_towers(
+    towers: Towers, which: tuple[str, ...], features: Features
+) -> tuple[Towers, Features]:
+    """The towers named in `which`, sharing their weights, and the channels of `features` that are
+    theirs.
+    """
+    if which == towers.names:
+        return towers, features
+    settings = towers.settings.model_copy(update={"which": which})
+    widths = [towers.tower(name).embed_dim for name in towers.names]
+    indices = [index for index, name in enumerate(towers.names) if name in which]
+    selected = {}
+    for name, values in features.items():
+        parts = values.split(widths, dim=1)  # one [patches, channels of the tower] per tower
+        chosen = [parts[index] for index in indices]
+        selected[name] = chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=1)
+    return Towers(settings, {name: towers.tower(name) for name in which}), selected
