@@ -10,8 +10,8 @@ for a file in the same folder. All is read from syntax trees, so nothing is impo
 
 Guarantees: every file beside a reached module that is not Python (task files, catalogues) is
 reached with it, whatever its suffix; docstrings reach nothing.
-Out of scope: module names that are computed at run time. The package computes one, in
-`bench.load`, which no stage calls (tests/lab/test_closure.py).
+Out of scope: module names that are computed at run time. The package computes two: `bench.load`,
+which no stage calls, and a reward's module:function, which `keys.py` reads from the settings.
 """
 
 import ast

@@ -8,7 +8,8 @@ What is in it, by the part's name in `stage.json`:
     settings                   the sections of the scale file that the stage's row lists, and the
                                scale of the package whose claims it may decide
     settings of other scales   what its code reads with `scales.load("full").model`
-    files named in settings    size and time of files under the root that a setting names by path
+    named in settings          files under the root that a setting names by path, and modules that
+                               one names as module:function
     inputs                     SHA-256 of earlier stages' artifacts
     data cards, files          SHA-256 of what the row lists
     claims                     value, tolerance and needed scale of claims that it tests or names
@@ -22,6 +23,7 @@ Out of scope: the machine. Processor, GPU, number of threads and the environment
 libraries read can change the last digits of a result; `stage.json` records the machine instead.
 """
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -37,11 +39,17 @@ from moxin_lab.lab.artifacts import (
     describe,
     read_json,
     read_record,
+    read_text,
     sha256_file,
     sha256_json,
 )
 from moxin_lab.lab.closure import closure
 from moxin_lab.stages import STAGES, StageInfo, producer
+
+PATH_FIELDS = ("path", "file", "folder")
+"""Settings whose value is a path even where it is a single word."""
+HASHED_BYTES = 16 * 2**20
+"""Largest file or folder named in settings whose content is hashed at each look; our choice."""
 
 
 def code_cells(notebook: Path) -> list[str]:
@@ -70,15 +78,19 @@ def key_parts(
     notebook = root / "notebooks" / f"{info.name}.ipynb"
     cells = code_cells(notebook)
     settings = {name: getattr(scale, name).model_dump(mode="json") for name in info.sections}
-    reached = closure(
-        root, {f"{notebook}, code cell {i}": text for i, text in enumerate(cells, start=1)}
-    )
+    files = _files_named(root, settings)
+    sources = {f"{notebook}, code cell {i}": text for i, text in enumerate(cells, start=1)}
+    sources |= {str(path): read_text(path) for path in files.values() if path.suffix == ".py"}
+    reached = closure(root, sources)
     parts: dict[str, Any] = {
         "code cells": sha256_json(cells),
         "parameters": parameters,
         "settings": {"decides_as": scale.decides_as, **settings},
         "settings of other scales": _settings_of_other_scales(root, reached.scales),
-        "files named in settings": dict(_files_named(root, settings)),
+        "named in settings": {
+            **{name: _fingerprint(path) for name, path in files.items()},
+            **_modules_named(settings),
+        },
         "inputs": {name: _artifact_hash(root, scale.name, name) for name in info.inputs},
         "data cards": {
             name: _folder_hash(root / "data_cards" / name / "data") for name in info.data_cards
@@ -107,20 +119,53 @@ def _settings_of_other_scales(root: Path, named: frozenset[tuple[str, str]]) -> 
     return found
 
 
-def _files_named(root: Path, value: Any) -> Iterator[tuple[str, list[Any]]]:
-    """Every string in settings that is the path of an existing file or folder, with the path, size
-    and time of change of each file. Checkpoints and image sets are too large to be hashed at each
-    look.
+def _strings(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """(field, string) for every string in settings; items of a list have the list's field."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _strings(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner, field)
+    elif isinstance(value, str):
+        yield field, value
+
+
+def _files_named(root: Path, settings: dict[str, Any]) -> dict[str, Path]:
+    """Files and folders under the root that a setting names: corpora, rewards, tasks, towers."""
+    return {
+        text: root / text
+        for field, text in _strings(settings)
+        if (field in PATH_FIELDS or re.search(r"\w[/.]\w", text)) and (root / text).exists()
+    }
+
+
+def _fingerprint(path: Path) -> str:
+    """SHA-256 of the content, or of each file's size and time of change where a corpus, a
+    checkpoint or an image set is too large to be read at each look.
     """
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _files_named(root, inner)
-    elif isinstance(value, str) and re.search(r"[\w)][/.]\w", value) and (root / value).exists():
-        path = root / value
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        facts = [(file, file.stat()) for file in files if file.is_file()]
-        listing = [[str(file.relative_to(path)), s.st_size, s.st_mtime_ns] for file, s in facts]
-        yield value, [len(listing), sha256_json(listing)]
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    facts = [(file, file.stat()) for file in files if file.is_file()]
+    if facts and sum(fact.st_size for _, fact in facts) <= HASHED_BYTES:
+        return describe(path)["sha256"]
+    return sha256_json([[str(f.relative_to(path)), s.st_size, s.st_mtime_ns] for f, s in facts])
+
+
+def _modules_named(settings: dict[str, Any]) -> dict[str, str | None]:
+    """SHA-256 of the file of each `module:function` in settings; None if there is no such module."""
+    named = {}
+    for _, text in _strings(settings):
+        if match := re.fullmatch(r"([A-Za-z_]\w*)((?:\.\w+)*):[A-Za-z_]\w*", text):
+            top, rest = match.groups()
+            spec = importlib.util.find_spec(top)  # of a top module: imports nothing
+            file = Path(spec.origin) if spec is not None and spec.origin else None
+            if file is not None and rest:
+                base = file.parent.joinpath(*rest[1:].split("."))
+                file = next(
+                    filter(Path.is_file, (base.with_suffix(".py"), base / "__init__.py")), None
+                )
+            named[text] = sha256_file(file) if file is not None and file.is_file() else None
+    return named
 
 
 def _artifact_hash(root: Path, scale: str, artifact: str) -> str | None:

@@ -9,8 +9,10 @@ from moxin_lab.lab.closure import closure
 from moxin_lab.lab.keys import code_cells
 from moxin_lab.stages import STAGES
 
-COMPUTES_MODULE_NAMES = {"moxin_lab/bench/__init__.py"}
-"""`bench.load` serves the command line; stage 03 imports the package for `released` alone."""
+COMPUTES_MODULE_NAMES = {"moxin_lab/bench/__init__.py", "moxin_lab/reasoning/rewards.py"}
+"""`bench.load` serves the command line; stage 03 imports the package for `released` alone. What a
+setting names as module:function is in the key by that name (`keys._modules_named`).
+"""
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ repository, and `status` must say which stages it changes, and no other.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,10 +12,10 @@ import sys
 import pytest
 
 from moxin_lab import scales
-from moxin_lab.lab import runner
+from moxin_lab.lab import keys, runner
 from moxin_lab.lab.artifacts import describe, sha256_json, stage_folder, write_json
 from moxin_lab.lab.keys import key_parts
-from moxin_lab.stages import STAGES
+from moxin_lab.stages import STAGES, stage_info
 
 COPIED = (
     "moxin_lab",
@@ -159,16 +160,74 @@ def test_setting_of_another_scale_that_a_notebook_prints_is_in_its_key(tree, edi
     assert rows["03_model"] == "up to date", done.stderr
 
 
-def test_files_that_settings_name_by_path_are_in_the_key(tmp_path):
-    from moxin_lab.lab.keys import _files_named
+@pytest.fixture
+def own_scale(tmp_path, monkeypatch):
+    """A repository of one empty notebook, and the key of stage 06 at a scale with `reasoning`."""
+    for folder in ("notebooks", "papers"):
+        (tmp_path / folder).mkdir()
+    cells = {"cells": [{"cell_type": "code", "source": "1"}]}
+    (tmp_path / "notebooks/06_reasoning.ipynb").write_text(json.dumps(cells))
+    about = "{id: a, topic: t, claim: c, source: s, tested_in: x, scale_needed: tiny, how: h, status: reproduced}"
+    (tmp_path / "papers/claims.yml").write_text(f"claims: [{about}]")
 
-    (tmp_path / "llava").mkdir()
-    (tmp_path / "llava/records.json").write_text("[]")
-    settings = {"vision": {"llava": {"align": "llava/records.json", "images": "llava/none"}}}
-    first = dict(_files_named(tmp_path, settings))
-    assert list(first) == ["llava/records.json"]
-    (tmp_path / "llava/records.json").write_text("[1]")
-    assert dict(_files_named(tmp_path, settings)) != first
+    class Section(dict):
+        def model_dump(self, mode):
+            return dict(self)
+
+    class Scale:
+        name = decides_as = "tiny"
+
+    def part(name, **reasoning):
+        Scale.reasoning = Section(reasoning)
+        return key_parts(tmp_path, stage_info("06_reasoning"), Scale, {})[name]
+
+    return tmp_path, part
+
+
+def test_files_and_folders_that_a_setting_names_are_in_the_key(own_scale, monkeypatch):
+    root, part = own_scale
+    (root / "corpus").mkdir()
+    (root / "corpus/a.jsonl").write_text("{}")
+    (root / "own.py").write_text("from moxin_lab.verifier import screen")
+    settings = {
+        "rewards": [{"name": "mine", "file": "own.py"}, {"name": "corpus"}],
+        "corpora": [{"path": "corpus"}],
+        "towers": {"dino": "none/here.safetensors"},
+    }
+    before = part("named in settings", **settings)
+    assert before.keys() == {"own.py", "corpus"}
+    assert part("named in settings", **settings) == before
+    (root / "corpus/a.jsonl").write_text("[]")
+    changed = part("named in settings", **settings)
+    assert [name for name in changed if changed[name] != before[name]] == ["corpus"]
+    monkeypatch.setattr(keys, "HASHED_BYTES", 1)  # too large to read: size and time count
+    large = part("named in settings", **settings)["corpus"]
+    os.utime(root / "corpus/a.jsonl", (0, 0))
+    assert part("named in settings", **settings)["corpus"] != large
+
+
+def test_package_source_that_a_file_of_a_setting_imports_is_in_the_key(own_scale):
+    root, part = own_scale
+    (root / "moxin_lab/verifier").mkdir(parents=True)
+    (root / "moxin_lab/verifier/screen.py").write_text("")
+    (root / "own.py").write_text("from moxin_lab.verifier import screen")
+    assert "moxin_lab/verifier/screen.py" in part("source", rewards=[{"file": "own.py"}])
+
+
+def test_module_that_a_setting_names_is_in_the_key_and_is_not_imported(
+    own_scale, monkeypatch, tmp_path_factory
+):
+    _, part = own_scale
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "mypackage_x").mkdir()
+    (folder / "mypackage_x/__init__.py").write_text("raise ValueError('imported')")
+    (folder / "mypackage_x/rewards.py").write_text("1")
+    monkeypatch.syspath_prepend(str(folder))
+    named = [{"name": "mypackage_x.rewards:mine"}, {"name": "none_such.rewards:mine"}]
+    before = part("named in settings", rewards=named)
+    assert before["none_such.rewards:mine"] is None
+    (folder / "mypackage_x/rewards.py").write_text("2")
+    assert part("named in settings", rewards=named) != before
 
 
 def test_package_installed_in_another_version_than_locked_is_in_the_key(tmp_path):
