@@ -1,15 +1,16 @@
-"""Published claims and what was found: reads `papers/claims.yml` and joins it with the verdicts
-that notebooks recorded.
+"""Published claims and their verdicts: reads `papers/claims.yml` and joins it with what notebooks
+recorded.
 
     # records: the stages' stage.json at one scale, as `stage.records()` returns them
     verdicts(root, records, stage.decides_as)
 
-A claim's verdict is what a notebook recorded. A claim of which no notebook spoke is `not
+A claim's verdict is the one that a notebook recorded. A claim without a recorded verdict is `not
 attempted`, with the reason and the command that would attempt it. The stage object, notebook 10 and
 the report site all read claims here.
 
-Guarantees: one verdict a claim; a verdict from a smaller scale than the claim needs, or two stages
-that disagree, is an error and never reaches a report. Does not: decide any verdict.
+Guarantees: one verdict per claim; a verdict from a smaller scale than the claim needs, or two
+stages that disagree, is an error and never reaches a report.
+Out of scope: deciding a verdict, which notebooks do.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -29,7 +30,7 @@ REQUIRED = ("id", "topic", "claim", "source", "tested_in", "scale_needed", "how"
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and what is known of it; `scale` and `stage` say where the verdict was recorded,
+    """A claim with its verdict; `scale` and `stage` say where the verdict was recorded, and are
     empty if nowhere.
     """
 
@@ -41,15 +42,15 @@ class Verdict:
     scale_needed: str
     verdict: str
     evidence: str
-    """What the notebook recorded, or the reason why there is no verdict."""
+    """What the notebook recorded, or why there is no verdict."""
     reason: str
-    """Why it is not decided, in few words that many claims share, so that a page can group by them;
-    empty once it is.
+    """Why it is not decided, in a phrase that many claims share, by which a page groups them; empty
+    for a decided claim.
     """
     scale: str
     stage: str
     command: str
-    """What would attempt the claim; empty once it is decided."""
+    """Would attempt the claim; empty for a decided claim."""
 
 
 def load(root: Path) -> list[dict[str, Any]]:
@@ -103,8 +104,8 @@ def refuse_unfounded(
         raise LabError(f"{where}; a verdict is one of {', '.join(VERDICTS)}")
     if verdict != "not attempted" and SCALES.index(decides_as) < SCALES.index(needed[claim_id]):
         raise LabError(
-            f"{where}, but only {needed[claim_id]} scale can decide that claim (scale_needed in papers/claims.yml): "
-            "record 'not attempted' with what was seen as its evidence"
+            f"{where}, but only {needed[claim_id]} scale can decide that claim (scale_needed in "
+            "papers/claims.yml): record 'not attempted' with what was seen as its evidence"
         )
 
 
@@ -125,7 +126,7 @@ def deviations(root: Path) -> list[dict[str, Any]]:
 
 
 def verdicts(root: Path, records: Sequence[Mapping[str, Any]], decides_as: str) -> list[Verdict]:
-    """One verdict a claim, in the order of `papers/claims.yml`. Raises LabError as the module's
+    """One verdict per claim, in the order of `papers/claims.yml`. Raises LabError as the module's
     text says.
 
     records: of the stages that finished at one scale. decides_as: that scale's `Scale.decides_as`;
@@ -133,7 +134,7 @@ def verdicts(root: Path, records: Sequence[Mapping[str, Any]], decides_as: str) 
     """
     content = _read(root)
     needed = {claim["id"]: claim["scale_needed"] for claim in content["claims"]}
-    found: dict[str, dict[str, str]] = {}
+    recorded: dict[str, dict[str, str]] = {}
     for record in records:
         for statement in record["claims"]:
             claim_id, verdict = statement["id"], statement["verdict"]
@@ -145,37 +146,41 @@ def verdicts(root: Path, records: Sequence[Mapping[str, Any]], decides_as: str) 
                 verdict,
                 needed,
             )
-            if claim_id in found and found[claim_id]["verdict"] != verdict:
+            if claim_id in recorded and recorded[claim_id]["verdict"] != verdict:
                 raise LabError(
-                    f"stage {record['stage']} says {verdict!r} of {claim_id!r}, but stage {found[claim_id]['stage']} says "
-                    f"{found[claim_id]['verdict']!r}; one notebook decides a claim"
+                    f"stage {record['stage']} says {verdict!r} of {claim_id!r}, but stage "
+                    f"{recorded[claim_id]['stage']} says {recorded[claim_id]['verdict']!r}; "
+                    "one notebook decides a claim"
                 )
-            found[claim_id] = {**statement, "stage": record["stage"], "scale": record["scale"]}
+            recorded[claim_id] = {**statement, "stage": record["stage"], "scale": record["scale"]}
     finished = {record["stage"] for record in records}
     planned = content["planned_notebooks"]
     return [
-        _verdict(claim, found.get(claim["id"]), planned, finished, decides_as)
+        _verdict(claim, recorded.get(claim["id"]), planned, finished, decides_as)
         for claim in content["claims"]
     ]
 
 
 def _verdict(
     claim: Mapping[str, Any],
-    found: Mapping[str, str] | None,
+    recorded: Mapping[str, str] | None,
     planned: list[str],
     finished: set[str],
     decides_as: str,
 ) -> Verdict:
-    verdict = found["verdict"] if found else claim["status"]
+    verdict = recorded["verdict"] if recorded else claim["status"]
     number = claim["tested_in"][:2]
     command = f"moxin-lab run --scale {claim['scale_needed']} --only {number}"
-    if found:
-        evidence, reason = found.get("evidence", ""), "the notebook says why"
+    if recorded:
+        evidence, reason = recorded.get("evidence", ""), "the notebook says why"
     elif claim["tested_in"] in planned:
         evidence, reason = f"Notebook {claim['tested_in']} is not built yet.", "notebook planned"
         command = f"{command} (once notebook {number} exists)"
     else:
-        evidence = f"No verdict was recorded; {claim['scale_needed']} scale would decide it. {claim['how']}"
+        evidence = (
+            f"No verdict was recorded; {claim['scale_needed']} scale would decide it. "
+            f"{claim['how']}"
+        )
         reason = _why_silent(claim, finished, decides_as)
     return Verdict(
         id=claim["id"],
@@ -187,8 +192,8 @@ def _verdict(
         verdict=verdict,
         evidence=evidence,
         reason=reason if verdict == "not attempted" else "",
-        scale=found["scale"] if found else "",
-        stage=found["stage"] if found else "",
+        scale=recorded["scale"] if recorded else "",
+        stage=recorded["stage"] if recorded else "",
         command=command if verdict == "not attempted" else "",
     )
 

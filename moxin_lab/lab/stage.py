@@ -1,8 +1,8 @@
-"""The object through which a notebook takes inputs, leaves outputs and states numbers and verdicts.
+"""The object through which a notebook takes inputs, writes outputs and records numbers and verdicts.
 
     stage = lab.stage("02_tokenizer", scale=scale, seed=seed, root=root)
-    documents = stage.input("documents")      # checked against the hash its stage recorded
-    folder = stage.output("tokenizer")        # a fresh path; published by finish()
+    documents = stage.input("documents")      # checked against the hash that its stage recorded
+    folder = stage.output("tokenizer")        # a new path; moved to its place by finish()
     stage.measure("bytes_per_token", 4.1, unit="bytes/token", language="zh")
     stage.claim("tokenizer.moe-cjk", "contradicted", "...")
     stage.finish()
@@ -10,12 +10,11 @@
 Guarantees: nothing of an earlier finished run is touched before `finish()`; `stage.json` is written
 last and atomically, so a killed stage leaves no record; an input changed since its stage finished
 is refused; one run at a time in a scale's folder.
-Does not: guard against a person who edits the artifacts of the stage that is running.
+Out of scope: protection from a person who edits the artifacts of the stage that is running.
 
 The same cells do the same work under papermill, in JupyterLab and under `moxin-lab run`. Only the
-runner records a key, because
-only it holds the executed notebook that belongs to the result: after a run by hand `moxin-lab
-status` says so.
+runner records a key, because only it has the executed notebook that belongs to the result; after a
+run by hand `moxin-lab status` says so.
 """
 
 import ast
@@ -43,13 +42,14 @@ from moxin_lab.lab.keys import key_parts
 from moxin_lab.stages import STAGES, StageInfo, producer, stage_info
 
 PARAMETERS = ("scale", "seed", "root")
-RUNNER_VARIABLE = "MOXIN_LAB_RUN"  # set by the runner for its kernels: it already holds the lock
+RUNNER_VARIABLE = "MOXIN_LAB_RUN"
+"""Set by the runner for its kernels: the runner holds the lock already."""
 _held_locks: dict[Path, Any] = {}
 
 
 def stage(name: str, *, scale: str, seed: int, root: str | Path = ".") -> "Stage":
-    """Open a stage. Raises LabError or ScaleError before any work if something it needs is missing
-    or wrong.
+    """Open a stage. Raises LabError or ScaleError, before any work, if something that it needs is
+    missing or wrong.
     """
     _refuse_unknown_parameters()
     folder = find_root(root)
@@ -57,8 +57,8 @@ def stage(name: str, *, scale: str, seed: int, root: str | Path = ".") -> "Stage
 
 
 def _refuse_unknown_parameters() -> None:
-    """papermill only warns about `-p scal tiny` and runs with the default; the cell it injected
-    tells what was asked for.
+    """papermill only warns about `-p scal tiny` and runs with the default. The cell that it injects
+    shows which parameters were given.
     """
     try:
         from IPython import get_ipython
@@ -77,13 +77,14 @@ def _refuse_unknown_parameters() -> None:
             unknown = sorted(names - set(PARAMETERS))
             if unknown:
                 raise LabError(
-                    f"unknown parameter {', '.join(unknown)}: a notebook has {', '.join(PARAMETERS)}"
+                    f"unknown parameter {', '.join(unknown)}: "
+                    f"a notebook has {', '.join(PARAMETERS)}"
                 )
 
 
 def acquire_lock(root: Path, scale: str) -> None:
-    """Hold `runs/<scale>/.lock` until this process ends or `release_lock`; twice in one process is
-    the same lock.
+    """Hold `runs/<scale>/.lock` until `release_lock` or the end of this process. A second call in
+    one process changes nothing. Raises LabError if another process holds it.
     """
     path = root / "runs" / scale / ".lock"
     if path in _held_locks:
@@ -93,7 +94,8 @@ def acquire_lock(root: Path, scale: str) -> None:
         file = path.open("a+")
     except OSError as error:
         raise LabError(
-            f"cannot write under {path.parent}: {error.strerror}; results go there, so make it writable"
+            f"cannot write under {path.parent}: {error.strerror}; "
+            "results go there, so make it writable"
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,8 +104,8 @@ def acquire_lock(root: Path, scale: str) -> None:
         holder = file.read().strip() or "unknown"
         file.close()
         raise LabError(
-            f"another run is at work in {path.parent} (process {holder}): wait for it to end or stop it; "
-            "two runs in one folder would overwrite each other"
+            f"another run is at work in {path.parent} (process {holder}): wait for it to end or "
+            "stop it; two runs in one folder would overwrite each other"
         ) from None
     file.truncate(0)
     file.write(str(os.getpid()))
@@ -112,13 +114,14 @@ def acquire_lock(root: Path, scale: str) -> None:
 
 
 def release_lock(root: Path, scale: str) -> None:
+    """Let go of the lock that this process may hold."""
     file = _held_locks.pop(root / "runs" / scale / ".lock", None)
     if file is not None:
         file.close()
 
 
 class Stage:
-    """An open stage; see the module's text. Made by `stage()`."""
+    """An open stage, created by `stage()`; see the module's text."""
 
     def __init__(self, info: StageInfo, scale: scales.Scale, seed: int, root: Path) -> None:
         self.name = info.name
@@ -145,7 +148,8 @@ class Stage:
             self._new.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LabError(
-                f"cannot write under {self.folder}: {error.strerror}; results go there, so make it writable"
+                f"cannot write under {self.folder}: {error.strerror}; "
+                "results go there, so make it writable"
             ) from error
         self._scales_needed = claims.scales_needed(root)
         for artifact in info.takes:
@@ -159,19 +163,17 @@ class Stage:
     def settings(self, section: str) -> Any:
         """A section of the scale file (a frozen pydantic model)."""
         if section not in self._info.sections:
-            raise LabError(
-                f"{self.name} asks for scale section {section!r}, which its row in moxin_lab/stages.py does not list"
-            )
+            raise self._not_listed(f"asks for scale section {section!r}")
         return getattr(self._scale, section)
 
     def input(self, artifact: str) -> Path:
-        """Path of an earlier stage's artifact, whose hash was checked when this stage was opened,
-        or now if it may take it.
+        """Path of an earlier stage's artifact.
+
+        Its hash was checked when this stage was opened, or is checked now if the stage may take it
+        without having to. Raises LabError if it is missing or has changed.
         """
         if artifact not in self._info.inputs:
-            raise LabError(
-                f"{self.name} asks for artifact {artifact!r}, which its row in moxin_lab/stages.py does not list"
-            )
+            raise self._not_listed(f"asks for artifact {artifact!r}")
         if artifact not in self._inputs:
             self._check_input(artifact)
         return stage_folder(self.root, self.scale, producer(artifact).name) / artifact
@@ -182,28 +184,28 @@ class Stage:
         record = read_record(self.root, self.scale, maker.name)
         if record is None or artifact not in record["outputs"]:
             raise LabError(
-                f"{self.name} needs {artifact!r} of stage {maker.name}, which has not run at this scale; make it with: {command}"
+                f"{self.name} needs {artifact!r} of stage {maker.name}, which has not run at this "
+                f"scale; make it with: {command}"
             )
         path = stage_folder(self.root, self.scale, maker.name) / artifact
         recorded = record["outputs"][artifact]["sha256"]
         if not path.exists():
             raise LabError(
-                f"{path} is gone although {maker.name} recorded it; make it again with: {command} --force"
+                f"{path} is gone although {maker.name} recorded it; "
+                f"make it again with: {command} --force"
             )
         actual = describe(path)
         if actual["sha256"] != recorded:
             raise LabError(
-                f"{path} has changed since {maker.name} wrote it (SHA-256 {actual['sha256'][:12]}, recorded {recorded[:12]}); "
-                f"make it again with: {command} --force"
+                f"{path} has changed since {maker.name} wrote it (SHA-256 {actual['sha256'][:12]}, "
+                f"recorded {recorded[:12]}); make it again with: {command} --force"
             )
         self._inputs[artifact] = {"stage": maker.name, "sha256": recorded, "size": actual["size"]}
 
     def data_card(self, name: str) -> Path:
         """Folder of a data set in `data_cards/`; its content is part of the stage's key."""
         if name not in self._info.data_cards:
-            raise LabError(
-                f"{self.name} asks for data card {name!r}, which its row in moxin_lab/stages.py does not list"
-            )
+            raise self._not_listed(f"asks for data card {name!r}")
         path = self.root / "data_cards" / name
         if not (path / "data").is_dir():
             raise LabError(
@@ -216,13 +218,12 @@ class Stage:
         return path
 
     def records(self) -> list[dict[str, Any]]:
-        """Records of all earlier stages that finished at this scale, in order; only where the
-        stage's row says so.
+        """Records of all earlier stages that finished at this scale, in order.
+
+        Raises LabError unless the stage's row says `reads_records`.
         """
         if not self._info.reads_records:
-            raise LabError(
-                f"{self.name} asks for stage records, which its row in moxin_lab/stages.py does not list"
-            )
+            raise self._not_listed("asks for stage records")
         earlier = STAGES[: STAGES.index(self._info)]
         return [
             record
@@ -230,16 +231,17 @@ class Stage:
             if (record := read_record(self.root, self.scale, info.name)) is not None
         ]
 
+    def _not_listed(self, what: str) -> LabError:
+        return LabError(f"{self.name} {what}, which its row in moxin_lab/stages.py does not list")
+
     # ---- what it leaves
 
     def output(self, artifact: str) -> Path:
-        """A fresh path for an artifact: create a file or a folder there. It takes its final place
-        in `finish()`.
+        """A new path for an artifact: create a file or a folder there. `finish()` moves it to its
+        place.
         """
         if artifact not in self._info.leaves:
-            raise LabError(
-                f"{self.name} leaves {artifact!r}, which its row in moxin_lab/stages.py does not list"
-            )
+            raise self._not_listed(f"leaves {artifact!r}")
         path = self._new / artifact
         if artifact in self._outputs:  # a cell run twice in JupyterLab starts over
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -248,8 +250,8 @@ class Stage:
         return path
 
     def scratch(self) -> Path:
-        """A folder for resume points, found again by the next attempt with the same key; removed by
-        `finish()`.
+        """A folder for resume points, which the next attempt with the same key finds again;
+        `finish()` removes it.
 
         Anything that would change the stage's result changes the key, so a resume point of other
         code, settings or inputs is never continued; it is deleted here.
@@ -274,11 +276,11 @@ class Stage:
         headline: bool = False,
         **labels: Any,
     ) -> float:
-        """Record a number for the report and the claims; labels say of what (language="zh",
-        model="untrained"). Returns it.
+        """Record a number for the report and the claims, and return it.
 
-        `headline` puts it on the report's first page; of a stage without one, the first measure
-        stands there.
+        interval: (low, high) in the same unit. headline: show it on the report's first page, where
+        a stage without a headline shows its first measure. labels: what was measured, such as
+        language="zh" or model="untrained".
         """
         self._measures.append(
             {
@@ -293,11 +295,11 @@ class Stage:
         return value
 
     def claim(self, claim_id: str, verdict: str, evidence: str) -> None:
-        """State a verdict on a published claim, with one or two sentences that carry the number it
-        rests on.
+        """Record a verdict on a published claim.
 
-        Raises LabError for an unknown claim or verdict, and for a verdict other than `not
-        attempted` that this scale cannot give.
+        evidence: one or two sentences with the number that the verdict rests on. Raises LabError
+        for an unknown claim or verdict, and for a verdict other than `not attempted` on a claim
+        that this scale cannot decide.
         """
         claims.refuse_unfounded(
             self.name, self.scale, self.decides_as, claim_id, verdict, self._scales_needed
@@ -308,7 +310,7 @@ class Stage:
     # ---- what a person sees
 
     def progress(self, step: int, total: int, text: str = "") -> None:
-        """Tell the runner's terminal how far the stage is. Cheap: writes at most four times a
+        """Show on the runner's terminal how far the stage is; writes at most four times per
         second.
         """
         now = time.monotonic()
@@ -318,11 +320,11 @@ class Stage:
         write_json(self.folder / ".progress.json", {"step": step, "total": total, "text": text})
 
     def show_figure(self, figure: Any, *, alt: str, caption: str, scale: str | None = None) -> None:
-        """Display a matplotlib figure as SVG with a text alternative and the scale's label; closes
-        it.
+        """Display a matplotlib figure as SVG with a text alternative and the scale's label, and
+        close it.
 
-        scale: of what is shown, where it was not made at the scale of this run (a committed
-        measurement, a published table).
+        scale: the scale of what is shown, if not this run's (a committed measurement, a published
+        table).
         """
         show.figure_output(figure, alt=alt, caption=caption, scale=scale or self.scale)
 
@@ -344,13 +346,16 @@ class Stage:
         show.say(text)
 
     def finish(self) -> dict[str, Any]:
-        """Hash and publish the outputs and write `stage.json`. Raises LabError if a promised output
-        was not written.
+        """Hash the outputs, move them to their place and write `stage.json`.
+
+        Returns the stage's seconds and peak memory. Raises LabError if an output that the stage's
+        row lists was not written, ValueError for a measure that is not finite.
         """
         missing = [name for name in self._info.leaves if not (self._new / name).exists()]
         if missing:
             raise LabError(
-                f"{self.name} ends without writing {', '.join(missing)}, which its row in moxin_lab/stages.py promises"
+                f"{self.name} ends without writing {', '.join(missing)}, which its row in "
+                "moxin_lab/stages.py promises"
             )
         outputs = {name: describe(self._new / name) for name in self._info.leaves}
         record: dict[str, Any] = {
@@ -377,9 +382,8 @@ class Stage:
             "peak_memory_bytes": self._memory.stop(),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        json.dumps(
-            record, allow_nan=False
-        )  # a NaN measure is a fault of the stage: fail before the old result is replaced
+        # A NaN measure is a fault of the stage: fail before the old result is replaced.
+        json.dumps(record, allow_nan=False)
         (self.folder / "stage.json").unlink(missing_ok=True)
         for name in self._info.leaves:
             final = self.folder / name
@@ -397,7 +401,8 @@ class Stage:
             rows = pd.DataFrame(self._claims).rename(columns={"id": "claim"}).set_index("claim")
             self.show_table(rows, caption="Verdicts of this stage on published claims")
         show.say(
-            f"Stage `{self.name}` finished at {self.scale} scale: {record['seconds']:.1f} s in this notebook, "
-            f"peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB, artifacts {', '.join(f'`{name}`' for name in outputs)}."
+            f"Stage `{self.name}` finished at {self.scale} scale: {record['seconds']:.1f} s in this "
+            f"notebook, peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB, "
+            f"artifacts {', '.join(f'`{name}`' for name in outputs)}."
         )
         return {"seconds": record["seconds"], "peak_memory_bytes": record["peak_memory_bytes"]}
