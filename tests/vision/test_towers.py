@@ -9,7 +9,8 @@ import torch
 
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.scales.sections import TowerSettings
+from moxin_lab.scales import load
+from moxin_lab.scales.sections import TowerSettings, VisionSettings
 from moxin_lab.vision.towers import Towers, build_towers, load_towers, save_towers
 from moxin_lab.vision.vlm import MoxinVLM
 from tests.vision.conftest import SHAPE, TINY_TOWERS
@@ -131,3 +132,26 @@ def test_the_full_scale_model_has_the_published_shapes_and_counts():
     )  # SigLIP's attention pool: probe, norm
     siglip = 27 * block(1152, 4304, 0) + (patch + 256 + 2) * 1152 + pool
     assert counts["towers"] == dino + siglip == 730_911_680
+
+
+def test_saved_settings_keep_their_format_and_older_folders_load(tmp_path):
+    folder = save_towers(build_towers(TINY_TOWERS), tmp_path / "towers")
+    values = json.loads((folder / "towers.json").read_text(encoding="utf-8"))
+    shape = {**SHAPE, "init_values": 0.1}
+    assert values == {
+        "dino": "vit_large_patch14_reg4_dinov2.lvd142m",
+        "dino_shape": shape,
+        "image_size": 32,
+        "resize": "naive",
+        "siglip": "vit_so400m_patch14_siglip_224",
+        "siglip_shape": {**SHAPE, "embed_dim": 32},
+        "which": ["dino", "siglip"],
+    }
+    assert TowerSettings.model_validate(values) == TINY_TOWERS
+
+
+def test_a_scale_states_every_setting_of_the_towers():
+    values = load("tiny").vision.model_dump()
+    del values["towers"]["resize"]
+    with pytest.raises(ValueError, match="towers lacks resize"):
+        VisionSettings.model_validate(values)
