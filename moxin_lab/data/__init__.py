@@ -1,3 +1,4 @@
-"""Real text from its packages to documents: sources and cards, then extraction, filters,
-deduplication and splits.
+"""Stage 01, data: real text from packages, as data cards and then as curated documents.
+
+Sources and cards come first; extraction, filters, deduplication and the split read them.
 """

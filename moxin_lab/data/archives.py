@@ -1,13 +1,14 @@
-"""Package archives: fetching them by name, holding them to a SHA-256, and reading their files
-without unpacking.
+"""Package archives: fetched by name, checked by SHA-256, and read without unpacking.
 
-Does: names an archive by package, version, kind and SHA-256; fetches it with the package manager's
-ordinary client (`apt-get`, `npm`, `pip`), so the mirror is whatever the user configured; finds it
-in a folder of archives got by hand; yields the regular files of a `.deb` or a tar archive as bytes.
-Guarantees: no byte of an archive is parsed before its SHA-256 is right; nothing is written to disk
-while reading; an archive with an absolute name or a `..` in any member name is refused whole; links
-and devices are never followed.
-Does not: know what the files mean (`packaged.py`), or name any registry's host.
+An archive is identified by package, version, kind and SHA-256. It is fetched with the package
+manager's ordinary client (`apt-get`, `npm`, `pip`), so the user's configuration chooses the mirror,
+or found in a folder of archives that the user has downloaded. The regular files of a `.deb` or a
+tar archive are read as bytes.
+
+Guarantees: no byte of an archive is parsed before its SHA-256 has been checked; reading writes
+nothing to disk; an archive with a member name that is absolute or contains `..` is refused as a
+whole; links and devices are never followed.
+Out of scope: the meaning of the files (`packaged.py`); registry hosts, none of which is named here.
 """
 
 import bz2
@@ -25,6 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+Files = dict[str, bytes]
+"""The regular files of an archive: name, without a leading `./`, to content."""
+
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER = 60
 _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -36,35 +40,37 @@ _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 class ArchiveError(RuntimeError):
-    """An archive is missing, is not the one that was recorded, or is not safe to read."""
+    """An archive is missing, is not the recorded one, or is not safe to read."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One package archive, exactly as the package manager delivers it."""
+    """A package archive, exactly as the package manager delivers it."""
 
     kind: Literal["deb", "npm", "pypi"]
     package: str
     version: str
     """Without Debian's epoch; see `epoch`."""
     file_name: str
-    """The name the client saves it under; Debian's epoch is left out, since `apt-get` writes it
-    percent-encoded.
+    """The name under which the client saves it, without Debian's epoch.
+
+    `apt-get` percent-encodes the epoch; see `_without_epoch`.
     """
     sha256: str
     licence: str
-    """SPDX expression for the files that the data set takes from it."""
+    """SPDX expression for the files that the data set uses."""
     epoch: str = ""
     architecture: str = ""
-    """Debian architecture, where the package is not the same for all."""
+    """Debian architecture, if the package depends on it."""
 
     def __str__(self) -> str:
         return f"{self.kind} package {self.package} {self.version}"
 
     def command(self, folder: Path, requirements: Path | None = None) -> list[str]:
-        """The client's command line that saves this archive into `folder` (for `apt-get`: into the
-        working directory).
+        """The client's command line that saves this archive into `folder`.
 
+        requirements: a file that names the archive and its hash; used by `pip` only. `apt-get`
+        ignores `folder` and saves into the working directory.
         Raises `ArchiveError` if the client is not installed.
         """
         if self.kind == "deb":
@@ -90,9 +96,9 @@ class Archive:
             if importlib.util.find_spec("pip")
             else [_client("pip", self)]
         )
-        # The source distribution, because it carries the licence file and the tests that wheels
-        # leave out. The hash is given to pip as well: reading an sdist's metadata runs its build
-        # backend, which must not run unchecked code.
+        # The source distribution, because wheels lack the licence file and the tests. pip checks
+        # the hash as well: to read an sdist's metadata it runs the build backend, and that must not
+        # be unchecked code.
         options = [
             "--no-deps",
             "--no-binary",
@@ -105,15 +111,14 @@ class Archive:
 
 
 def fetch(archive: Archive, folder: Path) -> Path:
-    """Save `archive` in `folder` with its package manager's client, unless it is there already;
-    return its path.
+    """Saves `archive` in `folder` with its package manager's client; returns its path.
 
-    Raises `ArchiveError` if the client is missing or fails, or if what it delivers has another
-    SHA-256.
+    An archive that is already there is not fetched again.
+    Raises `ArchiveError` if the client is missing or fails, or if it delivers another SHA-256.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if (found := _by_hash(archive, folder)) is not None:
-        return found
+    if (existing := _by_hash(archive, folder)) is not None:
+        return existing
     requirements = folder / f".{archive.package}.requirements.txt"
     command = archive.command(folder.resolve(), requirements.resolve())
     if archive.kind == "pypi":
@@ -131,26 +136,28 @@ def fetch(archive: Archive, folder: Path) -> Path:
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])
         raise ArchiveError(
-            f"could not fetch the {archive}: `{' '.join(command)}` ended with status {done.returncode}:\n{tail}\n"
+            f"could not fetch the {archive}: `{' '.join(command)}` exited with status "
+            f"{done.returncode}:\n{tail}\n"
             f"Mirrors drop old versions after an update. {_by_hand(archive)}"
         )
     return find(archive, folder)
 
 
 def find(archive: Archive, folder: Path) -> Path:
-    """The file in `folder` that is `archive`, whatever its name. Raises `ArchiveError` if there is
-    none.
+    """The file in `folder` that is `archive`, whatever its name.
+
+    Raises `ArchiveError` if there is none.
     """
     if not folder.is_dir():
         raise ArchiveError(f"{folder} is not a folder of archives. {_by_hand(archive)}")
-    if (found := _by_hash(archive, folder)) is not None:
-        return found
-    named = [path for path in _files(folder) if _plain(path.name) == archive.file_name]
+    if (existing := _by_hash(archive, folder)) is not None:
+        return existing
+    named = [path for path in _files(folder) if _without_epoch(path.name) == archive.file_name]
     if named:
         raise ArchiveError(
             f"{named[0]} is not the recorded {archive}: its SHA-256 is {sha256_of(named[0])}, "
-            f"expected {archive.sha256}. Nothing was read from it. Get it again from a source you trust; "
-            "if upstream republished it, make a new version of the data set on purpose."
+            f"expected {archive.sha256}. Nothing was read from it. Get it again from a source that "
+            "you trust; if upstream republished it, make a new version of the data set on purpose."
         )
     raise ArchiveError(f"the {archive} is not in {folder}. {_by_hand(archive)}")
 
@@ -161,11 +168,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_files(path: Path, kind: Literal["deb", "npm", "pypi"]) -> dict[str, bytes]:
-    """The regular files of an archive: name without a leading `./`, to content; sorted by name.
+def read_files(path: Path, kind: Literal["deb", "npm", "pypi"]) -> Files:
+    """The regular files of an archive, sorted by name.
 
-    `kind` "deb" reads the data part of a Debian package; "npm" and "pypi" read a (compressed) tar
-    archive. Raises `ArchiveError` for a damaged archive or an unsafe or repeated member name.
+    kind: "deb" reads the data part of a Debian package; "npm" and "pypi" read a tar archive, which
+    may be compressed.
+    Raises `ArchiveError` for a damaged archive and for an unsafe or repeated member name.
     """
     content = path.read_bytes()
     if kind == "deb":
@@ -184,12 +192,12 @@ def _tar_files(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, bytes]]:
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts or "\\" in member.name or "\0" in member.name:
             raise ArchiveError(
-                f"{path} holds the unsafe member name {member.name!r}; the whole archive is refused"
+                f"{path} has the unsafe member name {member.name!r}; the whole archive is refused"
             )
         if not member.isfile():  # folders, symbolic and hard links, devices
             continue
         if str(name) in seen:
-            raise ArchiveError(f"{path} holds {name} twice; the whole archive is refused")
+            raise ArchiveError(f"{path} has {name} twice; the whole archive is refused")
         seen.add(str(name))
         file = tar.extractfile(member)
         assert file is not None, "a regular member has content"
@@ -197,8 +205,10 @@ def _tar_files(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _deb_data(content: bytes, path: Path) -> bytes:
-    """The decompressed data tar of a Debian package (an `ar` archive: 8-byte magic, 60-byte
-    headers, even offsets).
+    """The decompressed data tar of a Debian package.
+
+    A Debian package is an `ar` archive: an 8-byte magic number, then members with 60-byte headers
+    at even offsets.
     """
     if not content.startswith(_AR_MAGIC):
         raise ArchiveError(
@@ -217,9 +227,7 @@ def _deb_data(content: bytes, path: Path) -> bytes:
             raise ArchiveError(f"{path} is cut short: {name} should have {size:,} bytes")
         if name.startswith("data.tar"):
             if name not in _DECOMPRESS:
-                raise ArchiveError(
-                    f"{path} holds {name}; only {', '.join(_DECOMPRESS)} can be read"
-                )
+                raise ArchiveError(f"{path} has {name}; only {', '.join(_DECOMPRESS)} can be read")
             try:
                 return _DECOMPRESS[name](content[start : start + size])
             except (lzma.LZMAError, EOFError, OSError) as error:
@@ -235,8 +243,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _by_hash(archive: Archive, folder: Path) -> Path | None:
-    # The expected name first: hashing every file in a downloads folder would be slow.
-    files = sorted(_files(folder), key=lambda path: _plain(path.name) != archive.file_name)
+    # The expected name first: hashing every file of a downloads folder would be slow.
+    files = sorted(_files(folder), key=lambda path: _without_epoch(path.name) != archive.file_name)
     suffix = Path(archive.file_name).suffix
     return next(
         (path for path in files if path.suffix == suffix and sha256_of(path) == archive.sha256),
@@ -244,26 +252,24 @@ def _by_hash(archive: Archive, folder: Path) -> Path | None:
     )
 
 
-def _plain(file_name: str) -> str:
-    """A Debian file name without the epoch: `name_4%3a7.4.7_all.deb` and `name_7.4.7_all.deb` are
-    one package.
-    """
+def _without_epoch(file_name: str) -> str:
+    """A Debian file name without the epoch: `name_7.4.7_all.deb` for `name_4%3a7.4.7_all.deb`."""
     package, separator, rest = file_name.partition("_")
     epoch, colon, version = rest.partition("%3a")
     return f"{package}{separator}{version}" if colon and epoch.isdigit() else file_name
 
 
 def _client(name: str, archive: Archive) -> str:
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         raise ArchiveError(
-            f"`{name}` is not installed, and it fetches the {archive}. {_by_hand(archive)}"
+            f"`{name}` is not installed, but is needed to fetch the {archive}. {_by_hand(archive)}"
         )
-    return found
+    return path
 
 
 def _by_hand(archive: Archive) -> str:
     return (
-        f"Get {archive.file_name} (SHA-256 {archive.sha256}) by hand, put it in a folder, and pass that folder with "
-        "`--archives DIR`."
+        f"Get {archive.file_name} (SHA-256 {archive.sha256}) by hand, put it in a folder, and pass "
+        "that folder with `--archives DIR`."
     )

@@ -1,9 +1,8 @@
-"""Reading a data card's parquet files: the rows, or an error that names the file and how to get it
-back.
+"""Reads a data card's parquet files, or says which file is wrong and how to restore it.
 
-Guarantees: columns are those that `sources.py` records, or that the caller insists on; a damaged,
+Guarantees: the columns are those that `sources.py` records or that the caller requires; a damaged,
 empty or missing file is refused by name.
-Out of scope: what a card prints and whether it is true (cards.py).
+Out of scope: the numbers of a card (`card_numbers.py`) and checking them (`cards.py`).
 """
 
 from pathlib import Path
@@ -19,13 +18,14 @@ class CardError(RuntimeError):
 
 
 def read_card(path: Path, schema: pa.Schema | None = None) -> pa.Table:
-    """The rows of a data card folder, or of one of its parquet files, in file-name order.
+    """The rows of a data card's folder or of one parquet file, in the order of the file names.
 
-    path: `data_cards/<name>` (its `data/*.parquet` are read, but for those sampled from a model,
-    which are a configuration of their own) or a parquet file.
-    schema: the columns to insist on; by default those that `sources.py` gives for the data set of
-    that name. Raises `CardError` naming the file, what is wrong, and what to do, for a file that is
-    missing, has no bytes, is no parquet file or a damaged one, has other columns, or has no rows.
+    Args:
+        path: a parquet file, or a folder `data_cards/<name>`, whose `data/*.parquet` are read
+            except those sampled from a model, which form a separate configuration.
+        schema: the required columns; by default those of the data set of that name in `sources.py`.
+    Raises `CardError`, naming the file, the fault and the remedy, for a file that is missing, is
+    empty, is no intact parquet file, has other columns, or has no rows.
     """
     folder = path if path.is_dir() or not path.suffix else path.parent.parent
     known = SOURCES.get(folder.name)
@@ -53,18 +53,25 @@ def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
             f"{path} is not a readable parquet file: {error}. {remedy(path)}"
         ) from error
     if not table.schema.equals(schema):
-        found, expected = (
-            ", ".join(f"{field.name}: {field.type}" for field in each)
-            for each in (table.schema, schema)
+        actual, expected = (
+            ", ".join(f"{field.name}: {field.type}" for field in fields)
+            for fields in (table.schema, schema)
         )
-        raise CardError(f"{path} has the columns ({found}), expected ({expected}). {remedy(path)}")
+        raise CardError(f"{path} has the columns ({actual}), expected ({expected}). {remedy(path)}")
     if table.num_rows == 0:
         raise CardError(f"{path} has no rows. {remedy(path)}")
     return table
 
 
 def remedy(path: Path) -> str:
+    """What to do about a missing or damaged file of a card, as a sentence."""
     name = next((part for part in path.parts if part in SOURCES), "NAME")
     if name in SOURCES and path.name in SOURCES[name].sampled:
-        return f"Restore it with `git checkout -- data_cards/{name}`: no build makes a model's answers again."
-    return f"Restore it with `git checkout -- data_cards/{name}`, or rebuild it with `moxin-lab cards build {name}`."
+        return (
+            f"Restore it with `git checkout -- data_cards/{name}`: "
+            "a model's answers cannot be rebuilt."
+        )
+    return (
+        f"Restore it with `git checkout -- data_cards/{name}`, "
+        f"or rebuild it with `moxin-lab cards build {name}`."
+    )

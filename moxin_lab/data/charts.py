@@ -1,32 +1,33 @@
 """Charts drawn from real tables, with questions whose answers are computed from the drawn numbers.
 
-    tables of vega_datasets --> series (a title, 2 to 6 labels, their values) --> chart in one of
-    six styles --> questions
+    tables of vega_datasets
+      --> series: a title, 2 to 6 labels, their values
+      --> a chart in one of six styles
+      --> questions
 
 Columns of `data_cards/charts` (train, test_tables and test_styles, one file each):
 
     id         string   unique over the files
     table      string   the table of vega_datasets
-    title      string   what is drawn, as printed above the chart
+    title      string   as printed above the chart
     kind       string   bar, line or pie
     style      string   a key of `STYLES`
     labels     list<string>    from left to right (pie: anticlockwise from the right)
     values     list<float64>   as drawn: rounded to three digits
-    colours    list<string>    names from `COLOURS`; a line has one
+    colours    list<string>    names from `COLOURS`, one per mark; a line has a single one
     questions  list<struct<task, question, answer, choices: list<string>, pixels: int64>>
     pixels_sha256  string   SHA-256 of the decoded RGB pixels, row by row
     png        binary   192 x 192 pixels
 
-`choices` is empty where the answer is a label or a number to be read; `pixels` is the least edge at
-which we could read the
-answer off the image ourselves: 64 for colours, counts and trends, 192 for text.
+`choices` is empty where the answer is a label or a number to read. `pixels` is the smallest edge of
+the image at which a person can read the answer: 64 for colours, counts and trends, 192 for text.
 
-Guarantees: train has no chart of a table in `HELD_OUT_TABLES` or of a style in `HELD_OUT_STYLES`,
-test_tables has only the former in styles that train has, test_styles only the latter of tables that
-train has; no two values of a chart that are compared are closer than 8% of its largest; no date or
-version is written into an image.
-Does not: promise the same PNG bytes under another matplotlib, FreeType, NumPy or Pillow: compare
-`pixels_sha256` and questions.
+Guarantees: train has no chart of a table in `HELD_OUT_TABLES` or in a style of `HELD_OUT_STYLES`;
+test_tables has only those tables, in styles of train; test_styles has only those styles, of tables
+of train. Two values that a question compares differ by at least 8 % of the chart's largest. No date
+or version is written into an image.
+Out of scope: the same PNG bytes under another matplotlib, FreeType, NumPy or Pillow. Compare
+`pixels_sha256` and the questions instead.
 """
 
 import hashlib
@@ -34,11 +35,17 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+
+from moxin_lab.data.archives import Files
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.font_manager import FontProperties
 
 PIXELS = 192
 COLOURS = {
@@ -74,6 +81,7 @@ STYLES: dict[str, dict[str, Any]] = {
 HELD_OUT_STYLES = ("dark", "slate")
 HELD_OUT_TABLES = ("iowa-electricity", "crimea", "driving")
 LEAST_GAP = 0.08
+"""Smallest difference of two values that are compared, as a share of the largest value."""
 _CHARTS = {"train": 420, "test_tables": 110, "test_styles": 110}
 
 _QUESTION = pa.struct(
@@ -90,62 +98,64 @@ SCHEMA = pa.schema(
     + [("questions", pa.list_(_QUESTION)), ("pixels_sha256", pa.string()), ("png", pa.binary())]
 )
 
-Files = dict[str, bytes]
-
 
 class Series(NamedTuple):
-    """What one chart shows."""
+    """What a chart shows.
+
+    A hash of its text form chooses the drawing: a renamed field would change every chart.
+    """
 
     table: str
     title: str
     labels: tuple[str, ...]
     values: tuple[float, ...]
     ordered: bool
-    """Labels are points in time, so that a line may join them."""
+    """Whether the labels are points in time, so that a line may connect them."""
 
 
 def tables(contents: list[Files]) -> dict[str, pa.Table]:
-    """The three tables from the files of vega_datasets' source archive. Raises KeyError where a
-    table is not in it.
+    """The three tables, from the files of vega_datasets' source archive.
+
+    Raises KeyError for a table that is not in the archive.
     """
     (files,) = contents
-    found = sorted(set(series(files)), key=lambda one: _digest(str(one)))
+    all_series = sorted(set(series(files)), key=lambda shown: _digest(str(shown)))
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _CHARTS}
-    for number, one in enumerate(found):
-        held_out = one.table in HELD_OUT_TABLES
-        # A fifth of the series of train's tables is drawn in held-out styles, and not in train.
-        split = "test_tables" if held_out else "train" if number % 5 else "test_styles"
+    for index, shown in enumerate(all_series):
+        held_out = shown.table in HELD_OUT_TABLES
+        # Of the series of train's tables, a fifth is drawn in the held-out styles only.
+        split = "test_tables" if held_out else "train" if index % 5 else "test_styles"
         for repeat in range(4):
             if len(rows[split]) < _CHARTS[split]:
-                rows[split].append(_row(one, split, repeat))
+                rows[split].append(_row(shown, split, repeat))
     return {
-        f"{split}.parquet": pa.Table.from_pylist(found, schema=SCHEMA)
-        for split, found in rows.items()
+        f"{split}.parquet": pa.Table.from_pylist(split_rows, schema=SCHEMA)
+        for split, split_rows in rows.items()
     }
 
 
-def _row(one: Series, split: str, repeat: int) -> dict[str, Any]:
-    rng = np.random.default_rng(int.from_bytes(_digest(f"{one} {repeat}")[:8], "big"))
+def _row(shown: Series, split: str, repeat: int) -> dict[str, Any]:
+    rng = np.random.default_rng(int.from_bytes(_digest(f"{shown} {repeat}")[:8], "big"))
     style = rng.choice(
         [name for name in STYLES if (name in HELD_OUT_STYLES) == (split == "test_styles")]
     )
-    kinds = ["line", "line", "bar"] if one.ordered else ["bar", "bar"]
-    if not one.ordered and min(one.values) > 0.05 * sum(one.values):
+    kinds = ["line", "line", "bar"] if shown.ordered else ["bar", "bar"]
+    if not shown.ordered and min(shown.values) > 0.05 * sum(shown.values):
         kinds += ["pie"]
     kind = str(rng.choice(kinds))
-    count = 1 if kind == "line" else len(one.labels)
+    count = 1 if kind == "line" else len(shown.labels)
     colours = [str(name) for name in rng.permutation(list(COLOURS))[:count]]
-    pixels = draw(one, kind, str(style), colours)
+    pixels = draw(shown, kind, str(style), colours)
     return {
-        "id": f"{one.table}-{_digest(f'{one} {repeat}').hex()[:12]}",
-        "table": one.table,
-        "title": one.title,
+        "id": f"{shown.table}-{_digest(f'{shown} {repeat}').hex()[:12]}",
+        "table": shown.table,
+        "title": shown.title,
         "kind": kind,
         "style": str(style),
-        "labels": list(one.labels),
-        "values": list(one.values),
+        "labels": list(shown.labels),
+        "values": list(shown.values),
         "colours": colours,
-        "questions": list(questions(one, kind, colours, rng)),
+        "questions": list(questions(shown, kind, colours, rng)),
         "pixels_sha256": pixels_sha256(pixels),
         "png": _png(pixels),
     }
@@ -155,12 +165,14 @@ def _row(one: Series, split: str, repeat: int) -> dict[str, Any]:
 
 
 def series(files: Files) -> Iterator[Series]:
-    """All series that charts are drawn of, from ten tables."""
+    """The series of all ten tables that can be drawn; see `_series_if_clear`."""
     barley = _read(files, "barley.json")
     for (site, year), part in barley.groupby(["site", "year"], sort=True):
         part = part.sort_values("variety").set_index("variety")["yield"]
         for start in (0, 3, 5):
-            yield from _one("barley", f"Yield, {site} {year}", part.iloc[start : start + 5], False)
+            yield from _series_if_clear(
+                "barley", f"Yield, {site} {year}", part.iloc[start : start + 5], False
+            )
     weather = _read(files, "seattle-weather.csv")
     weather["date"] = pd.to_datetime(weather["date"])
     for (year, name), part in (
@@ -175,13 +187,13 @@ def series(files: Files) -> Iterator[Series]:
     for symbol in prices:
         yield from _windows("stocks", f"Price, {symbol}", prices[symbol].dropna(), 5)
     for year, part in prices.iterrows():
-        yield from _one("stocks", f"Price, {year}", part.dropna(), False)
+        yield from _series_if_clear("stocks", f"Price, {year}", part.dropna(), False)
     cars = _read(files, "cars.json")
     cars["year"] = cars["Year"].str[:4]
     for name in ("Miles_per_Gallon", "Horsepower", "Weight_in_lbs", "Acceleration"):
         for key in ("Origin", "Cylinders"):
             for year, part in cars.groupby("year"):
-                yield from _one(
+                yield from _series_if_clear(
                     "cars", f"{name}, {year}", part.groupby(key)[name].mean().dropna(), False
                 )
     work = _read(files, "us-employment.csv").set_index("month")
@@ -195,7 +207,7 @@ def series(files: Files) -> Iterator[Series]:
     ]
     for month in work.index[::6]:
         for start in (0, 1, 2):
-            yield from _one(
+            yield from _series_if_clear(
                 "us-employment",
                 f"Jobs, {month[:7]}",
                 work.loc[month, sectors[start : start + 4]],
@@ -205,7 +217,7 @@ def series(files: Files) -> Iterator[Series]:
     yield from _windows("wheat", "Price of wheat", wheat, 5)
     states = _read(files, "airports.csv")["state"].value_counts().sort_index()
     for start in range(0, len(states) - 4, 2):
-        yield from _one(
+        yield from _series_if_clear(
             "airports", "Airports by state", states.iloc[start : start + 2 + start % 5], False
         )
     energy = _read(files, "iowa-electricity.csv")
@@ -215,7 +227,7 @@ def series(files: Files) -> Iterator[Series]:
             "iowa-electricity", f"{source}, Iowa", part.set_index("year")["net_generation"], 5
         )
     for year, part in energy.groupby("year"):
-        yield from _one(
+        yield from _series_if_clear(
             "iowa-electricity",
             f"Electricity, {year}",
             part.set_index("source")["net_generation"],
@@ -242,23 +254,26 @@ def _read(files: Files, name: str) -> pd.DataFrame:
     )
 
 
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
 def _month(number: int) -> str:
-    return ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"][
-        number - 1
-    ]
+    return _MONTHS[number - 1]
 
 
 def _windows(table: str, title: str, values: pd.Series, size: int) -> Iterator[Series]:
-    """Runs of 3 to `size` points in order, each beginning two points after the one before."""
+    """Windows of 3 to `size` points in order, each starting two points after the last one."""
     for start in range(0, len(values) - 2, 2):
-        yield from _one(
+        yield from _series_if_clear(
             table, title, values.iloc[start : start + 3 + start // 2 % (size - 2)], True
         )
 
 
-def _one(table: str, title: str, values: pd.Series, ordered: bool) -> Iterator[Series]:
-    """The series, unless it is too short, has a value below zero, or its two highest or lowest are
-    too close to tell apart.
+def _series_if_clear(table: str, title: str, values: pd.Series, ordered: bool) -> Iterator[Series]:
+    """The series, if a chart of it would be clear.
+
+    It is not if there are fewer than two values, if one is negative, or if the two highest or the
+    two lowest are too close to distinguish.
     """
     rounded = tuple(float(f"{value:.3g}") for value in values)
     ranked = sorted(rounded)
@@ -273,7 +288,7 @@ def _one(table: str, title: str, values: pd.Series, ordered: bool) -> Iterator[S
 # ---- the drawing
 
 
-def draw(one: Series, kind: str, style: str, colours: list[str]) -> np.ndarray:
+def draw(shown: Series, kind: str, style: str, colours: list[str]) -> np.ndarray:
     """The chart as `[PIXELS, PIXELS, 3]` uint8."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -281,76 +296,82 @@ def draw(one: Series, kind: str, style: str, colours: list[str]) -> np.ndarray:
     from matplotlib.font_manager import FontProperties
 
     look = STYLES[style]
-    # the font file of matplotlib itself: a system may have another version of the family
-    font = FontProperties(
-        fname=str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size=5
-    )
+    # matplotlib's own font file: the system's version of the family may differ.
+    font_file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font = FontProperties(fname=str(font_file), size=5)
     fill = [COLOURS[name] for name in colours]
     with matplotlib.rc_context(rc=dict(matplotlib.rcParamsDefault) | {"backend": "agg"}):
         figure = Figure(figsize=(2, 2), dpi=PIXELS / 2, facecolor=look["background"])
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_axes((0.16, 0.16, 0.8, 0.72), facecolor=look["background"])
-        axes.set_title(one.title, fontproperties=font, color=look["ink"], pad=3)
+        axes.set_title(shown.title, fontproperties=font, color=look["ink"], pad=3)
         if kind == "pie":
-            names: Any = list(one.labels)
-            edge = {"edgecolor": look["edge"] or look["background"], "linewidth": 0.7}
-            _, texts = axes.pie(
-                one.values,
-                colors=fill,
-                labels=names,
-                wedgeprops=edge,
-                labeldistance=1.05,
-                radius=0.7,
-            )
-            for text in texts:
-                text.set(fontproperties=font, color=look["ink"])
+            _draw_pie(axes, shown, look, fill, font)
         else:
-            places = np.arange(len(one.values))
-            if kind == "bar":
-                axes.bar(
-                    places,
-                    one.values,
-                    look["width"],
-                    color=fill,
-                    edgecolor=look["edge"],
-                    linewidth=0.7,
-                    zorder=2,
-                )
-            else:
-                axes.plot(
-                    places,
-                    one.values,
-                    color=fill[0],
-                    linewidth=3,
-                    marker="o",
-                    markersize=5,
-                    zorder=2,
-                )
-            for place, value in zip(places, one.values, strict=True):
-                axes.annotate(
-                    f"{value:g}",
-                    (place, value),
-                    (0, 4),
-                    textcoords="offset points",
-                    ha="center",
-                    fontproperties=font,
-                    color=look["ink"],
-                )
-            axes.set(ylim=(0, 1.15 * max(one.values)), xlim=(-0.6, len(places) - 0.4))
-            axes.set_xticks(places, one.labels, fontproperties=font, rotation=20, color=look["ink"])
-            axes.tick_params(colors=look["ink"], length=2, pad=1)
-            for text in axes.get_yticklabels():
-                text.set(fontproperties=font, color=look["ink"])
-            if look["grid"]:
-                axes.grid(True, axis="y", color="#9a9a9a", linewidth=0.5)
-            for side, spine in axes.spines.items():
-                spine.set(color=look["ink"], visible=side in ("left", "bottom"))
+            _draw_axes(axes, shown, kind, look, fill, font)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def _draw_pie(
+    axes: "Axes", shown: Series, look: dict[str, Any], fill: list[str], font: "FontProperties"
+) -> None:
+    names: Any = list(shown.labels)
+    edge = {"edgecolor": look["edge"] or look["background"], "linewidth": 0.7}
+    _, texts = axes.pie(
+        shown.values, colors=fill, labels=names, wedgeprops=edge, labeldistance=1.05, radius=0.7
+    )
+    for text in texts:
+        text.set(fontproperties=font, color=look["ink"])
+
+
+def _draw_axes(
+    axes: "Axes",
+    shown: Series,
+    kind: str,
+    look: dict[str, Any],
+    fill: list[str],
+    font: "FontProperties",
+) -> None:
+    """A bar or line chart, with its values written above the marks."""
+    positions = np.arange(len(shown.values))
+    if kind == "bar":
+        axes.bar(
+            positions,
+            shown.values,
+            look["width"],
+            color=fill,
+            edgecolor=look["edge"],
+            linewidth=0.7,
+            zorder=2,
+        )
+    else:
+        axes.plot(
+            positions, shown.values, color=fill[0], linewidth=3, marker="o", markersize=5, zorder=2
+        )
+    for position, value in zip(positions, shown.values, strict=True):
+        axes.annotate(
+            f"{value:g}",
+            (position, value),
+            (0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontproperties=font,
+            color=look["ink"],
+        )
+    axes.set(ylim=(0, 1.15 * max(shown.values)), xlim=(-0.6, len(positions) - 0.4))
+    axes.set_xticks(positions, shown.labels, fontproperties=font, rotation=20, color=look["ink"])
+    axes.tick_params(colors=look["ink"], length=2, pad=1)
+    for text in axes.get_yticklabels():
+        text.set(fontproperties=font, color=look["ink"])
+    if look["grid"]:
+        axes.grid(True, axis="y", color="#9a9a9a", linewidth=0.5)
+    for side, spine in axes.spines.items():
+        spine.set(color=look["ink"], visible=side in ("left", "bottom"))
+
+
 def _png(pixels: np.ndarray) -> bytes:
-    """A palette PNG of 48 colours; `pixels` is written as the palette shows it, see `decode`."""
+    """A PNG with a palette of 48 colours, so its pixels may differ slightly from `pixels`."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -361,7 +382,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def pixels_sha256(pixels: np.ndarray) -> str:
-    """SHA-256 of the pixels that a chart's PNG holds, that is, after they went through its palette."""
+    """SHA-256 of the RGB pixels in a chart's PNG, which are those of its palette."""
     from PIL import Image
 
     shown = np.asarray(Image.open(io.BytesIO(_png(pixels))).convert("RGB"))
@@ -372,19 +393,20 @@ def pixels_sha256(pixels: np.ndarray) -> str:
 
 
 def questions(
-    one: Series, kind: str, colours: list[str], rng: np.random.Generator
+    shown: Series, kind: str, colours: list[str], rng: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
-    """Questions about a chart, each with its exact answer; what `rng` draws decides which marks are
-    asked about.
+    """The questions about a chart, each with its exact answer.
+
+    rng: chooses the marks that are compared, and the one whose value is asked for.
     """
-    top, bottom = int(np.argmax(one.values)), int(np.argmin(one.values))
+    top, bottom = int(np.argmax(shown.values)), int(np.argmin(shown.values))
     marks = {"bar": "bars", "line": "points", "pie": "slices"}[kind]
     yield _ask("chart kind", "What kind of chart is this?", kind, ["bar", "line", "pie"], 64)
     counts = [str(number) for number in range(2, 7)]
-    yield _ask("chart count", f"How many {marks} are there?", str(len(one.values)), counts, 64)
+    yield _ask("chart count", f"How many {marks} are there?", str(len(shown.values)), counts, 64)
     if kind == "line":
-        rises = "yes" if one.values[-1] > one.values[0] else "no"
-        if abs(one.values[-1] - one.values[0]) >= LEAST_GAP * max(one.values):
+        rises = "yes" if shown.values[-1] > shown.values[0] else "no"
+        if abs(shown.values[-1] - shown.values[0]) >= LEAST_GAP * max(shown.values):
             yield _ask(
                 "chart trend", "Does the line end higher than it begins?", rises, ["yes", "no"], 64
             )
@@ -409,21 +431,21 @@ def questions(
             list(COLOURS),
             64,
         )
-        a, b = (int(place) for place in rng.permutation(len(one.values))[:2])
-        if abs(one.values[a] - one.values[b]) >= LEAST_GAP * max(one.values):
-            answer = "yes" if one.values[a] > one.values[b] else "no"
+        a, b = (int(mark_index) for mark_index in rng.permutation(len(shown.values))[:2])
+        if abs(shown.values[a] - shown.values[b]) >= LEAST_GAP * max(shown.values):
+            answer = "yes" if shown.values[a] > shown.values[b] else "no"
             question = f"Is the {colours[a]} {mark} {higher} than the {colours[b]} {mark}?"
             yield _ask("chart compare", question, answer, ["yes", "no"], 64)
     superlative = "largest" if kind == "pie" else "highest"
     yield _ask(
-        "chart label", f"Which label has the {superlative} value?", one.labels[top], [], PIXELS
+        "chart label", f"Which label has the {superlative} value?", shown.labels[top], [], PIXELS
     )
     if kind != "pie":
-        place = int(rng.integers(len(one.values)))
+        position = int(rng.integers(len(shown.values)))
         yield _ask(
             "chart value",
-            f"What is the value at {one.labels[place]}?",
-            f"{one.values[place]:g}",
+            f"What is the value at {shown.labels[position]}?",
+            f"{shown.values[position]:g}",
             [],
             PIXELS,
         )

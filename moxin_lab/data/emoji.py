@@ -1,28 +1,27 @@
-"""Emoji as an image-text set: one row a concept, drawn in two styles, named in 28 languages, split
-by concept family.
+"""Emoji as an image-text set: one row per concept, in two styles, with names in 28 languages.
 
     emoji-datasource-google  --+
-    emoji-datasource-twitter --+--> concepts with both drawings and an English name --> families --> splits
-    emojibase-data           --+
+    emoji-datasource-twitter --+--> concepts with both drawings and an English name
+    emojibase-data           --+      --> families --> splits
 
 Columns of `data_cards/emoji` (train, validation, test and flags, one file each):
 
-    concept     string   Unicode code points in hexadecimal, joined by "-", as the image package names them
+    concept     string   Unicode code points in hexadecimal, joined by "-", as in the image package
     emoji       string   the character itself
-    family      string   the least concept of the family, the key of the split
+    family      string   the first concept of the family in sorted order, the key of the split
     category    string   nine groups, such as `Food & Drink`
     subcategory string   about a hundred, such as `food-fruit`
-    texts       list<struct<language, label, tags: list<string>>>   one entry a language, labels as published
+    texts       list<struct<language, label, tags: list<string>>>   one entry per language
     google      binary   PNG, 64 x 64, Noto; the package's bytes
     twitter     binary   PNG, 64 x 64, Twemoji; the package's bytes
 
-A family holds what a viewer would take for the same thing again: versions by gender, age, skin tone
-and direction, what is joined to the same first part by a zero-width joiner, and the 24 clock faces.
+A family contains versions of the same thing: by gender, age, skin tone and direction, sequences
+with the same first part before a zero-width joiner, and the 24 clock faces.
 
-Guarantees: a family is in one file only; flags, whose drawings repeat one layout, are a file of
-their own; families of more than `LARGE_FAMILY` concepts are in train, so that no test is one
-family's; the same archives give the same rows.
-Does not: include drawings of skin tones (the base concept has none), or decode an image.
+Guarantees: a family is in one file only; flags, whose drawings share one layout, are in a separate
+file; families of more than `LARGE_FAMILY` concepts are in train, so that no family dominates a
+test; the same archives give the same rows.
+Out of scope: drawings of skin tones (only the base concept is included); decoding images.
 """
 
 import hashlib
@@ -32,6 +31,8 @@ from collections import defaultdict
 from typing import Any
 
 import pyarrow as pa
+
+from moxin_lab.data.archives import Files
 
 LANGUAGES = (
     *("bn", "da", "de", "en", "en-gb", "es", "es-mx", "et", "fi", "fr", "hi", "hu", "it", "ja"),
@@ -61,26 +62,24 @@ SCHEMA = pa.schema(
     ]
 )
 
-Files = dict[str, bytes]
-
 _JOINER, _VARIATION = "200D", "FE0F"
 _SKIN_TONES = {f"1F3F{digit}" for digit in "BCDEF"}
 _PERSONS = {"1F468", "1F469", "1F9D1", "1F466", "1F467", "1F9D2"}
 _MARKS = {"2640", "2642", "27A1", "2194", "2195"}
-"""Gender signs and arrows: joined to a person they say which gender, or which way it faces."""
+"""Gender signs and arrows: joined to a person, they give its gender or direction."""
 _VARIANT_WORDS = re.compile(
-    r"\b(man|men|woman|women|person|people|boy|girl|boys|girls|male|female|older|old|baby|child|facing|left|right|up|down|"
-    r"upwards|downwards|leftwards|rightwards|upper|lower|back|backhand|north|south|east|west|prince|princess|"
-    r"king|queen|with crown|mrs\.?|mx|santa|counterclockwise|clockwise|curving|oncoming|tilted)\b"
+    r"\b(man|men|woman|women|person|people|boy|girl|boys|girls|male|female|older|old|baby|child|"
+    r"facing|left|right|up|down|upwards|downwards|leftwards|rightwards|upper|lower|back|backhand|"
+    r"north|south|east|west|prince|princess|king|queen|with crown|mrs\.?|mx|santa|"
+    r"counterclockwise|clockwise|curving|oncoming|tilted)\b"
 )
 _CLOCK_FACE = re.compile(r"\w+(-thirty| o.clock)")
 
 
 def tables(contents: list[Files]) -> dict[str, pa.Table]:
-    """The four tables from the files of the archives google, twitter and emojibase, in that order.
+    """The four tables, from the files of the archives google, twitter and emojibase.
 
-    Raises KeyError or ValueError where a package is not laid out as expected; `packaged.py` names
-    it.
+    Raises KeyError or ValueError for a package of another layout; `packaged.py` reports it by name.
     """
     rows = concepts(contents)
     assigned = families({row["concept"]: _english(row)["label"] for row in rows})
@@ -93,18 +92,19 @@ def tables(contents: list[Files]) -> dict[str, pa.Table]:
         flag = any(row["category"] == "Flags" for row in of_family)
         split_rows["flags" if flag else split_of(family, len(of_family))] += of_family
     ordered = {
-        name: sorted(found, key=lambda row: _digest(row["concept"]).hex())
-        for name, found in split_rows.items()
+        name: sorted(part, key=lambda row: _digest(row["concept"]).hex())
+        for name, part in split_rows.items()
     }
     return {
-        f"{name}.parquet": pa.Table.from_pylist(found, schema=SCHEMA)
-        for name, found in ordered.items()
+        f"{name}.parquet": pa.Table.from_pylist(part, schema=SCHEMA)
+        for name, part in ordered.items()
     }
 
 
 def concepts(contents: list[Files]) -> list[dict[str, Any]]:
-    """Concepts that both packages draw and that have an English name, without families, by code
-    point.
+    """The concepts that both packages draw and that have an English name, by code point.
+
+    Rows have all columns except `family`.
     """
     google, twitter, names = contents
     texts = {language: _texts(names[f"package/{language}/data.json"]) for language in LANGUAGES}
@@ -153,11 +153,12 @@ def _english(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def families(labels: dict[str, str]) -> dict[str, str]:
-    """Concept to family (its least concept), from concepts and their English labels.
+    """Concept to family, from concepts and their English labels.
 
-    Two concepts are of one family if they share a code key (code points without skin tones, genders
-    and directions; of a joined sequence the first part that is no person) or a name key (the label
-    without words of gender, age, direction and hour).
+    A family is named by its first concept in sorted order. Two concepts belong to one family if
+    they share a code key (the code points without skin tones, genders and directions; for a joined
+    sequence, its first part that is no person) or a name key (the label without words of gender,
+    age, direction and hour).
     """
     parent = {concept: concept for concept in labels}
 
@@ -197,14 +198,14 @@ def _name_key(label: str) -> str:
 
 
 def split_of(family: str, size: int) -> str:
-    """The split of a family that holds no flag, by a hash of its name."""
+    """The split of a family without flags, by a hash of its name. size: number of concepts."""
     if size > LARGE_FAMILY:
         return "train"
-    place = int.from_bytes(_digest(family)[:8], "big") % sum(SPLIT_SHARES.values())
+    position = int.from_bytes(_digest(family)[:8], "big") % sum(SPLIT_SHARES.values())
     for name, share in SPLIT_SHARES.items():
-        if place < share:
+        if position < share:
             return name
-        place -= share
+        position -= share
     raise AssertionError("the shares add up to the modulus")
 
 

@@ -1,5 +1,7 @@
-"""Pictures of stage 01. Each function draws measured numbers and returns a matplotlib Figure;
-`stage.show_figure` shows it.
+"""Figures of stage 01, data curation.
+
+Guarantees: each figure shows measured numbers that are passed in.
+Out of scope: displaying a figure (`stage.show_figure`).
 """
 
 import matplotlib.pyplot as plt
@@ -24,9 +26,10 @@ _STEP_OF = {
 
 
 def outcomes(reasons: pd.DataFrame, train: pd.Series, heldout: pd.Series) -> pd.DataFrame:
-    """Documents by language (rows) and by where they ended (columns of `OUTCOMES`).
+    """Number of documents by language (rows) and outcome (columns of `OUTCOMES`).
 
-    reasons: as `Funnel.reasons()`, evaluation sets left out; train, heldout: documents by language.
+    reasons: the table of `Funnel.reasons()`, without evaluation sets. train, heldout: number of
+    documents by language.
     """
     lost = (
         reasons.assign(outcome=reasons["step"].map(_STEP_OF))
@@ -41,9 +44,7 @@ def outcomes(reasons: pd.DataFrame, train: pd.Series, heldout: pd.Series) -> pd.
 
 
 def outcome_figure(table: pd.DataFrame) -> Figure:
-    """Where the documents of each language ended, as shares of those that entered; counts inside
-    the wide parts.
-    """
+    """Outcomes of each language's documents, as shares of all; wide segments show their counts."""
     figure, axes = plt.subplots(figsize=(7.0, 0.55 * len(table) + 1.5))
     names = [f"{LANGUAGES.get(key, key)}\n({total:,})" for key, total in table.sum(axis=1).items()]
     left = np.zeros(len(table))
@@ -75,8 +76,9 @@ def outcome_figure(table: pd.DataFrame) -> Figure:
 
 
 def length_figure(measured: pd.DataFrame, minimum: int) -> Figure:
-    """Share of pages with at most so many counted characters, one curve a language, the filter's
-    limit marked.
+    """Cumulative distribution of the pages' counted characters: one curve per language.
+
+    minimum: the limit of the length filter, which is marked.
     """
     figure, axes = plt.subplots()
     languages = [key for key in LANGUAGES if key in set(measured["language"])]
@@ -109,8 +111,10 @@ def length_figure(measured: pd.DataFrame, minimum: int) -> Figure:
 def recall_figure(
     recall: pd.DataFrame, bands: dict[str, tuple[int, int]], threshold: float
 ) -> Figure:
-    """Measured share of pairs that share a bucket, with 95 % intervals, beside the curve of theory;
-    one colour a banding.
+    """Measured share of pairs found, with 95 % intervals, and the theoretical curve.
+
+    recall: the table of `measures.recall_by_similarity`. bands: name to (bands, rows); each banding
+    has its own colour.
     """
     figure, axes = plt.subplots()
     grid = np.linspace(0.3, 1.0, 200)

@@ -1,7 +1,7 @@
-"""Stage 01, what its claims rest on: how well extraction, the length rule and MinHash do what they
-are said to do.
+"""Stage 01, measures behind its claims: quality of extraction, the length filter, and MinHash.
 
-Each function returns a pandas DataFrame that the notebook shows. Nothing here changes a document.
+Guarantees: no function changes a document.
+Out of scope: figures (`figures.py`) and verdicts, which the notebook gives.
 """
 
 from collections import Counter
@@ -19,18 +19,19 @@ from moxin_lab.data.dedup import collision_probability
 from moxin_lab.data.split import tokens
 
 MAIN_AREA = "DisplayArea"
-"""The element in which LibreOffice's help pages hold their content: a mark by the publisher,
-unknown to the extractor.
+"""The id of the element with the content of a LibreOffice help page.
+
+The publisher marks the content with it; the extractor does not know it.
 """
 
 
 def extraction_agreement(pages: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """Tokens kept by two ways of reading (language, html) pages, against the tokens of the
-    publisher's main area.
+    """Compares the tokens that two methods extract with those of the publisher's main area.
 
-    method, language, pages, precision (share of the kept tokens that belong to the main area),
-    recall (share of the main area's tokens that are kept), pages halved (pages of which less than
-    half is kept). Tokens are counted with repetition; pages without a main area are left out.
+    pages: pairs of language and HTML. Pages without a main area are skipped.
+    One row per method and language. Columns: method, language, pages, precision (share of the
+    extracted tokens that belong to the main area), recall (share of the main area's tokens that are
+    extracted), pages halved (pages with a recall below one half). Tokens count with repetition.
     """
     counts: dict[tuple[str, str], np.ndarray] = {}
     for language, html in pages:
@@ -38,15 +39,16 @@ def extraction_agreement(pages: Iterable[tuple[str, str]]) -> pd.DataFrame:
         area = document.get_element_by_id(MAIN_AREA) if document is not None else None
         if area is None:
             continue
-        wanted = Counter(tokens(extract_plain_text(area.html, main_content=False)))
+        reference = Counter(tokens(extract_plain_text(area.html, main_content=False)))
         for method, main_content in (("tags stripped", False), ("main content", True)):
-            kept = Counter(tokens(extract_plain_text(html, main_content=main_content)))
-            both = (kept & wanted).total()
+            extracted = Counter(tokens(extract_plain_text(html, main_content=main_content)))
+            both = (extracted & reference).total()
+            total = reference.total()
             row = counts.setdefault((method, language), np.zeros(5))
-            row += (1, both, kept.total(), wanted.total(), both < wanted.total() / 2)
+            row += (1, both, extracted.total(), total, both < total / 2)
     rows = [
-        (method, language, int(pages_), both / max(kept, 1), both / max(wanted, 1), int(halved))
-        for (method, language), (pages_, both, kept, wanted, halved) in counts.items()
+        (method, language, int(pages_), both / max(kept, 1), both / max(total, 1), int(halved))
+        for (method, language), (pages_, both, kept, total, halved) in counts.items()
     ]
     return pd.DataFrame(
         rows, columns=["method", "language", "pages", "precision", "recall", "pages halved"]
@@ -54,7 +56,10 @@ def extraction_agreement(pages: Iterable[tuple[str, str]]) -> pd.DataFrame:
 
 
 def lengths(documents: pa.Table) -> pd.DataFrame:
-    """page, language, characters (as the short filter counts them), bytes."""
+    """Length of each document. Columns: page, language, characters, bytes.
+
+    characters: as the length filter counts them.
+    """
     frame = documents.select(["page", "language"]).to_pandas()
     texts = documents["text"].to_pylist()
     frame["characters"] = [counted_characters(text) for text in texts]
@@ -63,11 +68,10 @@ def lengths(documents: pa.Table) -> pd.DataFrame:
 
 
 def short_shares(measured: pd.DataFrame, minimum: int) -> pd.DataFrame:
-    """By language: documents, share below `minimum` characters, and the same for documents whose
-    English page is long enough.
+    """Share of documents below `minimum` characters: one row per language.
 
-    The last column is the cost of counting characters in a script that writes more with each: the
-    same page passes in English.
+    The last column has the share among documents whose English page is long enough. It is the cost
+    of counting characters in a script that says more with each of them.
     """
     passing = set(
         measured.loc[(measured.language == "en") & (measured.characters >= minimum), "page"]
@@ -92,12 +96,14 @@ def short_shares(measured: pd.DataFrame, minimum: int) -> pd.DataFrame:
 def recall_by_similarity(
     all_pairs: pa.Table, found: dict[str, pa.Table], edges: list[float]
 ) -> pd.DataFrame:
-    """Of all pairs in each interval of true similarity, how many stand in each table of `found`
-    (name -> a, b).
+    """Recall by true similarity: one row per table of `found` and interval of similarity.
 
-    bands, low, high, similarity (mean in the interval), pairs, found, share, share_low, share_high
-    (Wilson's 95 % interval). The last interval includes its end; pairs outside all intervals are
-    not counted.
+    Args:
+        all_pairs: columns a, b, jaccard.
+        found: name of a banding to the pairs that it found, columns a, b.
+        edges: of the intervals. The last interval includes its end; pairs outside are not counted.
+    Columns: bands, low, high, similarity (mean in the interval), pairs, found, share, share_low,
+    share_high (Wilson's 95 % interval).
     """
     frame = all_pairs.to_pandas()
     frame = frame[(frame["jaccard"] >= edges[0]) & (frame["jaccard"] <= edges[-1])]
@@ -132,8 +138,9 @@ def recall_by_similarity(
 def expected_found(
     all_pairs: pa.Table, threshold: float, bands: int, rows: int
 ) -> tuple[float, float]:
-    """Mean and standard deviation of the number of pairs at or above `threshold` that share a
-    bucket, if theory holds.
+    """Theoretical mean and standard deviation of the number of pairs that share a bucket.
+
+    Only pairs with at least the similarity `threshold` count.
     """
     similarity = np.asarray(all_pairs["jaccard"].to_pylist(), dtype=np.float64)
     probability = collision_probability(similarity[similarity >= threshold], bands, rows)
@@ -141,7 +148,7 @@ def expected_found(
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
-    """Wilson's score interval at 95 %; (0, 1) of nothing."""
+    """Wilson's score interval at 95 %; (0, 1) if `total` is 0."""
     if total == 0:
         return 0.0, 1.0
     z, share = 1.959964, hits / total
@@ -151,14 +158,14 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
 
 
 def without(documents: pa.Table, **values: str) -> pa.Table:
-    """The rows in which no named column has its value."""
+    """The rows in which none of the named columns has its value."""
     for name, value in values.items():
         documents = documents.filter(pc.not_equal(documents[name], value))
     return documents
 
 
 def only(documents: pa.Table, **values: str) -> pa.Table:
-    """The rows whose columns have these values."""
+    """The rows in which all of the named columns have their values."""
     for name, value in values.items():
         documents = documents.filter(pc.equal(documents[name], value))
     return documents

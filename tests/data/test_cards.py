@@ -1,6 +1,4 @@
-"""`data_cards/` and `moxin_lab.data.cards`: the released data sets are what their cards say, and
-damage is named.
-"""
+"""Data cards: the released data sets are what their cards say, and damage is reported by name."""
 
 import re
 import shutil
@@ -12,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moxin_lab.data import cards, packaged, sources
+from moxin_lab.data import card_numbers, cards, packaged, sources
 from moxin_lab.data.card_files import CardError, read_card
 
 LANGUAGES = ["en", "zh", "ja", "ko"]
@@ -48,7 +46,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def copy(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root whose only card is a copy of the smallest real one."""
+    """A root whose only card is a copy of the smallest released one."""
     shutil.copytree(
         repository / "data_cards" / "conversations", tmp_path / "data_cards" / "conversations"
     )
@@ -56,26 +54,25 @@ def copy(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
-# --- the released data sets
-# --------------------------------------------------------------------------------
+# ---- the released data sets
 
 
 def test_every_released_card_is_as_recorded(repository: Path) -> None:
     assert cards.check(repository) == []
 
 
-def test_there_is_a_folder_for_each_source_and_no_other_file_in_it(repository: Path) -> None:
+def test_each_source_has_a_folder_with_the_expected_files_and_no_other(repository: Path) -> None:
     folders = {
         folder.name: folder for folder in (repository / "data_cards").iterdir() if folder.is_dir()
     }
-    for name, wanted in sources.SOURCES.items():
+    for name, record in sources.SOURCES.items():
         files = {
             str(file.relative_to(folders[name]))
             for file in folders[name].rglob("*")
             if file.is_file()
         }
-        expected = {"README.md", "LICENSE", *(f"data/{file}" for file in wanted.rows)}
-        expected |= {f"data/{file}" for file, digest in wanted.sampled.items() if digest}
+        expected = {"README.md", "LICENSE", *(f"data/{file}" for file in record.rows)}
+        expected |= {f"data/{file}" for file, digest in record.sampled.items() if digest}
         assert expected <= files <= expected | {"croissant.json"}
 
 
@@ -83,20 +80,20 @@ def test_there_is_a_folder_for_each_source_and_no_other_file_in_it(repository: P
 def test_load_dataset_reads_the_card_without_a_network(
     name: str, configuration: str | None, repository: Path, tmp_path: Path, no_network: None
 ) -> None:
-    wanted = sources.SOURCES[name]
+    record = sources.SOURCES[name]
     loaded = datasets.load_dataset(
         str(repository / "data_cards" / name), configuration, cache_dir=str(tmp_path)
     )
-    assert sorted(loaded) == sorted(wanted.splits)
+    assert sorted(loaded) == sorted(record.splits)
     files = (
-        wanted.rows
+        record.rows
         if configuration is None
-        else {f"{configuration}.parquet": wanted.rows[f"{configuration}.parquet"]}
+        else {f"{configuration}.parquet": record.rows[f"{configuration}.parquet"]}
     )
     assert sum(rows.num_rows for rows in loaded.values()) == sum(files.values())
-    assert {tuple(rows.column_names) for rows in loaded.values()} == {tuple(wanted.schema.names)}
-    if len(wanted.splits) > 1:
-        assert {f"{split}.parquet": rows.num_rows for split, rows in loaded.items()} == wanted.rows
+    assert {tuple(rows.column_names) for rows in loaded.values()} == {tuple(record.schema.names)}
+    if len(record.splits) > 1:
+        assert {f"{split}.parquet": rows.num_rows for split, rows in loaded.items()} == record.rows
 
 
 def test_each_help_page_exists_once_in_each_language_and_row_i_is_the_same_page(
@@ -115,7 +112,7 @@ def test_each_help_page_exists_once_in_each_language_and_row_i_is_the_same_page(
     ("language", "script"),
     [("zh", "[\u4e00-\u9fff]"), ("ja", "[\u3041-\u30ff]"), ("ko", "[\uac00-\ud7a3]")],
 )
-def test_a_translated_help_page_is_readable_in_its_script(
+def test_a_translated_help_page_contains_text_in_its_script(
     language: str, script: str, tables
 ) -> None:
     rows = tables["help_pages"].to_pylist()
@@ -159,7 +156,7 @@ def test_udhr_has_500_translations_with_metadata_that_agrees_with_the_page(table
     assert "世界人权宣言" in rows["cmn_hans"]["html"].decode("utf-8")
 
 
-def test_conversations_have_turns_with_text_in_four_languages(tables) -> None:
+def test_conversations_have_no_empty_turn_and_are_in_four_languages(tables) -> None:
     rows = tables["conversations"].to_pylist()
     assert {row["language"] for row in rows} == set(LANGUAGES)
     assert all(
@@ -169,7 +166,7 @@ def test_conversations_have_turns_with_text_in_four_languages(tables) -> None:
     assert len(set(keys)) == len(keys)
 
 
-def test_the_cards_stay_within_their_share_of_the_tree(repository: Path) -> None:
+def test_the_cards_stay_within_their_size_limits(repository: Path) -> None:
     sizes = [
         file.stat().st_size for file in (repository / "data_cards").rglob("*") if file.is_file()
     ]
@@ -178,9 +175,11 @@ def test_the_cards_stay_within_their_share_of_the_tree(repository: Path) -> None
 
 
 @pytest.mark.parametrize("name", sources.SOURCES)
-def test_every_number_of_a_card_is_regenerated_from_its_data(name: str, repository: Path) -> None:
+def test_the_numbers_of_a_card_are_those_computed_from_its_data(
+    name: str, repository: Path
+) -> None:
     folder = repository / "data_cards" / name
-    assert (folder / "README.md").read_text(encoding="utf-8") == cards.render(folder)
+    assert (folder / "README.md").read_text(encoding="utf-8") == card_numbers.render(folder)
 
 
 @pytest.mark.parametrize("name", sources.SOURCES)
@@ -206,8 +205,7 @@ def test_a_card_has_the_sections_of_the_hub_template(name: str, repository: Path
         assert f"| `{column}` |" in text, "each column is described"
 
 
-# --- damage is named
-# ---------------------------------------------------------------------------------------
+# ---- damage is reported by name
 
 
 def damaged(copy: Path, damage: str) -> Path:
@@ -247,20 +245,20 @@ def damaged(copy: Path, damage: str) -> Path:
         ("missing", "is missing"),
     ],
 )
-def test_a_bad_parquet_is_named_with_what_is_wrong_and_what_to_do(
+def test_a_bad_parquet_file_is_named_with_the_fault_and_the_remedy(
     damage: str, message: str, copy: Path
 ) -> None:
     path = damaged(copy, damage)
-    for asked in (path, path.parent.parent):
+    for argument in (path, path.parent.parent):
         with pytest.raises(CardError, match=message) as caught:
-            read_card(asked)
+            read_card(argument)
         assert str(path) in str(caught.value)
         assert "moxin-lab cards build conversations" in str(caught.value)
     problems = cards.check(copy)
     assert any(re.search(message, problem) for problem in problems)
 
 
-def test_a_folder_of_a_users_own_rows_is_read_with_the_schema_given(tmp_path: Path) -> None:
+def test_a_folder_of_other_rows_is_read_with_the_given_schema(tmp_path: Path) -> None:
     schema = pa.schema([("html", pa.binary())])
     (tmp_path / "mine" / "data").mkdir(parents=True)
     with pytest.raises(CardError, match=r"holds no data/\*.parquet"):
@@ -273,7 +271,7 @@ def test_a_folder_of_a_users_own_rows_is_read_with_the_schema_given(tmp_path: Pa
         read_card(tmp_path / "mine")
 
 
-def test_check_is_silent_on_an_intact_copy(copy: Path) -> None:
+def test_check_finds_no_problem_in_an_intact_copy(copy: Path) -> None:
     assert cards.check(copy) == []
 
 
@@ -301,7 +299,7 @@ def replace(path: Path, old: str, new: str) -> None:
         ("---\n", "", "does not begin with YAML front matter"),
     ],
 )
-def test_check_finds_a_card_that_says_something_else(
+def test_check_finds_a_card_that_contradicts_its_data_or_its_record(
     old: str, new: str, message: str, copy: Path
 ) -> None:
     replace(copy / "data_cards" / "conversations" / "README.md", old, new)
@@ -310,7 +308,7 @@ def test_check_finds_a_card_that_says_something_else(
     assert re.search(message, problems[0])
 
 
-def test_check_finds_one_changed_row_even_if_the_card_was_rendered_again(copy: Path) -> None:
+def test_check_finds_a_changed_row_even_if_the_card_was_rendered_again(copy: Path) -> None:
     folder = copy / "data_cards" / "conversations"
     path = folder / "data" / "train.parquet"
     rows = pq.read_table(path).to_pylist()
@@ -318,7 +316,7 @@ def test_check_finds_one_changed_row_even_if_the_card_was_rendered_again(copy: P
     sources.write_table(
         pa.Table.from_pylist(rows, schema=sources.SOURCES["conversations"].schema), path
     )
-    (folder / "README.md").write_text(cards.render(folder), encoding="utf-8")
+    (folder / "README.md").write_text(card_numbers.render(folder), encoding="utf-8")
     (problem,) = cards.check(copy)
     assert "rows" in problem and "SHA-256" in problem
 
@@ -358,7 +356,7 @@ def test_rebuild_from_a_folder_of_archives_restores_data_and_numbers(
         return [sources.write_table(intact, out / "data" / "train.parquet")]
 
     monkeypatch.setattr(cards, "build", build)
-    said: list[str] = []
-    cards.rebuild(copy, "conversations", copy / "archives", progress=said.append)
-    assert said == [f"building {folder}"]
+    messages: list[str] = []
+    cards.rebuild(copy, "conversations", copy / "archives", progress=messages.append)
+    assert messages == [f"building {folder}"]
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -1,5 +1,5 @@
-"""`moxin_lab.data.charts` and its card: answers follow from the numbers, images from the series,
-tests are held out.
+"""Charts and their card: answers follow from the numbers, images from the series, and tables and
+styles of the tests are held out.
 """
 
 import io
@@ -15,9 +15,7 @@ from moxin_lab.data import charts
 from moxin_lab.data.card_files import read_card
 
 DRAWN_WITH = ("3.11", "13.")
-"""Beginnings of the versions of matplotlib and Pillow that drew the card: those of
-requirements.lock.
-"""
+"""Prefixes of the versions of matplotlib and Pillow that drew the card, as in requirements.lock."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +29,7 @@ def splits(repository):
 
 @pytest.fixture(scope="module")
 def rows(splits):
-    return [row for found in splits.values() for row in found]
+    return [row for split_rows in splits.values() for row in split_rows]
 
 
 def test_tables_and_styles_of_the_tests_are_not_in_train(splits):
@@ -42,15 +40,16 @@ def test_tables_and_styles_of_the_tests_are_not_in_train(splits):
         charts.HELD_OUT_STYLES
     )
     drawn = {
-        name: {(row["title"], *row["values"]) for row in found} for name, found in splits.items()
+        name: {(row["title"], *row["values"]) for row in split_rows}
+        for name, split_rows in splits.items()
     }
-    assert not drawn["train"] & drawn["test_styles"], "a series that train draws in another style"
+    assert not drawn["train"] & drawn["test_styles"], "train has the series in another style"
 
 
 def test_every_answer_follows_from_the_numbers(rows):
     for row in rows:
         values, colours = row["values"], row["colours"]
-        for asked in row["questions"]:
+        for question in row["questions"]:
             expected = {
                 "chart kind": lambda row=row: row["kind"],
                 "chart count": lambda values=values: str(len(values)),
@@ -59,24 +58,24 @@ def test_every_answer_follows_from_the_numbers(rows):
                 "chart highest": lambda v=values, c=colours: c[v.index(max(v))],
                 "chart lowest": lambda v=values, c=colours: c[v.index(min(v))],
                 "chart label": lambda row=row, v=values: row["labels"][v.index(max(v))],
-            }.get(asked["task"])
+            }.get(question["task"])
             if expected:
-                assert asked["answer"] == expected(), (row["id"], asked)
-            elif asked["task"] == "chart compare":
+                assert question["answer"] == expected(), (row["id"], question)
+            elif question["task"] == "chart compare":
                 first, second = (
                     values[colours.index(word)]
-                    for word in asked["question"].split()
+                    for word in question["question"].split()
                     if word in colours
                 )
-                assert asked["answer"] == ("yes" if first > second else "no")
+                assert question["answer"] == ("yes" if first > second else "no")
                 assert abs(first - second) >= charts.LEAST_GAP * max(values)
             else:
-                assert asked["task"] == "chart value"
-                assert float(asked["answer"]) in values
-            assert not asked["choices"] or asked["answer"] in asked["choices"]
+                assert question["task"] == "chart value"
+                assert float(question["answer"]) in values
+            assert not question["choices"] or question["answer"] in question["choices"]
 
 
-def test_bars_have_their_colours_and_the_highest_reaches_highest(rows):
+def test_bars_have_their_colours_and_the_bar_of_the_highest_value_is_highest(rows):
     seen = 0
     for row in rows:
         if row["kind"] != "bar":
@@ -84,15 +83,15 @@ def test_bars_have_their_colours_and_the_highest_reaches_highest(rows):
         pixels = np.asarray(Image.open(io.BytesIO(row["png"])).convert("RGB")).astype(int)
         heights = []
         for name in row["colours"]:
-            wanted = np.array([int(charts.COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)])
-            lines = np.flatnonzero((np.abs(pixels - wanted).sum(axis=2) < 40).any(axis=1))
+            colour = np.array([int(charts.COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)])
+            lines = np.flatnonzero((np.abs(pixels - colour).sum(axis=2) < 40).any(axis=1))
             heights.append(lines.max() - lines.min() if len(lines) else 0)
         assert int(np.argmax(heights)) == int(np.argmax(row["values"])), row["id"]
         seen += 1
     assert seen > 200
 
 
-def test_ids_are_unique_and_pixels_are_what_is_recorded(rows):
+def test_ids_are_unique_and_pixels_have_the_recorded_hash(rows):
     assert len({row["id"] for row in rows}) == len(rows)
     for row in rows[::20]:
         image = Image.open(io.BytesIO(row["png"]))
@@ -110,25 +109,26 @@ def test_a_chart_drawn_again_has_the_same_pixels(rows):
         and PIL.__version__.startswith(DRAWN_WITH[1])
     ):
         pytest.skip(
-            f"the card was drawn with matplotlib {DRAWN_WITH[0]} and Pillow {DRAWN_WITH[1]}; requirements.lock has them"
+            f"the card was drawn with matplotlib {DRAWN_WITH[0]} and Pillow {DRAWN_WITH[1]}, "
+            "the versions of requirements.lock"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for row in rows[::64]:
-            one = charts.Series(
+            series = charts.Series(
                 row["table"],
                 row["title"],
                 tuple(row["labels"]),
                 tuple(row["values"]),
                 ordered=False,
             )
-            pixels = charts.draw(one, row["kind"], row["style"], row["colours"])
+            pixels = charts.draw(series, row["kind"], row["style"], row["colours"])
             assert charts.pixels_sha256(pixels) == row["pixels_sha256"]
 
 
 def test_a_series_too_short_negative_or_with_a_tie_is_not_drawn():
     def drawn(*values):
-        return list(charts._one("table", "title", charts.pd.Series(values), False))
+        return list(charts._series_if_clear("table", "title", charts.pd.Series(values), False))
 
     assert (
         not drawn(5.0)
@@ -136,5 +136,5 @@ def test_a_series_too_short_negative_or_with_a_tie_is_not_drawn():
         and not drawn(5.0, 5.01, 2.0)
         and not drawn(0.0, 0.0)
     )
-    (one,) = drawn(1.0, 5.0, 2.0)
-    assert one.values == (1.0, 5.0, 2.0) and one.labels == ("0", "1", "2")
+    (series,) = drawn(1.0, 5.0, 2.0)
+    assert series.values == (1.0, 5.0, 2.0) and series.labels == ("0", "1", "2")

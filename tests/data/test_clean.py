@@ -24,7 +24,7 @@ def documents(*rows: tuple[str, str]) -> pa.Table:
 
 
 @given(st.text())
-def test_nfc_is_idempotent_on_prose_and_absent_on_code(text: str) -> None:
+def test_nfc_is_idempotent_on_prose_and_leaves_code_unchanged(text: str) -> None:
     once, _ = clean.normalise(documents(("en", text), ("code", text)))
     twice, changed = clean.normalise(once)
     assert once["text"].to_pylist() == [unicodedata.normalize("NFC", text), text]
@@ -46,8 +46,8 @@ def test_nfd_vietnamese_is_composed_and_counted() -> None:
         (string.punctuation, 0),
         ("Hello, World!\n", 10),
         ("a-b c_d", 4),
-        ("你好，世界。", 6),  # CJK punctuation is no ASCII punctuation and counts
-        ("a\u00a0b", 3),  # so does the no-break space
+        ("你好，世界。", 6),  # CJK punctuation is not ASCII and counts
+        ("a\u00a0b", 3),  # and so does the no-break space
     ],
 )
 def test_counted_characters_follow_slimpajamas_rule(text: str, count: int) -> None:
@@ -64,7 +64,10 @@ def test_the_short_filter_keeps_200_and_drops_199_with_text_and_reason() -> None
     assert row["content"].decode() == "ab, " * 99 + "a !"
 
 
-ENGLISH = "To sort rows by the content of a column, choose the menu entry and confirm the dialog with the button below. "
+ENGLISH = (
+    "To sort rows by the content of a column, choose the menu entry and confirm the dialog "
+    "with the button below. "
+)
 JAPANESE = (
     "列の内容で行を並べ替えるには、メニューの項目を選び、下のボタンでダイアログを確定します。"
 )
@@ -74,7 +77,7 @@ KOREAN = (
 )
 
 
-def test_untranslated_pages_are_rejected_with_the_language_found() -> None:
+def test_untranslated_pages_are_rejected_with_the_identified_language() -> None:
     table = documents(
         ("en", ENGLISH * 5),
         ("ja", JAPANESE * 5),

@@ -1,4 +1,6 @@
-"""Exact and near-duplicates: found, verified, and independent of order, partitions and script."""
+"""Exact and near-duplicates: found in every script, verified, and independent of order and
+partitions.
+"""
 
 import random
 
@@ -40,8 +42,8 @@ def altered(text: str, rng: random.Random, changes: int) -> str:
     """
     characters = list(text)
     for i in range(changes):
-        place = (2 * i + 1) * len(characters) // (2 * changes)
-        characters[place] = rng.choice("XYZ")
+        position = (2 * i + 1) * len(characters) // (2 * changes)
+        characters[position] = rng.choice("XYZ")
     return "".join(characters)
 
 
@@ -101,29 +103,31 @@ def test_minhash_estimates_the_true_similarity() -> None:
     for key, text in texts.items():
         true = dedup.jaccard(dedup.shingles(base, 13), dedup.shingles(text, 13))
         estimate = float(np.mean(np.array(signed["a"]) == np.array(signed[key])))
-        assert (
-            abs(estimate - true) <= 4 * np.sqrt(true * (1 - true) / 128) + 1e-9
-        )  # four standard errors of a binomial
+        # Four standard errors of a binomial.
+        assert abs(estimate - true) <= 4 * np.sqrt(true * (1 - true) / 128) + 1e-9
 
 
 @pytest.mark.parametrize("language", LETTERS)
 def test_planted_near_duplicates_are_found_in_every_script(language: str) -> None:
-    """40 originals and a copy of each at Jaccard of about 0.87: the wide bands find at least 39 of
-    40 and nothing else.
+    """40 originals, each with a copy of a Jaccard similarity of about 0.87.
+
+    The wide bands find at least 39 of the 40 pairs, and no other pair.
     """
     rng = random.Random(1)
     texts = {}
     for i in range(40):
         texts[f"a{i:02d}"] = random_text(rng, 1200, language)
         texts[f"b{i:02d}"] = altered(texts[f"a{i:02d}"], rng, 6)
-    found = pairs_of(documents(texts))
-    close = [(row["a"], row["b"]) for row in found.to_pylist() if row["jaccard"] >= 0.8]
+    pairs = pairs_of(documents(texts))
+    close = [(row["a"], row["b"]) for row in pairs.to_pylist() if row["jaccard"] >= 0.8]
     assert len(close) >= 39 and all(a == "a" + b[1:] for a, b in close)
 
 
-def test_the_recipes_bands_miss_what_theory_says_they_miss() -> None:
-    """200 planted pairs near 0.8: 9 bands of 13 rows find about 40 %, within four standard errors;
-    21 of 6 find nearly all.
+def test_the_recipes_bands_find_as_many_pairs_as_theory_predicts() -> None:
+    """200 planted pairs with similarities near 0.8.
+
+    9 bands of 13 rows find about 40 % of them, within four standard errors; 21 bands of 6 rows find
+    nearly all.
     """
     rng = random.Random(2)
     texts = {}
@@ -144,7 +148,7 @@ def test_the_recipes_bands_miss_what_theory_says_they_miss() -> None:
     assert pairs_of(table).num_rows >= 190
 
 
-def test_all_pairs_by_product_equal_all_pairs_one_by_one() -> None:
+def test_the_matrix_product_finds_the_pairs_of_a_loop_over_all_pairs() -> None:
     rng = random.Random(8)
     texts = {f"a{i}": random_text(rng, 300) for i in range(6)}
     texts |= {f"b{i}": altered(texts[f"a{i}"], rng, i + 1) for i in range(6)} | {
@@ -169,9 +173,8 @@ def test_no_duplicates_removes_nothing() -> None:
 def test_all_duplicates_leave_the_smallest_id() -> None:
     text = random_text(random.Random(4), 400)
     assert deduplicated(documents({f"d{i:02d}": text for i in range(30)})) == ["d00"]
-    assert deduplicated(documents({f"d{i:02d}": text + "!" * i for i in range(30)})) == [
-        "d00"
-    ]  # equal features
+    # Texts that differ in punctuation have equal features.
+    assert deduplicated(documents({f"d{i:02d}": text + "!" * i for i in range(30)})) == ["d00"]
 
 
 @pytest.mark.parametrize("text", ["", "!!!", " \n", "ab", "你好", "a"])
@@ -179,14 +182,16 @@ def test_empty_and_tiny_documents_are_compared_without_a_crash(text: str) -> Non
     table = documents({"a": text, "b": text + " ", "c": random_text(random.Random(5), 300)})
     kept = deduplicated(table)
     assert "a" in kept and "c" in kept
-    assert ("b" in kept) == (dedup.features(text) == "")  # nothing to compare, so nothing alike
+    assert ("b" in kept) == (
+        dedup.features(text) == ""
+    )  # without features there is nothing to compare
 
 
 def test_an_empty_table_stays_empty() -> None:
     assert deduplicated(DOCUMENTS.empty_table()) == []
 
 
-def test_a_chain_of_pairs_is_one_component_and_below_threshold_is_none() -> None:
+def test_a_chain_of_pairs_is_one_component_and_pairs_below_the_threshold_are_none() -> None:
     rows = [("b", "c", 0.9), ("a", "b", 0.81), ("d", "e", 0.79)]
     pairs = pa.Table.from_pylist([{"a": a, "b": b, "jaccard": s} for a, b, s in rows])
     assert dedup.near_duplicates(pairs, 0.8).to_pylist() == [
@@ -195,7 +200,7 @@ def test_a_chain_of_pairs_is_one_component_and_below_threshold_is_none() -> None
     ]
 
 
-def test_a_rejected_duplicate_keeps_its_text_and_names_what_stays() -> None:
+def test_a_rejected_duplicate_keeps_its_text_and_names_the_kept_document() -> None:
     text = random_text(random.Random(6), 500)
     kept, rejected = dedup.drop_exact(documents({"a": text, "b": text}))
     assert kept["id"].to_pylist() == ["a"]
@@ -208,7 +213,7 @@ def test_a_rejected_duplicate_keeps_its_text_and_names_what_stays() -> None:
 
 
 @pytest.mark.parametrize(("seed", "partitions"), [(0, 1), (1, 3), (2, 10)])
-def test_row_order_and_partitions_change_nothing(seed: int, partitions: int) -> None:
+def test_the_result_does_not_depend_on_row_order_and_partitions(seed: int, partitions: int) -> None:
     rng = random.Random(7)
     texts = {f"a{i:02d}": random_text(rng, 600) for i in range(15)}
     texts |= {key.replace("a", "b"): altered(text, rng, 3) for key, text in texts.items()}
@@ -233,7 +238,7 @@ def test_too_few_permutations_for_the_bands_are_refused() -> None:
         dedup.collect(dedup.candidate_pairs(signed, 9, 13), ["a", "b"])
 
 
-def test_daft_reports_nothing_over_the_network() -> None:
+def test_the_usage_reports_of_daft_are_off() -> None:
     import os
 
     assert os.environ["DAFT_ANALYTICS_ENABLED"] == "0"

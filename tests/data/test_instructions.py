@@ -1,5 +1,5 @@
-"""`data_cards/instructions`, `data_cards/preferences` and their builders: same bytes, right
-answers, nothing on both sides.
+"""The cards `instructions` and `preferences` and their builders: the same bytes, right answers, and
+nothing on both sides of the split.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moxin_lab import scales
-from moxin_lab.data import cards, instructions, preferences, sources, tasks
+from moxin_lab.data import card_numbers, cards, instructions, preferences, sources, tasks
 from moxin_lab.data.archives import ArchiveError
 from moxin_lab.data.card_files import read_card
 from moxin_lab.data.split import NGRAM_TOKENS, is_heldout, tokens
@@ -45,8 +45,7 @@ def last(messages: list[dict]) -> str:
     return messages[-1]["content"]
 
 
-# --- the build
-# ---------------------------------------------------------------------------------------------
+# ---- the build
 
 
 @pytest.mark.parametrize("name", ["instructions", "preferences"])
@@ -55,25 +54,24 @@ def test_rebuilding_from_the_cards_in_the_tree_gives_the_committed_bytes(
 ) -> None:
     released, out = repository / "data_cards" / name, tmp_path / "data_cards" / name
     out.mkdir(parents=True)
-    wanted = sources.SOURCES[name]
-    for file in wanted.sampled.keys() & {path.name for path in (released / "data").iterdir()}:
-        sources.write_table(
-            pq.read_table(released / "data" / file), out / "data" / file
-        )  # which no build makes
-    for card in wanted.cards:
+    record = sources.SOURCES[name]
+    # Sampled files cannot be rebuilt.
+    for file in record.sampled.keys() & {path.name for path in (released / "data").iterdir()}:
+        sources.write_table(pq.read_table(released / "data" / file), out / "data" / file)
+    for card in record.cards:
         out.with_name(card).symlink_to(released.with_name(card))
     text = (released / "README.md").read_text(encoding="utf-8")
-    begin, end = (text.index(marker) for marker in cards.MARKERS)
+    begin, end = (text.index(marker) for marker in card_numbers.MARKERS)
     (out / "README.md").write_text(
-        text[:begin] + cards.MARKERS[0] + "\n" + text[end:], encoding="utf-8"
+        text[:begin] + card_numbers.MARKERS[0] + "\n" + text[end:], encoding="utf-8"
     )
-    said: list[str] = []
-    written = cards.rebuild(tmp_path, name, progress=said.append)
+    messages: list[str] = []
+    written = cards.rebuild(tmp_path, name, progress=messages.append)
     assert {path.name: path.read_bytes() for path in written} == {
         file: (released / "data" / file).read_bytes() for file in ("test.parquet", "train.parquet")
     }
     assert (out / "README.md").read_text(encoding="utf-8") == text
-    assert said == [f"building {out} from {', '.join(wanted.cards)}"]
+    assert messages == [f"building {out} from {', '.join(record.cards)}"]
 
 
 def test_rows_other_than_recorded_are_refused_before_anything_is_written(
@@ -110,7 +108,7 @@ def test_the_two_cards_are_small_and_the_licence_of_each_row_is_in_the_licence_f
     ("card", "licence"),
     [("help_pages", "MPL-2.0"), ("python_docs", "Python-2.0"), ("conversations", "BSD-3-Clause")],
 )
-def test_a_row_keeps_the_licence_of_the_card_it_is_from(card: str, licence: str, rows) -> None:
+def test_a_row_has_the_licence_of_its_card(card: str, licence: str, rows) -> None:
     found = {row["license"] for row in both(rows) if row["source_item"].startswith(f"{card}/")}
     assert found == {licence}
     generated = [row for row in both(rows) if row["source_item"].startswith("generated/")]
@@ -120,8 +118,7 @@ def test_a_row_keeps_the_licence_of_the_card_it_is_from(card: str, licence: str,
     }
 
 
-# --- rows
-# --------------------------------------------------------------------------------------------------
+# ---- rows
 
 
 def test_every_conversation_alternates_and_ends_with_an_answer(rows) -> None:
@@ -184,7 +181,7 @@ ENGLISH = {
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
 
-def test_every_english_task_is_solved_anew_from_its_prompt_alone(rows) -> None:
+def test_the_answer_of_every_english_task_follows_from_its_prompt_alone(rows) -> None:
     seen = Counter()
     for row in both(rows):
         if row["source_item"].startswith("generated/") and row["language"] == "en":
@@ -215,7 +212,7 @@ def test_a_calculation_has_one_answer_in_all_four_languages() -> None:
         assert len(set(by_language.values())) == 1, key
 
 
-def test_there_is_enough_of_each_kind_and_most_rows_are_short(rows) -> None:
+def test_every_kind_has_enough_rows_and_most_rows_are_short(rows) -> None:
     assert 3_000 <= len(rows["train"]) <= 10_000
     assert 1_000 <= len(rows["test"]) <= 3_000
     for side, least in (("train", 2_000), ("test", 500)):
@@ -234,7 +231,7 @@ def test_there_is_enough_of_each_kind_and_most_rows_are_short(rows) -> None:
     assert {row["difficulty"] for row in both(rows)} == {1, 2, 3}
 
 
-def test_texts_from_help_pages_are_in_the_language_that_the_row_says(rows) -> None:
+def test_texts_from_help_pages_are_in_the_stated_language(rows) -> None:
     scripts = {
         "zh": "[\u4e00-\u9fff]",
         "ja": "[\u3041-\u30ff\u4e00-\u9fff]",
@@ -257,7 +254,7 @@ def test_texts_from_help_pages_are_in_the_language_that_the_row_says(rows) -> No
     assert len(translated) == 12
 
 
-def test_documentation_rows_quote_their_page(rows, repository: Path) -> None:
+def test_answers_from_the_documentation_quote_their_page(rows, repository: Path) -> None:
     pages = {
         row["page"]: set(re.findall(r"\w+", row["rst"].decode()))
         for row in read_card(repository / "data_cards" / "python_docs").to_pylist()
@@ -275,8 +272,7 @@ def test_documentation_rows_quote_their_page(rows, repository: Path) -> None:
         assert re.search(r"\?$|^How ", row["messages"][0]["content"])
 
 
-# --- the split
-# ---------------------------------------------------------------------------------------------
+# ---- the split
 
 
 def test_no_source_item_is_on_both_sides(rows, pairs) -> None:
@@ -289,7 +285,7 @@ def test_no_source_item_is_on_both_sides(rows, pairs) -> None:
 
 
 @pytest.mark.parametrize("scale", ["tiny", "small", "full"])
-def test_pages_that_stage_01_holds_out_are_test_alone(scale: str, rows) -> None:
+def test_pages_that_stage_01_holds_out_are_in_test_only(scale: str, rows) -> None:
     share = scales.load(scale).data.heldout_share
     for side in SIDES:
         pages = {
@@ -318,23 +314,23 @@ def test_source_items_are_the_page_keys_of_stage_01(rows, repository: Path) -> N
     } <= known
 
 
-def test_no_test_prompt_text_or_13_gram_stands_in_train(rows) -> None:
+def test_no_prompt_text_or_13_gram_of_test_occurs_in_train(rows) -> None:
     prompts = {row["messages"][0]["content"] for row in rows["test"]}
     grams: set[tuple[str, ...]] = set()
-    whole: set[str] = set()
+    test_texts: set[str] = set()
     for row in rows["test"]:
         for text in instructions.texts(row):
             words = tokens(text)
             grams |= {
                 tuple(words[i : i + NGRAM_TOKENS]) for i in range(len(words) - NGRAM_TOKENS + 1)
             }
-            whole.add(text.casefold())
+            test_texts.add(text.casefold())
     assert len(grams) > 1_000
     for row in rows["train"]:
         assert row["messages"][0]["content"] not in prompts
         for text in instructions.texts(row):
             words = tokens(text)
-            assert text.casefold() not in whole
+            assert text.casefold() not in test_texts
             assert not grams & {
                 tuple(words[i : i + NGRAM_TOKENS]) for i in range(len(words) - NGRAM_TOKENS + 1)
             }
@@ -357,7 +353,7 @@ def test_generated_operands_of_a_test_row_are_in_no_train_row_of_any_task_or_lan
 @pytest.mark.skipif(
     not BENCHMARKS, reason="MOXIN_BENCHMARKS does not name a folder with the sets; .ci/run sets it"
 )
-def test_no_13_gram_of_a_benchmark_problem_stands_in_the_set(rows) -> None:
+def test_no_13_gram_of_a_benchmark_problem_occurs_in_the_set(rows) -> None:
     grams = {
         gram
         for row in both(rows)
@@ -390,12 +386,11 @@ def test_decontamination_drops_what_shares_a_13_gram_a_text_or_a_prompt_and_noth
     ) == [short]
 
 
-# --- verifier and choices
-# ----------------------------------------------------------------------------------
+# ---- verifier and choices
 
 
 @given(st.text(min_size=1).filter(lambda text: tasks.plain(text)))
-def test_an_answer_is_right_however_it_is_padded_or_stopped(answer: str) -> None:
+def test_white_space_and_a_final_full_stop_do_not_make_an_answer_wrong(answer: str) -> None:
     verifier = tasks.exact(answer)
     assert json.loads(verifier) == {"kind": "exact", "answer": answer}
     assert tasks.is_right(verifier, f" {answer}\n")
@@ -423,22 +418,19 @@ def test_a_verifier_of_another_kind_is_refused() -> None:
 
 
 @given(st.text(), st.lists(st.integers(), unique=True), st.integers(0, 10))
-def test_choices_are_a_subset_without_repetition_and_stay_the_same(
+def test_hashed_samples_are_subsets_without_repetition_and_do_not_change(
     key: str, items: list[int], count: int
 ) -> None:
-    chosen = tasks.chosen(key, items, count)
-    assert len(chosen) == len(set(chosen)) == min(count, len(items))
-    assert set(chosen) <= set(items)
-    assert chosen == tasks.chosen(key, items, count)
+    sample = tasks.hashed_sample(key, items, count)
+    assert len(sample) == len(set(sample)) == min(count, len(items))
+    assert set(sample) <= set(items)
+    assert sample == tasks.hashed_sample(key, items, count)
 
 
-# --- preferences
-# -------------------------------------------------------------------------------------------
+# ---- preferences
 
 
-def test_a_pair_is_a_row_of_instructions_and_a_labelled_corruption_of_its_answer(
-    rows, pairs
-) -> None:
+def test_a_pair_has_the_answer_of_its_row_and_a_labelled_corruption_of_it(rows, pairs) -> None:
     for side in SIDES:
         originals = {row["id"]: row for row in rows[side]}
         for pair in pairs[side]:
@@ -462,12 +454,12 @@ def difference(pair: dict) -> int:
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_length_alone_decides_nothing(side: str, pairs) -> None:
+def test_rejected_answers_are_longer_as_often_as_shorter(side: str, pairs) -> None:
     signs = Counter((difference(pair) > 0) - (difference(pair) < 0) for pair in pairs[side])
     assert signs[1] == signs[-1] > 200
 
 
-def test_each_construction_does_to_the_length_what_it_says(pairs) -> None:
+def test_each_construction_changes_the_answer_as_described(pairs) -> None:
     by_kind = defaultdict(list)
     for pair in both(pairs):
         by_kind[pair["construction"].removeprefix("constructed corruption: ")].append(pair)
@@ -488,8 +480,8 @@ def test_each_construction_does_to_the_length_what_it_says(pairs) -> None:
     assert set(by_kind) == set(described)
 
 
-def test_one_answer_serves_as_chosen_and_as_rejected(pairs) -> None:
-    """Otherwise a model could score by an answer's own probability, without the prompt."""
+def test_some_answers_are_chosen_in_one_pair_and_rejected_in_another(pairs) -> None:
+    """Otherwise the probability of an answer would suffice to rank a pair, without the prompt."""
     for task in ("parity", "contains", "larger", "identify_language"):
         chosen = {last(pair["chosen"]) for pair in pairs["test"] if pair["task"] == task}
         rejected = {last(pair["rejected"]) for pair in pairs["test"] if pair["task"] == task}

@@ -13,7 +13,7 @@ def pairs(*rows: tuple[str, str, float]) -> pa.Table:
     return pa.Table.from_pylist([{"a": a, "b": b, "jaccard": s} for a, b, s in rows])
 
 
-def test_recall_counts_pairs_inside_their_interval_only() -> None:
+def test_recall_counts_only_pairs_inside_an_interval() -> None:
     found = {"some": pairs(PAIRS[1], PAIRS[3], PAIRS[4])}
     recall = measures.recall_by_similarity(pairs(*PAIRS), found, [0.5, 0.8, 1.0])
     assert recall["pairs"].tolist() == [1, 3] and recall["found"].tolist() == [0, 2]
@@ -30,9 +30,8 @@ def test_expected_pairs_follow_the_collision_probability() -> None:
     assert mean == pytest.approx(1 + probability) and spread == pytest.approx(
         (probability * (1 - probability)) ** 0.5
     )
-    assert probability == pytest.approx(
-        0.40, abs=0.005
-    )  # the share that the notebook and the scale files state
+    # The share that the notebook and the scale files state.
+    assert probability == pytest.approx(0.40, abs=0.005)
 
 
 def test_wilson_matches_the_published_example() -> None:
@@ -41,10 +40,12 @@ def test_wilson_matches_the_published_example() -> None:
     assert measures.wilson(0, 0) == (0.0, 1.0)
 
 
-def test_agreement_compares_with_the_publishers_main_area() -> None:
-    area = "<div id='DisplayArea'><h1>Sorting rows</h1><p>Choose Data and then choose Sort in the menu.</p></div>"
+def test_extraction_is_compared_with_the_publishers_main_area() -> None:
+    text = "<h1>Sorting rows</h1><p>Choose Data and then choose Sort in the menu.</p>"
+    area = f"<div id='DisplayArea'>{text}</div>"
+    navigation = "<nav><ul><li><a href='x'>Contents</a></li></ul></nav>"
     footer = "<footer>All rights reserved</footer>"
-    page = f"<html><body><nav><ul><li><a href='x'>Contents</a></li></ul></nav>{area}{footer}</body></html>"
+    page = f"<html><body>{navigation}{area}{footer}</body></html>"
     table = measures.extraction_agreement(
         [("en", page), ("en", "<html><body><p>no area</p></body></html>")]
     ).set_index("method")
@@ -59,7 +60,7 @@ def test_agreement_compares_with_the_publishers_main_area() -> None:
     ]
 
 
-def test_short_shares_separate_pages_that_pass_in_english() -> None:
+def test_short_shares_distinguish_pages_that_are_long_enough_in_english() -> None:
     rows = [
         ("p", "en", "x" * 300),
         ("p", "zh", "字" * 100),

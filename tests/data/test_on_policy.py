@@ -1,5 +1,5 @@
-"""Pairs sampled from a model become a part of `data_cards/preferences`: of training rows alone,
-ranked by their verifier.
+"""Pairs sampled from a model, in `data_cards/preferences`: only for training rows with a verifier,
+which ranks them.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moxin_lab import cli
-from moxin_lab.data import cards, preferences, sources, tasks
+from moxin_lab.data import card_numbers, cards, preferences, sources, tasks
 from moxin_lab.data.card_files import CardError, read_card
 from moxin_lab.data.packaged import PREFERENCES_SCHEMA
 
@@ -33,30 +33,29 @@ def instructions(repository: Path) -> dict[str, list[dict]]:
 
 @pytest.fixture(scope="module")
 def chosen_rows(instructions) -> list[dict]:
-    """One training row of each of some tasks."""
+    """One training row of each task in `TASKS`."""
     return [next(row for row in instructions["train"] if row["task"] == task) for task in TASKS]
 
 
-def say(row: dict, text: str) -> list[dict]:
+def answered(row: dict, text: str) -> list[dict]:
+    """The row's conversation with `text` as the answer."""
     return [*row["messages"][:-1], {"role": "assistant", "content": text}]
 
 
-def sample(row: dict, number: int = 0) -> dict:
-    """What `respond.on_policy_pairs` gives of a row, with a right answer that is not typed as the
-    row's is.
-    """
+def sample(row: dict, index: int = 0) -> dict:
+    """A row of `sampled_pairs.parquet`, with a right answer that is spelled differently."""
     right = f" {row['messages'][-1]['content']}."
     return {
-        "chosen": say(row, right),
-        "rejected": say(row, "?!"),
-        "row": number,
+        "chosen": answered(row, right),
+        "rejected": answered(row, "?!"),
+        "row": index,
         "construction": "on-policy",
     }
 
 
 @pytest.fixture
 def sampled(chosen_rows) -> list[dict]:
-    return [sample(row, number) for number, row in enumerate(chosen_rows)]
+    return [sample(row, index) for index, row in enumerate(chosen_rows)]
 
 
 def write(sampled: list[dict], folder: Path) -> Path:
@@ -73,7 +72,7 @@ def record(monkeypatch: pytest.MonkeyPatch, digest: str) -> None:
 
 @pytest.fixture
 def root(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository whose only own card is `preferences`, with no sampled pairs yet."""
+    """A repository with the card `preferences`, which has no sampled pairs yet."""
     monkeypatch.setattr(cards, "SOURCES", {})
     record(monkeypatch, "")
     folder = tmp_path / "data_cards" / "preferences"
@@ -83,23 +82,22 @@ def root(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         (tmp_path / name).mkdir()
     if (folder / "data" / FILE).is_file():
         (folder / "data" / FILE).unlink()
-        (folder / "README.md").write_text(cards.render(folder), encoding="utf-8")
+        (folder / "README.md").write_text(card_numbers.render(folder), encoding="utf-8")
     return tmp_path
 
 
-# --- from a run's file to the card's form
-# ------------------------------------------------------------------
+# ---- from a run's file to the card's form
 
 
-def test_no_two_verifiable_training_rows_ask_the_same(instructions) -> None:
-    """A pair is tied to its row by the prompt."""
+def test_no_two_training_rows_with_a_verifier_have_the_same_prompt(instructions) -> None:
+    """The prompt identifies the row that a pair answers."""
     prompts = [
         preferences._key(row["messages"][:-1]) for row in instructions["train"] if row["verifier"]
     ]
     assert len(set(prompts)) == len(prompts) > 6_000
 
 
-def test_a_sampled_pair_has_the_columns_of_its_row_and_the_models_own_answers(
+def test_a_sampled_pair_has_the_columns_of_its_row_and_the_answers_of_the_model(
     sampled, chosen_rows, root: Path, tmp_path: Path
 ) -> None:
     table = preferences.on_policy_table(write(sampled, tmp_path), root / "data_cards")
@@ -126,14 +124,15 @@ def test_a_sampled_pair_has_the_columns_of_its_row_and_the_models_own_answers(
             assert pair[name] == row[name]
 
 
-def test_pairs_stand_in_the_order_of_the_training_rows_whatever_order_and_labels_a_run_gave_them(
+def test_pairs_are_in_the_order_of_the_training_rows_whatever_order_a_run_gave_them(
     sampled, instructions
 ) -> None:
-    made = preferences.on_policy(sampled, **instructions)
-    places = {f"on-policy-{row['id']}": place for place, row in enumerate(instructions["train"])}
-    assert [places[pair["id"]] for pair in made] == sorted(places[pair["id"]] for pair in made)
+    pairs = preferences.on_policy(sampled, **instructions)
+    order = {f"on-policy-{row['id']}": index for index, row in enumerate(instructions["train"])}
+    positions = [order[pair["id"]] for pair in pairs]
+    assert positions == sorted(positions)
     backwards = [{**pair, "row": 10**6} for pair in reversed(sampled)]
-    assert preferences.on_policy(backwards, **instructions) == made
+    assert preferences.on_policy(backwards, **instructions) == pairs
 
 
 def of_a_test_row(sampled: list[dict], rows: dict) -> None:
@@ -183,7 +182,7 @@ def with_one_row_twice(sampled: list[dict], rows: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("corrupt", "message"),
     [
         (of_a_test_row, "answers no training row of instructions that has a verifier"),
         (of_an_open_row, "answers no training row of instructions that has a verifier"),
@@ -195,18 +194,18 @@ def with_one_row_twice(sampled: list[dict], rows: dict) -> None:
         (with_an_empty_answer_rejected, "rejected is not one message of the assistant with text"),
         (with_an_answer_of_the_user, "rejected is not one message of the assistant with text"),
         (with_a_constructed_pair, "its construction is 'constructed corruption: repeated'"),
-        (with_one_row_twice, "is there 2 times"),
+        (with_one_row_twice, "occurs 2 times"),
     ],
 )
-def test_a_pair_that_may_not_be_in_the_card_is_refused(
-    spoil: Callable, message: str, sampled, instructions
+def test_a_pair_that_is_not_allowed_in_the_card_is_refused(
+    corrupt: Callable, message: str, sampled, instructions
 ) -> None:
-    spoil(sampled, instructions)
+    corrupt(sampled, instructions)
     with pytest.raises(CardError, match=message):
         preferences.on_policy(sampled, **instructions)
 
 
-def test_a_refused_pair_leaves_the_card_as_it_was(sampled, root: Path, tmp_path: Path) -> None:
+def test_a_refused_pair_leaves_the_card_unchanged(sampled, root: Path, tmp_path: Path) -> None:
     with_a_wrong_answer_chosen(sampled, {})
     file = write(sampled, tmp_path)
     before = {
@@ -239,27 +238,28 @@ def test_a_file_that_is_not_the_sampled_pairs_of_a_run_is_named(
         assert str(file) in str(caught.value)
 
 
-# --- in the card
-# -------------------------------------------------------------------------------------------
+# ---- in the card
 
 
 @pytest.fixture
 def added(root: Path, sampled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The card with made-up pairs, recorded."""
+    """The card with artificial pairs, recorded."""
     path = cards.add_on_policy(root, write(sampled, tmp_path), progress=lambda _: None)
     record(monkeypatch, sources.rows_sha256([pq.read_table(path)]))
     return path
 
 
 def replace_rows(path: Path, rows: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other rows, recorded and rendered as if they were meant."""
+    """Replaces the rows of a file, and records and renders them as if they were intended."""
     table = pa.Table.from_pylist(rows, schema=PREFERENCES_SCHEMA)
     sources.write_table(table, path)
     record(monkeypatch, sources.rows_sha256([table]))
-    (path.parents[1] / "README.md").write_text(cards.render(path.parents[1]), encoding="utf-8")
+    (path.parents[1] / "README.md").write_text(
+        card_numbers.render(path.parents[1]), encoding="utf-8"
+    )
 
 
-def test_the_command_writes_the_file_and_the_numbers_and_says_what_to_record(
+def test_the_command_writes_the_file_and_the_numbers_and_prints_what_to_record(
     root: Path,
     sampled,
     tmp_path: Path,
@@ -289,7 +289,7 @@ def test_the_command_writes_the_file_and_the_numbers_and_says_what_to_record(
     assert all(f"| `{task}` | 1 |" in text for task in TASKS)
 
 
-def test_the_command_says_what_is_wrong_with_a_file(
+def test_the_command_reports_what_is_wrong_with_a_file(
     root: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert cli.main(["--root", str(root), "cards", "on-policy"]) == 1
@@ -298,7 +298,7 @@ def test_the_command_says_what_is_wrong_with_a_file(
     assert "none.parquet is not a readable parquet file" in capsys.readouterr().err
 
 
-def test_the_pairs_are_a_configuration_and_the_default_one_stays_as_it_is(
+def test_the_pairs_are_a_separate_configuration_and_the_default_one_is_unchanged(
     added: Path, tmp_path: Path
 ) -> None:
     folder = str(added.parents[1])
@@ -307,12 +307,12 @@ def test_the_pairs_are_a_configuration_and_the_default_one_stays_as_it_is(
     )
     assert loaded.to_list() == pq.read_table(added).to_pylist()
     default = datasets.load_dataset(folder, cache_dir=str(tmp_path / "cache"))
-    wanted = sources.SOURCES["preferences"].rows
-    assert {f"{split}.parquet": rows.num_rows for split, rows in default.items()} == wanted
-    assert read_card(added.parents[1]).num_rows == sum(wanted.values())
+    expected_rows = sources.SOURCES["preferences"].rows
+    assert {f"{split}.parquet": rows.num_rows for split, rows in default.items()} == expected_rows
+    assert read_card(added.parents[1]).num_rows == sum(expected_rows.values())
 
 
-def test_a_build_leaves_the_pairs_and_their_numbers_as_they_are(root: Path, added: Path) -> None:
+def test_a_build_leaves_the_pairs_and_their_numbers_unchanged(root: Path, added: Path) -> None:
     before = {
         path: path.read_bytes() for path in (root / "data_cards").rglob("*") if path.is_file()
     }
@@ -342,7 +342,7 @@ def test_a_recorded_file_that_is_missing_is_named_with_the_only_remedy(
         ("id", "on-policy-none", "no training row of instructions has this id"),
     ],
 )
-def test_check_looks_at_every_pair_even_if_its_file_was_recorded_and_rendered_again(
+def test_check_checks_every_pair_even_if_its_file_was_recorded_and_rendered_again(
     column: str,
     value: object,
     message: str,
@@ -366,10 +366,10 @@ def test_check_finds_a_pair_of_the_test_side(
     rows[3]["source_item"] = instructions["test"][0]["source_item"]
     replace_rows(added, rows, monkeypatch)
     problems = cards.check(root)
-    assert any("is of the test side" in problem for problem in problems)
+    assert any("is on the test side" in problem for problem in problems)
 
 
-def test_check_finds_one_changed_answer_that_the_verifier_refuses_as_well(
+def test_check_finds_a_changed_answer_that_the_verifier_also_refuses(
     root: Path, added: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = sources.SOURCES["preferences"].sampled[FILE]
@@ -388,7 +388,7 @@ def test_check_finds_one_changed_answer_that_the_verifier_refuses_as_well(
         ("path: data/on_policy", "path: data/train"),
     ],
 )
-def test_check_wants_a_configuration_of_the_files_name(
+def test_check_requires_a_configuration_with_the_name_of_the_file(
     old: str, new: str, root: Path, added: Path
 ) -> None:
     readme = added.parents[1] / "README.md"
@@ -399,8 +399,7 @@ def test_check_wants_a_configuration_of_the_files_name(
     assert f"no configuration on_policy loads data/{FILE} alone" in problem
 
 
-# --- the released file
-# -------------------------------------------------------------------------------------
+# ---- the released file
 
 
 @pytest.fixture
@@ -410,7 +409,7 @@ def released(repository: Path) -> Path:
     return repository / "data_cards" / "preferences"
 
 
-def test_the_released_pairs_are_of_training_rows_and_ranked_as_their_verifiers_say(
+def test_the_released_pairs_are_for_training_rows_and_ranked_by_their_verifiers(
     released: Path, instructions, tmp_path: Path
 ) -> None:
     pairs = read_card(released / "data" / FILE).to_pylist()
@@ -423,5 +422,5 @@ def test_the_released_pairs_are_of_training_rows_and_ranked_as_their_verifiers_s
     assert loaded.to_list() == pairs
 
 
-def test_the_released_card_leaves_nothing_to_fill_in(released: Path) -> None:
+def test_the_released_card_has_no_placeholder(released: Path) -> None:
     assert "FILL-IN" not in (released / "README.md").read_text(encoding="utf-8")

@@ -1,6 +1,4 @@
-"""`moxin_lab.data.archives` and `sources`: what is read is what was recorded, and the same archives
-give the same bytes.
-"""
+"""Archives and sources: only recorded archives are read, and they always give the same bytes."""
 
 import dataclasses
 import hashlib
@@ -21,7 +19,7 @@ from moxin_lab.data import archives, emoji, packaged, sources
 from moxin_lab.data.archives import Archive, ArchiveError
 
 FROM_ARCHIVES = ["help_pages", "python_docs", "code_samples", "udhr", "conversations", "emoji"]
-"""`charts` needs whole tables and is drawn anew from its card's numbers in test_charts.py."""
+"""Not `charts`, which needs real tables; test_charts.py redraws it from the numbers of its card."""
 
 
 def tar_bytes(
@@ -42,7 +40,7 @@ def tar_bytes(
 
 
 def ar_bytes(parts: dict[str, bytes]) -> bytes:
-    """An `ar` archive, the outside of a Debian package."""
+    """An `ar` archive, the container of a Debian package."""
     out = b"!<arch>\n"
     for name, content in parts.items():
         out += f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode()
@@ -68,11 +66,11 @@ def archive_of(content: bytes, kind: str = "deb", file_name: str = "thing_1.0_al
 
 
 def help_files(language: str, pages: list[str]) -> dict[str, bytes]:
-    folder = {"en": "en-US", "zh": "zh-CN"}.get(language, language)
+    name = {"en": "en-US", "zh": "zh-CN"}.get(language, language)
+    folder = f"usr/share/libreoffice/help/{name}"
     return {
-        f"usr/share/libreoffice/help/{folder}/text/{page}.html": f"<p>{language} {page}</p>".encode()
-        for page in pages
-    } | {f"usr/share/libreoffice/help/{folder}/noscript.html": b"not a page"}
+        f"{folder}/text/{page}.html": f"<p>{language} {page}</p>".encode() for page in pages
+    } | {f"{folder}/noscript.html": b"not a page"}
 
 
 def conversation_file(text: str) -> bytes:
@@ -81,8 +79,10 @@ def conversation_file(text: str) -> bytes:
 
 DECLARATIONS = """/** @type {ReadonlyArray<Info>} */
 export const udhr = [
-  {bcp47: 'ko', code: 'kor', direction: 'ltr', iso6393: 'kor', latitude: 1.5, name: 'Korean', stage: 4},
-  {bcp47: 'kek', code: 'kek', direction: 'ltr', iso6393: 'kek', latitude: -1, name: "Q'eqchi'", stage: 4}
+  {bcp47: 'ko', code: 'kor', direction: 'ltr', iso6393: 'kor', latitude: 1.5, name: 'Korean',
+   stage: 4},
+  {bcp47: 'kek', code: 'kek', direction: 'ltr', iso6393: 'kek', latitude: -1, name: "Q'eqchi'",
+   stage: 4}
 ]
 """
 
@@ -102,7 +102,7 @@ FABRICATED: dict[str, list[dict[str, bytes]]] = {
         {
             "pygments-2.21.0/tests/examplefiles/rust/a.rs": b"fn main() {}",
             "pygments-2.21.0/tests/examplefiles/rust/a.rs.output": b"tokens",
-            "pygments-2.21.0/tests/examplefiles/lua/b.lua": b"-- under the GNU General Public License",
+            "pygments-2.21.0/tests/examplefiles/lua/b.lua": b"-- GNU General Public License",
             "pygments-2.21.0/tests/examplefiles/conftest.py": b"in no language folder",
         },
         {
@@ -175,13 +175,14 @@ FABRICATED["emoji"] = [
 def fabricate(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0
 ) -> sources.Source:
-    """Write small archives for data set `name`, members in a seeded order, and record them in place
-    of the real ones.
+    """Writes small archives for data set `name` and records them in place of the real ones.
+
+    The members of an archive are in an order that depends on the seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = sources.SOURCES[name]
+    record = sources.SOURCES[name]
     recorded = []
-    for archive, files in zip(wanted.archives, FABRICATED[name], strict=True):
+    for archive, files in zip(record.archives, FABRICATED[name], strict=True):
         members = list(files.items())
         random.Random(seed).shuffle(members)
         content = (
@@ -192,10 +193,10 @@ def fabricate(
         (folder / archive.file_name).write_bytes(content)
         recorded.append(dataclasses.replace(archive, sha256=hashlib.sha256(content).hexdigest()))
     tables = dict(
-        sorted(wanted.tables([dict(sorted(files.items())) for files in FABRICATED[name]]).items())
+        sorted(record.tables([dict(sorted(files.items())) for files in FABRICATED[name]]).items())
     )
     fabricated = dataclasses.replace(
-        wanted,
+        record,
         archives=tuple(recorded),
         rows={file_name: table.num_rows for file_name, table in tables.items()},
         rows_sha256=sources.rows_sha256(tables.values()),
@@ -215,7 +216,7 @@ def test_the_same_archives_give_the_same_bytes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = []
-    for seed in (1, 2, 2):  # another order of members in the archive must not show in the rows
+    for seed in (1, 2, 2):  # the order of the members must not matter
         fabricated = fabricate(name, tmp_path / f"archives{seed}", monkeypatch, seed)
         out = tmp_path / f"out{len(built)}"
         paths = sources.build(name, tmp_path / f"archives{seed}", out)
@@ -309,20 +310,20 @@ def test_rows_other_than_recorded_are_refused_before_anything_is_written(
     "name", ["help_pages", "python_docs", "udhr", "conversations", "emoji", "charts"]
 )
 def test_archives_without_the_expected_files_are_refused(name: str) -> None:
-    wanted = sources.SOURCES[name]
+    record = sources.SOURCES[name]
     with pytest.raises(ArchiveError):
-        wanted.tables([{} for _ in wanted.archives])
+        record.tables([{} for _ in record.archives])
 
 
-def test_a_set_is_made_of_archives_or_of_such_sets() -> None:
-    for name, wanted in sources.SOURCES.items():
-        assert bool(wanted.archives) != bool(wanted.cards)
-        assert set(wanted.cards) <= set(
+def test_a_set_is_built_from_archives_or_from_earlier_sets() -> None:
+    for name, record in sources.SOURCES.items():
+        assert bool(record.archives) != bool(record.cards)
+        assert set(record.cards) <= set(
             list(sources.SOURCES)[: list(sources.SOURCES).index(name)]
-        ), "made of earlier sets"
-        if wanted.cards:
+        ), "built from earlier sets"
+        if record.cards:
             with pytest.raises(
-                ArchiveError, match=f"{name} has no archives: it is made of {wanted.cards[0]}"
+                ArchiveError, match=f"{name} has no archives: it is built from {record.cards[0]}"
             ):
                 sources.build(name, Path("nowhere"), Path("nowhere"))
 
@@ -350,7 +351,7 @@ def test_every_regular_file_comes_out_of_a_debian_package_unchanged(
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/passwd", "a\\..\\evil", ".."])
 @pytest.mark.parametrize("kind", ["deb", "npm"])
-def test_an_archive_with_an_unsafe_name_is_refused_whole(
+def test_an_archive_with_an_unsafe_member_name_is_refused_as_a_whole(
     name: str, kind: str, tmp_path: Path
 ) -> None:
     files = {"good": b"fine", name: b"evil"}
@@ -377,7 +378,7 @@ def test_links_and_devices_are_not_followed(kind: bytes, tmp_path: Path) -> None
     assert archives.read_files(path, "deb") == {"good": b"fine"}
 
 
-def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_member_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "archive.tar"
     path.write_bytes(tar_bytes({"a": b"1", "./a": b"2"}))
     with pytest.raises(ArchiveError, match="twice"):
@@ -391,13 +392,13 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
         (b"PK\x03\x04 a zip file", "ar magic"),
         (deb_bytes({"a": b"1" * 5000})[:-40], "cut short"),
         (ar_bytes({"debian-binary": b"2.0\n"}), "no data.tar part"),
-        (ar_bytes({"data.tar.zst": b"x"}), "holds data.tar.zst; only"),
+        (ar_bytes({"data.tar.zst": b"x"}), "has data.tar.zst; only"),
         (ar_bytes({"data.tar.xz": b"not xz"}), "does not decompress"),
         (ar_bytes({"data.tar.xz": lzma.compress(b"not a tar" * 100)}), "not a readable archive"),
         (b"!<arch>\n" + b"x" * 60, "no ar header at byte 8"),
     ],
 )
-def test_a_damaged_debian_package_gets_a_clear_error(
+def test_a_damaged_debian_package_is_refused_with_the_fault(
     content: bytes, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "broken.deb"
@@ -432,7 +433,7 @@ def test_build_checks_every_hash_before_it_reads_an_archive(tmp_path: Path, monk
         sources.build("help_pages", tmp_path, tmp_path / "out")
 
 
-def test_a_missing_archive_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_archive_is_named_with_the_remedy(tmp_path: Path) -> None:
     archive = archive_of(b"the archive")
     with pytest.raises(
         ArchiveError, match=rf"Get thing_1.0_all.deb \(SHA-256 {archive.sha256}\).*--archives DIR"
@@ -459,7 +460,7 @@ def fake_client(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
 
-def test_fetch_asks_the_client_by_name_and_version_once(
+def test_fetch_calls_the_client_once_with_name_and_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = dataclasses.replace(archive_of(b"the archive"), epoch="4", architecture="amd64")
@@ -473,15 +474,13 @@ def test_fetch_asks_the_client_by_name_and_version_once(
     assert (tmp_path / "a" / "calls").read_text() == "download thing:amd64=4:1.0\n"
 
 
-def test_fetch_refuses_what_the_client_delivers_under_another_hash(
-    tmp_path: Path, monkeypatch
-) -> None:
+def test_fetch_refuses_an_archive_with_another_hash(tmp_path: Path, monkeypatch) -> None:
     fake_client(tmp_path / "bin", "printf changed > thing_1.0_all.deb", monkeypatch)
     with pytest.raises(ArchiveError, match="is not the recorded"):
         archives.fetch(archive_of(b"the archive"), tmp_path / "a")
 
 
-def test_fetch_reports_what_a_failing_client_said(
+def test_fetch_reports_the_output_of_a_failing_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_client(tmp_path / "bin", 'echo "E: no such version" >&2; exit 100', monkeypatch)
@@ -489,7 +488,7 @@ def test_fetch_reports_what_a_failing_client_said(
         archives.fetch(archive_of(b"the archive"), tmp_path / "a")
 
 
-def test_pip_is_told_the_hash_before_it_runs_a_build(
+def test_pip_gets_the_hash_before_it_runs_a_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = sources.SOURCES["conversations"].archives[0]
@@ -509,7 +508,7 @@ def test_pip_is_told_the_hash_before_it_runs_a_build(
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_sha256_tells_field_boundaries_and_types_of_rows_apart() -> None:
+def test_rows_sha256_depends_on_field_boundaries_types_and_row_order() -> None:
     def digest(rows: list[dict]) -> str:
         return sources.rows_sha256([pa.Table.from_pylist(rows)])
 
@@ -519,9 +518,9 @@ def test_rows_sha256_tells_field_boundaries_and_types_of_rows_apart() -> None:
 
 
 def test_every_archive_is_recorded_completely() -> None:
-    for name, wanted in sources.SOURCES.items():
-        assert wanted.name == name
-        for archive in wanted.archives:
+    for name, record in sources.SOURCES.items():
+        assert record.name == name
+        for archive in record.archives:
             assert re.fullmatch(r"[0-9a-f]{64}", archive.sha256)
             assert archive.version in archive.file_name
             assert archive.licence and "/" not in archive.file_name
@@ -530,13 +529,13 @@ def test_every_archive_is_recorded_completely() -> None:
 def test_no_registry_is_named(repository: Path) -> None:
     texts = [
         repository / "moxin_lab" / "data" / f"{name}.py"
-        for name in ("archives", "sources", "cards")
+        for name in ("archives", "sources", "cards", "card_files", "card_numbers", "packaged")
     ]
     texts += sorted((repository / "data_cards").glob("*/README.md"))
     hosts = re.compile(r"https?://|\.(org|com|io)/|debian\.org|npmjs|pythonhosted")
-    found = {
+    named = {
         str(path): match[0]
         for path in texts
         if (match := hosts.search(path.read_text(encoding="utf-8")))
     }
-    assert not found
+    assert not named
