@@ -1,3 +1,5 @@
-"""Triton kernels: windowed attention forward and backward, and the decoding step over a ring.
-Nothing here imports a model.
+"""GPU kernels in Triton and Gluon: windowed attention, decoding over a ring, cross-entropy, AdamW.
+
+Guarantees: no module here imports a model; each kernel has a test against plain PyTorch operations.
+Out of scope: choosing a backend (moxin_lab/model/attention.py does).
 """

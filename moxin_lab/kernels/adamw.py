@@ -1,12 +1,12 @@
-"""AdamW in one pass over weights, gradients and both moments, at the speed of the GPU's memory.
+"""AdamW as one kernel per tensor: a single pass over the weights, the gradients and both moments.
 
     optimizer = AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
 
-Guarantees: the update is `torch.optim.AdamW(fused=True)`'s, computed in float32 whatever the
-tensors' types are, and the state is laid out as its own, so either continues a run of the other
-(tests/kernels/test_adamw.py, in Triton's interpreter on the CPU).
-Does not: AMSGrad, `maximize`, sparse gradients, or a gradient scaler's unscaling: asking for one is
-refused.
+Guarantees: the update equals that of `torch.optim.AdamW(fused=True)`, computed in float32 whatever
+the dtypes of the tensors, and the state has the same layout, so either optimizer continues a run of
+the other (tests/kernels/test_adamw.py, in Triton's interpreter on the CPU).
+Out of scope: AMSGrad, `maximize`, sparse gradients and the unscaling of a gradient scaler, each of
+which raises an error.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def _update(
     means_ptr,
     squares_ptr,
     corrections_ptr,
-    place,
+    index,
     size,
     learning_rate,
     decay,
@@ -35,6 +35,9 @@ def _update(
     eps,
     BLOCK: tl.constexpr,
 ):
+    """One block of tensor `index` of a parameter group (Loshchilov and Hutter 2019, arXiv
+    1711.05101, algorithm 2). corrections: float32 [tensors, 2], 1 - beta^step of both moments.
+    """
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < size
     weights = tl.load(weights_ptr + offsets, mask=inside).to(tl.float32)
@@ -44,8 +47,8 @@ def _update(
     weights -= learning_rate * decay * weights
     means += (1 - beta1) * (gradients - means)
     squares = beta2 * squares + (1 - beta2) * gradients * gradients
-    mean_correction = tl.load(corrections_ptr + 2 * place)
-    square_correction = tl.load(corrections_ptr + 2 * place + 1)
+    mean_correction = tl.load(corrections_ptr + 2 * index)
+    square_correction = tl.load(corrections_ptr + 2 * index + 1)
     weights -= (
         learning_rate
         / mean_correction
@@ -58,8 +61,8 @@ def _update(
 
 
 class AdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` whose step is one kernel a tensor. Same constants, parameter groups and
-    state dictionary.
+    """`torch.optim.AdamW` whose step is one kernel per tensor, with the same constants, parameter
+    groups and state dictionary.
     """
 
     def __init__(self, params: Any, **constants: Any) -> None:
@@ -72,7 +75,7 @@ class AdamW(torch.optim.AdamW):
         }
         if refused:
             raise ValueError(
-                f"this AdamW knows no {', '.join(sorted(refused))}: use torch.optim.AdamW"
+                f"this AdamW does not support {', '.join(sorted(refused))}: use torch.optim.AdamW"
             )
         super().__init__(params, **{**constants, "fused": True})
 
@@ -83,7 +86,8 @@ class AdamW(torch.optim.AdamW):
             or getattr(self, "found_inf", None) is not None
         ):
             raise RuntimeError(
-                "a gradient scaler (float16) is not supported by this AdamW: train in bfloat16 or use torch.optim.AdamW"
+                "a gradient scaler (float16) is not supported by this AdamW: "
+                "train in bfloat16 or use torch.optim.AdamW"
             )
         loss = None
         if closure is not None:
@@ -95,21 +99,20 @@ class AdamW(torch.optim.AdamW):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         lists: tuple[list[Any], ...] = ([], [], [], [], [], [])
-        self._init_group(group, *lists)  # makes missing state as torch does
+        self._init_group(group, *lists)  # creates missing state as torch does
         weights, gradients, means, squares, _, steps = lists
         if not weights:
             return
         torch._foreach_add_(steps, 1)
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        taken = torch.stack(steps).double()
-        corrections = torch.stack(
-            (1 - beta1**taken, 1 - beta2**taken), dim=1
-        ).float()  # on the device, without a copy to it
-        for place, tensors in enumerate(zip(weights, gradients, means, squares, strict=True)):
+        # The step counts are on the device, and so are the corrections: no copy to it, and no wait.
+        num_steps = torch.stack(steps).double()
+        corrections = torch.stack((1 - beta1**num_steps, 1 - beta2**num_steps), dim=1).float()
+        for index, tensors in enumerate(zip(weights, gradients, means, squares, strict=True)):
             _launch(
                 *(_local(tensor) for tensor in tensors),
                 corrections,
-                place,
+                index,
                 float(group["lr"]),
                 float(group["weight_decay"]),
                 beta1,
@@ -119,16 +122,17 @@ class AdamW(torch.optim.AdamW):
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor (FSDP2), where it is one."""
+    """This rank's part of a sharded tensor (FSDP2), or the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _launch(weights: Tensor, gradients: Tensor, means: Tensor, squares: Tensor, *rest: Any) -> None:
     if not (weights.is_contiguous() and means.is_contiguous() and squares.is_contiguous()):
         raise ValueError(
-            f"a parameter of shape {list(weights.shape)} is not contiguous: make it so before the optimizer is built"
+            f"a parameter of shape {list(weights.shape)} is not contiguous: "
+            "make it contiguous before the optimizer is built"
         )
-    corrections, place, learning_rate, decay, beta1, beta2, eps = rest
+    corrections, index, learning_rate, decay, beta1, beta2, eps = rest
     size = weights.numel()
     if size:
         block = 2048 if weights.is_cuda else 64
@@ -138,7 +142,7 @@ def _launch(weights: Tensor, gradients: Tensor, means: Tensor, squares: Tensor, 
             means,
             squares,
             corrections,
-            place,
+            index,
             size,
             learning_rate,
             decay,

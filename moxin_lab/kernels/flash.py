@@ -1,11 +1,11 @@
-"""flash-attn-4 (package `flash-attn-4`, extra `gpu`) as a PyTorch operator that torch.compile does
-not break its graph at.
+"""flash-attn-4 (package `flash-attn-4`, extra `gpu`) as a PyTorch operator, at which torch.compile
+does not break its graph.
 
 Guarantees: causal and windowed attention with grouped heads and documents (by the package's kernels
-for rows of unequal lengths laid end to end), forward and backward; `refusal` says in words why they
-cannot run.
-Does not: dropout, a deterministic backward (its dQ is added up by atomics; the `triton` back end is
-deterministic).
+for rows of unequal lengths laid end to end), forward and backward; `unsupported_reason` says why
+the kernels cannot run.
+Out of scope: dropout; a deterministic backward (dQ is accumulated by atomics; the `triton` backend
+is deterministic).
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def package() -> Any:
-    """flash-attn-4's interface module, or the reason in words why it cannot be had."""
+    """The interface module of flash-attn-4, or the reason why it cannot be imported."""
     try:
         from flash_attn.cute import interface
     except ImportError as error:
@@ -23,16 +23,16 @@ def package() -> Any:
     return interface
 
 
-def refusal(query: Tensor) -> str | None:
-    """Why the kernels cannot run on tensors like `query`; None where they can."""
+def unsupported_reason(query: Tensor) -> str | None:
+    """Why the kernels cannot run on tensors like `query` [B, H, T, D]; None if they can."""
     if not query.is_cuda or torch.cuda.get_device_capability(query.device)[0] < 9:
         return "flash-attn-4 needs a GPU of compute capability 9.0 or above"
     if query.dtype not in (torch.float16, torch.bfloat16):
-        return f"dtype is {query.dtype}: flash-attn-4 knows float16 and bfloat16"
+        return f"dtype is {query.dtype}: flash-attn-4 supports float16 and bfloat16"
     if query.shape[3] not in (64, 96, 128):
         return f"head_dim is {query.shape[3]}: flash-attn-4 is used for 64, 96 and 128"
-    found = package()
-    return found if isinstance(found, str) else None
+    module_or_reason = package()
+    return module_or_reason if isinstance(module_or_reason, str) else None
 
 
 def flash_attention(
@@ -42,21 +42,20 @@ def flash_attention(
     sliding_window: int | None,
     runs: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """As `window_attention`; `runs` are the borders of documents (`AttentionMask.document_runs`).
-
-    Raises ValueError where the kernels cannot run.
+    """Attention as in `window_attention`; `runs` are the borders of documents
+    (`AttentionMask.document_runs`). Raises ValueError if the kernels cannot run.
     """
-    reason = refusal(query)
+    reason = unsupported_reason(query)
     if reason is not None:
-        raise ValueError(f"the flash back end cannot run: {reason}")
+        raise ValueError(f"the flash backend cannot run: {reason}")
     window = 0 if sliding_window is None or sliding_window >= key.shape[2] else sliding_window
     queries, keys = (None, None) if runs is None else runs
     return _flash(query, key, value, queries, keys, window)[0]
 
 
 def _options(queries: Tensor | None, keys: Tensor | None, window: int) -> dict[str, Any]:
-    # No longest document is given: the kernels do not need it on this GPU, and as a number it would
-    # compile a block anew.
+    # The length of the longest document is not passed: the kernels do not need it on this GPU, and
+    # each new value would make torch.compile compile a block again.
     return {
         "causal": True,
         "window_size_left": window - 1 if window else None,
@@ -67,13 +66,13 @@ def _options(queries: Tensor | None, keys: Tensor | None, window: int) -> dict[s
 
 
 def _rows(tensor: Tensor, runs: Tensor | None) -> Tensor:
-    """[B, H, T, D] as the package reads it: [B, T, H, D], with documents all rows end to end."""
+    """[B, H, T, D] as the package reads it: [B, T, H, D], or with documents [B * T, H, D]."""
     tensor = tensor.transpose(1, 2)
     return tensor if runs is None else tensor.reshape(-1, *tensor.shape[2:])
 
 
 def _heads(tensor: Tensor, batch: int) -> Tensor:
-    """Back to [B, H, T, D]."""
+    """The inverse of `_rows`: back to [B, H, T, D]."""
     return tensor.reshape(batch, -1, *tensor.shape[-2:]).transpose(1, 2)
 
 
@@ -86,6 +85,9 @@ def _flash(
     keys: Tensor | None,
     window: int,
 ) -> tuple[Tensor, Tensor]:
+    """Output [B, H, T, D] and the log-sum-exp of each row, float32 [B, H, T], or with documents
+    [H, B * T].
+    """
     rows = [_rows(tensor, queries) for tensor in (query, key, value)]
     output, log_sum, *_ = package()._flash_attn_fwd(
         *rows, **_options(queries, keys, window), return_lse=True
@@ -140,15 +142,15 @@ def _(gradient, query, key, value, output, log_sum, queries, keys, window):
     return like(query), like(key), like(value)
 
 
-def _remember(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     query, key, value, queries, keys, window = inputs
     ctx.save_for_backward(query, key, value, *output, queries, keys)
     ctx.window = window
     ctx.mark_non_differentiable(output[1])
 
 
-def _gradients(ctx: Any, gradient: Tensor, _: Any) -> tuple:
+def _backward(ctx: Any, gradient: Tensor, _: Any) -> tuple:
     return *_flash_backward(gradient, *ctx.saved_tensors, ctx.window), None, None, None
 
 
-_flash.register_autograd(_gradients, setup_context=_remember)
+_flash.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,19 +1,24 @@
-"""The attention forward in Gluon, Triton's lower dialect, for Hopper (compute capability 9.0): what
-tiles.py says, faster.
+"""The attention forward in Gluon, Triton's lower-level language, for Hopper (compute capability
+9.0): the function of tiles_forward.py, faster.
 
-    producer warp    TMA loads of query, key and value tiles into rings of shared memory          one thread's work
-    consumer 0, 1    four warps each, half of the tile's rows: wgmma, softmax, wgmma              240 registers a thread
+    producer warp    TMA loads of query, key and value tiles into rings of shared memory
+    consumer 0, 1    four warps each, for half of the tile's rows: wgmma, softmax, wgmma
 
-Why apart from tiles.py: stock Triton waits for each product of queries and keys before it starts
-anything else. Here the softmax of one tile runs while the tensor cores multiply the previous
-weights with their values, and while the other consumer multiplies (Shah et al. 2024,
-FlashAttention-3, arXiv 2407.08608, sections 3.1 and 3.2, describe both overlaps).
+Why it is separate from tiles_forward.py: Triton waits for each product of queries and keys before
+it starts anything else. Here the softmax of one tile runs while the tensor cores multiply the
+previous weights by their values, and while the other consumer multiplies (both overlaps are
+described in FlashAttention-3, Shah et al. 2024, arXiv 2407.08608, sections 3.1 and 3.2).
 
-Guarantees: the same function, masks and order of additions within a tile as tiles.py,
-deterministic; tested on a GPU against the reference (tests/kernels), since Gluon has no
-interpreter. Gluon is experimental in Triton: written for and run on 3.6; where its import fails,
-`window_attention` uses tiles.py and warns.
-Does not: run on other chips; head sizes other than 64 and 128; float32.
+Synchronisation: each slot of a ring has two barriers. The producer waits for `empty`, which both
+consumers signal when they have read the slot, then loads; the arrival of the bytes signals `full`,
+for which the consumers wait. The parity of the number of passes over the ring is the phase of a
+barrier.
+
+Guarantees: the same function and masks as tiles_forward.py; deterministic; tested on a GPU against
+the reference (tests/kernels), since Gluon has no interpreter. Gluon is experimental: this was
+written for and run on Triton 3.6. If its import fails, `window_attention` uses tiles_*.py and
+warns.
+Out of scope: other GPUs; head sizes other than 64 and 128; float32.
 """
 
 from triton.experimental import gluon
@@ -31,7 +36,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 def _key_tile_range(
     first, last, first_start, last_start, window, BN: gl.constexpr, HAS_WINDOW: gl.constexpr
 ):
-    """As in tiles.py."""
+    """As in tiles_forward.py."""
     low_key = first_start
     full_key = last_start
     if HAS_WINDOW:
@@ -45,7 +50,7 @@ def _key_tile_range(
 
 
 @gluon.jit
-def _forward_place(
+def _forward_work_item(
     index,
     num_queries,
     num_keys,
@@ -59,8 +64,11 @@ def _forward_place(
     HAS_STARTS: gl.constexpr,
     UNITS: gl.constexpr,
 ):
-    """Work item -> batch, head, first row, key tiles. Late rows first (they are the longest),
-    heads that share keys together."""
+    """Batch, head, first row and range of key tiles of work item `index`.
+
+    Late rows come first, because they see the most keys. Heads that share keys are neighbours, so
+    that they run at the same time and the keys stay in cache.
+    """
     num_tiles = (num_queries + BM - 1) // BM
     tile = num_tiles - 1 - index // UNITS
     unit = index % UNITS
@@ -109,10 +117,11 @@ def _forward_producer(
     HAS_WINDOW: gl.constexpr,
     HAS_STARTS: gl.constexpr,
 ):
-    count = 0
-    turn = 0
+    """Load the tiles of all work items of this program, key tiles from the last to the first."""
+    count = 0  # tiles loaded so far: slot and phase of the rings
+    turn = 0  # work items so far: phase of the query's barriers
     for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
-        batch, head, row, low, full_low, full_high, end = _forward_place(
+        batch, head, row, low, full_low, full_high, end = _forward_work_item(
             index,
             num_queries,
             num_keys,
@@ -139,16 +148,19 @@ def _forward_producer(
         for i in range(end - low):
             slot = count % STAGES
             phase = ((count // STAGES) & 1) ^ 1
-            place = (end - 1 - i) * BN
+            first_key = (end - 1 - i) * BN
             mbarrier.wait(key_empty.index(slot), phase)
             mbarrier.expect(key_full.index(slot), BN * D * 2)
             tma.async_copy_global_to_shared(
-                key_desc, [batch, kv_head, place, 0], key_full.index(slot), keys.index(slot)
+                key_desc, [batch, kv_head, first_key, 0], key_full.index(slot), keys.index(slot)
             )
             mbarrier.wait(value_empty.index(slot), phase)
             mbarrier.expect(value_full.index(slot), BN * D * 2)
             tma.async_copy_global_to_shared(
-                value_desc, [batch, kv_head, place, 0], value_full.index(slot), values.index(slot)
+                value_desc,
+                [batch, kv_head, first_key, 0],
+                value_full.index(slot),
+                values.index(slot),
             )
             count += 1
 
@@ -156,7 +168,7 @@ def _forward_producer(
 @gluon.jit
 def _mask(
     scores,
-    places,
+    positions,
     columns,
     starts,
     window,
@@ -164,9 +176,10 @@ def _mask(
     HAS_WINDOW: gl.constexpr,
     HAS_STARTS: gl.constexpr,
 ):
-    seen = columns[None, :] <= places[:, None]
+    """-inf in scores [ROWS, BN] for keys (`columns`) that a query does not see."""
+    seen = columns[None, :] <= positions[:, None]
     if HAS_WINDOW:
-        seen = seen & (columns[None, :] > (places - window)[:, None])
+        seen = seen & (columns[None, :] > (positions - window)[:, None])
     if HAS_STARTS:
         seen = seen & (columns[None, :] >= starts[:, None])
     return gl.where(seen & (columns < num_keys)[None, :], scores, float("-inf"))
@@ -187,7 +200,7 @@ def _forward_step(
     value_empty,
     count,
     tile,
-    places,
+    positions,
     starts,
     window,
     num_keys,
@@ -204,7 +217,9 @@ def _forward_step(
     ACC: gl.constexpr,
     dtype: gl.constexpr,
 ):
-    """Scores of key tile `count` while the weights of tile `count - 1` meet their values."""
+    """Scores of key tile `count`, while the weights of tile `count - 1` are multiplied by their
+    values.
+    """
     slot = count % STAGES
     before = (count - 1) % STAGES
     mbarrier.wait(key_full.index(slot), (count // STAGES) & 1)
@@ -213,11 +228,12 @@ def _forward_step(
     scores = warpgroup_mma(query, key, empty, use_acc=False, is_async=True)
     mbarrier.wait(value_full.index(before), ((count - 1) // STAGES) & 1)
     acc = warpgroup_mma(weights, values.index(before).reshape([BN, D]), acc, is_async=True)
+    # One of the two products may still run: wait for the scores only.
     scores = warpgroup_mma_wait(1, [scores])
     mbarrier.arrive(key_empty.index(slot), count=1)
     if MASKED:
         columns = tile * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-        scores = _mask(scores, places, columns, starts, window, num_keys, HAS_WINDOW, HAS_STARTS)
+        scores = _mask(scores, positions, columns, starts, window, num_keys, HAS_WINDOW, HAS_STARTS)
     new_max = gl.maximum(row_max, gl.max(scores, 1) * scale)
     anchor = new_max
     if MASKED:
@@ -228,6 +244,8 @@ def _forward_step(
     new_weights = gl.convert_layout(scores.to(dtype), WEIGHTS)
     acc = warpgroup_mma_wait(0, [acc])
     mbarrier.arrive(value_empty.index(before), count=1)
+    # The sums so far are relative to the old maximum. The new weights are multiplied in the next
+    # step, after this.
     acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, ACC))[:, None]
     return acc, new_max, row_sum, new_weights, count + 1
 
@@ -267,6 +285,7 @@ def _forward_consumer(
     HAS_STARTS: gl.constexpr,
     dtype: gl.constexpr,
 ):
+    """Output and row sums of half HALF of the rows of each work item."""
     ROWS: gl.constexpr = BM // 2
     ACC: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16]
@@ -276,10 +295,10 @@ def _forward_consumer(
     )
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=ACC, k_width=2)
     STORED: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    count = 0
+    count = 0  # tiles read so far, as in the producer
     turn = 0
     for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
-        batch, head, row, low, full_low, full_high, end = _forward_place(
+        batch, head, row, low, full_low, full_high, end = _forward_work_item(
             index,
             num_queries,
             num_keys,
@@ -295,14 +314,13 @@ def _forward_consumer(
         )
         rows = row + HALF * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, SCORES))
         inside = rows < num_queries
-        places = rows + (num_keys - num_queries)
+        positions = rows + (num_keys - num_queries)
         starts = gl.zeros([ROWS], gl.int32, gl.SliceLayout(1, SCORES))
         if HAS_STARTS:
             starts = gl.load(starts_ptr + batch * num_queries + rows, mask=inside, other=0)
         mbarrier.wait(query_full.index(0), turn & 1)
         query = queries.index(HALF).reshape([ROWS, D])
-        # The first tile, which holds the diagonal: nothing to overlap it with but the other
-        # consumer.
+        # The first tile, which holds the diagonal. Only the other consumer can overlap with it.
         slot = count % STAGES
         mbarrier.wait(key_full.index(slot), (count // STAGES) & 1)
         empty = gl.zeros([ROWS, BN], gl.float32, SCORES)
@@ -316,7 +334,7 @@ def _forward_consumer(
         scores = warpgroup_mma_wait(0, [scores])
         mbarrier.arrive(key_empty.index(slot), count=1)
         columns = (end - 1) * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-        scores = _mask(scores, places, columns, starts, window, num_keys, HAS_WINDOW, HAS_STARTS)
+        scores = _mask(scores, positions, columns, starts, window, num_keys, HAS_WINDOW, HAS_STARTS)
         row_max = gl.max(scores, 1) * scale
         anchor = gl.where(row_max == float("-inf"), 0.0, row_max)
         scores = gl.exp2(scores * scale - anchor[:, None])
@@ -324,6 +342,7 @@ def _forward_consumer(
         weights = gl.convert_layout(scores.to(dtype), WEIGHTS)
         acc = gl.zeros([ROWS, D], gl.float32, ACC)
         count += 1
+        # Tiles from the diagonal down to the window's edge: masked, unmasked, masked.
         for tile in range(end - 1 - gl.maximum(full_high, low)):
             acc, row_max, row_sum, weights, count = _forward_step(
                 acc,
@@ -339,7 +358,7 @@ def _forward_consumer(
                 value_empty,
                 count,
                 end - 2 - tile,
-                places,
+                positions,
                 starts,
                 window,
                 num_keys,
@@ -372,7 +391,7 @@ def _forward_consumer(
                 value_empty,
                 count,
                 full_end - 1 - tile,
-                places,
+                positions,
                 starts,
                 window,
                 num_keys,
@@ -405,7 +424,7 @@ def _forward_consumer(
                 value_empty,
                 count,
                 edge_end - 1 - tile,
-                places,
+                positions,
                 starts,
                 window,
                 num_keys,
@@ -423,6 +442,7 @@ def _forward_consumer(
                 dtype,
             )
         mbarrier.arrive(query_empty.index(0), count=1)
+        # The weights of the last tile have not been multiplied by their values yet.
         slot = (count - 1) % STAGES
         mbarrier.wait(value_full.index(slot), ((count - 1) // STAGES) & 1)
         acc = warpgroup_mma(weights, values.index(slot).reshape([BN, D]), acc, is_async=True)
@@ -469,8 +489,8 @@ def forward(
     HAS_STARTS: gl.constexpr,
     num_warps: gl.constexpr,
 ):
-    """Persistent: every program takes work items program, program + programs, ... (see
-    `_forward_place`).
+    """As `forward` of tiles_forward.py, persistent: program p computes the work items p,
+    p + number of programs, ... (see `_forward_work_item`).
     """
     dtype: gl.constexpr = query_desc.dtype
     queries = gl.allocate_shared_memory(dtype, [2] + query_desc.block_shape, query_desc.layout)
@@ -482,6 +502,7 @@ def forward(
     key_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     value_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     value_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    # `full` is signalled once, by the producer's loads; `empty` twice, by each consumer.
     mbarrier.init(query_full.index(0), count=1)
     mbarrier.init(query_empty.index(0), count=2)
     for i in gl.static_range(STAGES):

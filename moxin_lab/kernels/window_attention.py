@@ -3,19 +3,21 @@ gradient.
 
     output = window_attention(query, key, value, sliding_window=4096, starts=starts, ends=ends)
 
-    forward    one launch                                                   output, log2 of each row's sum
-    backward   delta = rowsum(output * d output)
-               keys:    S^T, dP^T, dV, dK; dS^T of a few heads to memory    4 products a tile
-               queries: dQ = dS K from there                                1 product a tile
-               ... or, where not even one head group fits the workspace: dQ with S and dP again, 3 products a tile
+    launch              computes                                            products per tile
+    -----------------   -------------------------------------------------   -----------------
+    forward             output, log2 of each row's sum                      2
+    backward: delta     delta = rowsum(output * d output)                   0
+    backward: keys      S^T, dP^T, dV, dK; stores dS^T of some heads        4
+    backward: queries   dQ = dS K, from the stored dS^T                     1
 
-Five products instead of seven is what makes the backward fast; writing dS down instead of adding dQ
-up atomically is what keeps it deterministic. Kernels are tiles.py's, and on Hopper, for 16-bit
-types, those of hopper_forward.py and hopper_backward.py.
+If the workspace is too small for the dS^T of one head group, the launch for the queries computes S
+and dP again, with 3 products per tile. Five products instead of seven make the backward fast;
+storing dS^T instead of adding up dQ with atomics keeps it deterministic. The kernels are those of
+tiles_forward.py and tiles_backward.py, and on Hopper with 16-bit types those of hopper_*.py.
 
 Guarantees: equal to `reference` forward and backward at any T <= S (tests/kernels); deterministic;
-a custom operator with shapes known to torch.compile. Does not: dropout, bias, head sizes other than
-16, 32, 64, 128, 256, gradients of gradients.
+a custom operator whose shapes are known to torch.compile.
+Out of scope: dropout, bias, head sizes other than 16, 32, 64, 128 and 256, second derivatives.
 """
 
 import functools
@@ -30,18 +32,18 @@ import triton
 import triton.runtime.interpreter  # a submodule that `import triton` alone does not load
 from torch import Tensor
 
-from moxin_lab.kernels import tiles
+from moxin_lab.kernels import tiles_backward, tiles_forward
 
 WORKSPACE_SHARE = 1 / 16
-"""Most of the device's memory that stored dS^T may take; heads are worked through in groups that
-fit.
+"""Largest share of the device's memory for the stored dS^T. Heads are processed in groups that fit
+into it.
 """
 HEAD_DIMS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sizes of one kernel's tiles: rows, keys, and Triton's warps and stages."""
+    """Tile sizes of one kernel (rows and keys) and Triton's number of warps and stages."""
 
     rows: int
     keys: int
@@ -51,7 +53,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Plan:
-    """Tiles of the three launches, and whether the two big ones are hopper_*.py's."""
+    """Tiles of the launches forward, keys and queries; `hopper`: use the kernels of hopper_*.py."""
 
     forward: Tiles
     keys: Tiles
@@ -61,15 +63,19 @@ class Plan:
 
 @functools.lru_cache
 def hopper_module() -> Any:
-    """The kernels of hopper_*.py by name, or the reason in words why they cannot be had."""
+    """The kernels of hopper_*.py by name, or the reason why they cannot be imported."""
     try:
-        from moxin_lab.kernels import hopper_backward, hopper_forward
+        from moxin_lab.kernels import (
+            hopper_backward_keys,
+            hopper_backward_queries,
+            hopper_forward,
+        )
     except ImportError as error:
         return f"this Triton ({triton.__version__}) lacks what kernels/hopper_*.py need: {error}"
     return SimpleNamespace(
         forward=hopper_forward.forward,
-        backward_keys=hopper_backward.backward_keys,
-        backward_queries=hopper_backward.backward_queries,
+        backward_keys=hopper_backward_keys.backward_keys,
+        backward_queries=hopper_backward_queries.backward_queries,
     )
 
 
@@ -77,16 +83,18 @@ def hopper_module() -> Any:
 def _is_hopper(device_index: int) -> bool:
     if torch.cuda.get_device_capability(device_index) != (9, 0):
         return False
-    found = hopper_module()
-    if isinstance(found, str):
-        warnings.warn(f"attention runs on the slower kernels of tiles.py: {found}", stacklevel=2)
-    return not isinstance(found, str)
+    module_or_reason = hopper_module()
+    if isinstance(module_or_reason, str):
+        warnings.warn(
+            f"attention runs on the slower kernels of tiles_*.py: {module_or_reason}", stacklevel=2
+        )
+    return not isinstance(module_or_reason, str)
 
 
 def plan_for(query: Tensor) -> Plan:
-    """The tiles used for inputs like `query`, by head size, type and chip."""
+    """The tiles for inputs like `query` [B, H, T, D], by head size, dtype and GPU."""
     head_dim = query.shape[3]
-    if not query.is_cuda:  # Triton's interpreter: small tiles, so that small tests have several
+    if not query.is_cuda:  # Triton's interpreter: small tiles, so that small tests use several
         return Plan(Tiles(16, 16), Tiles(16, 32), Tiles(32, 32))
     if query.element_size() == 2 and head_dim in (64, 128) and _is_hopper(query.device.index):
         return Plan(Tiles(128, 128, 4, 2), Tiles(64, 128, 4, 2), Tiles(128, 128, 4, 3), hopper=True)
@@ -95,16 +103,20 @@ def plan_for(query: Tensor) -> Plan:
     return Plan(Tiles(64, 32, 4, 2), Tiles(32, 64, 4, 1), Tiles(64, 64, 4, 1))
 
 
-def refusal(query: Tensor) -> str | None:
-    """Why the kernels cannot run on tensors like `query`; None where they can."""
+def unsupported_reason(query: Tensor) -> str | None:
+    """Why the kernels cannot run on tensors like `query` [B, H, T, D]; None if they can."""
     if query.shape[3] not in HEAD_DIMS:
-        return f"head_dim is {query.shape[3]}: the kernels know {', '.join(map(str, HEAD_DIMS))}"
+        sizes = ", ".join(map(str, HEAD_DIMS))
+        return f"head_dim is {query.shape[3]}: the kernels support {sizes}"
     if query.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"dtype is {query.dtype}: the kernels know float16, bfloat16 and float32"
+        return f"dtype is {query.dtype}: the kernels support float16, bfloat16 and float32"
     if not query.is_cuda and not isinstance(
-        tiles.forward, triton.runtime.interpreter.InterpretedFunction
+        tiles_forward.forward, triton.runtime.interpreter.InterpretedFunction
     ):
-        return "the tensors are on the CPU: set TRITON_INTERPRET=1 before Triton is imported to run the kernels there"
+        return (
+            "the tensors are on the CPU: set TRITON_INTERPRET=1 before Triton is imported to run "
+            "the kernels there"
+        )
     return None
 
 
@@ -118,23 +130,26 @@ def window_attention(
     ends: Tensor | None = None,
 ) -> Tensor:
     """Attention of queries [B, H, T, D] over keys and values [B, H_kv, S, D], T <= S; the last
-    query stands at the last key.
+    query is at the position of the last key.
 
-    sliding_window: query place i sees keys j > i - sliding_window. starts, int32 [B, T]: the key
-    place where each query's document begins, never falling along a row; ends, int32 [B, S]: the key
-    place where each key's document ends (for the gradient). Returns [B, H, T, D], whose memory is
-    laid out as [B, T, H, D]. Raises ValueError where the kernels cannot run.
+    sliding_window: a query at position i sees keys j > i - sliding_window.
+    starts: int32 [B, T], index of the first key of each query's document; never decreasing along a
+        row.
+    ends: int32 [B, S], index of the last key of each key's document (for the gradient).
+
+    Returns [B, H, T, D] in memory of the layout [B, T, H, D]. Raises ValueError if the kernels
+    cannot run.
     """
-    reason = refusal(query)
+    reason = unsupported_reason(query)
     if reason is not None:
-        raise ValueError(f"the triton back end cannot run: {reason}")
+        raise ValueError(f"the triton backend cannot run: {reason}")
     window = 0 if sliding_window is None or sliding_window >= key.shape[2] else sliding_window
     return _attention(query, key, value, starts, ends, window)[0]
 
 
 @functools.lru_cache
 def workspace_bytes(device: torch.device) -> int:
-    """`WORKSPACE_SHARE` of a GPU's memory; of a gibibyte in the interpreter."""
+    """`WORKSPACE_SHARE` of the GPU's memory; in the interpreter, of one GiB."""
     total = (
         torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 2**30
     )
@@ -142,13 +157,13 @@ def workspace_bytes(device: torch.device) -> int:
 
 
 def _strides(tensor: Tensor) -> tuple[int, int, int]:
-    """Of batch, head and row."""
+    """Strides of batch, head and row of a tensor [B, H, T, D]."""
     return tensor.stride(0), tensor.stride(1), tensor.stride(2)
 
 
 def _rows_last(tensor: Tensor) -> Tensor:
-    """With unit stride in the last dimension, and for TMA 16-byte aligned rows; a copy only where
-    that is not so.
+    """The tensor with unit stride in the last dimension and rows aligned to 16 bytes, as TMA needs
+    them; a copy only if it is not so already.
     """
     aligned = all(stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:3])
     return (
@@ -159,7 +174,7 @@ def _rows_last(tensor: Tensor) -> Tensor:
 
 
 def _like_rows(tensor: Tensor) -> Tensor:
-    """Fresh memory [B, T, H, D] seen as [B, H, T, D]: what the output projection reads without a
+    """New memory [B, T, H, D] viewed as [B, H, T, D], which the output projection reads without a
     copy.
     """
     batch, heads, length, head_dim = tensor.shape
@@ -167,12 +182,13 @@ def _like_rows(tensor: Tensor) -> Tensor:
 
 
 def _log_sum_row(length: int) -> int:
+    """Row length of float32 row sums, rounded up to 16 bytes for TMA."""
     return length + -length % 4
 
 
 def _descriptor(tensor: Tensor, block: list[int]) -> Any:
-    """A TMA descriptor of a 4-dimensional tensor with tiles of `block` (rows, head_dim), or of a
-    matrix.
+    """A TMA descriptor with tiles of `block` over the last two dimensions of a 4-dimensional tensor
+    or of a matrix.
     """
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -194,13 +210,14 @@ def _attention(
     ends: Tensor | None,
     window: int,
 ) -> tuple[Tensor, Tensor]:
+    """Output [B, H, T, D] and log2 of each row's sum, float32 [B, H, T rounded up to 4]."""
     query, key, value = _rows_last(query), _rows_last(key), _rows_last(value)
     batch, heads, num_queries, head_dim = query.shape
     kv_heads, num_keys = key.shape[1:3]
     output = _like_rows(query)
     log_sum = query.new_empty(batch, heads, _log_sum_row(num_queries), dtype=torch.float32)
     plan = plan_for(query)
-    scale = math.log2(math.e) / math.sqrt(head_dim)
+    scale = math.log2(math.e) / math.sqrt(head_dim)  # the kernels compute 2^x, not e^x
     sizes = {
         "HEADS": heads,
         "GROUP": heads // kv_heads,
@@ -209,6 +226,7 @@ def _attention(
         "BN": plan.forward.keys,
     }
     flags = {"HAS_WINDOW": window > 0, "HAS_STARTS": starts is not None}
+    # Without documents a kernel never reads this pointer, but it must be one.
     starts_or_any = log_sum if starts is None else starts.contiguous()
     if plan.hopper:
         hopper = hopper_module()
@@ -235,7 +253,7 @@ def _attention(
             num_warps=4,
         )
     else:
-        tiles.forward[(triton.cdiv(num_queries, plan.forward.rows), batch * heads)](
+        tiles_forward.forward[(triton.cdiv(num_queries, plan.forward.rows), batch * heads)](
             query,
             key,
             value,
@@ -287,6 +305,7 @@ def _attention_backward(
     window: int,
     workspace_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value. `workspace_bytes`: room for the stored dS^T."""
     gradient = _rows_last(gradient)
     query, key, value = _rows_last(query), _rows_last(key), _rows_last(value)
     batch, heads, num_queries, head_dim = query.shape
@@ -294,7 +313,7 @@ def _attention_backward(
     group = heads // kv_heads
     plan = plan_for(query)
     dq, dk, dv = _like_rows(query), _like_rows(key), _like_rows(value)
-    # Rows beyond the text are read by TMA and must not hold NaN: zero times NaN is NaN.
+    # TMA also reads the rows beyond the text, which must not hold NaN: zero times NaN is NaN.
     delta = (
         torch.zeros_like(log_sum) if log_sum.shape[2] != num_queries else torch.empty_like(log_sum)
     )
@@ -304,7 +323,7 @@ def _attention_backward(
     ends_or_any = log_sum if ends is None else ends.contiguous()
     natural_scale = 1 / math.sqrt(head_dim)
     scale = math.log2(math.e) * natural_scale
-    tiles.output_dot_gradient[(triton.cdiv(num_queries, 64), batch * heads)](
+    tiles_backward.output_dot_gradient[(triton.cdiv(num_queries, 64), batch * heads)](
         output,
         gradient,
         delta,
@@ -318,6 +337,8 @@ def _attention_backward(
     )
     units = batch * kv_heads
     key_tiles = triton.cdiv(num_keys, plan.keys.keys)
+    # Stored dS^T: `head_rows` rows of keys per query head. Queries that see one key tile form a
+    # band, so a row holds `band` columns instead of all T queries.
     reach = num_keys if window == 0 else min(num_keys, window + plan.keys.keys - 1)
     band = triton.cdiv(reach, plan.keys.keys) * plan.keys.keys
     head_rows = key_tiles * plan.keys.keys
@@ -361,7 +382,7 @@ def _attention_backward(
                 num_warps=4,
             )
         else:
-            tiles.backward_keys[(key_tiles, count)](
+            tiles_backward.backward_keys[(key_tiles, count)](
                 query,
                 key,
                 value,
@@ -418,7 +439,7 @@ def _attention_backward(
                 num_warps=4,
             )
         elif stored:
-            tiles.backward_queries_stored[
+            tiles_backward.backward_queries_stored[
                 (triton.cdiv(num_queries, plan.queries.rows), count * group)
             ](
                 scores,
@@ -441,7 +462,9 @@ def _attention_backward(
                 num_stages=plan.queries.stages,
             )
     if not stored:
-        tiles.backward_queries[(triton.cdiv(num_queries, plan.queries.rows), batch * heads)](
+        tiles_backward.backward_queries[
+            (triton.cdiv(num_queries, plan.queries.rows), batch * heads)
+        ](
             query,
             key,
             value,
@@ -476,14 +499,14 @@ def _(gradient, query, key, value, output, log_sum, starts, ends, window, worksp
     return _like_rows(query), _like_rows(key), _like_rows(value)
 
 
-def _remember(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     query, key, value, starts, ends, window = inputs
     ctx.save_for_backward(query, key, value, *output, starts, ends)
     ctx.window = window
     ctx.mark_non_differentiable(output[1])
 
 
-def _gradients(ctx: Any, gradient: Tensor, _: Any) -> tuple:
+def _backward(ctx: Any, gradient: Tensor, _: Any) -> tuple:
     query, key, value, output, log_sum, starts, ends = ctx.saved_tensors
     grads = _attention_backward(
         gradient,
@@ -500,4 +523,4 @@ def _gradients(ctx: Any, gradient: Tensor, _: Any) -> tuple:
     return *grads, None, None, None
 
 
-_attention.register_autograd(_gradients, setup_context=_remember)
+_attention.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,3 +1,1 @@
-"""Stage 03: the 36-block decoder, its attention, its rolling-buffer cache, generation and
-conversion.
-"""
+"""Stage 03, the model: the 36-block decoder, attention, rolling cache, generation, conversion."""

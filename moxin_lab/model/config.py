@@ -3,8 +3,8 @@ arithmetic.
 
 Guarantees: a `MoxinConfig` that exists is consistent (wrong values raise `ConfigError` naming the
 field); `to_hf_dict()` is a `config.json` that transformers reads as a Mistral, `from_hf_dict()`
-reads one back and refuses what this decoder does not do.
-Does not: read the scale files; the notebook passes their `model` section as keyword arguments.
+reads one back and refuses what this decoder does not implement.
+Out of scope: reading the scale files; notebooks pass their `model` section as keyword arguments.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A configuration that no decoder can be built from; the message names the field and what to
-    do.
+    """A configuration from which no decoder can be built; the message names the field and says
+    what to do.
     """
 
 
@@ -24,22 +24,19 @@ class MoxinConfig:
     """Shape and constants of one decoder. Defaults are Moxin 7B's (technical report v6, table 1,
     and the released config.json).
 
-    Fields with their source:
+    Sources of the defaults:
 
-    - `vocab_size` 32,000, `bos_token_id` 1, `eos_token_id` 2: config.json.
-    - `hidden_size` 4096, `intermediate_size` 14,336, `num_hidden_layers` 36, `num_attention_heads`
-      32, `num_key_value_heads` 8,
-      `head_dim` 128: report v6, table 1.
-    - `hidden_act` silu, `rms_norm_eps` 1e-5, `rope_theta` 10,000, `max_position_embeddings` 32,768,
-      `initializer_range` 0.02,
-      `tie_word_embeddings` False: config.json.
-    - `sliding_window` 4096: report v6, section 3.2, and config.json. Query i sees keys j with i -
-      window < j <= i, itself
-      included, so at most 4096 keys; `None` is plain causal attention (later Mistral checkpoints).
-    - `attention_dropout`, `mlp_dropout`: the report's section 3.1 says 0.1, the released code runs
-      0.0 and config.json has no
-      such key; 0.0 here (papers/deviations.yml, `dropout`). `mlp_dropout` is no field of
-      MistralConfig.
+    - `vocab_size`, `bos_token_id`, `eos_token_id`: config.json.
+    - `hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads`,
+      `num_key_value_heads`, `head_dim`: report v6, table 1.
+    - `hidden_act`, `rms_norm_eps`, `rope_theta`, `max_position_embeddings`, `initializer_range`,
+      `tie_word_embeddings`: config.json.
+    - `sliding_window`: report v6, section 3.2, and config.json. Query i sees keys j with
+      i - window < j <= i, itself included, so at most 4096 keys. `None` is plain causal attention
+      (later Mistral checkpoints).
+    - `attention_dropout`, `mlp_dropout`: section 3.1 of the report says 0.1, the released code uses
+      0.0 and config.json has no such key; 0.0 here (papers/deviations.yml, `dropout`).
+      `mlp_dropout` is not a field of MistralConfig.
     """
 
     vocab_size: int = 32_000
@@ -92,12 +89,13 @@ class MoxinConfig:
                 )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
-                f"{self.num_key_value_heads}: each key/value head serves the same number of query heads"
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}: each key/value head serves the "
+                "same number of query heads"
             )
         if self.head_dim % 2:
             raise ConfigError(
-                f"head_dim is {self.head_dim}: rotary embeddings turn pairs, so it must be even"
+                f"head_dim is {self.head_dim}: rotary embeddings rotate pairs, so it must be even"
             )
         if self.hidden_act != "silu":
             raise ConfigError(
@@ -105,13 +103,15 @@ class MoxinConfig:
             )
         if self.tie_word_embeddings:
             raise ConfigError(
-                "tie_word_embeddings is true: Moxin's head is a matrix of its own, and so is this decoder's"
+                "tie_word_embeddings is true: in Moxin and in this decoder the head has a matrix "
+                "of its own"
             )
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ConfigError(
-                    f"{name} is {value}: it must lie in the vocabulary, 0 to {self.vocab_size - 1}, or be None"
+                    f"{name} is {value}: it must be in the vocabulary, "
+                    f"0 to {self.vocab_size - 1}, or None"
                 )
 
     def to_hf_dict(self) -> dict[str, Any]:
@@ -128,12 +128,14 @@ class MoxinConfig:
 
     @classmethod
     def from_hf_dict(cls, values: dict[str, Any]) -> "MoxinConfig":
-        """Read the content of a Mistral `config.json` of transformers 4 or 5. Raises ConfigError
-        for another model type, a missing size, or a rotary scaling that this decoder does not have.
+        """Read the content of a Mistral `config.json` of transformers 4 or 5.
+
+        Raises ConfigError for another model type, a missing size, or a rotary scaling that this
+        decoder does not implement.
         """
         if values.get("model_type") != "mistral":
             raise ConfigError(
-                f"model_type is {values.get('model_type')!r}: only 'mistral' checkpoints can be read"
+                f"model_type is {values.get('model_type')!r}: only 'mistral' checkpoints are read"
             )
         missing = [
             name
@@ -164,7 +166,7 @@ class MoxinConfig:
         ):
             if known.get(name) is None:
                 known[name] = default
-        # Absent keys mean transformers' defaults, which are not all Moxin's.
+        # An absent key means transformers' default, which is not always Moxin's.
         known.setdefault("rms_norm_eps", 1e-6)
         known.setdefault("max_position_embeddings", 131_072)
         return cls(**known)
@@ -186,7 +188,7 @@ class MoxinConfig:
             raise ConfigError(f"{path}: {error}") from error
 
     def save(self, folder: str | Path) -> Path:
-        """Write `config.json` into `folder`, which is made if need be; returns the file."""
+        """Write `config.json` into `folder`, which is created if needed; returns the file."""
         path = Path(folder) / "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
@@ -196,8 +198,8 @@ class MoxinConfig:
 
 
 def count_parameters(config: MoxinConfig) -> dict[str, int]:
-    """Parameters by part, from the shapes alone: one block's matrices and norms, the embedding, the
-    head, and `total`.
+    """Number of parameters of each part, computed from the shapes: the matrices and norms of one
+    block, the embedding, the head, and `total`.
 
     Moxin 7B: 36 blocks of 218,112,000 + 2 x 131,072,000 + 4096 = 8,114,180,096.
     """
@@ -225,20 +227,21 @@ def count_parameters(config: MoxinConfig) -> dict[str, int]:
 
 
 def matrix_parameters(config: MoxinConfig) -> int:
-    """Weights of matrix products: those of the blocks and the head; norms and the embedding, a
-    look-up, are none.
+    """Number of weights that take part in matrix products: blocks and head, without the norms and
+    without the embedding, which is a look-up.
     """
     parts = count_parameters(config)
     return config.num_hidden_layers * (parts["block"] - parts["norms"]) + parts["lm_head"]
 
 
 def training_flops_per_token(config: MoxinConfig, sequence_length: int) -> float:
-    """Floating-point operations of forward and backward a token at a context of `sequence_length`,
-    causal and windowed.
+    """Floating-point operations of forward and backward per token, in rows of `sequence_length`
+    tokens with causal, windowed attention.
 
     6 for each weight of a matrix product (the embedding is a look-up and counts nothing), plus
-    attention's two products: 12 x heads x head_dim for each (query, key) pair that the mask allows;
-    backward is twice forward.
+    attention's two products: 12 x heads x head_dim for each (query, key) pair that the mask allows.
+    The backward pass counts twice the forward pass. This is the count of PaLM (Chowdhery et al.
+    2022, arXiv 2204.02311, appendix B), restricted to the pairs of the mask.
     """
     matrices = matrix_parameters(config)
     window = min(config.sliding_window or sequence_length, sequence_length)

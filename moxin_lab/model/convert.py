@@ -3,8 +3,8 @@ sharded.
 
 Guarantees: `save_pretrained` writes a folder that `AutoModelForCausalLM.from_pretrained` loads with
 nothing of ours installed; `from_pretrained` loads such a folder bit for bit, whoever wrote it, and
-refuses missing, surplus or misshapen tensors by name.
-Does not: read pickled weights (.bin, .pt), which may run code on loading.
+raises an error that names missing, unknown or misshapen tensors.
+Out of scope: pickled weights (.bin, .pt), which may run code on loading.
 """
 
 import json
@@ -19,14 +19,14 @@ from moxin_lab.model.decoder import MoxinForCausalLM
 
 
 class CheckpointError(ValueError):
-    """A folder that is no complete Mistral checkpoint; the message names file and tensor."""
+    """A folder that is not a complete Mistral checkpoint; the message names file and tensor."""
 
 
 def save_pretrained(
     model: MoxinForCausalLM, folder: str | Path, *, max_shard_size: int | str = "5GB"
 ) -> Path:
-    """Write `config.json` and `model.safetensors` (several, with an index, above `max_shard_size`);
-    returns the folder.
+    """Write `config.json` and `model.safetensors` (above `max_shard_size` several files and an
+    index); returns the folder.
     """
     folder = Path(folder)
     model.config.save(folder)
@@ -49,9 +49,9 @@ def from_pretrained(
     device: torch.device | str = "cpu",
     attention_backend: str = "auto",
 ) -> MoxinForCausalLM:
-    """Load a Mistral checkpoint folder for evaluation (`model.train()` to train on).
+    """Load a Mistral checkpoint folder, in evaluation mode (call `model.train()` to train it).
 
-    dtype: of the weights in memory; default: as stored. Raises ConfigError, CheckpointError,
+    dtype: dtype of the weights in memory; default: as stored. Raises ConfigError, CheckpointError,
     FileNotFoundError.
     """
     folder = Path(folder)
@@ -66,19 +66,18 @@ def from_pretrained(
                 weights[name] = file.get_tensor(name)
                 if dtype is not None:
                     weights[name] = weights[name].to(dtype)
-    missing, surplus = (
-        sorted(expected.keys() - weights.keys()),
-        sorted(weights.keys() - expected.keys()),
-    )
-    if missing or surplus:
+    missing = sorted(expected.keys() - weights.keys())
+    unknown = sorted(weights.keys() - expected.keys())
+    if missing or unknown:
         raise CheckpointError(
             f"{folder}: weights do not fit config.json: {len(missing)} missing {missing[:4]}, "
-            f"{len(surplus)} unknown {surplus[:4]}"
+            f"{len(unknown)} unknown {unknown[:4]}"
         )
     for name, shape in expected.items():
         if weights[name].shape != shape:
             raise CheckpointError(
-                f"{folder}: {name} has shape {tuple(weights[name].shape)}, config.json asks for {tuple(shape)}"
+                f"{folder}: {name} has shape {tuple(weights[name].shape)}, "
+                f"config.json requires {tuple(shape)}"
             )
     model.load_state_dict(weights, assign=True)
     model.requires_grad_(True)
@@ -86,20 +85,16 @@ def from_pretrained(
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, by its index if it has one."""
+    """The safetensors files of a folder: those of its index, or else the single file."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [
-            folder / name
-            for name in sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        ]
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = [folder / name for name in sorted(set(weight_map.values()))]
     else:
         files = [folder / "model.safetensors"]
-    gone = [path.name for path in files if not path.is_file()]
-    if gone:
+    absent = [path.name for path in files if not path.is_file()]
+    if absent:
         raise CheckpointError(
-            f"{folder} lacks {', '.join(gone)}: weights are read from safetensors files only"
+            f"{folder} lacks {', '.join(absent)}: weights are read from safetensors files only"
         )
     return files

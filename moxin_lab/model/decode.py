@@ -1,15 +1,16 @@
-"""One token at a time as fast as memory allows: the decoder's step on the decoding kernels,
-captured in a CUDA graph.
+"""One decoding step on our Triton kernels, captured in a CUDA graph.
 
-    step = DecodeStep(model, cache)          # after the prompt has gone through `model(prompt, cache=cache)`
-    logits = step(token)                     # int64 [B] -> [B, V]; the cache holds one token more
+    model(prompt, cache=cache)
+    step = DecodeStep(model, cache)
+    logits = step(token)              # int64 [B] -> [B, V]; the cache then holds one token more
 
-Guarantees: the logits of `model(token[:, None], cache=cache)` up to rounding, and the same ring,
-whatever its turn and padding (tests/model/test_decode.py; on the CPU through Triton's interpreter);
-on a GPU a replayed graph equals the eager step to the bit; the position is read on the device, so
-one graph serves every position. The logits' memory is reused by the next step.
-Does not: run without Triton, with head sizes other than 32 to 256 in powers of two, or on a
-`FullCache`; `generate` then calls the model.
+Guarantees: the logits equal those of `model(token[:, None], cache=cache)` up to rounding, and so
+does the ring, however often it has wrapped around and whatever its padding
+(tests/model/test_decode.py; on the CPU in Triton's interpreter). On a GPU a replayed graph equals
+the eager step bit for bit. The position is read on the device, so one graph serves every position.
+The memory of the logits is reused by the next step.
+Out of scope: running without Triton, head sizes other than 32, 64, 128 and 256, and `FullCache`;
+`generate` calls the model in these cases.
 """
 
 import torch
@@ -20,8 +21,8 @@ from moxin_lab.model.cache import RollingCache
 from moxin_lab.model.decoder import MoxinForCausalLM
 
 
-def refusal(model: MoxinForCausalLM, device: torch.device) -> str | None:
-    """Why `DecodeStep` cannot run this model on that device; None where it can."""
+def unsupported_reason(model: MoxinForCausalLM, device: torch.device) -> str | None:
+    """Why `DecodeStep` cannot run this model on that device; None if it can."""
     try:
         from moxin_lab.kernels import window_attention
     except ImportError as error:
@@ -30,25 +31,28 @@ def refusal(model: MoxinForCausalLM, device: torch.device) -> str | None:
     if config.num_attention_heads // config.num_key_value_heads > 16:
         return "more than 16 query heads share a key/value head"
     if config.head_dim < 32:
-        return f"head_dim is {config.head_dim}: halves of a head are multiplied, and tensor cores take no fewer than 16 numbers"
-    return window_attention.refusal(
+        return (
+            f"head_dim is {config.head_dim}: the kernels multiply halves of a head, and tensor "
+            "cores multiply no fewer than 16 numbers"
+        )
+    return window_attention.unsupported_reason(
         torch.empty(1, 1, 1, config.head_dim, dtype=model.lm_head.weight.dtype, device=device)
     )
 
 
 class DecodeStep:
-    """The step for one model and one rolling cache; see the module's text.
+    """The decoding step of one model over one rolling cache (see the module's docstring).
 
-    graph: capture in a CUDA graph on first use (default on a GPU). Raises ValueError where the
-    kernels cannot run.
+    graph: capture a CUDA graph on first use (default on a GPU). Raises ValueError if the kernels
+    cannot run.
     """
 
     def __init__(
         self, model: MoxinForCausalLM, cache: RollingCache, *, graph: bool | None = None
     ) -> None:
-        from moxin_lab.kernels.decode import RingWorkspace
+        from moxin_lab.kernels.ring_attention import RingWorkspace
 
-        reason = refusal(model, cache.keys.device)
+        reason = unsupported_reason(model, cache.keys.device)
         if reason is not None:
             raise ValueError(f"the decoding kernels cannot run: {reason}")
         self._model, self._cache = model, cache
@@ -66,13 +70,14 @@ class DecodeStep:
 
     @torch.inference_mode()
     def __call__(self, token: Tensor) -> Tensor:
-        """Logits [B, V] of what follows `token`, int64 [B]. Raises ValueError when the positions
-        are used up.
+        """Logits [B, V] of the token after `token`, int64 [B]. Raises ValueError beyond the last
+        position of the model.
         """
         limit = self._model.config.max_position_embeddings
         if self._cache.length >= limit:
             raise ValueError(
-                f"{self._cache.length + 1} tokens are more than max_position_embeddings {limit}: shorten the text"
+                f"{self._cache.length + 1} tokens are more than max_position_embeddings {limit}: "
+                "shorten the text"
             )
         self._token.copy_(token)
         self._length.fill_(self._cache.length)
@@ -88,8 +93,8 @@ class DecodeStep:
         return logits
 
     def _capture(self) -> None:
-        # Compile the kernels first, outside the graph. Running twice on one token writes the same
-        # slot twice.
+        # The kernels must be compiled before the capture, so the step runs once on a side stream.
+        # Running it twice on one token is harmless: it writes the same slot twice.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -100,15 +105,17 @@ class DecodeStep:
             self._logits = self._run()
 
     def _run(self) -> Tensor:
-        from moxin_lab.kernels.decode import MAX_ROWS, few_rows_linear, ring_attention
+        from moxin_lab.kernels.few_rows_linear import MAX_ROWS, few_rows_linear
+        from moxin_lab.kernels.ring_attention import ring_attention
 
         model, cache, config = self._model.model, self._cache, self._model.config
         position = (
             self._length if self._padding is None else (self._length - self._padding).clamp(min=0)
         )
+        # [1 or B, 1] x [D/2] -> [B, D/2]
         angles = (position.float()[:, None] * self._frequencies).expand(len(self._token), -1)
         cos, sin = angles.cos().contiguous(), angles.sin().contiguous()
-        hidden = model.embed_tokens(self._token)
+        hidden = model.embed_tokens(self._token)  # [B, C]
         few = len(hidden) <= MAX_ROWS
         for layer, block in enumerate(model.layers):
             attention, mlp = block.self_attn, block.mlp
@@ -118,12 +125,12 @@ class DecodeStep:
                 attention.v_proj.weight,
             ]
             norm, eps = block.input_layernorm, config.rms_norm_eps
-            if few:
+            if few:  # [B, (H + 2 H_kv) D]
                 qkv = few_rows_linear(hidden, projections, norm=norm.weight, eps=eps)
             else:
                 normed = norm(hidden)
                 qkv = torch.cat([F.linear(normed, weight) for weight in projections], dim=1)
-            attended = ring_attention(
+            attended = ring_attention(  # [B, H D]
                 qkv,
                 cache.keys[layer],
                 cache.values[layer],

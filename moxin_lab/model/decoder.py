@@ -3,10 +3,10 @@ SwiGLU, norm, head.
 
 Guarantees: parameters have the names and shapes of transformers' `MistralForCausalLM`, and the same
 weights give the same logits (1e-5 in float32, tests/model/test_parity.py); packed documents never
-see each other; `init_weights` gives the same weights for the same seed. Holds no buffers, so a
+see each other; `init_weights` gives the same weights for the same seed. There are no buffers, so a
 model built on the meta device has nothing to restore but its parameters.
-Does not: compute a loss (training does, from `forward` or `hidden_states`), load or save
-(convert.py), sample (generate.py).
+Out of scope: the loss (training computes it from `forward` or `hidden_states`), loading and saving
+(convert.py), sampling (generate.py).
 """
 
 from functools import partial
@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from moxin_lab.model.attention import AttentionMask, attention, choose_backend, resolve_backend
+from moxin_lab.model.attention import attention, choose_backend, resolve_backend
 from moxin_lab.model.cache import KeyValueCache
 from moxin_lab.model.config import MoxinConfig
+from moxin_lab.model.mask import AttentionMask
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` without bias and without its own initialisation, which `init_weights` would only
-    overwrite.
+    """`nn.Linear` without a bias, and without the default initialisation, which `init_weights`
+    would overwrite.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -34,8 +35,8 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv 1910.07467), in float32
-    inside.
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv 1910.07467), computed in
+    float32.
     """
 
     def __init__(self, hidden_size: int, eps: float) -> None:
@@ -48,30 +49,27 @@ class RMSNorm(nn.Module):
 
 
 def rotary_angles(position_ids: Tensor, config: MoxinConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of position x theta^(-2i/D), float32 [B or 1, T, 1, D], for `rotate`: pair i
-    stands at i and at i + D/2, and the first half of sin carries the minus sign of the rotation.
+    """cos and sin of position x theta^(-2i/D), float32 [B or 1, T, 1, D], as `rotate` reads them.
 
-    Su et al. 2021, arXiv 2104.09864, in the half-split layout of the released weights. Angles are
-    float32 whatever the weights
-    are: bfloat16 cannot tell positions apart beyond 256.
+    Pair i consists of the dimensions i and i + D/2, and the first half of sin carries the minus
+    sign of the rotation (Su et al. 2021, arXiv 2104.09864, in the half-split layout of the released
+    weights). Angles are float32 whatever the dtype of the weights: bfloat16 cannot distinguish
+    neighbouring positions beyond 256.
     """
-    exponents = (
-        torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device)
-        / config.head_dim
-    )
+    even_dims = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device)
+    exponents = even_dims / config.head_dim  # [D/2]
+    # [B or 1, T, 1, 1] x [D/2] -> [B or 1, T, 1, D/2]
     angles = position_ids[:, :, None, None].float() * (1.0 / config.rope_theta**exponents)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + D/2) of heads [B, T, H, D] by its angle."""
-    # Fewer passes over memory than negating and joining halves, which is a tenth of a block's time
-    # on the CPU at tiny width.
-    cos, sin = (
-        cos.to(heads.dtype),
-        sin.to(heads.dtype),
-    )  # under autocast the projections are narrower than the angles
+    """Rotate each pair (i, i + D/2) of heads [B, T, H, D] by its angle."""
+    # Under autocast the projections are narrower than the angles.
+    cos, sin = cos.to(heads.dtype), sin.to(heads.dtype)
+    # Rolling takes fewer passes over memory than negating and joining halves does, which is a tenth
+    # of a block's time on the CPU at tiny width.
     return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, dims=-1), sin)
 
 
@@ -99,17 +97,16 @@ class Attention(nn.Module):
         backend: str,
     ) -> Tensor:
         batch, length, _ = hidden_states.shape
-        query = rotate(
-            self.q_proj(hidden_states).view(batch, length, -1, self.head_dim), *rotary
-        ).transpose(1, 2)
-        key = rotate(
-            self.k_proj(hidden_states).view(batch, length, -1, self.head_dim), *rotary
-        ).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        shape = (batch, length, -1, self.head_dim)
+        # [B, T, C] -> [B, T, H * D] -> [B, T, H, D], rotated -> [B, H, T, D]
+        query = rotate(self.q_proj(hidden_states).view(shape), *rotary).transpose(1, 2)
+        key = rotate(self.k_proj(hidden_states).view(shape), *rotary).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         if cache is not None:
-            key, value = cache.update(self.layer, key, value)
+            key, value = cache.update(self.layer, key, value)  # [B, H_kv, S, D]
         dropout_p = self.dropout_p if self.training else 0.0
         output = attention(query, key, value, mask, dropout_p=dropout_p, backend=backend)
+        # [B, H, T, D] -> [B, T, H * D] -> [B, T, C]
         return self.o_proj(output.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -129,7 +126,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One of the 36: norm, attention, add; norm, feed-forward, add."""
+    """One transformer block: norm, attention, add; norm, feed-forward, add."""
 
     def __init__(self, config: MoxinConfig, layer: int) -> None:
         super().__init__()
@@ -153,13 +150,13 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Everything below the head; a module of its own for the sake of the parameter names
-    (`model.`).
+    """Everything below the head. It is a separate module so that parameter names start with
+    `model.`, as in transformers.
     """
 
     def __init__(self, config: MoxinConfig) -> None:
         super().__init__()
-        # Built from an empty tensor: nn.Embedding would draw its own random values first.
+        # From an empty tensor: the constructor of nn.Embedding would draw random values first.
         self.embed_tokens = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, config.hidden_size), freeze=False
         )
@@ -169,9 +166,9 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
-# mm is every projection. Attention's own products (bmm in the reference) are left out: they grow
-# with the square of the length. A fused attention with dropout must be left out too: not run again,
-# it would leave later dropouts another random state.
+# mm is every projection. The products inside attention (bmm in the reference) are not saved: they
+# grow with the square of the length. A fused attention with dropout must not be saved either: if it
+# did not run again, later dropouts would start from a different random state.
 SAVED_OPERATIONS = [torch.ops.aten.mm.default]
 ACTIVATION_CHECKPOINTING = {
     "none": None,
@@ -187,16 +184,18 @@ ACTIVATION_CHECKPOINTING = {
 class MoxinForCausalLM(nn.Module):
     """The language model.
 
-    `attention_backend`: see attention.py; weights are drawn from `generator` (see `init_weights`).
+    generator: source of the initial weights (see `init_weights`).
+    attention_backend: see attention.py.
+    activation_checkpointing: what a training step keeps of each block for the backward pass (Chen
+        et al. 2016, arXiv 1604.06174). "none": everything. "full": the input of the block; the
+        block runs again in the backward pass, for about a third more arithmetic. "selective": the
+        input and the outputs of the projections; norms, rotation, attention and SiLU run again,
+        projections do not.
 
-    `activation_checkpointing`: what a training step keeps of each block for its backward pass (Chen
-    et al. 2016, arXiv 1604.06174). "none": everything. "full": the block's input; the block runs
-    again in the backward pass, about a third more arithmetic. "selective": the input and what the
-    projections return; norms, rotation, attention and SiLU run again, projections do not. Losses
-    and gradients are the same, dropout included, and to the bit where the operations are
-    deterministic, as on the CPU. It acts in training mode with gradients and without a cache, may
-    be assigned between steps, and is no part of the configuration. Raises ValueError for an unknown
-    name.
+    Losses and gradients are the same with every choice, dropout included, and bit for bit if the
+    operations are deterministic, as on the CPU. Checkpointing applies in training mode with
+    gradients and without a cache; it may be assigned between steps and is not part of the
+    configuration. Raises ValueError for an unknown name.
     """
 
     def __init__(
@@ -223,19 +222,20 @@ class MoxinForCausalLM(nn.Module):
     def activation_checkpointing(self, name: str) -> None:
         if name not in ACTIVATION_CHECKPOINTING:
             raise ValueError(
-                f"unknown activation_checkpointing {name!r}: available are {', '.join(ACTIVATION_CHECKPOINTING)}"
+                f"unknown activation_checkpointing {name!r}: "
+                f"available are {', '.join(ACTIVATION_CHECKPOINTING)}"
             )
         self._activation_checkpointing = name
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew: the same generator state gives the same weights.
+        """Draw all weights; the same generator state gives the same weights.
 
-        Normal with standard deviation `initializer_range`; norms are one; the two matrices that
-        write into the residual stream (o_proj, down_proj) have it divided by sqrt(2 x
-        num_hidden_layers), so that the stream's variance at the top does not grow with depth
-        (Radford et al. 2019, GPT-2). The report speaks of a "custom initialization scheme" and
-        gives no formula; this one is our choice.
+        Matrices are normal with standard deviation `initializer_range`, norms are one. The two
+        matrices that write into the residual stream (o_proj, down_proj) have the deviation divided
+        by sqrt(2 x num_hidden_layers), so that the variance of the stream at the top does not grow
+        with depth (Radford et al. 2019, GPT-2). The report mentions a "custom initialization
+        scheme" without a formula; this one is our choice.
         """
         std = self.config.initializer_range
         residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
@@ -255,19 +255,19 @@ class MoxinForCausalLM(nn.Module):
         document_ids: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """The states that the head reads, [B, T, hidden_size], after the last norm; arguments as in
+        """The input of the head: states after the last norm, [B, T, hidden_size]. Arguments as in
         `forward`.
         """
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, not [B, T]")
-        return self.states_of_embeddings(
+        return self.hidden_states_from_embeddings(
             self.model.embed_tokens(input_ids),
             position_ids=position_ids,
             document_ids=document_ids,
             cache=cache,
         )
 
-    def states_of_embeddings(
+    def hidden_states_from_embeddings(
         self,
         embeddings: Tensor,
         *,
@@ -275,30 +275,12 @@ class MoxinForCausalLM(nn.Module):
         document_ids: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """`hidden_states` from what stands in place of `embed_tokens(input_ids)`, [B, T, C]: text
-        and patches, say.
+        """`hidden_states` from given embeddings [B, T, C] in place of `embed_tokens(input_ids)`,
+        for example of text and image patches.
         """
-        rows, length, _ = embeddings.shape
-        if document_ids is not None and document_ids.shape != (rows, length):
-            raise ValueError(
-                f"document_ids has shape {tuple(document_ids.shape)}, input_ids {(rows, length)}"
-            )
-        if cache is not None and document_ids is not None:
-            raise ValueError(
-                "document_ids do not go with a cache, which holds one document a row; give padding to the cache"
-            )
-        if cache is not None and cache.keys.shape[1] != rows:
-            raise ValueError(
-                f"a cache of {cache.keys.shape[1]} rows does not go with {rows} rows of input_ids"
-            )
+        batch, length, _ = embeddings.shape
         first = 0 if cache is None else cache.length
-        if length == 0:
-            raise ValueError("input_ids has no tokens")
-        if first + length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"{first + length} tokens are more than max_position_embeddings {self.config.max_position_embeddings}: "
-                "shorten the text"
-            )
+        self._check_inputs(batch, length, document_ids, cache)
         window, device = self.config.sliding_window, embeddings.device
         if cache is None:
             mask = AttentionMask.build(
@@ -307,28 +289,57 @@ class MoxinForCausalLM(nn.Module):
         else:
             mask = cache.begin(length, window)
         if position_ids is None:
-            places = torch.arange(first, first + length, device=device)[None]
-            position_ids = places if cache is None else cache.positions(places)
+            positions = torch.arange(first, first + length, device=device)[None]  # [1, T]
+            position_ids = positions if cache is None else cache.position_ids(positions)
         rotary = rotary_angles(position_ids, self.config)
         hidden_states = embeddings
-        run = ACTIVATION_CHECKPOINTING[self.activation_checkpointing]
+        recompute = ACTIVATION_CHECKPOINTING[self.activation_checkpointing]
+        # Without gradients nothing is kept for a backward pass, and with a cache a block that runs
+        # again would write its keys twice.
         if not (self.training and cache is None and torch.is_grad_enabled()):
-            run = None  # nothing is kept for a backward pass, or the cache would be written twice
+            recompute = None
         backend = self.attention_backend
-        if backend == "auto":  # chosen once for all blocks, from what their queries will be
+        if backend == "auto":  # chosen once for all blocks, from the dtype and shape of a query
             dropout_p = self.config.attention_dropout if self.training else 0.0
             backend = choose_backend(self._query_like(hidden_states), mask, dropout_p)
         mask.prepare(backend)
         for block in self.model.layers:
             arguments = (hidden_states, rotary, mask, cache, backend)
-            hidden_states = block(*arguments) if run is None else run(block, *arguments)
+            hidden_states = block(*arguments) if recompute is None else recompute(block, *arguments)
         if cache is not None:
             cache.commit(length)
         return self.model.norm(hidden_states)
 
+    def _check_inputs(
+        self, batch: int, length: int, document_ids: Tensor | None, cache: KeyValueCache | None
+    ) -> None:
+        if document_ids is not None and document_ids.shape != (batch, length):
+            raise ValueError(
+                f"document_ids has shape {tuple(document_ids.shape)}, input_ids {(batch, length)}"
+            )
+        if cache is not None and document_ids is not None:
+            raise ValueError(
+                "document_ids cannot be combined with a cache, which holds one document per row: "
+                "pass padding to the cache instead"
+            )
+        if cache is not None and cache.keys.shape[1] != batch:
+            raise ValueError(
+                f"the cache has {cache.keys.shape[1]} rows and input_ids has {batch}: "
+                "they must be equal"
+            )
+        if length == 0:
+            raise ValueError("input_ids has no tokens")
+        num_tokens = length if cache is None else cache.length + length
+        limit = self.config.max_position_embeddings
+        if num_tokens > limit:
+            raise ValueError(
+                f"{num_tokens} tokens are more than max_position_embeddings {limit}: "
+                "shorten the text"
+            )
+
     def _query_like(self, hidden_states: Tensor) -> Tensor:
-        """A tensor without storage of its own with the shape, dtype and device that queries of
-        `hidden_states` have.
+        """A tensor [B, H, T, D] with the shape, dtype and device of the queries that a block
+        computes from `hidden_states`; one number of storage.
         """
         device_type = hidden_states.device.type
         autocast = torch.is_autocast_enabled(device_type)
@@ -350,35 +361,37 @@ class MoxinForCausalLM(nn.Module):
         cache: KeyValueCache | None = None,
         logits_to_keep: int | None = None,
     ) -> Tensor:
-        """Logits [B, T, vocab_size] of the next token at each place.
+        """Logits [B, T, vocab_size] of the token after each position.
 
-            input_ids [B, T]            position_ids           document_ids, window, cache
-                 |                           |                          |
-            embed_tokens                 cos, sin                  AttentionMask            made once
-                 |                           |                          |
-                 +-- residual [B, T, C] -----|--------------------------|---------------+
-                 |                           v                          v               |
-                 |   RMSNorm -> q,k,v_proj -> rotate q, k -> (cache) -> attention -> o_proj
-                 + <----------------------------------------------------------------+   |   36 times
-                 |                                                                      |
-                 |   RMSNorm -> silu(gate_proj) * up_proj -> down_proj                  |
-                 + <---------------------------------------------+                      |
-                 |                                                                      |
-                 +----------------------------------------------------------------------+
-              RMSNorm  -> hidden_states()
-                 |
-              lm_head -> logits [B, T, V]
+            input_ids [B, T]       position_ids [B or 1, T]     document_ids, window, cache
+                  |                         |                               |
+            embed_tokens                cos, sin                      AttentionMask
+                  |                         |                               |
+            residual [B, T, C]              | (both computed once)          |
+            +---- | ----------------------- | ----------------------------- | -----------+
+            |     |-> RMSNorm -> q, k, v -> rotate q and k -> (cache) -> attention       |
+            |     |                                                         |            |
+            |     + <------------------------ o_proj <----------------------+            |
+            |     |                                                                      |
+            |     |-> RMSNorm -> silu(gate_proj) * up_proj -> down_proj --+              |
+            |     |                                                       |              |
+            |     + <-----------------------------------------------------+              |
+            +---- | --------------------------------- block, num_hidden_layers times ----+
+                  |
+               RMSNorm -> hidden_states() [B, T, C]
+                  |
+               lm_head -> logits [B, T, V]
 
         Args:
             input_ids: int64 [B, T].
-            position_ids: int64 [B or 1, T], the rotary positions; default: places within the row,
-            and with a cache they go on
-                from what it holds. Only differences matter, so packed documents need no restart.
-            document_ids: int64 [B, T], packed rows: tokens see only tokens of their own number; -1
-            is padding.
-            cache: keys and values of earlier tokens; `input_ids` continue them (any number of
-            tokens at a time).
-            logits_to_keep: compute the last so many places only; T then is this number.
+            position_ids: int64 [B or 1, T], the rotary positions. Default: positions in the row,
+                which with a cache continue after the tokens that it holds. Only differences of
+                positions matter, so packed documents need no restart.
+            document_ids: int64 [B, T] of packed rows: tokens see only tokens of their own document;
+                -1 is padding.
+            cache: keys and values of earlier tokens, which `input_ids` continue (any number of
+                tokens at a time).
+            logits_to_keep: compute logits of the last `logits_to_keep` positions only.
 
         Raises ValueError for shapes that do not fit and for more tokens than
         `max_position_embeddings`.

@@ -1,21 +1,26 @@
 """Figures of notebook 03, drawn with matplotlib: the block, masks, bytes, times, sizes by depth,
-the expansion.
+and the expansion.
 
-Each function takes numbers or a configuration and returns a figure; nothing is computed here but
-positions on paper.
+Guarantees: each function takes numbers or a configuration and returns a figure; only the layout is
+computed here. matplotlib is imported when the first figure is drawn.
+Out of scope: measuring, captions, and text alternatives, which are the notebook's.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from moxin_lab.model.config import MoxinConfig
 
-INK, FRAME = "#222222", "#555555"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, FRAME, BLUE, ORANGE, GREY = "#222222", "#555555", "#0072B2", "#D55E00", "#999999"
 FILLS = {"norm": "#F3E9C6", "attention": "#CFE3F2", "ffn": "#D3EBDF", "plain": "#EEEEEE"}
 
 
-def block(config: MoxinConfig) -> Any:
+def block(config: MoxinConfig) -> "Figure":
     """The decoder from token ids to logits, bottom to top, with one block opened."""
     import matplotlib.pyplot as plt
 
@@ -51,19 +56,12 @@ def block(config: MoxinConfig) -> Any:
             zorder=3,
         )
 
-    def arrow(points: list[tuple[float, float]], head: bool = True) -> None:
-        xs, ys = zip(*(points[:-1] if head else points), strict=True)
+    def arrow(points: list[tuple[float, float]]) -> None:
+        xs, ys = zip(*points[:-1], strict=True)
         if len(xs) > 1:
             axes.plot(xs, ys, color=FRAME, linewidth=1.3, zorder=1)
-        if head:
-            style = {
-                "arrowstyle": "-|>",
-                "color": FRAME,
-                "linewidth": 1.3,
-                "shrinkA": 0,
-                "shrinkB": 0,
-            }
-            axes.annotate("", xy=points[-1], xytext=points[-2], arrowprops=style, zorder=1)
+        style = {"arrowstyle": "-|>", "color": FRAME, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", xy=points[-1], xytext=points[-2], arrowprops=style, zorder=1)
 
     def plus(y: float) -> None:
         axes.add_patch(
@@ -136,10 +134,8 @@ def block(config: MoxinConfig) -> Any:
     return figure
 
 
-def masks(panels: dict[str, Any]) -> Any:
-    """Bool matrices [queries, keys] side by side, True painted; the dictionary's keys are the
-    titles.
-    """
+def masks(panels: dict[str, np.ndarray]) -> "Figure":
+    """Bool matrices [queries, keys] side by side, with True painted. The keys are the titles."""
     import matplotlib.pyplot as plt
     from matplotlib.colors import ListedColormap
 
@@ -148,19 +144,19 @@ def masks(panels: dict[str, Any]) -> Any:
         size = len(matrix)
         axes.imshow(
             matrix,
-            cmap=ListedColormap(["#F4F4F4", "#0072B2"]),
+            cmap=ListedColormap(["#F4F4F4", BLUE]),
             vmin=0,
             vmax=1,
             extent=(0, size, size, 0),
         )
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("key place")
+        axes.set_xlabel("key position")
         axes.grid(False)
-    all_axes[0].set_ylabel("query place")
+    all_axes[0].set_ylabel("query position")
     return figure
 
 
-def cache_bytes(frame: pd.DataFrame, window: int) -> Any:
+def cache_bytes(frame: pd.DataFrame, window: int) -> "Figure":
     """Bytes of both caches against the length of the text, from `measures.cache_bytes`."""
     import matplotlib.pyplot as plt
 
@@ -201,9 +197,9 @@ def cache_bytes(frame: pd.DataFrame, window: int) -> Any:
     return figure
 
 
-def influence(frames: dict[int, pd.DataFrame], window: int) -> Any:
-    """Influence by distance for several depths on a logarithmic axis, from `measures.influence`;
-    keys are depths.
+def influence(frames: dict[int, pd.DataFrame], window: int) -> "Figure":
+    """Influence by distance on a logarithmic axis, from `measures.influence`, one curve for each
+    depth; the keys are the depths.
     """
     import matplotlib.pyplot as plt
 
@@ -231,11 +227,9 @@ def influence(frames: dict[int, pd.DataFrame], window: int) -> Any:
     return figure
 
 
-def residual_by_depth(frame: pd.DataFrame) -> Any:
-    """Size of the residual stream and of its gradient behind each block, from
-    `initialisation.residual_by_depth`.
-
-    Each seed is a thin line.
+def residual_by_depth(frame: pd.DataFrame) -> "Figure":
+    """Size of the residual stream and of its gradient after each block, from
+    `initialisation.residual_by_depth`, one thin line per seed.
     """
     import matplotlib.pyplot as plt
 
@@ -244,34 +238,35 @@ def residual_by_depth(frame: pd.DataFrame) -> Any:
         panels, ("rms", "gradient"), ("the stream", "its gradient"), strict=True
     ):
         for scheme, color, dashes in (
-            ("depth-scaled", "#0072B2", ()),
-            ("plain", "#D55E00", (5, 2)),
+            ("depth-scaled", BLUE, ()),
+            ("plain", ORANGE, (5, 2)),
         ):
             part = frame[frame["scheme"] == scheme]
-            for number, (_, one) in enumerate(part.groupby("seed")):
+            for index, (_, one_seed) in enumerate(part.groupby("seed")):
+                # Only the first line of a scheme has an entry in the legend.
                 label = (
                     {"depth-scaled": "divided by √(2L)", "plain": "not divided"}[scheme]
-                    if number == 0
+                    if index == 0
                     else None
                 )
                 axes.plot(
-                    one["block"],
-                    one[column],
+                    one_seed["block"],
+                    one_seed[column],
                     color=color,
                     dashes=dashes,
                     linewidth=1.2,
                     label=label,
                 )
-        axes.set(yscale="log", xlabel="behind block (0: embedding)")
+        axes.set(yscale="log", xlabel="after block (0: embedding)")
         axes.set_title(title, fontsize=10)
     panels[0].set_ylabel("root mean square")
     panels[1].legend(loc="upper right", title="o_proj, down_proj")
     return figure
 
 
-def attention_times(times: pd.DataFrame, window: int) -> Any:
-    """Milliseconds against tokens on logarithmic axes, from `costs.attention_times`, beside the
-    work of window and triangle.
+def attention_times(times: pd.DataFrame, window: int) -> "Figure":
+    """Milliseconds against tokens on logarithmic axes, from `costs.attention_times`, beside lines
+    of the work in the window and in the full triangle.
     """
     import matplotlib.pyplot as plt
 
@@ -291,22 +286,22 @@ def attention_times(times: pd.DataFrame, window: int) -> Any:
     lengths = sorted(times["tokens"].unique())
     pairs = times.groupby("tokens")["pairs"].first()
     low = times["milliseconds"].min() * 0.6
-    for words, work in (
+    for text, work in (
         ("S × W", pairs),
         ("S × S", pairs.index.to_series() * (pairs.index.to_series() + 1) / 2),
     ):
-        line = low * work / work.iloc[0]
-        axes.plot(line.index, line, color="#999999", linewidth=1.0, zorder=0)
+        curve = low * work / work.iloc[0]
+        axes.plot(curve.index, curve, color=GREY, linewidth=1.0, zorder=0)
         axes.annotate(
-            words,
-            (lengths[-1], line.iloc[-1]),
+            text,
+            (lengths[-1], curve.iloc[-1]),
             xytext=(5, 0),
             textcoords="offset points",
             va="center",
             fontsize=10,
-            color="#555555",
+            color=FRAME,
         )
-    axes.axvline(window, color="#999999", linewidth=0.8, linestyle=":")
+    axes.axvline(window, color=GREY, linewidth=0.8, linestyle=":")
     axes.annotate(
         f"window {window:,}",
         (window, 0.99),
@@ -315,7 +310,7 @@ def attention_times(times: pd.DataFrame, window: int) -> Any:
         textcoords="offset points",
         va="top",
         fontsize=9,
-        color="#555555",
+        color=FRAME,
     )
     axes.set(
         xscale="log", yscale="log", xlabel="tokens S of the text", ylabel="milliseconds, forward"
@@ -328,34 +323,35 @@ def attention_times(times: pd.DataFrame, window: int) -> Any:
 
 def expansion_plans(
     plans: dict[str, list[tuple[int, bool]]], silent: tuple[str, ...] = ("identity",)
-) -> Any:
-    """The blocks of each recipe from bottom (left) to top, numbered by the old block whose weights
-    they have.
+) -> "Figure":
+    """The blocks of each recipe from bottom (left) to top, each with the index of the old block
+    whose weights it has.
 
-    New ones are filled; those of the recipes in `silent`, which add nothing at first, are hatched.
+    New blocks are coloured; those of the recipes in `silent`, which add nothing at first, are
+    hatched.
     """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.0, 0.75 * len(plans) + 0.9))
     for row, (recipe, plan) in enumerate(plans.items()):
-        for place, (source, is_new) in enumerate(plan):
-            quiet = is_new and recipe in silent
-            fill = "#EEEEEE" if not is_new else "white" if quiet else "#D55E00"
+        for index, (source, is_new) in enumerate(plan):
+            is_silent = is_new and recipe in silent
+            fill = "#EEEEEE" if not is_new else "white" if is_silent else ORANGE
             axes.add_patch(
                 plt.Rectangle(
-                    (place + 0.05, -row - 0.32),
+                    (index + 0.05, -row - 0.32),
                     0.9,
                     0.64,
                     facecolor=fill,
-                    edgecolor="#D55E00" if is_new else FRAME,
-                    linewidth=1.4 if quiet else 0.6,
-                    hatch="////" if quiet else None,
+                    edgecolor=ORANGE if is_new else FRAME,
+                    linewidth=1.4 if is_silent else 0.6,
+                    hatch="////" if is_silent else None,
                 )
             )
-            color = "white" if is_new and not quiet else INK
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6} if quiet else None
+            color = "white" if is_new and not is_silent else INK
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6} if is_silent else None
             axes.text(
-                place + 0.5,
+                index + 0.5,
                 -row,
                 str(source),
                 ha="center",
@@ -368,7 +364,9 @@ def expansion_plans(
     axes.set_yticks([-row for row in range(len(plans))], list(plans))
     longest = max(len(plan) for plan in plans.values())
     axes.set(xlim=(-0.2, longest + 0.2), ylim=(-len(plans) + 0.5, 0.5))
-    axes.set_xlabel(f"bottom (left) to top of the {longest} blocks; number: old block copied")
+    axes.set_xlabel(
+        f"the {longest} blocks from bottom (left) to top; number: index of the old block"
+    )
     axes.set_xticks([])
     axes.grid(False)
     for side in axes.spines.values():
@@ -377,29 +375,29 @@ def expansion_plans(
     return figure
 
 
-def expansion_differences(differences: list[dict[str, Any]]) -> Any:
-    """Held-out bits a byte of each arm minus `32 continued` of the same seed: dots are seeds, bars
-    95 % intervals.
+def expansion_differences(differences: list[dict[str, Any]]) -> "Figure":
+    """Held-out bits per byte of each arm minus those of `32 continued` with the same seed: dots are
+    seeds, bars are 95 % intervals.
     """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.0, 2.6))
-    for row, one in enumerate(differences):
-        if one["interval"] is not None:
+    for row, arm in enumerate(differences):
+        if arm["interval"] is not None:
             axes.plot(
-                one["interval"],
+                arm["interval"],
                 [-row, -row],
-                color="#0072B2",
+                color=BLUE,
                 linewidth=5,
                 alpha=0.35,
                 solid_capstyle="butt",
             )
-        axes.plot(one["by_seed"], [-row] * len(one["by_seed"]), "o", color="#0072B2", markersize=5)
-        axes.plot([one["mean"]], [-row], "|", color=INK, markersize=16, markeredgewidth=2)
+        axes.plot(arm["by_seed"], [-row] * len(arm["by_seed"]), "o", color=BLUE, markersize=5)
+        axes.plot([arm["mean"]], [-row], "|", color=INK, markersize=16, markeredgewidth=2)
     axes.axvline(0, color=INK, linewidth=1.0)
-    axes.set_yticks([-row for row in range(len(differences))], [one["arm"] for one in differences])
+    axes.set_yticks([-row for row in range(len(differences))], [arm["arm"] for arm in differences])
     axes.set(
-        xlabel="bits a byte above 32 blocks continued (right is worse)",
+        xlabel="bits per byte above 32 blocks continued (right is worse)",
         ylim=(-len(differences) + 0.4, 0.6),
     )
     return figure

@@ -1,16 +1,16 @@
-"""Text continuation with the rolling cache: greedy, temperature and top-p sampling, in batches, as
-a stream.
+"""Text generation with the rolling cache: greedy, temperature and top-p sampling, in batches, as a
+stream.
 
-On a GPU, tokens after the prompt run through the decoding kernels in a CUDA graph (decode.py) where
-these can run the model, else, as on the CPU, through the model itself.
+On a GPU the tokens after the prompt run on the decoding kernels in a CUDA graph (decode.py) if
+these support the model; otherwise, and on the CPU, they run through the model itself.
 
-Guarantees: greedy output equals transformers' `generate` on the same checkpoint; a row of a padded
-batch gets what it would get alone; memory does not grow with the number of tokens beyond the
-window.
-Does not: beam search, repetition penalties, or tokenising.
+Guarantees: greedy output equals that of transformers' `generate` on the same checkpoint; a row of a
+padded batch gets the same tokens as it would alone; memory does not grow with the number of tokens
+beyond the window.
+Out of scope: beam search, repetition penalties, tokenisation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,16 +24,17 @@ from moxin_lab.model.decoder import MoxinForCausalLM
 def sample(
     logits: Tensor, *, temperature: float, top_p: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """One token id [B] from logits [B, V]. Temperature 0 takes the largest; top-p (Holtzman et al.
-    2020, arXiv 1904.09751) draws from the smallest set of tokens whose probabilities sum to at
-    least `top_p`.
+    """Sample token ids [B] from logits [B, V].
+
+    Temperature 0 selects the largest logit. top-p (Holtzman et al. 2020, arXiv 1904.09751) samples
+    from the smallest set of tokens whose probabilities sum to at least `top_p`.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = (logits.float() / temperature).softmax(dim=-1)
     if top_p < 1:
         ordered, ids = probabilities.sort(dim=-1, descending=True)
-        before = ordered.cumsum(dim=-1) - ordered
+        before = ordered.cumsum(dim=-1) - ordered  # sum of all more probable tokens
         ordered = ordered.masked_fill(before >= top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, ids, ordered)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
@@ -53,12 +54,12 @@ def stream(
     prefill_chunk: int = 4096,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """Yields token ids int64 [B], one step at a time, until every row has given `eos_token_id` or
-    `max_new_tokens` are made.
+    """Yields token ids int64 [B], one step at a time, until every row has produced `eos_token_id`
+    or `max_new_tokens` tokens are generated.
 
     input_ids: int64 [B, T], padded on the left; attention_mask [B, T] is 0 on the padding. A row
-    that has ended yields `pad_token_id`. prefill_chunk: tokens of the prompt that go through the
-    model at once. Raises ValueError for settings or lengths that make no sense, before any work.
+    that has ended yields `pad_token_id`. prefill_chunk: number of prompt tokens per forward pass.
+    Raises ValueError for settings or lengths out of range, before any work.
     """
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
         raise ValueError(
@@ -76,7 +77,8 @@ def stream(
     limit = model.config.max_position_embeddings
     if length + max_new_tokens > limit:
         raise ValueError(
-            f"{length} tokens of prompt and {max_new_tokens} new ones are more than the {limit} positions"
+            f"{length} tokens of prompt and {max_new_tokens} new ones are more than the {limit} "
+            "positions"
         )
     padding = None if attention_mask is None else _left_padding(attention_mask, input_ids)
     cache = RollingCache(
@@ -88,13 +90,15 @@ def stream(
     )
     for chunk in input_ids.split(prefill_chunk, dim=1):
         logits = model(chunk, cache=cache, logits_to_keep=1)
-    kernels = cache.keys.is_cuda and decode.refusal(model, cache.keys.device) is None
-    step_of = (
-        decode.DecodeStep(model, cache)
-        if kernels
-        else lambda token: model(token[:, None], cache=cache)[:, -1]
-    )
-    logits = logits[:, -1]
+
+    def plain_step(token: Tensor) -> Tensor:
+        return model(token[:, None], cache=cache)[:, -1]
+
+    next_logits: Callable[[Tensor], Tensor] = plain_step  # int64 [B] -> [B, V]
+    device = cache.keys.device
+    if device.type == "cuda" and decode.unsupported_reason(model, device) is None:
+        next_logits = decode.DecodeStep(model, cache)
+    logits = logits[:, -1]  # [B, 1, V] -> [B, V]
     ended = torch.zeros(batch, dtype=torch.bool, device=input_ids.device)
     for step in range(max_new_tokens):
         token = sample(logits, temperature=temperature, top_p=top_p, generator=generator)
@@ -105,13 +109,13 @@ def stream(
             if bool(ended.all()):
                 return
         if step < max_new_tokens - 1:
-            logits = step_of(token)
+            logits = next_logits(token)
 
 
 def generate(
     model: MoxinForCausalLM, input_ids: Tensor, *, max_new_tokens: int, **options: Any
 ) -> Tensor:
-    """`stream` collected: input_ids and what follows, int64 [B, T + new]. Options are those of
+    """input_ids followed by all tokens of `stream`, int64 [B, T + new]. Options are those of
     `stream`.
     """
     tokens = list(stream(model, input_ids, max_new_tokens=max_new_tokens, **options))
@@ -119,12 +123,13 @@ def generate(
 
 
 def _left_padding(attention_mask: Tensor, input_ids: Tensor) -> Tensor:
-    """Padding tokens in front of each row, int64 [B]."""
+    """Number of padding tokens at the left of each row, int64 [B]."""
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}"
+            f"attention_mask has shape {tuple(attention_mask.shape)}, "
+            f"input_ids {tuple(input_ids.shape)}"
         )
-    kept = attention_mask.long()
-    if bool((kept[:, 1:] < kept[:, :-1]).any()) or not bool(kept[:, -1].all()):
-        raise ValueError("attention_mask has a 0 behind a 1: pad prompts on the left")
-    return input_ids.shape[1] - kept.sum(dim=1)
+    is_token = attention_mask.long()
+    if bool((is_token[:, 1:] < is_token[:, :-1]).any()) or not bool(is_token[:, -1].all()):
+        raise ValueError("attention_mask has a 0 after a 1: pad prompts on the left")
+    return input_ids.shape[1] - is_token.sum(dim=1)

@@ -1,9 +1,10 @@
-"""What the initialisation does along the depth: size of the residual stream and of its gradient
-behind each block.
+"""Effect of the initialisation along the depth: size of the residual stream and of its gradient
+after each block.
 
-Guarantees: the decoder's own `init_weights` and forward pass; "plain" differs from it in one thing,
-the two matrices that write into the residual stream are not divided by sqrt(2 x blocks). Nothing is
-trained. Does not: show which scheme trains better.
+Guarantees: uses the decoder's own `init_weights` and forward pass; the scheme "plain" differs in
+one thing: the two matrices that write into the residual stream are not divided by
+sqrt(2 x blocks). Nothing is trained.
+Out of scope: which scheme trains better.
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ SCHEMES = ("depth-scaled", "plain")
 
 
 def initialised(config: MoxinConfig, scheme: str, seed: int) -> MoxinForCausalLM:
-    """A fresh model by `scheme`; the draws are the same for both. Raises ValueError for an unknown
-    scheme.
+    """A new model initialised by `scheme`; both schemes draw the same random numbers. Raises
+    ValueError for an unknown scheme.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"unknown scheme {scheme!r}: available are {', '.join(SCHEMES)}")
@@ -39,20 +40,20 @@ def initialised(config: MoxinConfig, scheme: str, seed: int) -> MoxinForCausalLM
 def residual_by_depth(
     config: MoxinConfig, *, seeds: list[int], rows: int = 2, length: int = 64
 ) -> pd.DataFrame:
-    """Root mean square of the residual stream behind each block, and of the gradient that arrives
+    """Root mean square of the residual stream after each block, and of the gradient that arrives
     there.
 
-    Random tokens, the loss of predicting other random tokens (mean over them; the gradient is
-    multiplied by their number, so that it does not shrink with the batch). Columns: scheme, seed,
-    block (0 is the embedding), rms, gradient.
+    The input is random tokens and the loss is that of predicting other random tokens, summed over
+    them, so that the gradient does not shrink with the batch. Columns: scheme, seed, block (0 is
+    the embedding), rms, gradient.
     """
-    found = []
+    records = []
     for scheme in SCHEMES:
         for seed in seeds:
             model = initialised(config, scheme, seed)
-            states: list[Tensor] = []
+            states: list[Tensor] = []  # [B, T, C] each
 
-            def catch(
+            def record_state(
                 module: torch.nn.Module,
                 inputs: object,
                 output: Tensor,
@@ -62,7 +63,7 @@ def residual_by_depth(
                 states.append(output)
 
             for module in (model.model.embed_tokens, *model.model.layers):
-                module.register_forward_hook(catch)
+                module.register_forward_hook(record_state)
             logits = model(random_tokens(config, rows, length, seed))
             labels = random_tokens(config, rows, length, seed + 1_000_000)
             F.cross_entropy(
@@ -70,9 +71,9 @@ def residual_by_depth(
             ).backward()
             for block, state in enumerate(states):
                 if state.grad is None:
-                    raise RuntimeError(f"no gradient reached the stream behind block {block}")
-                found.append((scheme, seed, block, _rms(state), _rms(state.grad)))
-    return pd.DataFrame(found, columns=["scheme", "seed", "block", "rms", "gradient"])
+                    raise RuntimeError(f"no gradient reached the stream after block {block}")
+                records.append((scheme, seed, block, _rms(state), _rms(state.grad)))
+    return pd.DataFrame(records, columns=["scheme", "seed", "block", "rms", "gradient"])
 
 
 def _rms(tensor: Tensor) -> float:
@@ -80,18 +81,20 @@ def _rms(tensor: Tensor) -> float:
 
 
 def by_number_of_blocks(
-    config: MoxinConfig, numbers: list[int], *, seeds: list[int]
+    config: MoxinConfig, depths: list[int], *, seeds: list[int]
 ) -> pd.DataFrame:
-    """Size at the top of models of several depths: does it grow with depth, or not?
+    """Size of the stream at the top of models of several depths, to see whether it grows with
+    depth.
 
-    Indexed by blocks; columns: the rms behind the last block under each scheme (means over seeds),
-    and of the embedding.
+    Index: blocks. Columns: the rms after the last block for each scheme, and the rms of the
+    embedding (means over seeds).
     """
     rows = {}
-    for number in numbers:
-        shallow = dataclasses.replace(config, num_hidden_layers=number)
-        means = residual_by_depth(shallow, seeds=seeds).groupby(["scheme", "block"])["rms"].mean()
-        rows[number] = {scheme: means[scheme, number] for scheme in SCHEMES} | {
+    for depth in depths:
+        model_config = dataclasses.replace(config, num_hidden_layers=depth)
+        residual = residual_by_depth(model_config, seeds=seeds)
+        means = residual.groupby(["scheme", "block"])["rms"].mean()
+        rows[depth] = {scheme: means[scheme, depth] for scheme in SCHEMES} | {
             "embedding": means[SCHEMES[0], 0]
         }
     return pd.DataFrame(rows).T.rename_axis("blocks")

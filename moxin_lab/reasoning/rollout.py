@@ -234,7 +234,7 @@ class RingEngine:
                 else MAX_ROWS
             )
         self.max_rows = max_rows
-        refused = decode.refusal(self.model, self.device)
+        refused = decode.unsupported_reason(self.model, self.device)
         self.kernels = (on_gpu and refused is None) if kernels is None else kernels
         if self.kernels and refused is not None:
             raise ValueError(f"the decoding kernels cannot run: {refused}")

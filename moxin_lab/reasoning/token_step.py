@@ -125,7 +125,7 @@ class TokenStep:
         cache.keys, cache.values = ring.keys[:, :rows], ring.values[:, :rows]
         workspace = None
         if self._kernels:
-            from moxin_lab.kernels.decode import RingWorkspace
+            from moxin_lab.kernels.ring_attention import RingWorkspace
 
             _, _, kv_heads, num_slots, head_dim = cache.keys.shape
             workspace = RingWorkspace(rows, kv_heads, head_dim, num_slots, device)
@@ -222,7 +222,7 @@ class TokenStep:
         return self._model.lm_head(decoder.norm(hidden))
 
     def _kernel_attention(self, batch: Batch) -> Any:
-        from moxin_lab.kernels.decode import ring_attention
+        from moxin_lab.kernels.ring_attention import ring_attention
 
         cache = batch.cache
         position = (batch.length - batch.padding).clamp(min=0)

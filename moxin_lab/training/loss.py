@@ -58,12 +58,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 # The kernel turns the logits into their gradient where they lie.
                 from moxin_lab.kernels.cross_entropy import cross_entropy_
 
-                total = (
-                    total
-                    + cross_entropy_(
-                        logits, targets[:, 0].where(counted[:, 0], IGNORE_INDEX), label_smoothing
-                    ).sum()
-                )
+                row_labels = targets[:, 0].where(counted[:, 0], IGNORE_INDEX)
+                losses = cross_entropy_(logits, row_labels, label_smoothing, IGNORE_INDEX)
+                total = total + losses.sum()
                 gradient = logits
             else:
                 added, gradient = _plain(logits.to(exact), targets, counted, label_smoothing)

@@ -1,8 +1,7 @@
-"""Compile every kernel for compute capability 9.0 with the Triton at hand, without a GPU. Run as a
-script by test_compile.py.
+"""Compile every kernel for compute capability 9.0 with the installed Triton, without a GPU.
 
-Prints one line a kernel, and exits with the first error. Types and sizes are those of the full
-scale's layer.
+test_compile.py runs this as a script. It prints one line per kernel and exits with the first error.
+Dtypes and sizes are those of a layer at full scale.
 """
 
 from typing import Any
@@ -12,25 +11,39 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from moxin_lab.kernels import adamw, cross_entropy, decode, hopper_backward, hopper_forward, tiles
+from moxin_lab.kernels import (
+    adamw,
+    cross_entropy,
+    few_rows_linear,
+    hopper_backward_keys,
+    hopper_backward_queries,
+    hopper_forward,
+    ring_attention,
+    tiles_backward,
+    tiles_forward,
+)
+from moxin_lab.training.loss import IGNORE_INDEX
 
 FLOATS = ("scale", "natural_scale", "eps", "smoothing", "learning_rate", "decay", "beta1", "beta2")
 HOPPER = GPUTarget("cuda", 90, 32)
 
 
 def descriptor(block: list[int], kind: str = "bf16") -> str:
-    """How Triton writes the type of a TMA descriptor."""
+    """The type of a TMA descriptor in Triton's notation."""
     bits = 32 if kind == "fp32" else 16
     swizzle = 0 if bits == 32 else 128
-    layout = f"NVMMASharedLayout(swizzle_byte_width={swizzle}, element_bitwidth={bits}, rank={len(block)}, "
-    return f"tensordesc<{kind}{block},{layout}transposed=False, fp4_padded=False, cga_layout=[])>"
+    layout = (
+        f"NVMMASharedLayout(swizzle_byte_width={swizzle}, element_bitwidth={bits}, "
+        f"rank={len(block)}, transposed=False, fp4_padded=False, cga_layout=[])"
+    )
+    return f"tensordesc<{kind}{block},{layout}>"
 
 
 def build(
     function: Any, constants: dict[str, Any], types: dict[str, str] | None = None, **options: int
 ) -> None:
-    """Arguments not in `constants` are bf16 pointers if they end in _ptr, float32 if they are a
-    scale, else integers.
+    """Compile `function`. Arguments that are neither in `constants` nor in `types` are bf16
+    pointers if their names end in _ptr, float32 if they are in FLOATS, else int32.
     """
     pointers = {
         "log_sum_ptr": "*fp32",
@@ -39,17 +52,18 @@ def build(
         "ends_ptr": "*i32",
     } | (types or {})
     signature, attributes = {}, {}
-    for place, name in enumerate(function.arg_names):
+    for index, name in enumerate(function.arg_names):
         if name in constants:
             signature[name] = "constexpr"
             continue
         plain = "*bf16" if name.endswith("_ptr") else "fp32" if name in FLOATS else "i32"
         signature[name] = pointers.get(name, plain)
         if signature[name][0] == "*":
-            attributes[(place,)] = [["tt.divisibility", 16]]
+            attributes[(index,)] = [["tt.divisibility", 16]]
     source = GluonASTSource if "gluon" in type(function).__name__.lower() else ASTSource
-    places = {(function.arg_names.index(name),): value for name, value in constants.items()}
-    triton.compile(source(function, signature, places, attributes), target=HOPPER, options=options)
+    constexprs = {(function.arg_names.index(name),): value for name, value in constants.items()}
+    program = source(function, signature, constexprs, attributes)
+    triton.compile(program, target=HOPPER, options=options)
     print(function.__name__, "compiled")
 
 
@@ -69,7 +83,7 @@ def main() -> None:
         num_warps=4,
     )
     build(
-        hopper_backward.backward_keys,
+        hopper_backward_keys.backward_keys,
         layer | flags | {"BM": 64, "BN": 128, "STAGES": 2, "STORE": True, "num_warps": 4},
         {f"{name}_desc": descriptor(rows) for name in ("query", "key", "value", "gradient")}
         | sums
@@ -77,23 +91,33 @@ def main() -> None:
         num_warps=4,
     )
     build(
-        hopper_backward.backward_queries,
+        hopper_backward_queries.backward_queries,
         layer | flags | {"BM": 128, "STAGES": 3, "num_warps": 4},
         {"scores_desc": descriptor([128, 64]), "key_desc": descriptor(matrix)},
         num_warps=4,
     )
-    build(tiles.forward, layer | flags | {"BM": 128, "BN": 64}, num_warps=4, num_stages=3)
+    build(tiles_forward.forward, layer | flags | {"BM": 128, "BN": 64}, num_warps=4, num_stages=3)
     build(
-        tiles.backward_keys,
+        tiles_backward.backward_keys,
         layer | flags | {"BM": 64, "BN": 128, "STORE": True},
         num_warps=8,
         num_stages=2,
     )
-    build(tiles.backward_queries, layer | flags | {"BM": 128, "BN": 64}, num_warps=8, num_stages=2)
-    build(tiles.backward_queries_stored, layer | flags | {"BM": 128}, num_warps=8, num_stages=3)
-    build(tiles.output_dot_gradient, {"HEADS": 32, "D": 128, "BM": 64}, num_warps=4)
+    build(
+        tiles_backward.backward_queries,
+        layer | flags | {"BM": 128, "BN": 64},
+        num_warps=8,
+        num_stages=2,
+    )
+    build(
+        tiles_backward.backward_queries_stored,
+        layer | flags | {"BM": 128},
+        num_warps=8,
+        num_stages=3,
+    )
+    build(tiles_backward.output_dot_gradient, {"HEADS": 32, "D": 128, "BM": 64}, num_warps=4)
     for batch in (1, 8):
-        dot, columns, depth, warps, stages = decode.tile_sizes(batch, 4096, True, True, 2)
+        dot, columns, depth, warps, stages = few_rows_linear.tile_sizes(batch, 4096, True, True, 2)
         few = {
             "ROWS": 16,
             "BN": columns,
@@ -103,7 +127,7 @@ def main() -> None:
             "GATED": True,
             "DOT": dot,
         }
-        build(decode._few_rows, few, num_warps=warps, num_stages=stages)
+        build(few_rows_linear._few_rows, few, num_warps=warps, num_stages=stages)
     ring = {
         "HEADS": 32,
         "KV_HEADS": 8,
@@ -115,7 +139,7 @@ def main() -> None:
     }
     for head_dim in (32, 128):
         build(
-            decode._ring,
+            ring_attention._ring,
             ring | {"D": head_dim},
             {
                 "cos_ptr": "*fp32",
@@ -131,7 +155,7 @@ def main() -> None:
     build(adamw._update, {"BLOCK": 2048}, {"corrections_ptr": "*fp32"}, num_warps=4)
     build(
         cross_entropy._rows,
-        {"IGNORE": -100, "BLOCK": 4096},
+        {"IGNORE_INDEX": IGNORE_INDEX, "BLOCK": 4096},
         {"labels_ptr": "*i64", "losses_ptr": "*fp32"},
         num_warps=8,
     )

@@ -1,4 +1,4 @@
-"""AdamW as one kernel a tensor: the weights and the state are PyTorch's."""
+"""AdamW as one kernel per tensor: weights and state equal PyTorch's."""
 
 import pytest
 import torch
@@ -19,15 +19,15 @@ def parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
 
 
 def train(optimizer: torch.optim.Optimizer, steps: range, *, skip: int | None = None) -> None:
-    """Steps with gradients that depend on the step alone; `skip` names a parameter without gradient
-    in the first of them.
+    """Steps with gradients that depend on the step alone. `skip` is the index of a parameter that
+    has no gradient in the first step.
     """
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     for step in steps:
         generator = torch.Generator().manual_seed(step)
-        for place, weight in enumerate(weights):
+        for index, weight in enumerate(weights):
             gradient = torch.randn(weight.shape, generator=generator).to(weight)
-            weight.grad = None if place == skip and step == steps[0] else gradient
+            weight.grad = None if index == skip and step == steps[0] else gradient
         optimizer.step()
 
 
@@ -39,7 +39,7 @@ def groups(weights: list[torch.nn.Parameter]) -> list[dict]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_and_state_equal_those_of_pytorch_also_where_a_gradient_is_missing_once(
+def test_weights_and_state_equal_pytorchs_even_if_a_gradient_is_missing_once(
     dtype: torch.dtype,
 ) -> None:
     ours, theirs = parameters(dtype), parameters(dtype)
@@ -47,8 +47,8 @@ def test_weights_and_state_equal_those_of_pytorch_also_where_a_gradient_is_missi
         AdamW(groups(ours), **CONSTANTS),
         torch.optim.AdamW(groups(theirs), **CONSTANTS, fused=True),
     )
-    # Triton's interpreter cuts float32 off where a GPU rounds to bfloat16: one step there, so that
-    # this is one unit at most.
+    # Triton's interpreter truncates float32 to bfloat16 where a GPU rounds: one step there, so that
+    # the difference is at most one unit in the last place.
     steps = range(1 if dtype == torch.bfloat16 and DEVICE == "cpu" else 5)
     train(first, steps, skip=1)
     train(second, steps, skip=1)
@@ -65,8 +65,8 @@ def test_weights_and_state_equal_those_of_pytorch_also_where_a_gradient_is_missi
 
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_either_continues_a_run_of_the_other(ours_first: bool) -> None:
-    whole, parts = parameters(torch.float32), parameters(torch.float32)
-    train(torch.optim.AdamW(groups(whole), **CONSTANTS, fused=True), range(6))
+    uninterrupted, parts = parameters(torch.float32), parameters(torch.float32)
+    train(torch.optim.AdamW(groups(uninterrupted), **CONSTANTS, fused=True), range(6))
     kinds = [AdamW, lambda groups, **constants: torch.optim.AdamW(groups, **constants, fused=True)]
     begin, end = kinds if ours_first else kinds[::-1]
     first = begin(groups(parts), **CONSTANTS)
@@ -74,11 +74,11 @@ def test_either_continues_a_run_of_the_other(ours_first: bool) -> None:
     second = end(groups(parts), **CONSTANTS)
     second.load_state_dict(first.state_dict())
     train(second, range(3, 6))
-    for one, other in zip(parts, whole, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    for ours, expected in zip(parts, uninterrupted, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_what_it_does_not_do_is_refused() -> None:
+def test_unsupported_options_raise_errors() -> None:
     with pytest.raises(ValueError, match="amsgrad"):
         AdamW(parameters(torch.float32), amsgrad=True)
     optimizer = AdamW([torch.nn.Parameter(torch.randn(4, 6, device=DEVICE).T)])

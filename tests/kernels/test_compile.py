@@ -1,5 +1,5 @@
-"""Kernels compile for the GPU they are written for, whatever Triton the lock holds: an interpreter
-would not notice.
+"""Kernels compile for the GPU for which they are written, with the locked version of Triton. The
+interpreter would not notice if they did not.
 """
 
 import os
@@ -16,8 +16,8 @@ def test_every_kernel_compiles_for_hopper_without_a_gpu(repository: Path, tmp_pa
         "PYTHONPATH": str(repository),
     }
     script = repository / "tests" / "kernels" / "compile_kernels.py"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=400
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("compiled") == 14
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("compiled") == 14

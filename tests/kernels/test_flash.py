@@ -1,6 +1,7 @@
-"""How flash-attn-4 is called: layouts, windows, documents, gradients. A stand-in with its
-signatures and the definition inside takes the package's place on the CPU; the package itself is
-compared in test_window_attention.py on a GPU.
+"""flash-attn-4 is called with the layouts, windows and documents that it reads.
+
+On the CPU a fake with the package's signatures computes the definition; the package itself is
+compared on a GPU in test_window_attention.py.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from moxin_lab.kernels import flash
-from moxin_lab.model.attention import AttentionMask, attention, reference_attention
+from moxin_lab.model.attention import attention, reference_attention
+from moxin_lab.model.mask import AttentionMask
 
 
-class StandIn:
-    """The two calls of `flash_attn.cute.interface` that we make, by their names and layouts."""
+class FakePackage:
+    """The two functions of `flash_attn.cute.interface` that are called, with names and layouts."""
 
     def __init__(self) -> None:
         self.calls: list[dict] = []
@@ -69,9 +71,8 @@ class StandIn:
             output = attend(*leaves, window_size_left, cu_seqlens_q, cu_seqlens_k)
             return torch.autograd.grad(output, leaves, dout)
 
-        with ThreadPoolExecutor(
-            1
-        ) as pool:  # within an operator nothing is recorded in the operator's own thread
+        # In the thread of an operator autograd does not record, so another thread computes this.
+        with ThreadPoolExecutor(1) as pool:
             return pool.submit(gradients).result()
 
 
@@ -80,39 +81,39 @@ def attend(
 ) -> Tensor:
     window = None if left is None else left + 1
 
-    def one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        places = torch.arange(k.shape[1])
+    def attend_run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        positions = torch.arange(k.shape[1])
         mask = AttentionMask(
-            places[k.shape[1] - q.shape[1] :], places, window, False, False, first_key=0
+            positions[k.shape[1] - q.shape[1] :], positions, window, False, False, first_key=0
         )
         return reference_attention(
             *(tensor.transpose(1, 2) for tensor in (q, k, v)), mask
         ).transpose(1, 2)
 
     if queries is None or keys is None:
-        return one(q, k, v)
+        return attend_run(q, k, v)
     assert (
         queries.dtype == keys.dtype == torch.int32 and queries[-1] == len(q) and keys[-1] == len(k)
     )
     cuts = zip(q.tensor_split(queries[1:-1].long()), k.tensor_split(keys[1:-1].long()), strict=True)
     values = v.tensor_split(keys[1:-1].long())
     return torch.cat(
-        [one(a[None], b[None], c[None])[0] for (a, b), c in zip(cuts, values, strict=True)]
+        [attend_run(a[None], b[None], c[None])[0] for (a, b), c in zip(cuts, values, strict=True)]
     )
 
 
 @pytest.fixture
-def package(monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    stand_in = StandIn()
-    monkeypatch.setattr(flash, "package", lambda: stand_in)
-    monkeypatch.setattr(flash, "refusal", lambda query: None)
-    return stand_in
+def package(monkeypatch: pytest.MonkeyPatch) -> FakePackage:
+    fake = FakePackage()
+    monkeypatch.setattr(flash, "package", lambda: fake)
+    monkeypatch.setattr(flash, "unsupported_reason", lambda query: None)
+    return fake
 
 
 @pytest.mark.parametrize("window", [5, None])
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
-def test_the_package_is_given_rows_windows_and_documents_as_it_reads_them(
-    package: StandIn, packed: bool, window: int | None
+def test_output_and_gradients_equal_the_reference_with_windows_and_documents(
+    package: FakePackage, packed: bool, window: int | None
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     tensors = [
@@ -140,10 +141,10 @@ def test_the_package_is_given_rows_windows_and_documents_as_it_reads_them(
     assert package.calls == [{"shape": (46, 4, 16) if packed else (2, 23, 4, 16), "runs": packed}]
 
 
-def test_the_operators_declare_shapes_layouts_and_gradients_that_they_have(
-    package: StandIn,
+def test_the_operators_declare_their_true_shapes_and_layouts(
+    package: FakePackage,
 ) -> None:
-    """torch.library's own check: what torch.compile sees of the operators is what they do."""
+    """`opcheck` of torch.library: what torch.compile is told about the operators is true."""
     tensors = [torch.randn(2, 8, heads, 16).transpose(1, 2).requires_grad_() for heads in (4, 2, 2)]
     runs = torch.tensor([0, 3, 8, 12, 16], dtype=torch.int32)
     for borders in (None, runs):

@@ -1,5 +1,5 @@
-"""The kernels at their real tile sizes and types, on a GPU; tests/model/test_attention.py has small
-sizes in the interpreter.
+"""The kernels with their real tile sizes and dtypes, on a GPU; tests/model/test_attention.py runs
+small sizes in the interpreter.
 """
 
 import pytest
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from moxin_lab.kernels import flash, window_attention
-from moxin_lab.model.attention import AttentionMask, attention, reference_attention
+from moxin_lab.model.attention import attention, reference_attention
+from moxin_lab.model.mask import AttentionMask
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),
@@ -31,9 +32,12 @@ def inputs(
 
 
 def documents(tokens: int) -> Tensor:
-    place = torch.arange(tokens, device="cuda")
+    position = torch.arange(tokens, device="cuda")
     return torch.stack(
-        (place * 3 // tokens, torch.where(place < tokens * 3 // 4, place * 5 // tokens, -1))
+        (
+            position * 3 // tokens,
+            torch.where(position < tokens * 3 // 4, position * 5 // tokens, -1),
+        )
     )
 
 
@@ -55,13 +59,13 @@ def results(call, tensors: list[Tensor], gradient: Tensor | None) -> list[Tensor
 def test_sixteen_bit_kernels_are_no_further_from_the_truth_than_plain_operations(
     tokens: int, window: int | None, packed: bool, head_dim: int, dtype: torch.dtype, backend: str
 ) -> None:
-    """Distance to float64, forward and every gradient; plain operations in the same type are the
-    yardstick.
+    """Distance to float64 of the output and of every gradient, against that of plain operations in
+    the same dtype.
     """
     if backend == "flash" and isinstance(flash.package(), str):
         pytest.skip(str(flash.package()))
     if backend == "flex" and (dtype, head_dim, window) != (torch.bfloat16, 128, 300):
-        pytest.skip("FlexAttention compiles anew for every shape, for half a minute: two run")
+        pytest.skip("FlexAttention compiles every shape for half a minute: two of them run")
     tensors = inputs(tokens, tokens, head_dim, dtype)
     numbers = documents(tokens) if packed else None
     mask = AttentionMask.build(tokens, sliding_window=window, document_ids=numbers, device="cuda")
@@ -79,17 +83,15 @@ def test_sixteen_bit_kernels_are_no_further_from_the_truth_than_plain_operations
 
 
 @needs_gpu
-def test_flash_attn_4_reads_a_chunk_over_a_padded_past_as_the_definition_does() -> None:
-    """Queries at the end of more keys; keys that are padding before the chunk are a run without
-    queries.
-    """
+def test_flash_attn_4_equals_the_reference_for_a_chunk_over_a_padded_past() -> None:
+    """Queries at the end of more keys; padding keys before the chunk form a run without queries."""
     if isinstance(flash.package(), str):
         pytest.skip(str(flash.package()))
     query, key, value = (tensor.detach() for tensor in inputs(900, 900, 128, torch.bfloat16))
-    places = torch.arange(900, device="cuda")
-    starts = torch.minimum(torch.tensor([[450], [850]], device="cuda"), places[None, 800:]).int()
+    positions = torch.arange(900, device="cuda")
+    starts = torch.minimum(torch.tensor([[450], [850]], device="cuda"), positions[None, 800:]).int()
     mask = AttentionMask(
-        places[800:], places[400:], 256, False, False, starts=starts, first_key=400
+        positions[800:], positions[400:], 256, False, False, starts=starts, first_key=400
     )
     chunk = query[:, :, 800:], key[:, :, 400:], value[:, :, 400:]
     ours = attention(*chunk, mask, backend="flash")
@@ -100,7 +102,7 @@ def test_flash_attn_4_reads_a_chunk_over_a_padded_past_as_the_definition_does() 
 
 @needs_gpu
 def test_the_same_inputs_give_the_same_bytes_and_every_group_of_heads_the_same_gradient() -> None:
-    """Deterministic, whatever the workspace; with none at all dQ is computed without stored scores."""
+    """Deterministic with any workspace; without one, dQ is computed without stored dS^T."""
     tensors = inputs(700, 700, 128, torch.bfloat16)
     gradient = torch.randn_like(tensors[0])
     output, log_sum = window_attention._attention(*tensors, None, None, 256)
@@ -126,15 +128,15 @@ def test_a_chunk_over_a_longer_past_equals_the_whole() -> None:
         AttentionMask.build(900, sliding_window=256, device="cuda"),
         backend="triton",
     )
-    places = torch.arange(900, device="cuda")
-    mask = AttentionMask(places[800:], places[400:], 256, False, False, first_key=400)
+    positions = torch.arange(900, device="cuda")
+    mask = AttentionMask(positions[800:], positions[400:], 256, False, False, first_key=400)
     part = attention(query[:, :, 800:], key[:, :, 400:], value[:, :, 400:], mask, backend="triton")
     torch.testing.assert_close(part, whole[:, :, 800:], rtol=1e-2, atol=1e-2)
 
 
-def test_the_workspace_is_worked_through_in_groups_that_fit() -> None:
-    """Small workspaces change when dS is stored, never the result (on the CPU in Triton's
-    interpreter, in float32).
+def test_the_result_does_not_depend_on_the_workspace() -> None:
+    """A small workspace changes how many heads store dS^T at once, never the result (on the CPU in
+    Triton's interpreter, in float32).
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)

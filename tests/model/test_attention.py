@@ -1,6 +1,6 @@
-"""What attention sees: the window to the token, documents apart, every back end the same function.
+"""Attention sees its window and its document exactly, and all backends compute the same function.
 
-Where there is a GPU the back ends run on it; without one, `triton` runs in Triton's interpreter
+On a machine with a GPU the backends run on it; without one, `triton` runs in Triton's interpreter
 (tests/conftest.py asks for it).
 """
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from moxin_lab.model.attention import (
     BACKENDS,
-    AttentionMask,
     attention,
-    backend_refusal,
+    backend_unsupported_reason,
     choose_backend,
 )
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.model.mask import AttentionMask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WINDOW = 8
@@ -28,12 +28,10 @@ DTYPES = {
     "triton": torch.float32,
 }
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
-EXACT = [
-    name for name in BACKENDS if name != "flash"
-]  # flash knows 16-bit types only: tests/kernels
-WITH_GRADIENT = [
-    name for name in EXACT if name != "flex" or DEVICE == "cuda"
-]  # FlexAttention has no backward on the CPU
+# flash supports 16-bit dtypes only: tests/kernels.
+EXACT = [name for name in BACKENDS if name != "flash"]
+# FlexAttention has no backward on the CPU.
+WITH_GRADIENT = [name for name in EXACT if name != "flex" or DEVICE == "cuda"]
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +53,7 @@ def heads(
 
 
 def documents(length: int) -> Tensor:
-    """Two rows: three documents, and two documents before padding."""
+    """Document ids of two rows: three documents, and two documents followed by padding."""
     row = torch.arange(length, device=DEVICE)
     return torch.stack(
         (row * 3 // length, torch.where(row < length * 2 // 3, row * 2 // length, -1))
@@ -77,11 +75,11 @@ def output_and_gradients(
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_back_end_equals_reference_forward_and_backward(
+def test_backend_equals_reference_forward_and_backward(
     length: int, kv_heads: int, packed: bool, backend: str
 ) -> None:
     if backend == "flex" and DEVICE == "cuda" and (kv_heads, length) != (2, WINDOW + 1):
-        # It compiles anew for every shape, and torch 2.11 finds no kernel for four heads over one
+        # It compiles again for every shape, and torch 2.11 finds no kernel for four heads over one
         # at 43 tokens.
         pytest.skip("FlexAttention: one shape runs on a GPU, all of them on the CPU")
     numbers = documents(length) if packed else None
@@ -96,14 +94,16 @@ def test_back_end_equals_reference_forward_and_backward(
 
 @pytest.mark.parametrize("backend", [name for name in EXACT if name != "reference"])
 @pytest.mark.parametrize("window", [5, None])
-def test_back_end_equals_reference_where_queries_are_the_last_of_more_keys(
+def test_backend_equals_reference_where_queries_are_the_last_of_more_keys(
     window: int | None, backend: str
 ) -> None:
     """A chunk of a longer text over a cache, the first row padded on the left."""
     query, key, value = (tensor.detach() for tensor in heads(29, backend=backend))
-    places = torch.arange(40, 69, device=DEVICE)
-    starts = torch.minimum(torch.tensor([[45], [0]], device=DEVICE), places[None, 18:]).int()
-    mask = AttentionMask(places[18:], places, window, False, False, starts=starts, first_key=40)
+    positions = torch.arange(40, 69, device=DEVICE)
+    starts = torch.minimum(torch.tensor([[45], [0]], device=DEVICE), positions[None, 18:]).int()
+    mask = AttentionMask(
+        positions[18:], positions, window, False, False, starts=starts, first_key=40
+    )
     ours = attention(query[:, :, 18:], key, value, mask, backend=backend)
     expected = attention(
         query[:, :, 18:].double(), key.double(), value.double(), mask, backend="reference"
@@ -112,7 +112,7 @@ def test_back_end_equals_reference_where_queries_are_the_last_of_more_keys(
     torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-def test_a_document_is_a_run_of_one_number_and_padding_stands_alone() -> None:
+def test_a_document_is_a_run_of_equal_ids_and_padding_sees_only_itself() -> None:
     numbers = torch.tensor([[4, 4, 2, 4, 4, -1, -1]], device=DEVICE)
     seen = AttentionMask.build(7, sliding_window=None, document_ids=numbers, device=DEVICE).dense[
         0, 0
@@ -122,16 +122,21 @@ def test_a_document_is_a_run_of_one_number_and_padding_stands_alone() -> None:
 
 
 def attention_by_runs(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> Tensor:
-    """What a kernel for rows laid end to end does with `document_runs`: each run alone, its last
-    query at its last key.
+    """What a kernel for rows laid end to end computes from `document_runs`: each run on its own,
+    with its last query at its last key.
     """
     queries, keys = mask.document_runs
     rows = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]
     output = torch.full_like(rows[0], torch.nan)
     for a, b, c, d in zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True):
-        places = torch.arange(d - c, device=query.device)
+        positions = torch.arange(d - c, device=query.device)
         alone = AttentionMask(
-            places[len(places) - (b - a) :], places, mask.sliding_window, False, False, first_key=0
+            positions[len(positions) - (b - a) :],
+            positions,
+            mask.sliding_window,
+            False,
+            False,
+            first_key=0,
         )
         parts = [
             t[lo:hi].transpose(0, 1)[None]
@@ -143,8 +148,8 @@ def attention_by_runs(query: Tensor, key: Tensor, value: Tensor, mask: Attention
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_runs_of_documents_cut_rows_into_what_each_document_sees(length: int) -> None:
-    """What flash-attn-4 is given; the kernels themselves are compared on a GPU (tests/kernels)."""
+def test_document_runs_contain_what_each_document_sees(length: int) -> None:
+    """The runs are passed to flash-attn-4, whose kernels are compared on a GPU (tests/kernels)."""
     query, key, value = (tensor.detach() for tensor in heads(length))
     mask = AttentionMask.build(
         length, sliding_window=WINDOW, document_ids=documents(length), device=DEVICE
@@ -158,13 +163,17 @@ def test_runs_of_documents_cut_rows_into_what_each_document_sees(length: int) ->
 
 @pytest.mark.parametrize("padding", [(45, 0), (40, 61), (60, 58), (66, 69)])
 @pytest.mark.parametrize("window", [5, None])
-def test_runs_of_a_chunk_leave_out_the_padding_before_it(
+def test_runs_of_a_chunk_omit_the_padding_before_it(
     window: int | None, padding: tuple[int, int]
 ) -> None:
     query, key, value = (tensor.detach() for tensor in heads(29))
-    places = torch.arange(40, 69, device=DEVICE)
-    starts = torch.minimum(torch.tensor(padding, device=DEVICE)[:, None], places[None, 18:]).int()
-    mask = AttentionMask(places[18:], places, window, False, False, starts=starts, first_key=40)
+    positions = torch.arange(40, 69, device=DEVICE)
+    starts = torch.minimum(
+        torch.tensor(padding, device=DEVICE)[:, None], positions[None, 18:]
+    ).int()
+    mask = AttentionMask(
+        positions[18:], positions, window, False, False, starts=starts, first_key=40
+    )
     torch.testing.assert_close(
         attention_by_runs(query[:, :, 18:], key, value, mask),
         attention(query[:, :, 18:], key, value, mask, backend="reference"),
@@ -270,9 +279,8 @@ def test_packed_documents_never_see_each_other() -> None:
 
 def test_gradients_stay_inside_a_document() -> None:
     model = tiny()
-    ids = torch.arange(20)[
-        None
-    ]  # every token once, so a row of the embedding's gradient belongs to one place
+    # Every token occurs once, so each row of the embedding's gradient belongs to one position.
+    ids = torch.arange(20)[None]
     model(ids, document_ids=ids // 10)[:, 10:].square().sum().backward()
     reached = model.model.embed_tokens.weight.grad.abs().sum(dim=1) > 0
     assert not reached[:10].any()
@@ -288,7 +296,7 @@ def test_no_token_sees_a_later_one() -> None:
         assert torch.equal(model(ids)[:, :17], model(other)[:, :17])
 
 
-def test_influence_reaches_exactly_window_minus_one_a_block() -> None:
+def test_influence_reaches_exactly_window_minus_one_tokens_per_block() -> None:
     """After L blocks a token depends on the L x (W - 1) tokens before it and itself, no further."""
     model = tiny().double()
     length = 40
@@ -296,7 +304,9 @@ def test_influence_reaches_exactly_window_minus_one_a_block() -> None:
     model.model.embed_tokens.forward = lambda ids: states
     model(torch.arange(length)[None])[0, -1].sum().backward()
     reached = states.grad[0].abs().sum(dim=1) > 0
-    assert reached.tolist() == [length - 1 - place <= 3 * (WINDOW - 1) for place in range(length)]
+    assert reached.tolist() == [
+        length - 1 - position <= 3 * (WINDOW - 1) for position in range(length)
+    ]
 
 
 def test_dropout_acts_in_training_only() -> None:
@@ -327,7 +337,7 @@ def test_same_seed_same_weights_and_residual_outputs_scaled_by_depth() -> None:
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_autocast_runs_forward_and_backward(precision: torch.dtype) -> None:
-    """The scales above tiny train in mixed precision."""
+    """Scales larger than tiny train in mixed precision."""
     model = tiny()
     ids = torch.randint(61, (2, 30), generator=torch.Generator().manual_seed(0))
     exact = model(ids)
@@ -341,10 +351,10 @@ def test_autocast_runs_forward_and_backward(precision: torch.dtype) -> None:
     assert (logits.float() - exact).abs().max() < 0.1 * exact.abs().max()
 
 
-def test_unknown_back_end_names_those_available() -> None:
+def test_unknown_backend_names_those_available() -> None:
     with pytest.raises(
         ValueError,
-        match="unknown attention back end 'cudnn': available are auto, reference, sdpa, flex",
+        match="unknown attention backend 'cudnn': available are auto, reference, sdpa, flex",
     ):
         MoxinForCausalLM(tiny().config, attention_backend="cudnn")
     with pytest.raises(ValueError, match="available are auto"):
@@ -353,34 +363,34 @@ def test_unknown_back_end_names_those_available() -> None:
         )
 
 
-def test_a_back_end_that_cannot_run_says_why() -> None:
+def test_a_backend_that_cannot_run_says_why() -> None:
     mask = AttentionMask.build(5, sliding_window=3, device=DEVICE)
-    with pytest.raises(ValueError, match=r"triton back end cannot run: dtype is torch\.float64"):
+    with pytest.raises(ValueError, match=r"triton backend cannot run: dtype is torch\.float64"):
         attention(*heads(5), mask, backend="triton")
     query, key, value = heads(5, backend="triton")
-    with pytest.raises(ValueError, match="triton back end cannot run: head_dim is 6"):
+    with pytest.raises(ValueError, match="triton backend cannot run: head_dim is 6"):
         attention(query[..., :6], key[..., :6], value[..., :6], mask, backend="triton")
     with pytest.raises(
-        ValueError, match=r"triton back end has no dropout, and attention_dropout is 0\.1"
+        ValueError, match=r"triton backend has no dropout, and attention_dropout is 0\.1"
     ):
         attention(query, key, value, mask, backend="triton", dropout_p=0.1)
-    with pytest.raises(ValueError, match=r"flash back end cannot run: (flash-attn-4|dtype)"):
+    with pytest.raises(ValueError, match=r"flash backend cannot run: (flash-attn-4|dtype)"):
         attention(query, key, value, mask, backend="flash")
-    by_slot = AttentionMask(mask.query_places, mask.key_places, 3, False, False)
-    with pytest.raises(ValueError, match="triton back end needs keys in order"):
+    by_slot = AttentionMask(mask.query_positions, mask.key_positions, 3, False, False)
+    with pytest.raises(ValueError, match="triton backend needs keys in order"):
         attention(query, key, value, by_slot, backend="triton")
     if DEVICE == "cpu":
         with pytest.raises(ValueError, match="FlexAttention has no backward on the CPU"):
             attention(query, key, value, mask, backend="flex")
 
 
-def test_auto_takes_sdpa_on_the_cpu_and_kernels_only_where_they_can_run() -> None:
+def test_auto_chooses_sdpa_on_the_cpu_and_kernels_only_if_they_can_run() -> None:
     plain = AttentionMask.build(5, sliding_window=3, device=DEVICE)
     packed = AttentionMask.build(5, sliding_window=3, document_ids=documents(5), device=DEVICE)
     assert choose_backend(torch.empty(1, 4, 5, 16), plain) == "sdpa"
     if DEVICE == "cuda":
         query = torch.empty(1, 4, 5, 128, device=DEVICE, dtype=torch.bfloat16)
-        best = "triton" if backend_refusal("flash", query) else "flash"
+        best = "triton" if backend_unsupported_reason("flash", query) else "flash"
         assert choose_backend(query, plain) == choose_backend(query, packed) == best
         with torch.no_grad():
             assert choose_backend(query, packed) == "triton"

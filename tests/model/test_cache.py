@@ -1,4 +1,4 @@
-"""The ring: decoding with it equals the forward pass without, at eight times fewer bytes."""
+"""The rolling cache: decoding with it equals the forward pass without, with 1/8 of the bytes."""
 
 import pytest
 import torch
@@ -65,7 +65,9 @@ def test_any_chunking_gives_the_same_logits(
     torch.testing.assert_close(in_chunks(model, ids, size, cache), uncached, rtol=0, atol=1e-12)
 
 
-def test_chunks_of_changing_size_across_many_turns_of_the_ring(model: MoxinForCausalLM) -> None:
+def test_chunks_of_any_size_give_the_same_logits_while_the_ring_wraps_around(
+    model: MoxinForCausalLM,
+) -> None:
     ids = tokens(120)
     sizes = [5, 1, 1, 9, 1, 17, 2, 8, 1, 1, 26, 3, 45]
     with torch.no_grad():
@@ -75,24 +77,25 @@ def test_chunks_of_changing_size_across_many_turns_of_the_ring(model: MoxinForCa
 
 
 @pytest.mark.parametrize("size", [1, 3, 11])
-def test_slot_s_holds_the_latest_place_equal_to_s_modulo_the_window(
+def test_slot_s_holds_the_latest_position_equal_to_s_modulo_the_window(
     model: MoxinForCausalLM, size: int
 ) -> None:
     ids = tokens(43)
-    ring, full = (
-        RollingCache(CONFIG, 2, dtype=torch.float64),
-        FullCache(CONFIG, 2, dtype=torch.float64),
-    )
+    ring = RollingCache(CONFIG, 2, dtype=torch.float64)
+    full = FullCache(CONFIG, 2, dtype=torch.float64)
     for chunk in ids.split(size, dim=1):
         in_chunks(model, chunk, chunk.shape[1], ring)
         in_chunks(model, chunk, chunk.shape[1], full)
-        for place in range(max(0, ring.length - WINDOW), ring.length):
+        for position in range(max(0, ring.length - WINDOW), ring.length):
             torch.testing.assert_close(
-                ring.keys[:, :, :, place % WINDOW], full.keys[:, :, :, place], rtol=0, atol=1e-12
+                ring.keys[:, :, :, position % WINDOW],
+                full.keys[:, :, :, position],
+                rtol=0,
+                atol=1e-12,
             )
             torch.testing.assert_close(
-                ring.values[:, :, :, place % WINDOW],
-                full.values[:, :, :, place],
+                ring.values[:, :, :, position % WINDOW],
+                full.values[:, :, :, position],
                 rtol=0,
                 atol=1e-12,
             )
@@ -118,11 +121,11 @@ def test_one_token_writes_one_slot(model: MoxinForCausalLM) -> None:
     cache = RollingCache(CONFIG, 1, dtype=torch.float64)
     ids = tokens(21, batch=1)
     in_chunks(model, ids[:, :20], 20, cache)
-    before, place = cache.keys.clone(), cache.keys.data_ptr()
+    before, address = cache.keys.clone(), cache.keys.data_ptr()
     in_chunks(model, ids[:, 20:], 1, cache)
     changed = (cache.keys != before).any(dim=-1).any(dim=0).any(dim=0).any(dim=0)
     assert changed.nonzero().flatten().tolist() == [20 % WINDOW]
-    assert cache.keys.data_ptr() == place
+    assert cache.keys.data_ptr() == address
 
 
 @pytest.mark.parametrize("cache_class", [RollingCache, FullCache])
@@ -130,7 +133,7 @@ def test_one_token_writes_one_slot(model: MoxinForCausalLM) -> None:
 def test_a_padded_row_equals_the_row_alone(
     model: MoxinForCausalLM, size: int, cache_class: type[KeyValueCache]
 ) -> None:
-    """Also after the ring has turned past the padding."""
+    """Also after the ring has overwritten the padding."""
     short, long = tokens(21, batch=1), tokens(30, batch=1)
     padded = torch.cat((torch.cat((torch.zeros(1, 9, dtype=torch.long), short), dim=1), long))
     cache = cache_class(CONFIG, 2, padding=torch.tensor([9, 0]), dtype=torch.float64)
@@ -157,15 +160,12 @@ def test_without_a_window_the_ring_is_a_full_cache() -> None:
     )
 
 
-def test_at_32768_tokens_the_ring_holds_exactly_8_times_fewer_bytes() -> None:
+def test_at_32768_tokens_the_ring_holds_exactly_an_eighth_of_the_bytes() -> None:
     options = {"dtype": torch.float16, "device": "meta"}
-    full, ring = (
-        FullCache(MoxinConfig(), 1, num_tokens=32_768, **options),
-        RollingCache(MoxinConfig(), 1, **options),
-    )
-    assert (
-        full.nbytes == 2 * 36 * 8 * 128 * 2 * 32_768
-    )  # keys and values, layers, heads, head_dim, bytes, tokens
+    full = FullCache(MoxinConfig(), 1, num_tokens=32_768, **options)
+    ring = RollingCache(MoxinConfig(), 1, **options)
+    # keys and values, layers, heads, head_dim, bytes per number, tokens
+    assert full.nbytes == 2 * 36 * 8 * 128 * 2 * 32_768
     assert full.nbytes / ring.nbytes == 8.0
 
 
@@ -179,11 +179,11 @@ def test_too_many_tokens_and_wrong_padding_are_refused(model: MoxinForCausalLM) 
         model(tokens(1), cache=ring)
     with pytest.raises(ValueError, match=r"padding has shape \(3,\), not \[2\]"):
         RollingCache(CONFIG, 2, padding=torch.tensor([1, 0, 0]))
-    with pytest.raises(ValueError, match="document_ids do not go with a cache"):
+    with pytest.raises(ValueError, match="document_ids cannot be combined with a cache"):
         model(
             tokens(4),
             document_ids=torch.zeros(2, 4, dtype=torch.long),
             cache=RollingCache(CONFIG, 2),
         )
-    with pytest.raises(ValueError, match="a cache of 2 rows does not go with 1 rows"):
+    with pytest.raises(ValueError, match="the cache has 2 rows and input_ids has 1"):
         model(tokens(4, batch=1), cache=RollingCache(CONFIG, 2, dtype=torch.float64))

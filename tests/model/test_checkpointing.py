@@ -1,5 +1,5 @@
-"""Activation checkpointing: the same step to the bit, fewer bytes held, and exactly the
-recomputation that its name says.
+"""Activation checkpointing: the same step bit for bit, fewer bytes held, and exactly the
+recomputation that it documents.
 """
 
 import gc
@@ -50,7 +50,7 @@ def loss_of(model: MoxinForCausalLM, tokens: Tensor, **options: Any) -> Tensor:
 
 class Watch(TorchDispatchMode):
     """Counts projections (mm) and holds a weak reference to the storage of every tensor that is
-    made meanwhile.
+    created while it is active.
     """
 
     def __init__(self) -> None:
@@ -71,12 +71,12 @@ class Watch(TorchDispatchMode):
         return output
 
     def alive(self, but: list[Tensor]) -> int:
-        """Bytes of those still held by anyone, without those of `but`."""
-        apart = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in but}
+        """Bytes of the storages that are still referenced, without those of tensors in `but`."""
+        excluded = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in but}
         return sum(
             size
-            for place, (one, size) in self.storages.items()
-            if place not in apart and not one.expired()
+            for key, (reference, size) in self.storages.items()
+            if key not in excluded and not reference.expired()
         )
 
 
@@ -94,7 +94,7 @@ def test_losses_and_gradients_are_the_same_to_the_bit(
         model.attention_backend = backend
         torch.manual_seed(11)
         losses.append([])
-        for _ in range(2):  # the second step shows that the random state goes on as it would have
+        for _ in range(2):  # the second step shows that the random state continues as without
             loss = loss_of(model, ids(), **options)
             loss.backward()
             losses[-1].append(loss.item())
@@ -132,7 +132,7 @@ def test_each_step_of_checkpointing_holds_fewer_bytes_for_the_backward_pass() ->
         loss.backward()
     assert held["full"] < 0.6 * held["selective"], held
     assert held["selective"] < 0.7 * held["none"], held
-    # A block more costs its input alone: [2, 30, 32] in float32.
+    # One more block costs its input alone: [2, 30, 32] in float32.
     deeper, tokens, watch = make("full", num_hidden_layers=LAYERS + 1), ids(), Watch()
     with watch:
         loss = loss_of(deeper, tokens)
@@ -144,7 +144,7 @@ def test_each_step_of_checkpointing_holds_fewer_bytes_for_the_backward_pass() ->
 @pytest.mark.parametrize(
     ("name", "runs", "projections"), [("none", 1, 0), ("selective", 2, 0), ("full", 2, 7)]
 )
-def test_full_runs_each_block_again_and_selective_no_projection(
+def test_full_runs_every_block_again_and_selective_runs_no_projection_again(
     monkeypatch: pytest.MonkeyPatch, name: str, runs: int, projections: int
 ) -> None:
     calls = 0
@@ -156,7 +156,7 @@ def test_full_runs_each_block_again_and_selective_no_projection(
         return forward(*arguments)
 
     monkeypatch.setattr(Block, "forward", counted)
-    # Dropout behind down_proj, so that the backward pass needs the block to its end.
+    # Dropout after down_proj, so that the backward pass needs the whole block.
     model, watch = make(name, mlp_dropout=0.1), Watch()
     with watch:
         loss = loss_of(model, ids())
@@ -189,7 +189,7 @@ def test_nothing_is_checkpointed_in_evaluation_without_gradients_or_with_a_cache
     assert cache.length == 31
 
 
-def test_an_unknown_name_is_refused_whenever_it_is_given() -> None:
+def test_an_unknown_name_raises_an_error_in_the_constructor_and_on_assignment() -> None:
     message = "unknown activation_checkpointing 'some': available are none, selective, full"
     with pytest.raises(ValueError, match=message):
         make("some")

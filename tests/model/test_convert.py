@@ -1,5 +1,5 @@
-"""Checkpoint folders: ours load in transformers, transformers' load here, and damaged ones are
-refused by name.
+"""Checkpoint folders: ours load in transformers, transformers' load here, and errors about damaged
+ones name file and tensor.
 """
 
 import json
@@ -75,7 +75,8 @@ def test_transformers_loads_a_saved_model_with_nothing_of_ours_imported(folder: 
     program = (
         "import sys; from transformers import AutoModelForCausalLM; "
         f"m = AutoModelForCausalLM.from_pretrained({str(folder)!r}); "
-        "assert not [n for n in sys.modules if n.startswith('moxin_lab')]; print(type(m).__name__, m.config.sliding_window)"
+        "assert not [n for n in sys.modules if n.startswith('moxin_lab')]; "
+        "print(type(m).__name__, m.config.sliding_window)"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -92,7 +93,7 @@ def test_a_folder_that_transformers_saved_loads_here(tmp_path: Path, shard_size:
     theirs.save_pretrained(tmp_path, max_shard_size=shard_size)
     ours = from_pretrained(tmp_path)
     assert ours.config.rope_theta == 5000.0
-    assert ours.config.head_dim == 8  # hidden_size / heads, which null stands for
+    assert ours.config.head_dim == 8  # null means hidden_size / heads
     torch.testing.assert_close(ours(ids()), theirs(ids()).logits, rtol=0, atol=1e-5)
 
 
@@ -117,7 +118,7 @@ def test_missing_surplus_and_misshapen_tensors_are_named(folder: Path) -> None:
         ({"model.extra": torch.zeros(2)}, "1 unknown.*model.extra"),
         (
             {"model.norm.weight": torch.zeros(5)},
-            r"model.norm.weight has shape \(5,\), config.json asks for \(32,\)",
+            r"model.norm.weight has shape \(5,\), config.json requires \(32,\)",
         ),
     ):
         changed = {
@@ -180,7 +181,7 @@ def test_a_configuration_of_another_model_is_refused() -> None:
 
 
 def test_the_released_config_json_is_read_as_moxin_7b() -> None:
-    """The key set of the released file: transformers 4.34, `rope_theta` at the top, no `head_dim`."""
+    """The keys of the released file: transformers 4.34, `rope_theta` at the top, no `head_dim`."""
     released = {
         "architectures": ["MistralForCausalLM"],
         "bos_token_id": 1,

@@ -1,5 +1,5 @@
-"""The decoding step on kernels: the same logits and the same ring as the model's own forward pass,
-at every turn of the ring.
+"""The decoding step on kernels gives the logits and the ring of the model's own forward pass,
+however often the ring has wrapped around.
 """
 
 import pytest
@@ -49,17 +49,19 @@ def both(
     padding: Tensor | None = None,
     **options: object,
 ):
-    """Logits and rings of `new` single tokens after `seen`, by the model and by the step."""
+    """Logits of `new` single tokens after `seen`, by the step and by the model, and the caches of
+    the model and of the step.
+    """
     ids = prompt(batch, seen + new)
     caches = [RollingCache(model.config, batch, padding=padding, device=DEVICE) for _ in range(2)]
     for cache in caches:
         model(ids[:, :seen], cache=cache)
     step = DecodeStep(model, caches[1], **options)
     expected = [
-        model(ids[:, place : place + 1], cache=caches[0])[:, -1]
-        for place in range(seen, seen + new)
+        model(ids[:, position : position + 1], cache=caches[0])[:, -1]
+        for position in range(seen, seen + new)
     ]
-    ours = [step(ids[:, place]).clone() for place in range(seen, seen + new)]
+    ours = [step(ids[:, position]).clone() for position in range(seen, seen + new)]
     return torch.stack(ours), torch.stack(expected), caches
 
 
@@ -107,7 +109,7 @@ def test_slots_outside_every_window_may_hold_nan() -> None:
         assert torch.equal(*results)
 
 
-def test_more_than_sixteen_rows_take_matrix_products() -> None:
+def test_more_than_sixteen_rows_use_matrix_products() -> None:
     ours, expected, _ = both(tiny(), 18, 30, 2)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
@@ -123,12 +125,14 @@ def test_a_replayed_graph_equals_the_eager_step_to_the_bit(batch: int) -> None:
             model(prompt(batch, 20), cache=cache)
         step = DecodeStep(model, cache, graph=graph)
         rows.append(
-            torch.stack([step(prompt(batch, 60)[:, place]).clone() for place in range(20, 60)])
+            torch.stack(
+                [step(prompt(batch, 60)[:, position]).clone() for position in range(20, 60)]
+            )
         )
     assert torch.equal(*rows)
 
 
-def test_what_cannot_run_is_refused_with_the_reason() -> None:
+def test_what_cannot_run_raises_an_error_with_the_reason() -> None:
     model = tiny(max_position_embeddings=WINDOW, vocab_size=61)
     cache = RollingCache(model.config, 1, device=DEVICE)
     with torch.inference_mode():

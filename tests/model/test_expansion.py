@@ -1,5 +1,5 @@
-"""Depth expansion: identity blocks change nothing and can learn, copies are copies, the result is
-an ordinary checkpoint.
+"""Depth expansion: identity blocks change no logit and can learn, copies equal their source, and
+the result is an ordinary checkpoint.
 """
 
 from pathlib import Path
@@ -40,46 +40,11 @@ def ids() -> Tensor:
     return torch.randint(61, (2, 30), generator=torch.Generator().manual_seed(0))
 
 
-def test_the_plans_of_moxin_from_32_to_36_written_out() -> None:
-    between = [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        7,
-        -7,
-        8,
-        9,
-        10,
-        11,
-        12,
-        13,
-        14,
-        15,
-        -15,
-        16,
-        17,
-        18,
-        19,
-        20,
-        21,
-        22,
-        23,
-        -23,
-        24,
-        25,
-        26,
-        27,
-        28,
-        29,
-        30,
-        31,
-        -31,
-    ]
-    spread = [(abs(layer), layer < 0) for layer in between]
+def test_the_plans_from_32_to_36_blocks_insert_these_layers() -> None:
+    spread = []
+    for first in (0, 8, 16, 24):
+        spread += [(layer, False) for layer in range(first, first + 8)]
+        spread.append((first + 7, True))
     assert layer_plan(32, 36, "identity") == spread
     assert layer_plan(32, 36, "interleaved") == spread
     top = [(layer, False) for layer in range(32)] + [(28, True), (29, True), (30, True), (31, True)]
@@ -102,8 +67,8 @@ def test_a_plan_keeps_the_old_blocks_in_order_and_spreads_the_new_ones(
         assert sum(sizes) == old
         assert max(sizes) - min(sizes) <= 1
         assert all(
-            plan[place - 1] == (source, False)
-            for place, (source, is_new) in enumerate(plan)
+            plan[index - 1] == (source, False)
+            for index, (source, is_new) in enumerate(plan)
             if is_new
         )
 
@@ -180,7 +145,7 @@ def test_the_deeper_model_saves_and_loads_through_transformers(
     assert torch.equal(from_pretrained(folder)(ids()), deeper(ids()))
 
 
-def test_dtype_mode_back_end_and_configuration_are_kept(model: MoxinForCausalLM) -> None:
+def test_dtype_mode_backend_and_configuration_are_kept(model: MoxinForCausalLM) -> None:
     model.to(torch.bfloat16).train().requires_grad_(False)
     model.attention_backend = "reference"
     deeper = expand(model, 5, "top")
@@ -193,7 +158,7 @@ def test_dtype_mode_back_end_and_configuration_are_kept(model: MoxinForCausalLM)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_too_few_and_too_many_blocks_are_refused_with_both_numbers(
+def test_too_few_and_too_many_blocks_raise_an_error_with_both_numbers(
     model: MoxinForCausalLM, recipe: str
 ) -> None:
     with pytest.raises(

@@ -1,5 +1,5 @@
-"""Generation through the ring: transformers' tokens, rows independent of their batch, sampling
-within its set.
+"""Generation over the rolling cache: the tokens of transformers, rows independent of their batch,
+samples from the intended set.
 """
 
 from pathlib import Path
@@ -53,7 +53,8 @@ def test_greedy_tokens_equal_transformers_generate(
     )
     ours = generate(model, ids, max_new_tokens=40)
     assert ours.tolist() == expected.tolist()
-    assert len(set(ours[0, length:].tolist())) > 3  # no constant output that any model would match
+    # Not a constant output, which any model could match.
+    assert len(set(ours[0, length:].tolist())) > 3
 
 
 def test_a_row_of_a_padded_batch_gets_what_it_gets_alone(model: MoxinForCausalLM) -> None:
@@ -75,23 +76,23 @@ def test_the_prefill_chunk_does_not_matter(model: MoxinForCausalLM, chunk: int) 
     )
 
 
-def test_a_row_stops_at_eos_and_is_padded_and_the_stream_ends_when_all_have(
+def test_a_row_is_padded_after_eos_and_the_stream_ends_when_every_row_has_ended(
     model: MoxinForCausalLM,
 ) -> None:
     ids = prompt(6, batch=2)
     free = generate(model, ids, max_new_tokens=25)[:, 6:]
-    first = {int(token): place for place, token in reversed(list(enumerate(free[0].tolist())))}
+    first = {int(token): index for index, token in reversed(list(enumerate(free[0].tolist())))}
     eos = next(
         token
-        for token, place in first.items()
-        if place >= 2 and token not in free[1, : place + 1].tolist()
+        for token, index in first.items()
+        if index >= 2 and token not in free[1, : index + 1].tolist()
     )
     stopped = generate(model, ids, max_new_tokens=25, eos_token_id=eos, pad_token_id=3)[:, 6:]
-    place = first[eos]
-    assert stopped[0, : place + 1].tolist() == free[0, : place + 1].tolist()
-    assert set(stopped[0, place + 1 :].tolist()) <= {3}
+    index = first[eos]
+    assert stopped[0, : index + 1].tolist() == free[0, : index + 1].tolist()
+    assert set(stopped[0, index + 1 :].tolist()) <= {3}
     alone = list(stream(model, ids[:1], max_new_tokens=25, eos_token_id=eos))
-    assert len(alone) == place + 1
+    assert len(alone) == index + 1
 
 
 def test_sampling_is_seeded_and_follows_temperature_and_top_p() -> None:
@@ -141,7 +142,7 @@ def test_the_same_generator_gives_the_same_text(model: MoxinForCausalLM) -> None
         ({"max_new_tokens": 2, "attention_mask": torch.ones(1, 3)}, "attention_mask has shape"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(
+def test_settings_out_of_range_raise_an_error_that_names_them(
     model: MoxinForCausalLM, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

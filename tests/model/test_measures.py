@@ -1,4 +1,4 @@
-"""What notebook 03 measures and reads: sizes by depth, attention's time, committed figures."""
+"""Measurements of notebook 03: sizes by depth, attention's time, and committed measurements."""
 
 import dataclasses
 import json
@@ -10,9 +10,10 @@ import torch
 from moxin_lab.bench import released
 from moxin_lab.lab.artifacts import find_root
 from moxin_lab.model import costs, figures, initialisation
-from moxin_lab.model.attention import BACKENDS, AttentionMask
+from moxin_lab.model.attention import BACKENDS
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.expansion import RECIPES, layer_plan
+from moxin_lab.model.mask import AttentionMask
 
 CONFIG = MoxinConfig(
     vocab_size=61,
@@ -31,7 +32,7 @@ CONFIG = MoxinConfig(
 # ---- the initialisation along the depth
 
 
-def test_with_depth_scaling_the_top_does_not_grow_with_the_number_of_blocks_and_without_it_does():
+def test_the_stream_at_the_top_grows_with_depth_without_depth_scaling_and_not_with_it():
     table = initialisation.by_number_of_blocks(CONFIG, [4, 16, 64], seeds=[0, 1])
     assert table["depth-scaled"].max() / table["depth-scaled"].min() < 1.1
     grown = table["plain"].loc[64] / table["plain"].loc[4]
@@ -39,7 +40,7 @@ def test_with_depth_scaling_the_top_does_not_grow_with_the_number_of_blocks_and_
     assert table["embedding"].tolist() == pytest.approx([0.2] * 3, rel=0.05)
 
 
-def test_schemes_share_all_draws_but_for_the_factor():
+def test_schemes_differ_only_by_the_factor_of_the_residual_matrices():
     scaled, plain = (
         dict(initialisation.initialised(CONFIG, scheme, 3).named_parameters())
         for scheme in initialisation.SCHEMES
@@ -73,10 +74,9 @@ def test_the_gradient_by_depth_is_that_of_the_loss():
 # ---- attention's time
 
 
-def test_every_back_end_is_timed_or_gives_its_reason():
-    shape = dataclasses.replace(
-        CONFIG, head_dim=16
-    )  # a size that every kernel knows, so that reasons are about the machine
+def test_every_backend_is_timed_or_gives_its_reason():
+    # A head size that every kernel supports, so that reasons are about the machine.
+    shape = dataclasses.replace(CONFIG, head_dim=16)
     times, reasons = costs.attention_times(shape, [8, 16, 32], repeats=1)
     assert set(times["backend"]) | set(reasons) == set(BACKENDS)
     assert not set(times["backend"]) & set(reasons)
@@ -84,17 +84,17 @@ def test_every_back_end_is_timed_or_gives_its_reason():
     assert (times["milliseconds"] > 0).all() and all(reasons.values())
     exponents = costs.slopes(times.assign(milliseconds=times["tokens"] ** 2.0))
     assert exponents["exponent"].tolist() == pytest.approx([2.0] * len(exponents))
-    for picture in (figures.attention_times(times, 16),):
-        assert len(picture.axes[0].get_legend().get_texts()) == times["backend"].nunique()
+    figure = figures.attention_times(times, 16)
+    assert len(figure.axes[0].get_legend().get_texts()) == times["backend"].nunique()
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, 40])
-def test_pairs_are_the_ones_of_the_mask(window):
+def test_counted_pairs_are_those_of_the_mask(window):
     mask = AttentionMask.build(23, sliding_window=window).dense
-    assert costs.pairs(23, window) == int(mask.sum())
+    assert costs.count_pairs(23, window) == int(mask.sum())
 
 
-# ---- committed figures
+# ---- committed measurements
 
 
 def record(bench, rows):
@@ -192,7 +192,7 @@ def test_for_times_smaller_is_better():
     assert released.comparison(record("train-step", rows)).iloc[0, 2] == pytest.approx(10 / 9)
 
 
-def test_a_file_that_is_not_there_is_none_and_one_that_is_wrong_is_refused(tmp_path):
+def test_a_missing_file_is_none_and_a_wrong_file_raises_an_error(tmp_path):
     assert released.read(tmp_path, "decode") is None
     for content, message in (
         ("{", "not a record"),
@@ -215,7 +215,7 @@ def test_the_origin_names_chip_date_versions_and_command():
 
 
 @pytest.mark.parametrize("gpu", ["h100", "h200"])
-def test_every_committed_figure_of_a_gpu_can_be_read_and_stands_on_its_page(gpu: str) -> None:
+def test_every_committed_gpu_measurement_can_be_read_and_is_on_its_page(gpu: str) -> None:
     folder = find_root(Path(__file__).parent) / "reports/released" / gpu
     for path in sorted(folder.glob("*.json")):
         name = path.stem.replace("_", "-")
@@ -223,23 +223,23 @@ def test_every_committed_figure_of_a_gpu_can_be_read_and_stands_on_its_page(gpu:
     assert (folder / "README.md").read_text(encoding="utf-8") == released.page(folder)
 
 
-def test_the_committed_expansion_run_is_the_one_that_its_table_is_made_of():
+def test_differences_of_the_committed_expansion_run_follow_from_its_rows():
     from moxin_lab.bench.expansion import ARMS, paired_differences
 
     root = find_root(Path(__file__).parent)
-    kept = released.read(root / "reports/released/expansion-tiny-cpu", "expansion")
-    assert paired_differences(kept["rows"]) == kept["differences"]
-    assert {(row["seed"], row["arm"]) for row in kept["rows"]} == {
+    stored = released.read(root / "reports/released/expansion-tiny-cpu", "expansion")
+    assert paired_differences(stored["rows"]) == stored["differences"]
+    assert {(row["seed"], row["arm"]) for row in stored["rows"]} == {
         (seed, arm) for seed in range(3) for arm in ARMS
     }
-    budgets = [row["flops"] for row in kept["compute"]]
+    budgets = [row["flops"] for row in stored["compute"]]
     assert max(budgets) / min(budgets) < 1.02
 
 
-# ---- pictures
+# ---- figures
 
 
-def test_expansion_pictures_show_each_block_and_arm():
+def test_expansion_figures_show_each_block_and_arm():
     figure = figures.expansion_plans({recipe: layer_plan(32, 36, recipe) for recipe in RECIPES})
     assert len(figure.axes[0].patches) == 3 * 36
     frame = initialisation.residual_by_depth(
@@ -248,8 +248,3 @@ def test_expansion_pictures_show_each_block_and_arm():
     assert [len(axes.lines) for axes in figures.residual_by_depth(frame).axes] == [2, 2]
     differences = [{"arm": "a", "mean": 0.1, "interval": None, "by_seed": [0.1]}]
     assert len(figures.expansion_differences(differences).axes[0].get_yticklabels()) == 1
-
-
-def test_the_committed_gpu_page_is_made_from_the_committed_files(repository: Path) -> None:
-    folder = repository / "reports" / "released" / "h100"
-    assert (folder / "README.md").read_text(encoding="utf-8") == released.page(folder)

@@ -1,4 +1,4 @@
-"""Our decoder and transformers' MistralForCausalLM are the same function of the same weights."""
+"""Our decoder and transformers' MistralForCausalLM compute the same function of the weights."""
 
 import pytest
 import torch
@@ -83,20 +83,19 @@ def test_logits_equal_transformers(shape: str, length: int, backend: str) -> Non
         torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=0, atol=1e-5)
 
 
-def test_the_window_bites_in_the_parity_test() -> None:
-    """Without the window the logits are others, so the test above would notice its absence."""
+def test_the_parity_test_would_notice_a_missing_window() -> None:
+    """Without the window the logits differ."""
     config = make_config("grouped heads")
     ours, _ = make_pair(config)
-    wide, _ = make_pair(make_config("grouped heads", sliding_window=None))
+    windowless, _ = make_pair(make_config("grouped heads", sliding_window=None))
     ids = tokens(config, 1, 40)
     with torch.no_grad():
-        difference = (ours(ids) - wide(ids)).abs().amax(dim=(0, 2))
+        difference = (ours(ids) - windowless(ids)).abs().amax(dim=(0, 2))
     assert difference[:16].max() < 1e-5 < difference[16:].min()
 
 
-@pytest.mark.parametrize("depth", [36])
-def test_thirty_six_blocks_equal_transformers_with_sdpa(depth: int) -> None:
-    config = make_config("grouped heads", num_hidden_layers=depth, initializer_range=0.02)
+def test_thirty_six_blocks_equal_transformers_with_sdpa() -> None:
+    config = make_config("grouped heads", num_hidden_layers=36, initializer_range=0.02)
     ours, theirs = make_pair(config, "sdpa")
     ids = tokens(config, 2, 50)
     with torch.no_grad():
@@ -136,10 +135,8 @@ def test_given_positions_are_used_as_transformers_uses_them() -> None:
 def test_state_dict_has_exactly_the_names_and_shapes_of_mistral() -> None:
     config = make_config("grouped heads")
     with torch.device("meta"):
-        ours, theirs = (
-            MoxinForCausalLM(config),
-            MistralForCausalLM(MistralConfig(**config.to_hf_dict())),
-        )
+        ours = MoxinForCausalLM(config)
+        theirs = MistralForCausalLM(MistralConfig(**config.to_hf_dict()))
     assert {n: t.shape for n, t in ours.state_dict().items()} == {
         n: t.shape for n, t in theirs.state_dict().items()
     }
@@ -149,10 +146,8 @@ def test_full_scale_has_8_114_180_096_parameters() -> None:
     with torch.device("meta"):
         model = MoxinForCausalLM(MoxinConfig())
     assert sum(parameter.numel() for parameter in model.parameters()) == 8_114_180_096
-    assert (
-        len(model.state_dict()) == 327
-    )  # 9 a block and 3, as in the index of the released weights
+    # 9 tensors per block and 3 others, as in the index of the released weights.
+    assert len(model.state_dict()) == 327
     assert count_parameters(MoxinConfig())["total"] == 8_114_180_096
-    assert (
-        count_parameters(MoxinConfig(num_hidden_layers=32))["total"] == 7_241_732_096
-    )  # Mistral 7B
+    mistral = MoxinConfig(num_hidden_layers=32)
+    assert count_parameters(mistral)["total"] == 7_241_732_096

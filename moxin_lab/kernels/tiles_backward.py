@@ -1,250 +1,18 @@
-"""Triton kernels of windowed, document-wise, grouped attention: forward, and backward in three
-launches without atomics.
+"""Windowed, document-wise, grouped attention in Triton: the backward kernels, in three launches
+without atomics.
 
-    key tiles of one query tile, W the window      | edge | full | full | ... | full | diagonal |
-                                                    masked   no mask at all             masked
+    output_dot_gradient        delta = rowsum(output * d output)
+    backward_keys              dK, dV; optionally stores dS^T
+    backward_queries_stored    dQ = dS K from the stored dS^T, or
+    backward_queries           dQ with S and dP computed again
 
-Every kernel walks only tiles that hold a visible pair, and applies the mask only in those that also
-hold an invisible one. Query i stands at key place i + S - T (the last query is the last key); it
-sees keys j with max(i' - W + 1, start(i)) <= j <= i'.
-
-Guarantees: float32 is multiplied as float32, not as tf32; one writer an output element and a fixed
-order of additions, so the same inputs give the same bytes; any T and S; keys and values of grouped
-heads are read where they lie.
-Does not: dropout, bias, or choose tile sizes (window_attention.py does). These kernels run on any
-GPU that Triton knows and, slowly, in Triton's interpreter; hopper_forward.py and hopper_backward.py
-have the big ones in the terms of one chip.
+Masks, tile ranges, guarantees and scope are those of tiles_forward.py.
 """
 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def key_tile_range(
-    first, last, first_start, last_start, window, BN: tl.constexpr, HAS_WINDOW: tl.constexpr
-):
-    """Key tiles of the queries at key places first..last, whose documents begin at
-    first_start..last_start (never falling).
-
-    Returns low <= full_low <= full_high <= end: tiles low..full_low and full_high..end need the
-    mask, those between do not.
-    """
-    low_key, full_key = first_start, last_start
-    if HAS_WINDOW:
-        low_key = tl.maximum(low_key, first - window + 1)
-        full_key = tl.maximum(full_key, last - window + 1)
-    low = low_key // BN
-    end = last // BN + 1
-    full_high = tl.minimum(tl.maximum((first + 1) // BN, low), end)
-    full_low = tl.minimum(tl.maximum((full_key + BN - 1) // BN, low), full_high)
-    return low, full_low, full_high, end
-
-
-@triton.jit
-def visible(places, keys, starts, window, num_keys, HAS_WINDOW: tl.constexpr):
-    """Which of `keys` each query sees; shapes broadcast."""
-    seen = (keys <= places) & (keys >= starts) & (keys < num_keys)
-    if HAS_WINDOW:
-        seen = seen & (keys > places - window)
-    return seen
-
-
-@triton.jit
-def _forward_range(
-    acc,
-    row_max,
-    row_sum,
-    query,
-    key_ptr,
-    value_ptr,
-    key_stride,
-    value_stride,
-    places,
-    starts,
-    window,
-    num_keys,
-    scale,
-    low,
-    high,
-    MASKED: tl.constexpr,
-    BN: tl.constexpr,
-    D: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-):
-    """Key tiles low..high-1 into the running sums (Milakov and Gimelshein 2018, arXiv 1805.02867),
-    in base 2.
-    """
-    columns = tl.arange(0, BN)
-    dims = tl.arange(0, D)
-    for tile in tl.range(low, high):
-        keys = tile * BN + columns
-        key_offsets = keys[:, None].to(tl.int64)
-        if MASKED:
-            inside = (keys < num_keys)[:, None]
-            key = tl.load(
-                key_ptr + key_offsets * key_stride + dims[None, :], mask=inside, other=0.0
-            )
-            value = tl.load(
-                value_ptr + key_offsets * value_stride + dims[None, :], mask=inside, other=0.0
-            )
-        else:
-            key = tl.load(key_ptr + key_offsets * key_stride + dims[None, :])
-            value = tl.load(value_ptr + key_offsets * value_stride + dims[None, :])
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        if MASKED:
-            seen = visible(
-                places[:, None], keys[None, :], starts[:, None], window, num_keys, HAS_WINDOW
-            )
-            scores = tl.where(seen, scores, float("-inf"))
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        anchor = new_max
-        if MASKED:  # a row that has seen nothing yet
-            anchor = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weights = tl.exp2(scores - anchor[:, None])
-        shrink = tl.exp2(row_max - anchor)
-        row_sum = row_sum * shrink + tl.sum(weights, 1)
-        acc = acc * shrink[:, None]
-        acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
-        row_max = new_max
-    return acc, row_max, row_sum
-
-
-@triton.jit
-def forward(
-    query_ptr,
-    key_ptr,
-    value_ptr,
-    output_ptr,
-    log_sum_ptr,
-    starts_ptr,
-    query_batch,
-    query_head,
-    query_row,
-    key_batch,
-    key_head,
-    key_row,
-    value_batch,
-    value_head,
-    value_row,
-    output_batch,
-    output_head,
-    output_row,
-    log_sum_row,
-    num_queries,
-    num_keys,
-    window,
-    scale,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_STARTS: tl.constexpr,
-):
-    """Output [B, H, T, D] and log2 of each row's sum, float32 [B, H, T]. `scale` has log2(e) in it."""
-    # Late tiles first: they are the longest where a window or the start of the text makes them
-    # unequal.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    head = tl.program_id(1) % HEADS
-    batch = (tl.program_id(1) // HEADS).to(tl.int64)
-    rows = tile * BM + tl.arange(0, BM)
-    dims = tl.arange(0, D)
-    shift = num_keys - num_queries
-    places = rows + shift
-    inside = rows < num_queries
-    first = tile * BM
-    last = tl.minimum(first + BM, num_queries) - 1
-    starts = tl.zeros((BM,), tl.int32)
-    first_start, last_start = 0, 0
-    if HAS_STARTS:
-        row_starts = starts_ptr + batch * num_queries
-        starts = tl.load(row_starts + rows, mask=inside, other=0)
-        first_start, last_start = tl.load(row_starts + first), tl.load(row_starts + last)
-    low, full_low, full_high, end = key_tile_range(
-        first + shift, last + shift, first_start, last_start, window, BN, HAS_WINDOW
-    )
-    query_ptr += batch * query_batch + head * query_head
-    key_ptr += batch * key_batch + (head // GROUP) * key_head
-    value_ptr += batch * value_batch + (head // GROUP) * value_head
-    offsets = rows[:, None].to(tl.int64)
-    query = tl.load(
-        query_ptr + offsets * query_row + dims[None, :], mask=inside[:, None], other=0.0
-    )
-    acc = tl.zeros((BM, D), tl.float32)
-    row_max = tl.full((BM,), float("-inf"), tl.float32)
-    row_sum = tl.zeros((BM,), tl.float32)
-    acc, row_max, row_sum = _forward_range(
-        acc,
-        row_max,
-        row_sum,
-        query,
-        key_ptr,
-        value_ptr,
-        key_row,
-        value_row,
-        places,
-        starts,
-        window,
-        num_keys,
-        scale,
-        low,
-        full_low,
-        True,
-        BN,
-        D,
-        HAS_WINDOW,
-    )
-    acc, row_max, row_sum = _forward_range(
-        acc,
-        row_max,
-        row_sum,
-        query,
-        key_ptr,
-        value_ptr,
-        key_row,
-        value_row,
-        places,
-        starts,
-        window,
-        num_keys,
-        scale,
-        full_low,
-        full_high,
-        False,
-        BN,
-        D,
-        HAS_WINDOW,
-    )
-    acc, row_max, row_sum = _forward_range(
-        acc,
-        row_max,
-        row_sum,
-        query,
-        key_ptr,
-        value_ptr,
-        key_row,
-        value_row,
-        places,
-        starts,
-        window,
-        num_keys,
-        scale,
-        full_high,
-        end,
-        True,
-        BN,
-        D,
-        HAS_WINDOW,
-    )
-    # Rows beyond the text may have seen nothing; they are not stored.
-    row_sum = tl.where(inside, row_sum, 1.0)
-    output_ptr += batch * output_batch + head * output_head
-    output = (acc / row_sum[:, None]).to(output_ptr.dtype.element_ty)
-    tl.store(output_ptr + offsets * output_row + dims[None, :], output, mask=inside[:, None])
-    log_sum_ptr += (batch * HEADS + head) * log_sum_row
-    tl.store(log_sum_ptr + rows, row_max + tl.log2(row_sum), mask=inside)
+from moxin_lab.kernels.tiles_forward import key_tile_range, visible
 
 
 @triton.jit
@@ -264,8 +32,8 @@ def output_dot_gradient(
     D: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """delta, float32 [B, H, T]: the product of each output row with its gradient, which every row
-    of dS subtracts.
+    """delta, float32 [B, H, T]: the dot product of each output row and its gradient, which is
+    subtracted in every row of dS.
     """
     head = tl.program_id(1) % HEADS
     batch = (tl.program_id(1) // HEADS).to(tl.int64)
@@ -290,12 +58,19 @@ def output_dot_gradient(
 
 @triton.jit
 def query_tile_range(
-    first, last, end_place, shift, num_queries, window, BM: tl.constexpr, HAS_WINDOW: tl.constexpr
+    first,
+    last,
+    end_position,
+    shift,
+    num_queries,
+    window,
+    BM: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
 ):
-    """Query tiles that see one of the keys first..last, the document of the last of which ends at
-    end_place: (low, end).
+    """Range (low, end) of the query tiles that see one of the keys first..last. `end_position` is
+    the last position of the document of key `last`.
     """
-    last_query = end_place - shift
+    last_query = end_position - shift
     if HAS_WINDOW:
         last_query = tl.minimum(last_query, last + window - 1 - shift)
     low = tl.maximum(first - shift, 0) // BM
@@ -333,8 +108,8 @@ def _key_range(
     HAS_STARTS: tl.constexpr,
     STORE: tl.constexpr,
 ):
-    """Query tiles low..high-1 into dK and dV of one key tile; with STORE, dS^T of each goes to
-    memory for dQ.
+    """Add the query tiles low..high-1 to dK and dV [BN, D] of one key tile. With STORE, dS^T of
+    each is written to memory for dQ.
     """
     dims = tl.arange(0, D)
     for tile in tl.range(low, high):
@@ -345,6 +120,7 @@ def _key_range(
             query_ptr + offsets * query_row + dims[None, :], mask=inside[:, None], other=0.0
         )
         log_sum = tl.load(log_sum_ptr + rows, mask=inside, other=0.0)
+        # S^T and, with the row sums of the forward pass, the weights P^T [BN, BM].
         weights = tl.exp2(
             tl.dot(key, tl.trans(query), input_precision="ieee") * scale - log_sum[None, :]
         )
@@ -366,6 +142,7 @@ def _key_range(
         )
         dv = tl.dot(weights.to(gradient.dtype), gradient, dv, input_precision="ieee")
         delta = tl.load(delta_ptr + rows, mask=inside, other=0.0)
+        # dS^T = P^T (dP^T - delta), [BN, BM]
         ds = (
             weights * (tl.dot(value, tl.trans(gradient), input_precision="ieee") - delta[None, :])
         ).to(query.dtype)
@@ -431,9 +208,9 @@ def backward_keys(
 ):
     """dK and dV of one key tile, over all query heads of its group and all query tiles that see it.
 
-    Units (batch, key/value head) from `first_unit` on. With STORE, dS^T goes to `scores_ptr`: rows
-    are keys (`head_rows` a query head), column c is the query that stands c places behind the first
-    key of the tile.
+    A unit is a pair (batch, key/value head); this launch computes those from `first_unit` on. With
+    STORE, dS^T is written to `scores_ptr`: its rows are keys (`head_rows` rows per query head), and
+    column c is the query c positions after the first key of the tile.
     """
     tile = tl.program_id(0)
     unit = first_unit + tl.program_id(1)
@@ -450,16 +227,20 @@ def backward_keys(
     value_ptr += batch * value_batch + kv_head * value_head
     key = tl.load(key_ptr + offsets * key_row + dims[None, :], mask=inside, other=0.0)
     value = tl.load(value_ptr + offsets * value_row + dims[None, :], mask=inside, other=0.0)
-    end_place = num_keys - 1
+    end_position = num_keys - 1
     if HAS_STARTS:
-        end_place = tl.load(ends_ptr + batch * num_keys + last)
-    low, end = query_tile_range(first, last, end_place, shift, num_queries, window, BM, HAS_WINDOW)
-    if STORE:  # whole key tiles of queries, so that `backward_queries_stored` finds every dS that it reads written
+        end_position = tl.load(ends_ptr + batch * num_keys + last)
+    low, end = query_tile_range(
+        first, last, end_position, shift, num_queries, window, BM, HAS_WINDOW
+    )
+    if STORE:
+        # Up to full tiles of BN queries: `backward_queries_stored` reads tiles of that size, and
+        # every dS that it reads must have been written.
         end = ((end * BM + BN - 1) // BN) * (BN // BM)
-    # Query tiles whose every row sees every key of this tile.
+    # Query tiles of which every row sees every key of this tile: they need no mask.
     full_low = (last - shift + BM - 1) // BM
     full_end = num_queries // BM
-    if HAS_STARTS:  # rows of the document in which the first key stands
+    if HAS_STARTS:  # only rows in the document of the first key
         full_end = tl.minimum(
             full_end, (tl.load(ends_ptr + batch * num_keys + first) - shift + 1) // BM
         )
@@ -593,7 +374,7 @@ def _query_range(
     value_ptr,
     key_row,
     value_row,
-    places,
+    positions,
     starts,
     window,
     num_keys,
@@ -605,7 +386,7 @@ def _query_range(
     D: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
 ):
-    """Key tiles low..high-1 into dQ of one query tile, with the scores computed again."""
+    """Add the key tiles low..high-1 to dQ [BM, D] of one query tile, computing S and dP again."""
     dims = tl.arange(0, D)
     for tile in tl.range(low, high):
         keys = tile * BN + tl.arange(0, BN)
@@ -618,9 +399,10 @@ def _query_range(
         )
         if MASKED:
             seen = visible(
-                places[:, None], keys[None, :], starts[:, None], window, num_keys, HAS_WINDOW
+                positions[:, None], keys[None, :], starts[:, None], window, num_keys, HAS_WINDOW
             )
             weights = tl.where(seen, weights, 0.0)
+        # dS = P (dP - delta), [BM, BN]
         ds = weights * (tl.dot(gradient, tl.trans(value), input_precision="ieee") - delta[:, None])
         dq = tl.dot(ds.to(key.dtype), key, dq, input_precision="ieee")
     return dq
@@ -665,8 +447,8 @@ def backward_queries(
     HAS_WINDOW: tl.constexpr,
     HAS_STARTS: tl.constexpr,
 ):
-    """dQ of one query tile without stored scores: two more products a tile, no memory that grows
-    with the pairs.
+    """dQ of one query tile without stored dS^T: two more products per tile, but no memory that
+    grows with the number of pairs.
     """
     tile = tl.program_id(0)
     head = tl.program_id(1) % HEADS
@@ -802,10 +584,11 @@ def backward_queries_stored(
     HAS_WINDOW: tl.constexpr,
     HAS_STARTS: tl.constexpr,
 ):
-    """dQ of one query tile from the dS^T that `backward_keys` stored (T == S): one product a tile
-    instead of three, no mask.
+    """dQ of one query tile from the dS^T that `backward_keys` stored (T == S): one product per tile
+    instead of three, and no mask.
 
-    BM must be the key tile of `backward_keys`, whose first key each band of columns counts from.
+    BM must be the BN of `backward_keys`, because the columns of each band count from the first key
+    of one of its tiles.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     local_head = tl.program_id(1)
@@ -826,6 +609,7 @@ def backward_queries_stored(
     for key_tile in tl.range(low_key // BM, tile + 1):
         keys = key_tile * BM + tl.arange(0, BM)
         offsets = keys[:, None].to(tl.int64)
+        # dS^T [keys, queries], read from the band of this key tile.
         ds = tl.load(scores_ptr + offsets * band + (rows - key_tile * BM)[None, :])
         key = tl.load(
             key_ptr + offsets * key_row + dims[None, :], mask=(keys < num_keys)[:, None], other=0.0

@@ -1,12 +1,13 @@
-"""The attention backward in Gluon for Hopper: keys (dK, dV, stored dS^T) and queries (dQ = dS K) of
-tiles.py, faster.
+"""Attention backward in Gluon for Hopper, first part: dK, dV and the stored dS^T.
 
     producer warp    TMA loads of query, gradient, key and value tiles, row sums and deltas
-    consumer 0, 1    four warps each, 64 of a tile's 128 keys (or queries): four products a tile, then one
+    consumer 0, 1    four warps each, for 64 of a tile's 128 keys: four products per tile
 
-A consumer's exponentials run while the other one's products do. dS^T leaves through shared memory
-by TMA, so its store costs no instruction a number. What hopper_forward.py guarantees and does not
-holds here.
+The exponentials of one consumer run while the products of the other do. dS^T is written through
+shared memory by TMA, so storing it costs no instruction per number.
+
+The function is that of `backward_keys` in tiles_backward.py; barriers, guarantees and scope are
+those of hopper_forward.py.
 """
 
 from triton.experimental import gluon
@@ -19,12 +20,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-# Triton 3.7 calls it `barrier`.
+# Triton 3.6 has `thread_barrier`, 3.7 calls it `barrier`.
 _barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 
 
 @gluon.jit
-def _backward_place(
+def _backward_work_item(
     index,
     first_unit,
     num_queries,
@@ -38,8 +39,9 @@ def _backward_place(
     HAS_STARTS: gl.constexpr,
     units,
 ):
-    """Work item -> batch, key/value head, first key, query tiles that see it: masked, all of it,
-    masked. T == S here.
+    """Unit of the workspace, batch, key/value head and first key of work item `index`, and the
+    range of query tiles that see its key tile: masked from low to full_low, unmasked to full_end,
+    masked to end. T == S here.
     """
     unit = index % units
     first = (index // units) * BN
@@ -56,7 +58,8 @@ def _backward_place(
         last_query = gl.minimum(last_query, gl.load(ends_ptr + batch * num_keys + last))
         full_end = gl.minimum(full_end, (gl.load(ends_ptr + batch * num_keys + first) + 1) // BM)
     low = first // BM
-    # Whole key tiles of queries, so that `backward_queries` finds every dS that it reads written.
+    # Up to full tiles of BN queries: `backward_queries` reads tiles of that size, and every dS that
+    # it reads must have been written.
     end = (last_query // BN + 1) * ALIGN
     if first + BN > num_keys:
         full_end = low
@@ -101,10 +104,11 @@ def _backward_producer(
     HAS_WINDOW: gl.constexpr,
     HAS_STARTS: gl.constexpr,
 ):
-    count = 0
-    turn = 0
+    """Load key and value of each work item once, and the query tiles of all heads of its group."""
+    count = 0  # query tiles loaded so far: slot and phase of the rings
+    turn = 0  # work items so far: phase of the barriers of key and value
     for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
-        unit, batch, kv_head, first, low, full_low, full_end, end = _backward_place(
+        unit, batch, kv_head, first, low, full_low, full_end, end = _backward_work_item(
             index,
             first_unit,
             num_queries,
@@ -121,12 +125,12 @@ def _backward_producer(
         mbarrier.wait(key_empty.index(0), (turn & 1) ^ 1)
         mbarrier.expect(key_full.index(0), 2 * BN * D * 2)
         for half in gl.static_range(2):
-            place = first + half * (BN // 2)
+            first_key = first + half * (BN // 2)
             tma.async_copy_global_to_shared(
-                key_desc, [batch, kv_head, place, 0], key_full.index(0), keys.index(half)
+                key_desc, [batch, kv_head, first_key, 0], key_full.index(0), keys.index(half)
             )
             tma.async_copy_global_to_shared(
-                value_desc, [batch, kv_head, place, 0], key_full.index(0), values.index(half)
+                value_desc, [batch, kv_head, first_key, 0], key_full.index(0), values.index(half)
             )
         turn += 1
         for member in range(GROUP):
@@ -203,8 +207,10 @@ def _backward_step(
     HALF: gl.constexpr,
     dtype: gl.constexpr,
 ):
-    """One query tile: S^T and dP^T,
-    then dV and dK; the softmax runs beside dP^T here and beside all of the other consumer's."""
+    """One query tile: S^T and dP^T [ROWS, BM], then dV and dK [ROWS, D].
+
+    The exponentials run while dP^T is multiplied here, and while the other consumer multiplies.
+    """
     slot = count % STAGES
     phase = (count // STAGES) & 1
     rows = tile * BM + gl.arange(0, BM, gl.SliceLayout(0, SCORES))
@@ -216,6 +222,7 @@ def _backward_step(
     mbarrier.wait(gradient_full.index(slot), phase)
     gradient = gradients.index(slot).reshape([BM, D])
     products = warpgroup_mma(value, gradient.permute((1, 0)), empty, use_acc=False, is_async=True)
+    # dP^T may still run: wait for S^T only.
     scores = warpgroup_mma_wait(1, [scores])
     log_sum = log_sums.index(slot).reshape([BM]).load(gl.SliceLayout(0, SCORES))
     weights = gl.exp2(scores * scale - log_sum[None, :])
@@ -234,11 +241,13 @@ def _backward_step(
     ds = (weights * (products - delta[None, :])).to(dtype)
     dk = warpgroup_mma(gl.convert_layout(ds, WEIGHTS), query, dk, is_async=True)
     if STORE:
+        # Two buffers per consumer: before one is overwritten, the store issued two tiles ago must
+        # have read it, and all warps must know.
         buffer = staged.index(HALF * 2 + count % 2)
         tma.store_wait(1)
         _barrier()
         buffer.store(ds)
-        fence_async_shared()
+        fence_async_shared()  # makes the store visible to TMA
         tma.async_copy_shared_to_global(scores_desc, [scores_row, tile * BM - first], buffer)
     dk, dv = warpgroup_mma_wait(0, [dk, dv])
     mbarrier.arrive(query_empty.index(slot), count=1)
@@ -290,6 +299,7 @@ def _backward_consumer(
     STORE: gl.constexpr,
     dtype: gl.constexpr,
 ):
+    """dK and dV of half HALF of the keys of each work item, and with STORE their dS^T."""
     ROWS: gl.constexpr = BN // 2
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BM, 16]
@@ -299,10 +309,10 @@ def _backward_consumer(
     )
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=ACC, k_width=2)
     STORED: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    count = 0
+    count = 0  # query tiles read so far, as in the producer
     turn = 0
     for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
-        unit, batch, kv_head, first, low, full_low, full_end, end = _backward_place(
+        unit, batch, kv_head, first, low, full_low, full_end, end = _backward_work_item(
             index,
             first_unit,
             num_queries,
@@ -454,7 +464,7 @@ def _backward_consumer(
             dk_ptr + offsets, gl.convert_layout((dk * natural_scale).to(dtype), STORED), mask=inside
         )
         gl.store(dv_ptr + offsets, gl.convert_layout(dv.to(dtype), STORED), mask=inside)
-    if STORE:
+    if STORE:  # shared memory must outlive the last stores
         tma.store_wait(0)
 
 
@@ -494,7 +504,12 @@ def backward_keys(
     STORE: gl.constexpr,
     num_warps: gl.constexpr,
 ):
-    """dK, dV and, with STORE, dS^T in bands as tiles.py lays them out. Persistent."""
+    """dK, dV and, with STORE, dS^T in the layout of `backward_keys` in tiles_backward.py;
+    persistent.
+
+    `units`: pairs (batch, key/value head) of this launch, from `first_unit` on.
+    `head_rows`: rows of the stored dS^T per query head.
+    """
     dtype: gl.constexpr = query_desc.dtype
     queries = gl.allocate_shared_memory(dtype, [STAGES] + query_desc.block_shape, query_desc.layout)
     gradients = gl.allocate_shared_memory(
@@ -658,293 +673,4 @@ def backward_keys(
         ],
         [4, 1],
         [240, 24],
-    )
-
-
-@gluon.jit
-def _scores_place(
-    index,
-    units_heads,
-    first_unit,
-    num_queries,
-    window,
-    starts_ptr,
-    HEADS: gl.constexpr,
-    GROUP: gl.constexpr,
-    BM: gl.constexpr,
-    HAS_WINDOW: gl.constexpr,
-    HAS_STARTS: gl.constexpr,
-):
-    """Work item -> head of the workspace, batch, key/value head, query head, first row, key tiles.
-    Long rows first.
-    """
-    local_head = index % units_heads
-    tile = (num_queries + BM - 1) // BM - 1 - index // units_heads
-    unit = first_unit + local_head // GROUP
-    batch = unit // (HEADS // GROUP)
-    kv_head = unit % (HEADS // GROUP)
-    head = kv_head * GROUP + local_head % GROUP
-    row = tile * BM
-    low_key = 0
-    if HAS_STARTS:
-        low_key = gl.load(starts_ptr + batch * num_queries + row)
-    if HAS_WINDOW:
-        low_key = gl.maximum(low_key, row - window + 1)
-    return local_head, batch, kv_head, head, row, low_key // BM, tile + 1
-
-
-@gluon.jit
-def _scores_producer(
-    scores_desc,
-    key_desc,
-    starts_ptr,
-    scores,
-    keys,
-    full,
-    empty,
-    num_queries,
-    window,
-    num_items,
-    first_unit,
-    units_heads,
-    head_rows,
-    HEADS: gl.constexpr,
-    GROUP: gl.constexpr,
-    D: gl.constexpr,
-    BM: gl.constexpr,
-    STAGES: gl.constexpr,
-    HAS_WINDOW: gl.constexpr,
-    HAS_STARTS: gl.constexpr,
-):
-    count = 0
-    for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
-        local_head, batch, kv_head, head, row, low, end = _scores_place(
-            index,
-            units_heads,
-            first_unit,
-            num_queries,
-            window,
-            starts_ptr,
-            HEADS,
-            GROUP,
-            BM,
-            HAS_WINDOW,
-            HAS_STARTS,
-        )
-        for tile in range(low, end):
-            slot = count % STAGES
-            first = tile * BM
-            mbarrier.wait(empty.index(slot), ((count // STAGES) & 1) ^ 1)
-            mbarrier.expect(full.index(slot), BM * (BM + D) * 2)
-            for half in gl.static_range(2):
-                tma.async_copy_global_to_shared(
-                    scores_desc,
-                    [local_head * head_rows + first, row - first + half * (BM // 2)],
-                    full.index(slot),
-                    scores.index(slot * 2 + half),
-                )
-            tma.async_copy_global_to_shared(
-                key_desc, [batch, kv_head, first, 0], full.index(slot), keys.index(slot)
-            )
-            count += 1
-
-
-@gluon.jit
-def _scores_consumer(
-    HALF: gl.constexpr,
-    dq_ptr,
-    starts_ptr,
-    scores,
-    keys,
-    full,
-    empty,
-    dq_batch,
-    dq_head,
-    dq_row,
-    num_queries,
-    window,
-    natural_scale,
-    num_items,
-    first_unit,
-    units_heads,
-    HEADS: gl.constexpr,
-    GROUP: gl.constexpr,
-    D: gl.constexpr,
-    BM: gl.constexpr,
-    STAGES: gl.constexpr,
-    HAS_WINDOW: gl.constexpr,
-    HAS_STARTS: gl.constexpr,
-    dtype: gl.constexpr,
-):
-    ROWS: gl.constexpr = BM // 2
-    ACC: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16]
-    )
-    STORED: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    count = 0
-    for index in range(gl.program_id(0), num_items, gl.num_programs(0)):
-        local_head, batch, kv_head, head, row, low, end = _scores_place(
-            index,
-            units_heads,
-            first_unit,
-            num_queries,
-            window,
-            starts_ptr,
-            HEADS,
-            GROUP,
-            BM,
-            HAS_WINDOW,
-            HAS_STARTS,
-        )
-        acc = gl.zeros([ROWS, D], gl.float32, ACC)
-        for _ in range(low, end):
-            slot = count % STAGES
-            mbarrier.wait(full.index(slot), (count // STAGES) & 1)
-            acc = warpgroup_mma(
-                scores.index(slot * 2 + HALF).permute((1, 0)),
-                keys.index(slot).reshape([BM, D]),
-                acc,
-                is_async=True,
-            )
-            acc = warpgroup_mma_wait(0, [acc])
-            mbarrier.arrive(empty.index(slot), count=1)
-            count += 1
-        rows = row + HALF * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, STORED))
-        pointers = dq_ptr + batch.to(gl.int64) * dq_batch + head.to(gl.int64) * dq_head
-        pointers = (
-            pointers
-            + rows.to(gl.int64)[:, None] * dq_row
-            + gl.arange(0, D, gl.SliceLayout(0, STORED))[None, :]
-        )
-        stored = gl.convert_layout((acc * natural_scale).to(dtype), STORED)
-        gl.store(pointers, stored, mask=(rows < num_queries)[:, None])
-
-
-@gluon.jit
-def backward_queries(
-    scores_desc,
-    key_desc,
-    dq_ptr,
-    starts_ptr,
-    dq_batch,
-    dq_head,
-    dq_row,
-    num_queries,
-    window,
-    natural_scale,
-    num_items,
-    first_unit,
-    units_heads,
-    head_rows,
-    HEADS: gl.constexpr,
-    GROUP: gl.constexpr,
-    D: gl.constexpr,
-    BM: gl.constexpr,
-    STAGES: gl.constexpr,
-    HAS_WINDOW: gl.constexpr,
-    HAS_STARTS: gl.constexpr,
-    num_warps: gl.constexpr,
-):
-    """dQ from the stored dS^T: a banded matrix product that no mask touches, as fast as memory
-    gives dS^T back. Persistent.
-    """
-    dtype: gl.constexpr = key_desc.dtype
-    scores = gl.allocate_shared_memory(
-        dtype, [STAGES * 2] + scores_desc.block_shape, scores_desc.layout
-    )
-    keys = gl.allocate_shared_memory(dtype, [STAGES] + key_desc.block_shape, key_desc.layout)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=2)
-    fence_async_shared()
-    gl.warp_specialize(
-        [
-            (
-                _scores_consumer,
-                (
-                    0,
-                    dq_ptr,
-                    starts_ptr,
-                    scores,
-                    keys,
-                    full,
-                    empty,
-                    dq_batch,
-                    dq_head,
-                    dq_row,
-                    num_queries,
-                    window,
-                    natural_scale,
-                    num_items,
-                    first_unit,
-                    units_heads,
-                    HEADS,
-                    GROUP,
-                    D,
-                    BM,
-                    STAGES,
-                    HAS_WINDOW,
-                    HAS_STARTS,
-                    dtype,
-                ),
-            ),
-            (
-                _scores_consumer,
-                (
-                    1,
-                    dq_ptr,
-                    starts_ptr,
-                    scores,
-                    keys,
-                    full,
-                    empty,
-                    dq_batch,
-                    dq_head,
-                    dq_row,
-                    num_queries,
-                    window,
-                    natural_scale,
-                    num_items,
-                    first_unit,
-                    units_heads,
-                    HEADS,
-                    GROUP,
-                    D,
-                    BM,
-                    STAGES,
-                    HAS_WINDOW,
-                    HAS_STARTS,
-                    dtype,
-                ),
-            ),
-            (
-                _scores_producer,
-                (
-                    scores_desc,
-                    key_desc,
-                    starts_ptr,
-                    scores,
-                    keys,
-                    full,
-                    empty,
-                    num_queries,
-                    window,
-                    num_items,
-                    first_unit,
-                    units_heads,
-                    head_rows,
-                    HEADS,
-                    GROUP,
-                    D,
-                    BM,
-                    STAGES,
-                    HAS_WINDOW,
-                    HAS_STARTS,
-                ),
-            ),
-        ],
-        [4, 1],
-        [168, 24],
     )
