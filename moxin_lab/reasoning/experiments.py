@@ -15,7 +15,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,12 @@ import pandas as pd
 from moxin_lab.lab.progress import Progress
 from moxin_lab.posttraining import chat, experiments, tables
 from moxin_lab.reasoning import asynchronous, datasets
-from moxin_lab.reasoning.grpo_trainer import Problem, VerifierReward, train_grpo
+from moxin_lab.reasoning.grpo_trainer import Problem, train_grpo
+from moxin_lab.reasoning.rewards import BOXED, WeightedReward
 from moxin_lab.reasoning.rollout import RingEngine, SamplingSettings, engine_options
 from moxin_lab.reasoning.tasks import GROUPS, Task, draw_all, judge, part_of, shown_question
 from moxin_lab.scales.sections import GRPOSettings
-from moxin_lab.verifier.verifier import REASONS, Verdict, Verifier
+from moxin_lab.verifier.verifier import REASONS, Verifier
 
 BACKWARD = 2  # a backward pass costs about two forward passes (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
 
@@ -180,12 +180,6 @@ def for_as_long(
     return repeated, once, float(sum(len(one) - 1 for one in repeated)) * (1 + BACKWARD)
 
 
-BOXED = r".*\\boxed\{[^{}]*\}\s*"
-"""A completion that ends in a box: GRPO pays nothing else. A gate and not a bonus, which would pull
-up wrong answers in a box.
-"""
-
-
 def reinforce(
     model: Any,
     tokenizer: Any,
@@ -197,21 +191,17 @@ def reinforce(
     folder: Path,
     progress: Progress | None = None,
 ) -> tuple[Any, pd.DataFrame]:
-    """A copy of the model after GRPO on the tasks' answers, in evaluation mode where `model` is,
-    and its log.
+    """A copy of the model after GRPO on the tasks, paid by the rewards of the scale, and its log. It
+    is in evaluation mode.
     """
     chosen = GRPOSettings(**(settings.grpo.model_dump() | {"format_pattern": BOXED}))
-    problems, paid = (
-        _problems(tasks, tokenizer),
-        VerifierReward(judge=partial(_judge_problems, verifier)),
-    )
     device = next(model.parameters()).device
     trained = copy.deepcopy(model)
     log = train_grpo(
         trained,
         tokenizer,
-        problems,
-        paid,
+        _problems(tasks, tokenizer),
+        WeightedReward(chosen.rewards, verifier),
         chosen,
         seed=seed,
         resume_folder=folder,
@@ -256,7 +246,7 @@ def staleness_runs(
         lambda: copy.deepcopy(model),
         tokenizer,
         _problems(asked.problems, tokenizer),
-        VerifierReward(judge=partial(_judge_problems, verifier)),
+        WeightedReward(chosen.rewards, verifier),
         chosen,
         seeds=range(seed, seed + experiment.seeds),
         judge=lambda trained: answer(
@@ -310,12 +300,6 @@ def _problems(tasks: Sequence[Task], tokenizer: Any) -> list[Problem]:
         Problem(chat.encode_prompt(task.prompt(), tokenizer), task.answer, task.family, task=task)
         for task in tasks
     ]
-
-
-def _judge_problems(
-    verifier: Verifier, problems: Sequence[Problem], completions: Sequence[str]
-) -> list[Verdict]:
-    return judge(verifier, completions, [problem.task for problem in problems])
 
 
 def forward_tokens(log: pd.DataFrame, prompt_tokens: float, settings: Any) -> float:

@@ -14,12 +14,11 @@ on the CPU (all columns but `seconds/*` and `tokens_per_second`); a killed run g
 not been, rollouts that wait to be read included; what cannot work is refused before the first
 rollout (tests/reasoning/test_grpo_trainer.py); several ranks share prompts and gradients and learn
 what one would from the same completions (test_grpo_ranks.py).
-Does not: judge answers (a reward does), evaluate (the notebook does), or shard a model.
+Out of scope: judging answers (a reward does), evaluating (the notebook does), sharding a model.
 """
 
 import copy
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -49,7 +48,6 @@ from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.training import schedules
 from moxin_lab.training.fit import LossFunction, fit_language_model
 from moxin_lab.training.resume import with_defaults, world_size
-from moxin_lab.verifier.verifier import Verdict, Verifier
 
 Correction = Literal["none", "naive", "decoupled"]
 
@@ -70,38 +68,6 @@ class Problem:
 class HasPrompt(Protocol):
     @property
     def prompt_ids(self) -> Sequence[int]: ...
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# reward
-
-Judge = Callable[[Sequence[Any], Sequence[str]], Sequence[Verdict]]
-"""(problems, their completions) to verdicts."""
-
-
-class VerifierReward:
-    """1 for a correct answer and 0 for any other, by a judge that gives verdicts; `reasons` counts
-    those of the last call.
-
-    judge: default is the verifier itself, on `problem.answer`.
-    """
-
-    def __init__(self, verifier: Verifier | None = None, *, judge: Judge | None = None) -> None:
-        if (verifier is None) == (judge is None):
-            raise ValueError("give either a verifier or a judge: who says what is right?")
-        self._verifier, self._judge = verifier, judge
-        self.reasons: Counter[str] = Counter()
-
-    def __call__(self, problems: Sequence[Any], completions: Sequence[str]) -> list[float]:
-        if self._judge is not None:
-            verdicts = list(self._judge(problems, completions))
-        else:
-            assert self._verifier is not None
-            verdicts = self._verifier.verify_batch(
-                completions, [problem.answer for problem in problems]
-            )
-        self.reasons = Counter(verdict.reason for verdict in verdicts)
-        return [verdict.reward for verdict in verdicts]
 
 
 # ----------------------------------------------------------------------------------------------------------------

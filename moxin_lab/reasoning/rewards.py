@@ -31,12 +31,15 @@ from typing import Protocol
 
 import numpy as np
 
+from moxin_lab.lab.artifacts import find_root
 from moxin_lab.reasoning import grpo
 from moxin_lab.reasoning.tasks import Task, judge
 from moxin_lab.verifier.verifier import Verdict, Verifier
 
 BOXED = r".*\\boxed\{[^{}]*\}\s*"
-"""A completion that ends in a box."""
+"""A completion that ends in a box: stage 06 pays nothing else. A gate and not a bonus, which would
+raise wrong answers in a box.
+"""
 
 
 class HasTask(Protocol):
@@ -123,11 +126,11 @@ def length(batch: Batch, *, characters: int) -> list[float]:
 def resolve(name: str, file: str | None = None, root: Path | None = None) -> RewardFunction:
     """The function of a name: a registered one, or `module:function` of an installed package.
 
-    file: Python file that registers it, relative to `root` (default: the current folder); it is run
-    first. Raises ValueError for a name or a file that does not exist.
+    file: Python file that registers it, relative to `root` (default: the repository at or above the
+    current folder); it is run first. Raises ValueError for a name or a file that does not exist.
     """
     if file is not None:
-        path = (root or Path()) / file
+        path = (find_root() if root is None else root) / file
         if not path.is_file():
             raise ValueError(f"reward {name!r}: there is no file {path}")
         spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -172,8 +175,8 @@ class WeightedReward:
         self.reasons: Counter[str] = Counter()
         self.values: dict[str, np.ndarray] = {}
 
-    def __call__(self, problems: Sequence[HasTask], completions: Sequence[str]) -> np.ndarray:
-        """Weighted sum per completion, float64 [N]."""
+    def __call__(self, problems: Sequence[HasTask], completions: Sequence[str]) -> list[float]:
+        """Weighted sum per completion."""
         batch = Batch(problems, completions, self._verifier)
         total = np.zeros(len(completions))
         self.values = {}
@@ -188,4 +191,4 @@ class WeightedReward:
         self.reasons = (
             Counter(verdict.reason for verdict in batch.verdicts) if judged else Counter()
         )
-        return total
+        return total.tolist()

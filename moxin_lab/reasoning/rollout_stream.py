@@ -254,7 +254,7 @@ class RolloutStream:
             "seconds/reward": 0.0,
         }
         chosen = drawn_problems(len(self._problems), settings.prompts_per_step, self._seed, number)
-        rollout, rewards, reasons, passed = self._judged(chosen, number, 0, seconds)
+        rollout, rewards, reasons, means = self._judged(chosen, number, 0, seconds)
         first = self._advantages(rewards, len(chosen))
         ends = [self._tokenizer.eos_token_id]
         lengths = grpo.completion_mask(
@@ -284,9 +284,8 @@ class RolloutStream:
             "num_tokens": float(generated),
             **{f"verifier/{name}": float(reasons[name]) for name in REASONS if reasons},
             **seconds,
+            **means,
         }
-        if settings.format_pattern is not None:
-            metrics["format/passed_ratio"] = passed
         if settings.resample_rounds:
             metrics["resampled_groups"] = float(replaced)
             metrics["frac_groups_used"] = 1 - float(groups.zero_variance.mean())
@@ -300,10 +299,10 @@ class RolloutStream:
 
     def _judged(
         self, chosen: Sequence[int], number: int, attempt: int, seconds: dict[str, float]
-    ) -> tuple[Rollout, np.ndarray, Counter[str], float]:
-        """Completions of the chosen problems, their rewards, the verifier's reasons, and the share
-        in the right format. Each rank samples and judges a stretch of the problems and gets the
-        others' from them, so all ranks go on with the same.
+    ) -> tuple[Rollout, np.ndarray, Counter[str], dict[str, float]]:
+        """Completions of the chosen problems, their rewards, the verifier's reasons, and the means of
+        each reward and of the format's gate by their names in the log. Each rank samples and judges
+        its part of the problems and receives the other parts, so all ranks continue with the same.
         """
         rank, ranks = _rank()
         mine = np.array_split(np.asarray(chosen, dtype=np.int64), ranks)[rank].tolist()
@@ -315,18 +314,20 @@ class RolloutStream:
             else None
         )
         parts = [part for part in _gathered(own) if part is not None]
-        rollouts, rewards, reasons, passed = zip(*parts, strict=True)
-        whole = np.concatenate(passed)
+        rollouts, rewards, reasons, values = zip(*parts, strict=True)
         return (
             joined(rollouts),
             np.concatenate(rewards),
             sum(reasons, Counter()),
-            float(whole.mean()),
+            {
+                name: float(np.concatenate([part[name] for part in values]).mean())
+                for name in values[0]
+            },
         )
 
     def _judged_here(
         self, chosen: Sequence[int], seed: int, number: int, seconds: dict[str, float]
-    ) -> tuple[Rollout, np.ndarray, Counter[str], np.ndarray]:
+    ) -> tuple[Rollout, np.ndarray, Counter[str], dict[str, np.ndarray]]:
         settings = self._settings
         problems = [self._problems[index] for index in chosen]
         begin = time.perf_counter()
@@ -337,7 +338,8 @@ class RolloutStream:
         middle = time.perf_counter()
         rows = [problem for problem in problems for _ in range(settings.num_generations)]
         rewards = grpo.check_rewards(self._reward(rows, texts), len(rows))
-        passed = np.ones(len(rows), dtype=bool)
+        by_name: dict[str, np.ndarray] = getattr(self._reward, "values", {})
+        values = {f"rewards/{name}/mean": value for name, value in by_name.items()}
         if settings.format_pattern is not None:
             passed = np.array(
                 [
@@ -345,11 +347,13 @@ class RolloutStream:
                     for text in texts
                 ]
             )
+            values["format/passed_ratio"] = passed
+            rewards = np.where(passed, rewards, 0.0)
         low, high = settings.reward_values
-        rewards = low + (high - low) * np.where(passed, rewards, 0.0)
+        rewards = low + (high - low) * rewards
         seconds["seconds/rollout"] += middle - begin
         seconds["seconds/reward"] += time.perf_counter() - middle
-        return rollout, rewards, Counter(getattr(self._reward, "reasons", {})), passed
+        return rollout, rewards, Counter(getattr(self._reward, "reasons", {})), values
 
     def _advantages(self, rewards: np.ndarray, count: int) -> grpo.Groups:
         keys = np.repeat(np.arange(count), self._settings.num_generations).tolist()

@@ -5,6 +5,7 @@ refusals.
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,15 +16,16 @@ from moxin_lab.reasoning import grpo
 from moxin_lab.reasoning.diagnose import diagnose
 from moxin_lab.reasoning.grpo_trainer import (
     Problem,
-    VerifierReward,
     grpo_loss,
     objective_of,
     train_grpo,
 )
+from moxin_lab.reasoning.rewards import WeightedReward
 from moxin_lab.reasoning.rollout import RingEngine, Rollout
 from moxin_lab.reasoning.rollout_stream import RolloutStream, drawn_problems
+from moxin_lab.reasoning.tasks import Task
 from moxin_lab.scales.sections import GRPOSettings
-from moxin_lab.verifier.verifier import Verdict, Verifier
+from moxin_lab.verifier.verifier import Verifier
 from tests.posttraining.examples import gradient_norm, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer(template=False)
@@ -294,8 +296,12 @@ def test_reward_rises_and_the_doctor_has_nothing_to_say(tmp_path):
 
 def test_the_log_has_every_name_that_the_doctor_reads(tmp_path):
     with Verifier(workers=1, lazy=True) as verifier:
-        _, log = train(tmp_path, make_settings(steps=4), VerifierReward(verifier))
+        settings = make_settings(steps=4)
+        reward = WeightedReward(settings.rewards, verifier)
+        tasks = [replace(each, task=Task("gcd", "?", each.answer)) for each in PROBLEMS]
+        _, log = train(tmp_path, settings, reward, tasks)
     assert diagnose(log).missing == ()
+    assert log["rewards/verified_answer/mean"].tolist() == log["reward"].tolist()
     for name in (
         "seconds/rollout",
         "seconds/reward",
@@ -309,20 +315,6 @@ def test_the_log_has_every_name_that_the_doctor_reads(tmp_path):
         log["completions/clipped_ratio"].between(0, 1).all()
         and (log["seconds/step"] > log["seconds/rollout"]).all()
     )
-
-
-def test_a_judge_of_ones_own_gives_reward_and_reasons():
-    def judge(problems, completions):
-        return [
-            Verdict("correct" if problem.answer in text else "wrong", "string")
-            for problem, text in zip(problems, completions, strict=True)
-        ]
-
-    reward = VerifierReward(judge=judge)
-    assert reward([Problem([1], "7"), Problem([1], "8")], ["it is 7", "it is 7"]) == [1.0, 0.0]
-    assert reward.reasons == {"correct": 1, "wrong": 1}
-    with pytest.raises(ValueError, match="either a verifier or a judge"):
-        VerifierReward()
 
 
 def test_groups_without_variance_are_replaced_by_others_with_some():

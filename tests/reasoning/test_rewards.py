@@ -34,7 +34,7 @@ def verifier():
 def test_the_default_entry_pays_what_the_verifier_pays_bit_for_bit(verifier):
     verdicts = judge(verifier, COMPLETIONS, [TASK] * len(COMPLETIONS))
     paid = rewards.WeightedReward([Entry("verified_answer")], verifier)
-    assert paid(PROBLEMS, COMPLETIONS).tolist() == [verdict.reward for verdict in verdicts]
+    assert paid(PROBLEMS, COMPLETIONS) == [verdict.reward for verdict in verdicts]
     assert paid.reasons == rewards.Counter(verdict.reason for verdict in verdicts)
     assert set(paid.values["verified_answer"]) == {0.0, 1.0}
 
@@ -60,7 +60,7 @@ def test_completions_are_verified_once_and_only_if_a_reward_asks(verifier, monke
         rewards.REGISTERED, "wrong", lambda batch: [float(not v.correct) for v in batch.verdicts]
     )
     both = rewards.WeightedReward([Entry("verified_answer"), Entry("wrong")], verifier)
-    assert both(PROBLEMS, COMPLETIONS).tolist() == [1.0] * len(COMPLETIONS)
+    assert both(PROBLEMS, COMPLETIONS) == [1.0] * len(COMPLETIONS)
     assert len(calls) == 1
     unread = rewards.WeightedReward([Entry("format")], verifier)
     unread(PROBLEMS, COMPLETIONS)
@@ -81,7 +81,7 @@ def test_a_file_registers_a_reward_and_may_be_run_twice(verifier, tmp_path, monk
         paid = rewards.WeightedReward(
             [Entry("polite", file="lab_rewards.py")], verifier, root=tmp_path
         )
-    assert paid(PROBLEMS[:2], ["please", "no"]).tolist() == [1.0, 0.0]
+    assert paid(PROBLEMS[:2], ["please", "no"]) == [1.0, 0.0]
 
 
 def test_a_reward_of_an_installed_package_is_named_by_module_and_function(verifier):
@@ -104,7 +104,7 @@ def test_a_name_cannot_be_taken_twice():
         ([Entry("format", arguments={"colour": 1})], "unexpected keyword argument 'colour'"),
         ([Entry("no_such_module:f")], "cannot be imported"),
         ([Entry("moxin_lab.reasoning.rewards:nothing")], "cannot be imported"),
-        ([Entry("polite", file="missing.py")], "there is no file missing.py"),
+        ([Entry("polite", file="missing.py")], "there is no file .*missing.py"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
