@@ -17,11 +17,42 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class CorpusSettings(Section):
+    """A corpus of your own, see data/corpora.py: a folder of files, or a set on the hub."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z][\w.-]*$", description="`source` of its documents in every table"
+    )
+    path: str | None = Field(
+        default=None, description="folder of .parquet or .jsonl files, relative to the root"
+    )
+    hub: str | None = Field(default=None, description="owner/name of a hub set")
+    subset: str | None = Field(default=None, description="configuration of the hub set")
+    text: str = Field(description="column of the text")
+    page: str | None = Field(
+        default=None,
+        description="column whose equal values, such as translations, stay on one side of the "
+        "split; null: each row is a page",
+    )
+    language: str = Field(description="language of the text: ISO 639, or code")
+    licence: str = Field(min_length=1, description="SPDX identifier, or words")
+    rows: int | None = Field(default=None, gt=0, description="first rows only; null for all")
+
+    @model_validator(mode="after")
+    def lies_in_one_place(self) -> "CorpusSettings":
+        if (self.path is None) == (self.hub is None):
+            raise ValueError(f"corpus {self.name!r}: give either a path or a hub set")
+        return self
+
+
 class DataSettings(Section):
     """Stage 01: data curation."""
 
     sources: tuple[str, ...] = Field(
         min_length=1, description="data cards, or hub sets known to moxin_lab/data/extract.py"
+    )
+    corpora: tuple[CorpusSettings, ...] = Field(
+        default=(), description="further sources, each one entry"
     )
     hub_rows: int | None = Field(gt=0, description="rows read from each hub set; null for all")
     minimum_characters: int = Field(
@@ -42,6 +73,19 @@ class DataSettings(Section):
         description="bands of the check of train against held-out, which must miss little",
     )
     heldout_rows: int = Field(gt=0)
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Every source, the corpora behind the data cards and hub sets."""
+        return (*self.sources, *(corpus.name for corpus in self.corpora))
+
+    @model_validator(mode="after")
+    def sources_have_names_of_their_own(self) -> "DataSettings":
+        names = (*self.source_names, *({"help_pages", "udhr"} - set(self.sources)))  # always read
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: two sources have this name")
+        return self
 
     @model_validator(mode="after")
     def bands_fit_the_permutations(self) -> "DataSettings":
@@ -635,9 +679,23 @@ class VisionSettings(Section):
         return self
 
 
+class TaskSettings(Section):
+    """A benchmark by name, see evaluation/benchmarks.py."""
+
+    name: str = Field(description="task or group of lm-evaluation-harness, or of `folder`")
+    shots: int | None = Field(default=None, ge=0, description="null: as the task says")
+    limit: int | None = Field(default=None, gt=0, description="first items only; null for all")
+    folder: str | None = Field(
+        default=None, description="folder of task files (.yaml), relative to the root"
+    )
+
+
 class EvaluationSettings(Section):
     """Stage 08: benchmarks."""
 
+    tasks: tuple[TaskSettings, ...] = Field(
+        default=(), description="further benchmarks, each one entry"
+    )
     languages: tuple[str, ...] = Field(
         min_length=1, description="languages of held-out documents that are measured"
     )
