@@ -1,6 +1,6 @@
-"""Moxin Lab: the evidence behind Moxin-7B, one package a stage of the recipe.
+"""Moxin Lab: the evidence behind Moxin-7B, one package per stage of the recipe.
 
-Importing this package imports nothing heavy; notebooks name the module they use
+Importing this package imports nothing heavy; notebooks import the modules that they use
 (`from moxin_lab import lab`, `from moxin_lab.tokenizer import routed`).
 """
 

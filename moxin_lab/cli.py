@@ -294,10 +294,9 @@ def _print_summary(root: Path, scale: str) -> None:
     records = [record for info in STAGES if (record := read_record(root, scale, info.name))]
     print(f"{'stage':24} {'seconds':>9} {'peak memory':>12}")
     for record in records:
-        print(
-            f"{record['stage']:24} {record['seconds']:9.1f} {record['peak_memory_bytes'] / 2**30:8.2f} GiB"
-        )
-    print(f"{'together':24} {sum(record['seconds'] for record in records):9.1f}")
+        memory = record["peak_memory_bytes"] / 2**30
+        print(f"{record['stage']:24} {record['seconds']:9.1f} {memory:8.2f} GiB")
+    print(f"{'total':24} {sum(record['seconds'] for record in records):9.1f}")
 
 
 def _status(options: argparse.Namespace) -> int:

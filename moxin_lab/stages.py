@@ -1,8 +1,13 @@
-"""The table of stages: what each notebook takes and leaves. Nothing here imports anything heavy.
+"""The table of stages: what each notebook takes and leaves.
 
-The runner, `moxin-lab status`, the stage object and the report site read this one table; a notebook
-that asks for an artifact, a data card or a scale section that its row does not name is refused, so
-the table cannot drift from the notebooks.
+    stage_info("02_tokenizer").takes       # ("documents",)
+    find_stage("2").name                   # "02_tokenizer"
+
+The runner, `moxin-lab status`, the stage object and the report site read this one table.
+
+Guarantees: a notebook that asks for an artifact, a data card or a scale section that its row does
+not list is refused, so table and notebooks agree; importing this module imports nothing heavy.
+Out of scope: paths and hashes of artifacts (`lab/artifacts.py`).
 """
 
 from dataclasses import dataclass
@@ -17,11 +22,9 @@ class StageInfo:
     takes: tuple[str, ...] = ()
     """Artifacts of earlier stages."""
     may_take: tuple[str, ...] = ()
-    """Artifacts of earlier stages that its settings can ask for: they need not be there until they
-    are asked for.
-    """
+    """Artifacts of earlier stages that its settings can ask for; they are needed only then."""
     leaves: tuple[str, ...] = ()
-    """Artifacts that this stage writes; a name belongs to one stage only."""
+    """Artifacts that this stage writes; no two stages write one of the same name."""
     data_cards: tuple[str, ...] = ()
     """Folders of `data_cards/` that it reads."""
     sections: tuple[str, ...] = ()
@@ -133,11 +136,11 @@ def stage_info(name: str) -> StageInfo:
 
 
 def find_stage(prefix: str) -> StageInfo:
-    """The stage meant by a full name, a number (`04`, `4`) or an unambiguous beginning, as typed on
-    a command line.
+    """The stage with a full name, a number (`04`, `4`) or an unambiguous beginning of a name, as
+    typed on a command line. Raises ValueError naming the known stages.
     """
-    wanted = prefix.zfill(2) if prefix.isdigit() else prefix
-    matches = [info for info in STAGES if info.name == wanted or info.name.startswith(wanted)]
+    beginning = prefix.zfill(2) if prefix.isdigit() else prefix
+    matches = [info for info in STAGES if info.name.startswith(beginning)]
     if len(matches) != 1:
         known = ", ".join(info.name for info in STAGES)
         raise ValueError(

@@ -1,14 +1,14 @@
-"""Turns the cells of an executed notebook into HTML that needs no script, no network and no
-eyesight.
+"""Turns the cells of an executed notebook into HTML that needs no script and no network, and that a
+screen reader can read.
 
 Guarantees: mathematics becomes MathML; code and printed output are folded; every picture has a text
 alternative; no element runs code or loads anything (`make_safe`); links that leave the site become
 text with their address; the same notebook gives the same bytes. The Markdown is mistune's with
-Jupyter's dollar mathematics and Jupyter's heading anchors, so what reads well in JupyterLab reads
-the same here. nbconvert is not used: importing it takes three seconds, half of this site's whole
-build.
+Jupyter's dollar mathematics and Jupyter's heading anchors, so a notebook reads here as it does in
+JupyterLab. nbconvert is not used: importing it takes three seconds, half of the time that building
+the site takes.
 
-Does not: lay out a page or know of stages (see `site.py`).
+Out of scope: the layout of a page, and stages (see `site.py`).
 """
 
 import logging
@@ -54,11 +54,8 @@ _ADDRESSES = (
     "background",
     "ping",
 )
-_CARRIED = (
-    "#",
-    "data:image/png",
-    "data:image/jpeg",
-)  # beginnings of addresses that a page brings with itself
+_INLINE = ("#", "data:image/png", "data:image/jpeg")
+"""Beginnings of addresses whose content is in the page itself."""
 
 
 @dataclass
@@ -95,9 +92,9 @@ def render_notebook(
 ) -> Rendered:
     """An executed notebook (the parsed JSON, nbformat 4) as one HTML fragment.
 
-    `title` becomes the H1 if the notebook has none. `link` maps a relative address in the notebook
-    to one in the site, or to None for what is not part of it. `shorten` makes text from this
-    machine (paths) presentable.
+    title: the H1 if the notebook has none. link: maps a relative address in the notebook to one in
+    the site, or to None for what is not part of it. shorten: removes this machine's paths from
+    text.
     """
     page = Rendered()
     parts: list[str] = []
@@ -112,7 +109,8 @@ def render_notebook(
             continue  # the next cell sets all of them
         if cell["cell_type"] == "markdown":
             parts.append(
-                f'<section class="words" id="{anchor}">{markdown_html(_text(cell["source"]))}</section>'
+                f'<section class="words" id="{anchor}">'
+                f"{markdown_html(_text(cell['source']))}</section>"
             )
         elif cell["cell_type"] == "code" and _text(cell["source"]).strip():
             parts.append(_code_cell(cell, number, anchor, page, shorten))
@@ -126,23 +124,23 @@ def markdown_html(text: str) -> str:
 
 
 def mathml(latex: str, display: str = "inline") -> str:
-    """LaTeX as MathML that names itself by its source. What cannot be set stays visible as code and
-    is logged.
+    """LaTeX as MathML whose text alternative is its source. What cannot be converted is shown as
+    code, and logged.
     """
     from latex2mathml import exceptions
     from latex2mathml.converter import convert
 
     # the library's errors share no base class
-    own_faults = [
+    library_errors = [
         v for v in vars(exceptions).values() if isinstance(v, type) and issubclass(v, Exception)
     ]
-    faults: Any = (*own_faults, ValueError, KeyError, IndexError, TypeError)
+    errors: Any = (*library_errors, ValueError, KeyError, IndexError, TypeError)
     latex = latex.strip()
     try:
         markup = convert(latex, display=display)
         unknown = re.search(r"<m[io]>(\\\w+)", markup)
         fault = f"unknown command {unknown[1]}" if unknown else ""
-    except faults as error:
+    except errors as error:
         fault = type(error).__name__
     if fault:
         log.warning("mathematics left as source (%s): %s", fault, latex)
@@ -151,7 +149,10 @@ def mathml(latex: str, display: str = "inline") -> str:
         ' xmlns="http://www.w3.org/1998/Math/MathML"', f' alttext="{escape(latex)}"', 1
     )
     if display == "block":
-        return f'<span class="math-block" role="group" tabindex="0" aria-label="formula">{markup}</span>'
+        return (
+            '<span class="math-block" role="group" tabindex="0" aria-label="formula">'
+            f"{markup}</span>"
+        )
     return markup
 
 
@@ -263,7 +264,8 @@ def _rich_output(
                 about
                 or f"Picture made by code cell {number}; the notebook gives no description of it."
             )
-            return f'<figure><img src="data:{kind};base64,{"".join(_text(data[kind]).split())}" alt="{escape(alt)}"></figure>'
+            content = "".join(_text(data[kind]).split())
+            return f'<figure><img src="data:{kind};base64,{content}" alt="{escape(alt)}"></figure>'
     if "text/markdown" in data:
         return f'<div class="output words">{markdown_html(_text(data["text/markdown"]))}</div>'
     if "text/latex" in data:
@@ -274,24 +276,27 @@ def _rich_output(
 
 
 def _printed(text: str, label: str = "Printed") -> str:
-    """Folded output, its middle left out when it is long: the notebook itself keeps all of it."""
+    """Folded output; the middle of a long one is omitted here and kept in the notebook."""
     if not text:
         return ""
     lines = text.split("\n")
     count = f"{len(lines)} line{'s' if len(lines) > 1 else ''}"
     if len(lines) > 2 * PRINTED_LINES_KEPT + 1:
         hidden = len(lines) - 2 * PRINTED_LINES_KEPT
-        lines[PRINTED_LINES_KEPT:-PRINTED_LINES_KEPT] = [f"[{hidden} lines left out]"]
+        lines[PRINTED_LINES_KEPT:-PRINTED_LINES_KEPT] = [f"[{hidden} lines omitted]"]
     body = escape(
         "\n".join(line if len(line) <= 400 else line[:400] + " [line cut]" for line in lines),
         quote=False,
     )
-    return f"<details class='printed'><summary>{label} <span class='where'>{count}</span></summary><pre>{body}</pre></details>"
+    return (
+        f"<details class='printed'><summary>{label} <span class='where'>{count}</span></summary>"
+        f"<pre>{body}</pre></details>"
+    )
 
 
 def make_safe(soup: Any, link: Callable[[str], str | None]) -> None:
-    """Takes out of a parsed fragment, in place, whatever could run or load: elements, event
-    handlers, addresses.
+    """Remove from a parsed fragment, in place, whatever could run or load: elements, event handlers,
+    addresses.
     """
     for element in soup.find_all(_FORBIDDEN):
         if element.name == "title" and element.find_parent("svg"):
@@ -304,9 +309,9 @@ def make_safe(soup: Any, link: Callable[[str], str | None]) -> None:
                 "url(" in value and not re.search(r"url\(['\"]?#", value)
             ):
                 del element[name]
-            elif element.name != "a" and name in _ADDRESSES and not value.startswith(_CARRIED):
+            elif element.name != "a" and name in _ADDRESSES and not value.startswith(_INLINE):
                 log.warning(
-                    "left out of the page, because it would be loaded from elsewhere: %s",
+                    "omitted from the page, because it would be loaded from elsewhere: %s",
                     value[:100],
                 )
                 del element[name]
@@ -340,8 +345,8 @@ def _resolve_link(anchor: Any, link: Callable[[str], str | None]) -> None:
 
 
 def _finish(html: str, title: str, link: Callable[[str], str | None], page: Rendered) -> str:
-    """Takes the H1 out, gives headings ids, tables scopes and a container of their own, and leaves
-    nothing unsafe.
+    """Make the fragment safe, move its H1 to `page`, and give headings ids, table cells scopes and
+    tables a container that scrolls.
     """
     from bs4 import BeautifulSoup
 
@@ -355,7 +360,7 @@ def _finish(html: str, title: str, link: Callable[[str], str | None], page: Rend
             first.decode_contents().strip(),
         )
         first.decompose()
-    page.title_anchor = page.title.replace(" ", "-")  # the anchors that JupyterLab gives
+    page.title_anchor = page.title.replace(" ", "-")  # the anchor that JupyterLab uses
     used = {
         page.title_anchor,
         "main",
@@ -391,11 +396,12 @@ def _make_table_readable(table: Any, soup: Any) -> None:
         )
 
 
-def _unique(wanted: str, used: set[str]) -> str:
-    name, count = wanted, 1
+def _unique(base: str, used: set[str]) -> str:
+    """`base`, with a number behind it if it is used already; now it is used."""
+    name, count = base, 1
     while name in used:
         count += 1
-        name = f"{wanted}-{count}"
+        name = f"{base}-{count}"
     used.add(name)
     return name
 

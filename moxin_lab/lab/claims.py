@@ -115,7 +115,7 @@ def planned_notebooks(root: Path) -> list[str]:
 
 
 def deviations(root: Path) -> list[dict[str, Any]]:
-    """Entries of `papers/deviations.yml` in their order. Raises LabError if it is not such a list."""
+    """Entries of `papers/deviations.yml` in their order. Raises LabError for any other content."""
     path = root / "papers" / "deviations.yml"
     entries = _mapping(read_yaml(path), path).get("deviations")
     if not isinstance(entries, list) or not all(

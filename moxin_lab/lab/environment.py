@@ -1,7 +1,8 @@
-"""What a stage ran on: versions, machine, repository state; and how much memory it used at its
-peak.
+"""What a stage ran on (versions, machine, state of the repository) and its peak memory.
 
-Neither the host's name nor the user's is recorded: records are published.
+Guarantees: neither the host's name nor the user's is recorded, for records are published; asking
+imports nothing heavy.
+Out of scope: memory of a GPU.
 """
 
 import platform
@@ -38,6 +39,7 @@ def _version(package: str) -> str | None:
 
 
 def cpu_name() -> str:
+    """The processor's model name, or its architecture where the system does not tell the model."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(errors="replace").splitlines():
@@ -47,7 +49,7 @@ def cpu_name() -> str:
 
 
 def git_state(root: Path) -> dict[str, Any]:
-    """Commit and whether tracked files differ from it; both None outside a git clone."""
+    """Commit, and whether tracked files differ from it; both None outside a git clone."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -67,9 +69,7 @@ def git_state(root: Path) -> dict[str, Any]:
 
 
 def describe_environment(root: Path) -> dict[str, Any]:
-    """Python, package versions, CPU, memory, GPU (only if torch is already imported: asking must
-    not cost an import).
-    """
+    """Python, package versions, CPU, memory, GPU; the GPU only if torch is imported already."""
     torch = sys.modules.get("torch")
     gpu = None
     if torch is not None and torch.cuda.is_available():
@@ -109,13 +109,11 @@ class PeakMemory:
                 self._largest = max(
                     self._largest, sum(member.memory_info().rss for member in family)
                 )
-            except (
-                psutil.NoSuchProcess
-            ):  # a child ended between being listed and being read: the next sample counts
-                continue
+            except psutil.NoSuchProcess:
+                continue  # a child ended between being listed and being read
 
     def stop(self) -> int:
-        """End the sampling; bytes at the peak."""
+        """End the sampling; largest number of bytes seen."""
         import resource
 
         self._stop.set()

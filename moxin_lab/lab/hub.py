@@ -1,10 +1,8 @@
-"""Rows of a published set, from the hub or from local files of the same schema, streamed once its
-columns are known to be there.
+"""Rows of a published data set, streamed from the hub or from local files of the same schema.
 
-Guarantees: a set with other columns is refused before its first row; what is left out of it is
-counted by reason (`Rows`).
-Does not: download when imported, or know any set: names, columns and the rows' form are the
-caller's.
+Guarantees: a set without the expected columns is refused before its first row; rows that are
+omitted are counted by reason (`Rows`); importing this module downloads nothing.
+Out of scope: any particular set; names, columns and what a row becomes are the caller's.
 """
 
 from collections import Counter
@@ -13,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Rows(NamedTuple):
-    """An iterator of rows and, filled as it runs, the reasons for which rows were left out."""
+    """An iterator of rows, and how many were omitted for each reason, counted as it runs."""
 
     rows: Iterator[Any]
     left_out: Counter[str]
@@ -30,18 +28,19 @@ def open_set(
 ) -> Any:
     """Split `train` as an iterable of at most `limit` rows (None: all).
 
-    path: the hub name, or a folder or file that `datasets` loads. name, columns: the published set
-    and what it is documented to have. revision: a commit of the hub set. Raises `error` for missing
+    path: name on the hub, or a folder or file that `datasets` loads. name, columns: the published
+    set and its documented columns. revision: a commit of the hub set. Raises `error` for missing
     columns, and whatever `datasets` raises.
     """
     import datasets
 
     stream = datasets.load_dataset(path, split="train", streaming=True, revision=revision)
-    found = stream.column_names or list(next(iter(stream), {}))
-    missing = [column for column in columns if column not in found]
+    present = stream.column_names or list(next(iter(stream), {}))
+    missing = [column for column in columns if column not in present]
     if missing:
         raise error(
-            f"{path} has the columns {', '.join(found) or '(none)'}; {name} has {', '.join(columns)}: "
-            f"{', '.join(missing)} missing. Give a path to files of that schema."
+            f"{path} has the columns {', '.join(present) or '(none)'}; {name} has "
+            f"{', '.join(columns)}: {', '.join(missing)} missing. "
+            "Give a path to files of that schema."
         )
     return stream if limit is None else stream.take(limit)

@@ -152,7 +152,7 @@ def _fingerprint(path: Path) -> str:
 
 
 def _modules_named(settings: dict[str, Any]) -> dict[str, str | None]:
-    """SHA-256 of the file of each `module:function` in settings; None if there is no such module."""
+    """SHA-256 of the file of each `module:function` in settings; None where there is no module."""
     named = {}
     for _, text in _strings(settings):
         if match := re.fullmatch(r"([A-Za-z_]\w*)((?:\.\w+)*):[A-Za-z_]\w*", text):

@@ -1,10 +1,11 @@
-"""The tables that Moxin printed (`papers/tables/`): the one reader of their digits, and their
-averages recomputed.
+"""The tables that Moxin's authors printed (`papers/tables/`), and their averages recomputed.
 
-Guarantees: values come from the CSV files, which hold the printed digits; everything said about a
-table comes from `index.yml`; a file that is not a table, or is not in the index, is refused by
-name.
-Out of scope: comparing with any model of this lab, and how a table could be attempted
+    entries = index(root / "papers" / "tables")
+    frame = table(root / "papers" / "tables", entries[0]["file"])
+
+Guarantees: values come from the CSV files, which hold the printed digits; titles, sources and notes
+come from `index.yml`; a file that is not a table, or is not in the index, is refused by name.
+Out of scope: comparing with a model of this lab, and how a table could be attempted
 (evaluation/published.py).
 """
 
@@ -13,23 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
+
+from moxin_lab.lab.artifacts import read_yaml
 
 HALF_A_DIGIT = 0.005
-"""Averages are printed to two decimals."""
+"""Largest rounding error of an average printed to two decimals."""
 
 
 def index(folder: Path) -> list[dict[str, Any]]:
     """Entries of `index.yml` in its order. folder: `papers/tables`.
 
-    Raises ValueError if the index and the CSV files beside it do not name the same tables.
+    Raises ValueError if the index and the CSV files beside it do not name the same tables, LabError
+    if the index cannot be read.
     """
     path = folder / "index.yml"
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))["tables"]
-    listed, present = (
-        {entry["file"] for entry in entries},
-        {file.name for file in folder.glob("*.csv")},
-    )
+    try:
+        entries = read_yaml(path)["tables"]
+        listed = {entry["file"] for entry in entries}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} has no list `tables` of entries with a file") from error
+    present = {file.name for file in folder.glob("*.csv")}
     if listed != present:
         raise ValueError(
             f"{path} and the CSV files beside it differ in {', '.join(sorted(listed ^ present))}"
@@ -38,7 +42,7 @@ def index(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(folder: Path, file: str) -> pd.DataFrame:
-    """One table: row names as the index; cells are floats, or strings where the table prints words.
+    """One table: row names are the index; cells are floats, or strings where words are printed.
 
     Raises ValueError naming a file whose rows do not all have the header's cells.
     """
@@ -57,8 +61,9 @@ def table(folder: Path, file: str) -> pd.DataFrame:
 
 
 def averages(folder: Path) -> pd.DataFrame:
-    """Each printed average beside the mean of its row: table, model, printed, mean, agrees (to the
-    printed digits).
+    """Each printed average and the mean of its row; one row per average.
+
+    Columns: table, model, printed, mean, agrees (to the printed digits).
     """
     rows = []
     for entry in index(folder):

@@ -192,7 +192,8 @@ def _execute(
     record = read_record(root, scale_name, info.name)
     if record is None:
         raise StageFailed(
-            f"{info.name} ran to its end without stage.finish(): add it as the last cell of {source}"
+            f"{info.name} ran to its end without stage.finish(): "
+            f"add it as the last cell of {source}"
         )
     record["key_parts"] = planned.parts
     record["key"] = sha256_json(planned.parts)

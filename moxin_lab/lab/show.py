@@ -1,12 +1,12 @@
-"""What a notebook shows: figures as SVG with a text alternative, tables a screen reader can walk,
-short Markdown.
+"""What a notebook shows: figures as SVG with a text alternative, tables that a screen reader can
+read cell by cell, short Markdown.
 
 Guarantees: the same figure or frame gives the same bytes (fixed salt, no dates, ids made from the
 content); every figure and table carries its caption and its scale; nothing refers to an address
 outside the page. The HTML reads well in JupyterLab and is styled further by the report site.
 matplotlib, pandas and IPython are imported when first used, not before.
 
-Does not: choose what to plot, or save files.
+Out of scope: what to plot, and saving files.
 """
 
 import hashlib
@@ -22,22 +22,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Colours told apart with every common colour-vision deficiency. Source: Okabe and Ito, Color
-Universal Design (2008); the order puts those that read best on white first, yellow last.
+"""Colours that are distinct with every common colour-vision deficiency. Source: Okabe and Ito, Color
+Universal Design (2008); those that read best on white come first, yellow last.
 """
 
-WRAP_FROM = 28  # characters: a column with longer words wraps, one with shorter stays on one line
-LARGE_FIGURE = 150_000  # bytes of SVG; a report page with three such figures is near its budget
+WRAP_FROM = 28
+"""Characters: a column with a longer text wraps, any other stays on one line. Our choice."""
+LARGE_FIGURE = 150_000
+"""Bytes of SVG; a report page with three such figures is near its limit of 500 kB. Our choice."""
 
 SVG_SETTINGS = {
-    "svg.hashsalt": "moxin-lab",  # clip-path ids from the content instead of a random uuid
-    "svg.fonttype": "none",  # text stays text: small, searchable, and CJK labels use the reader's fonts
+    # clip-path ids from the content instead of a random uuid
+    "svg.hashsalt": "moxin-lab",
+    # text stays text: small, searchable, and CJK labels use the reader's fonts
+    "svg.fonttype": "none",
 }
 
 
 def style() -> None:
-    """Sets matplotlib's defaults once a notebook: palette, sizes readable when a page is narrow, a
-    light frame.
+    """Set matplotlib's defaults, once per notebook: palette, sizes that stay readable on a narrow
+    page, a light frame.
     """
     import matplotlib as mpl
     from cycler import cycler
@@ -46,8 +50,10 @@ def style() -> None:
         {
             **SVG_SETTINGS,
             "axes.prop_cycle": cycler(color=OKABE_ITO),
-            "path.simplify_threshold": 0.4,  # in points: what a line of thousands of steps may lose without being seen
-            "figure.figsize": (7.0, 3.8),  # inches; as wide as the report's text column
+            # points that a line of thousands of steps may be off by, which nobody sees
+            "path.simplify_threshold": 0.4,
+            # inches; as wide as the report's text column
+            "figure.figsize": (7.0, 3.8),
             "figure.constrained_layout.use": True,
             "figure.facecolor": "white",
             "font.size": 11,
@@ -67,7 +73,8 @@ def style() -> None:
             "ytick.labelsize": 10,
             "legend.fontsize": 10,
             "legend.frameon": True,
-            "legend.framealpha": 0.85,  # a curve behind the words must not make them unreadable
+            # a curve behind the legend must not make it unreadable
+            "legend.framealpha": 0.85,
             "legend.edgecolor": "none",
             "lines.linewidth": 1.8,
         }
@@ -75,11 +82,10 @@ def style() -> None:
 
 
 def figure_html(fig: "Figure", *, alt: str, caption: str, scale: str) -> str:
-    """A matplotlib figure as one `<figure>`: inline SVG named by `alt`, and a caption that ends
+    """A matplotlib figure as one `<figure>`: inline SVG described by `alt`, and a caption that ends
     with the scale.
 
-    Raises ValueError if `alt` or `caption` is empty, because a picture nobody can read or place is
-    not evidence.
+    Raises ValueError if `alt` or `caption` is empty. Warns about an SVG above `LARGE_FIGURE`.
     """
     for name, text in (("alt", alt), ("caption", caption)):
         if not text.strip():
@@ -87,7 +93,8 @@ def figure_html(fig: "Figure", *, alt: str, caption: str, scale: str) -> str:
     svg = _figure_svg(fig)
     if len(svg) > LARGE_FIGURE:
         warnings.warn(
-            f"the figure {caption!r} is {len(svg) // 1000} kB of SVG; plot fewer points: a page has 500 kB",
+            f"the figure {caption!r} is {len(svg) // 1000} kB of SVG; plot fewer points: the limit "
+            "of a page is 500 kB",
             stacklevel=2,
         )
     key = "fig-" + hashlib.sha256("\0".join((svg, alt, caption, scale)).encode()).hexdigest()[:10]
@@ -101,23 +108,27 @@ def figure_html(fig: "Figure", *, alt: str, caption: str, scale: str) -> str:
     body = svg[svg.index(">") + 1 :]
     pixels = [round(float(size) * 4 / 3) for size in (width, height)]  # 72 pt = 96 CSS px
     return (
-        f'<figure class="moxin-figure"><div class="scroll" role="group" tabindex="0" aria-label="{escape(caption)}">'
-        f'<svg role="img" aria-labelledby="{key}-desc" {view_box[0]} width="{pixels[0]}" height="{pixels[1]}" '
-        f'style="max-width:100%;height:auto;background:#fff" stroke-linejoin="round" stroke-linecap="butt">'
+        f'<figure class="moxin-figure">'
+        f'<div class="scroll" role="group" tabindex="0" aria-label="{escape(caption)}">'
+        f'<svg role="img" aria-labelledby="{key}-desc" {view_box[0]} '
+        f'width="{pixels[0]}" height="{pixels[1]}" '
+        f'style="max-width:100%;height:auto;background:#fff" '
+        f'stroke-linejoin="round" stroke-linecap="butt">'
         f'<desc id="{key}-desc">{escape(alt)}</desc>{body}</div>'
-        f'<figcaption>{escape(caption)} <span class="scale">{_scale_label(scale)}</span></figcaption></figure>'
+        f"<figcaption>{escape(caption)} "
+        f'<span class="scale">{_scale_label(scale)}</span></figcaption></figure>'
     )
 
 
 def table_html(
     frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int | dict[str, int] = 3
 ) -> str:
-    """A DataFrame as one captioned table: header cells with their scope, numbers to the right with
-    `decimals` digits.
+    """A DataFrame as one captioned table: header cells with their scope, numbers aligned right.
 
-    `decimals` is one number or one a column. A named index, or one of words, becomes the row
-    headers; otherwise the first column does if it holds text. Raises ValueError if `caption` is
-    empty or the frame has no rows.
+    decimals: digits after the point, one number for all columns or one per column (others: 3).
+
+    The index becomes the row headers if it is named or holds words; otherwise the first column does
+    if it holds text. Raises ValueError if `caption` is empty or the frame has no rows.
     """
     import pandas as pd
 
@@ -139,7 +150,7 @@ def table_html(
         columns = []
     columns += [(_label(name), list(frame.iloc[:, i])) for i, name in enumerate(frame.columns)]
 
-    # one column, one way of writing: thousands are separated in all of its numbers or in none
+    # thousands are separated in all numbers of a column or in none
     grouped = [
         any(_is_number(value) and abs(value) >= 10_000 for value in values) for _, values in columns
     ]
@@ -167,15 +178,16 @@ def table_html(
             )
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
-        f'<div class="scroll" role="group" tabindex="0" aria-label="{escape(caption)}"><table class="moxin-table">'
-        f'<caption style="text-align:left">{escape(caption)} <span class="scale">{_scale_label(scale)}</span></caption>'
+        f'<div class="scroll" role="group" tabindex="0" aria-label="{escape(caption)}">'
+        f'<table class="moxin-table"><caption style="text-align:left">{escape(caption)} '
+        f'<span class="scale">{_scale_label(scale)}</span></caption>'
         f"<thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
     )
 
 
 def figure_output(fig: "Figure", *, alt: str, caption: str, scale: str) -> None:
-    """Displays `figure_html` in the notebook and closes the figure, so that it is neither shown
-    twice nor kept in memory.
+    """Display `figure_html` in the notebook and close the figure, so that it is neither shown twice
+    nor kept in memory.
     """
     import matplotlib.pyplot as plt
 
@@ -187,24 +199,23 @@ def figure_output(fig: "Figure", *, alt: str, caption: str, scale: str) -> None:
 def table_output(
     frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int | dict[str, int] = 3
 ) -> None:
-    """Displays `table_html` in the notebook."""
+    """Display `table_html` in the notebook."""
     html = table_html(frame, caption=caption, scale=scale, decimals=decimals)
     _display(html, f"{caption} ({_scale_label(scale)})\n{frame.to_string()}")
 
 
 def say(markdown: str) -> None:
-    """Displays Markdown: a sentence whose numbers were computed in the cell."""
+    """Display Markdown: a sentence whose numbers were computed in the cell."""
     from IPython.display import Markdown, display
 
     display(Markdown(markdown))
 
 
 def format_value(value: Any, decimals: int = 3, *, grouped: bool | None = None) -> str:
-    """One table cell as text: true minus signs, a dash for what is missing, thousands separated if
-    `grouped` (None: from 10,000).
+    """One table cell as text, with true minus signs and a dash for a missing value.
 
-    A number that would round to zero keeps two digits and an exponent instead, so that small is
-    never printed as none.
+    grouped: separate thousands (None: from 10,000 on). A number that would round to zero keeps two
+    digits and an exponent, so that a small number is never printed as 0.
     """
     if _is_missing(value):
         return "–"
@@ -228,7 +239,7 @@ def format_value(value: Any, decimals: int = 3, *, grouped: bool | None = None) 
 
 
 def format_number(value: Any, interval: tuple[float, float] | None = None) -> str:
-    """A measured number with four significant digits, whole numbers in full; the interval to the
+    """A measured number with four significant digits, integers in full, and the interval to the
     same decimal place.
     """
     decimals = 3
@@ -241,25 +252,22 @@ def format_number(value: Any, interval: tuple[float, float] | None = None) -> st
     text = format_value(value, decimals)
     if interval is None:
         return text
-    return f"{text} [{format_value(float(interval[0]), decimals)}, {format_value(float(interval[1]), decimals)}]"
+    low, high = (format_value(float(end), decimals) for end in interval)
+    return f"{text} [{low}, {high}]"
 
 
 def format_seconds(seconds: float | None) -> str:
-    """A duration as one would say it; empty for None."""
+    """A duration in seconds, minutes or hours; empty for None."""
     if seconds is None:
         return ""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    return (
-        f"{whole // 60} min {whole % 60} s"
-        if whole < 3600
-        else f"{whole // 3600} h {whole % 3600 // 60} min"
-    )
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def format_bytes(size: float | None) -> str:
-    """A size in binary units with three significant digits; empty for None or nothing."""
+    """A size in binary units with three significant digits; empty for None and 0."""
     if not size:
         return ""
     unit = "bytes"
@@ -275,8 +283,8 @@ def format_bytes(size: float | None) -> str:
 
 
 def _figure_svg(fig: "Figure") -> str:
-    """The figure's SVG without prologue, metadata, page-wide style rules, unused ids and digits
-    nobody can see.
+    """The figure's SVG without prologue, metadata, page-wide style rules, unused ids and invisible
+    digits.
     """
     import matplotlib as mpl
 

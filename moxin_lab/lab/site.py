@@ -1,13 +1,14 @@
-"""The report: `reports/<scale>/index.html` and one page a stage, from executed notebooks and stage
-records.
+"""The report: `reports/<scale>/index.html` and one page per stage, from executed notebooks and
+stage records.
+
+    build_site(root, "tiny")       # path of the index
 
 Guarantees: a page is one file with its style inside, runs no script, loads nothing (each page's
-Content-Security-Policy makes the browser hold to that), and shows a failed stage's error at its
-top. The same notebooks and records give the same bytes: times, machine and commit come from the
-records only. Optional fields that a record lacks are left out, not invented.
-
-Does not: run anything, or decide a verdict. `cells.py` renders a notebook's cells; `templates/`
-holds the layout.
+Content-Security-Policy makes the browser enforce it), and shows a failed stage's error at its top.
+The same notebooks and records give the same bytes: times, machine and commit come from the records
+only. Optional fields that a record lacks are omitted.
+Out of scope: running anything, and deciding a verdict. `cells.py` renders a notebook's cells;
+`templates/` holds the layout.
 """
 
 import json
@@ -20,17 +21,26 @@ from typing import Any
 
 from moxin_lab import scales
 from moxin_lab.lab import claims
-from moxin_lab.lab.artifacts import LabError, read_record, stage_folder, write_atomically
+from moxin_lab.lab.artifacts import (
+    LabError,
+    parse_yaml,
+    read_json,
+    read_record,
+    stage_folder,
+    write_atomically,
+)
 from moxin_lab.lab.show import format_bytes, format_number, format_seconds
 from moxin_lab.stages import STAGES
 
-HEADLINES_PER_STAGE = 6  # numbers of a stage on the front page; its own page has all
+HEADLINES_PER_STAGE = 6
+"""Numbers of a stage on the front page; its own page has all."""
 SCALE_NOTES = {
-    "tiny": "Two processor cores, real text, minutes. It proves mechanisms and orderings, never the paper's numbers: "
-    "no figure here may be set beside one from the paper without that label.",
-    "small": "One GPU, real text, about ten minutes a stage. It shows trends at a size the paper does not report; "
-    "its numbers are not the paper's.",
-    "full": "The paper's own sizes. Numbers here may be compared with the published ones, within the stated intervals.",
+    "tiny": "Two processor cores, real text, minutes. It proves mechanisms and orderings, never the "
+    "paper's numbers: no figure here may be compared with one from the paper without that label.",
+    "small": "One GPU, real text, about ten minutes per stage. It shows trends at a size that the "
+    "paper does not report; its numbers are not the paper's.",
+    "full": "The paper's own sizes. Numbers here may be compared with the published ones, within the "
+    "stated intervals.",
 }
 
 
@@ -50,10 +60,10 @@ class NavItem:
 
 
 def build_site(root: Path, scale: str) -> Path:
-    """Write all pages of a scale from what lies under `runs/<scale>`; path of the index.
+    """Write all pages of a scale from the files under `runs/<scale>`; path of the index.
 
-    Pages of stages that no longer have a notebook are removed. Raises LabError for a record or
-    claims file that is not one.
+    Pages of stages that no longer have a notebook are removed. Raises LabError for a malformed
+    record, notebook or claims file.
     """
     out = root / "reports" / scale
     records = {info.name: read_record(root, scale, info.name) for info in STAGES}
@@ -67,8 +77,8 @@ def build_site(root: Path, scale: str) -> Path:
         elif record is None:
             state, notebook = "not run", None
         else:
-            # a run by hand leaves a record without a key, and the notebook beside it belongs to an
-            # older result
+            # a run by hand leaves a record without a key; the notebook beside it is of an older
+            # result
             by_hand = record["key"] is None or not finished.exists()
             state, notebook = ("run by hand", None) if by_hand else ("done", finished)
         if notebook is not None:
@@ -112,13 +122,10 @@ def stage_page(
     """One executed notebook as a page. Raises LabError if the file is not a notebook."""
     from moxin_lab.lab.cells import render_notebook
 
-    try:
-        notebook = json.loads(executed_notebook.read_text(encoding="utf-8"))
-        cells = notebook["cells"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise LabError(
-            f"{executed_notebook} is not a notebook ({error}); delete it and run stage {name} again"
-        ) from error
+    remedy = f"delete it and run the stage again: moxin-lab run --scale {scale} --only {name[:2]}"
+    notebook = read_json(executed_notebook, remedy)
+    if not isinstance(notebook, dict) or not isinstance(cells := notebook.get("cells"), list):
+        raise LabError(f"{executed_notebook} is not a notebook: it has no list `cells`; {remedy}")
     here = next((i for i, item in enumerate(nav) if item.name == name), None)
     title = nav[here].title if here is not None else name
     hrefs = {item.name: item.href for item in nav}
@@ -169,7 +176,7 @@ def index_page(
 ) -> None:
     """The front page: stages, first numbers, claims, and how to reproduce and check all of it.
 
-    A failed stage's earlier record counts for nothing here.
+    A failed stage's earlier record is not shown.
     """
     done = [record for item in nav if (record := records.get(item.name)) and item.state != "failed"]
     rows = [_stage_row(item, records.get(item.name)) for item in nav]
@@ -240,7 +247,8 @@ def _stage_row(item: NavItem, record: Mapping[str, Any] | None) -> dict[str, Any
     key_number = ""
     if headline:
         row = _measure_row(headline[0])
-        key_number = f"{row['name']}{' (' + row['labels'] + ')' if row['labels'] else ''}: {row['value']} {row['unit']}".strip()
+        labels = f" ({row['labels']})" if row["labels"] else ""
+        key_number = f"{row['name']}{labels}: {row['value']} {row['unit']}".strip()
     return {
         "number": item.number,
         "title": item.title,
@@ -253,7 +261,7 @@ def _stage_row(item: NavItem, record: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def _headline(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Measures marked `headline`, or else the first of each name in turn, so that one long series
+    """Measures marked `headline`; without any, the first few of each name, so that one long series
     does not fill the list.
     """
     measures = record.get("measures", [])
@@ -277,8 +285,8 @@ def _measure_row(measure: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _claim_row(verdict: claims.Verdict, nav: Sequence[NavItem]) -> dict[str, Any]:
-    """A claim with its notebook's name and page; evidence only where a notebook wrote it: the
-    group's title says the rest.
+    """A claim with its notebook's name and page; evidence only where a notebook wrote it, for the
+    title of a group says why the others are open.
     """
     stage = verdict.stage or verdict.tested_in
     item = next((item for item in nav if item.name == stage), None)
@@ -340,7 +348,7 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _files(record: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
-    for role, kind in (("data card", "data_cards"), ("taken", "inputs"), ("left", "outputs")):
+    for role, kind in (("data card", "data_cards"), ("input", "inputs"), ("output", "outputs")):
         for name, about in (record.get(kind) or {}).items():
             maker = f"{role}, from {about['stage']}" if about.get("stage") else role
             rows.append(
@@ -378,7 +386,8 @@ def _data_cards(root: Path) -> list[dict[str, str]]:
     cards = []
     for readme in sorted((root / "data_cards").glob("*/README.md")):
         parts = readme.read_text(encoding="utf-8").split("---\n", 2)
-        front = _front_matter(parts[1], readme) if len(parts) == 3 and not parts[0].strip() else {}
+        front = parse_yaml(parts[1], readme) if len(parts) == 3 and not parts[0].strip() else {}
+        front = front if isinstance(front, dict) else {}
         licence = front.get("license_name") or front.get("license") or ""
         licence = ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence)
         cards.append(
@@ -391,39 +400,29 @@ def _data_cards(root: Path) -> list[dict[str, str]]:
     return cards
 
 
-def _front_matter(text: str, path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise LabError(f"{path} is not valid YAML: {error}") from error
-
-
 def _made_with(done: Sequence[Mapping[str, Any]]) -> str:
     commits = {
         commit[:12] for r in done if (commit := (r.get("environment") or {}).get("git_commit"))
     }
     if not commits:
         return "Made by moxin-lab from the stage records under runs/."
-    return f"Made by moxin-lab from stage records of commit{'s' if len(commits) > 1 else ''} {', '.join(sorted(commits))}."
+    plural = "s" if len(commits) > 1 else ""
+    return f"Made by moxin-lab from stage records of commit{plural} {', '.join(sorted(commits))}."
 
 
 # ---- plumbing
 
 
 def _inside(address: str, hrefs: Mapping[str, str | None]) -> str | None:
-    """Address in the site of another stage's notebook; None for files that the report does not
-    contain.
-    """
+    """Address of another stage's notebook in the site; None for files that are not in the report."""
     path, _, fragment = address.partition("#")
     href = hrefs.get(Path(path).stem) if Path(path).suffix in (".ipynb", ".html") else None
     return f"{href}#{fragment}" if href and fragment else href
 
 
 def _presentable(text: str, root: Path) -> str:
-    """Text without this machine's folders and the kernel's temporary file names, which differ
-    between equal runs.
+    """Text without this machine's folders and without the kernel's temporary file names, which
+    differ between equal runs.
     """
     text = text.replace(f"{root.resolve()}/", "").replace(str(Path.home()) + "/", "~/")
     return re.sub(r"\S*/ipykernel_\d+/\d+\.py", "<cell>", text)

@@ -1,4 +1,4 @@
-"""The object through which a notebook takes inputs, writes outputs and records numbers and verdicts.
+"""The object through which a notebook takes inputs, writes outputs, and records its results.
 
     stage = lab.stage("02_tokenizer", scale=scale, seed=seed, root=root)
     documents = stage.input("documents")      # checked against the hash that its stage recorded

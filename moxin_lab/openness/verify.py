@@ -3,7 +3,7 @@ them has changed.
 
     write_manifest(root, "tiny")     # last step of a run: reports/tiny/manifest.json
     verify(root, "tiny")             # missing, changed and surplus files; empty: nothing changed
-    verify_folder(Path("report"))    # the same for a clone, a copy of one, or a report's folder alone
+    verify_folder(Path("report"))    # the same for a clone, its copy, or a report's folder alone
 
 The manifest binds the report's pages, the artifacts under `runs/<scale>/`, the data cards, the
 notebooks, `papers/`, the MOF entry and the lock file. Names that begin with a dot, `scratch` and
@@ -147,15 +147,15 @@ def verify_folder(folder: Path, scale: str | None = None) -> Checked:
 
 
 def _repository_around(folder: Path) -> Path:
-    """The repository that a folder without a manifest lies in. Raises LabError if there is none, and
-    for a folder of its reports, which is meant by itself.
+    """The repository around a folder without a manifest. Raises LabError if there is none, and for a
+    folder below its reports/, which must have its own manifest.
     """
     try:
         root = find_root(folder)
     except LabError:
         raise LabError(
-            f"{folder} has neither manifest.json nor reports/<scale>/manifest.json and is not inside "
-            "a repository, so there is nothing to verify"
+            f"{folder} has neither manifest.json nor reports/<scale>/manifest.json and is not "
+            "inside a repository, so there is nothing to verify"
         ) from None
     if (root / "reports") in folder.parents:
         raise LabError(f"{folder} has no manifest.json, so there is nothing to verify")

@@ -175,7 +175,7 @@ def test_long_printed_output_keeps_its_ends_and_overwritten_lines_their_last_sta
     text = page(built, "01_data_curation").find("details", class_="printed").pre.get_text()
     lines = text.split("\n")
     assert lines[0] == "step 3" and lines[-1] == "line 99"
-    assert "[61 lines left out]" in lines and len(lines) == 41
+    assert "[61 lines omitted]" in lines and len(lines) == 41
 
 
 def test_text_from_the_notebook_is_not_taken_for_markup(built):
@@ -383,7 +383,7 @@ def test_broken_notebook_and_broken_claims_are_named(tmp_path):
     example_runs.write_example(tmp_path)
     notebook = tmp_path / "runs" / "tiny" / "01_data_curation" / "notebook.ipynb"
     notebook.write_text("{", encoding="utf-8")
-    with pytest.raises(LabError, match=r"notebook\.ipynb is not a notebook"):
+    with pytest.raises(LabError, match=r"notebook\.ipynb cannot be read as JSON: .*--only 01"):
         site.build_site(tmp_path, "tiny")
     example_runs.write_notebook(notebook, example_runs.good_cells())
     for text in ("claims: 3", "- just words", "claims: ["):
