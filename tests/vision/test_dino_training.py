@@ -34,10 +34,10 @@ def test_the_tower_gets_the_teachers_weights_and_a_killed_run_continues_bitwise(
         run(tmp_path / "b", progress=stop)
     resumed, second = run(tmp_path / "b")
     assert second.equals(log)
-    for wanted, found in zip(
+    for expected, actual in zip(
         towers.state_dict().values(), resumed.state_dict().values(), strict=True
     ):
-        assert torch.equal(wanted, found)
+        assert torch.equal(expected, actual)
     fresh = build_towers(TINY_TOWERS)
     assert not torch.equal(
         fresh.dino.blocks[0].mlp.fc1.weight, towers.dino.blocks[0].mlp.fc1.weight

@@ -63,8 +63,8 @@ def test_transparency_becomes_white_and_sixteen_bits_keep_their_range(tmp_path):
     assert np.asarray(open_image(tmp_path / "clear.png")).min() == 255
     ramp = np.linspace(0, 65_535, 16).astype(np.uint16).reshape(4, 4)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
-    found = np.asarray(open_image(tmp_path / "deep.png"))[..., 0]
-    assert np.array_equal(found, ramp >> 8)
+    result = np.asarray(open_image(tmp_path / "deep.png"))[..., 0]
+    assert np.array_equal(result, ramp >> 8)
     bits = Image.new("1", (4, 4), 1)
     assert np.asarray(open_image(bits)).min() == 255
 
@@ -114,9 +114,9 @@ def test_huge_and_zero_pixel_images_are_refused_before_decoding(tmp_path):
     how=st.sampled_from(["naive", "letterbox", "crop"]),
 )
 def test_every_size_becomes_a_square(width, height, how):
-    found = resize(Image.new("RGB", (width, height), RED), 32, how, fill=(0, 0, 255))
-    assert found.shape == (32, 32, 3) and found.dtype == np.uint8
-    assert tuple(found[16, 16]) == RED or how == "letterbox"
+    result = resize(Image.new("RGB", (width, height), RED), 32, how, fill=(0, 0, 255))
+    assert result.shape == (32, 32, 3) and result.dtype == np.uint8
+    assert tuple(result[16, 16]) == RED or how == "letterbox"
 
 
 def test_letterbox_keeps_the_aspect_ratio_and_crop_the_middle():

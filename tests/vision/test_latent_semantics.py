@@ -35,9 +35,9 @@ def test_with_all_components_similarity_is_that_of_tf_idf():
     documents = [[1, 2, 9], [2, 3, 8], [4, 5]]
     encoder = LatentSemantics(documents, vocabulary=12, components=3, output=16, pad=PAD)
     rows = torch.tensor([[*row, *[PAD] * (6 - len(row))] for row in documents])
-    found = encoder(rows) + encoder.mean
+    embedded = encoder(rows) + encoder.mean
     weighted = torch.tensor(tf_idf(documents)[1], dtype=torch.float32)
-    torch.testing.assert_close(found @ found.T, weighted @ weighted.T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(embedded @ embedded.T, weighted @ weighted.T, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(encoder(rows).mean(dim=0), torch.zeros(16), rtol=0, atol=1e-6)
 
 

@@ -78,14 +78,14 @@ def models(stub_lmms_eval, folder):
     """The chat model and the simple model, loaded as lmms-eval's registry loads them."""
     manifest = lmms.model_manifest()
     assert manifest.model_id == "moxin_vl" and not manifest.aliases
-    found = {}
+    adapters = {}
     for kind, path in (("chat", manifest.chat_class_path), ("simple", manifest.simple_class_path)):
         module, _, name = path.rpartition(".")
-        made = getattr(sys.modules[module], name)
-        assert issubclass(made, Model) and made.is_simple == (kind == "simple")
-        found[kind] = made(pretrained=folder, device="cpu", batch_size="1")
-        found[kind].task_dict = {"task": {"test": [{"q": "What?", "image": RED}]}}
-    return SimpleNamespace(**found)
+        adapter = getattr(sys.modules[module], name)
+        assert issubclass(adapter, Model) and adapter.is_simple == (kind == "simple")
+        adapters[kind] = adapter(pretrained=folder, device="cpu", batch_size="1")
+        adapters[kind].task_dict = {"task": {"test": [{"q": "What?", "image": RED}]}}
+    return SimpleNamespace(**adapters)
 
 
 def _messages(document):
@@ -108,8 +108,8 @@ def simple_request(options, context="What?", visual=_visual):
 def written(tiny_vlm, byte_tokenizer, question, image, max_new_tokens=8):
     ids = torch.tensor([encode_prompt(byte_tokenizer, [], question)])
     pixels = prepare_images([image], tiny_vlm.towers.settings) if image else None
-    made = tiny_vlm.generate(pixels, ids, max_new_tokens=max_new_tokens, eos_token_id=2)[0]
-    return byte_tokenizer.decode(made, skip_special_tokens=True)
+    completion = tiny_vlm.generate(pixels, ids, max_new_tokens=max_new_tokens, eos_token_id=2)[0]
+    return byte_tokenizer.decode(completion, skip_special_tokens=True)
 
 
 def test_generate_until_is_the_models_answer_up_to_the_stop_in_either_form_of_request(
@@ -128,7 +128,7 @@ def test_generate_until_is_the_models_answer_up_to_the_stop_in_either_form_of_re
         assert models.simple.generate_until([simple_request(options)]) == [answer]
         marked = simple_request(
             options, context="<image>What?"
-        )  # some tasks spell the image's place
+        )  # some tasks contain the placeholder
         assert models.simple.generate_until([marked]) == [answer]
 
 
@@ -147,12 +147,12 @@ def test_loglikelihood_is_the_loss_of_the_target_and_says_whether_it_is_greedy(
 
     prompt = encode_prompt(byte_tokenizer, [], "What?")
     targets = ["yes", "no"]
-    wanted = tiny_vlm.answer_log_likelihoods(
+    log_likelihoods = tiny_vlm.answer_log_likelihoods(
         [prompt],
         [[tokenize(byte_tokenizer, target) for target in targets]],
         pixel_values=prepare_images([RED], tiny_vlm.towers.settings),
     )
-    for target, expected in zip(targets, wanted[0], strict=True):
+    for target, expected in zip(targets, log_likelihoods[0], strict=True):
         loss, greedy = score(f" {target}")
         assert loss == pytest.approx(-float(expected), abs=1e-3) and greedy is False
         assert score(lambda _, target=target: target) == (loss, greedy)
@@ -273,7 +273,7 @@ def test_lmms_evals_own_command_gets_the_models_own_answers(
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     files = list((tmp_path / "results").rglob("*_results.json"))
     assert len(files) == 1, done.stderr
-    found = json.loads(files[0].read_text())["results"]
-    assert {name: found[name][metric] for name, metric in metrics.items()} == dict.fromkeys(
+    results = json.loads(files[0].read_text())["results"]
+    assert {name: results[name][metric] for name, metric in metrics.items()} == dict.fromkeys(
         metrics, 1.0
     )

@@ -37,11 +37,13 @@ def test_a_saved_and_loaded_model_gives_the_same_answer(saved, tiny_vlm, byte_to
     assert inputs["input_ids"].shape[1] == 4 + len(
         encode_prompt(byte_tokenizer, [], "What is this?")
     )
-    made = model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+    completion = model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
     pixels = prepare_images([RED], tiny_vlm.towers.settings)
     ids = torch.tensor([encode_prompt(byte_tokenizer, [], "What is this?")])
-    assert torch.equal(made, tiny_vlm.generate(pixels, ids, max_new_tokens=6, eos_token_id=2)[0])
-    assert isinstance(processor.decode(made, skip_special_tokens=True), str)
+    assert torch.equal(
+        completion, tiny_vlm.generate(pixels, ids, max_new_tokens=6, eos_token_id=2)[0]
+    )
+    assert isinstance(processor.decode(completion, skip_special_tokens=True), str)
 
 
 def test_placeholder_and_prefix_mode_agree_and_the_image_matters(saved):
@@ -76,8 +78,8 @@ def test_a_conversation_is_tokenised_as_in_training(saved, byte_tokenizer):
     ids = processor(text=processor.apply_chat_template(messages), images=[RED])["input_ids"][
         0
     ].tolist()
-    wanted = encode_prompt(byte_tokenizer, [("What is this?", "a box")], "Its colour?")
-    assert [token for token in ids if token != processor.image_token_id] == wanted
+    expected = encode_prompt(byte_tokenizer, [("What is this?", "a box")], "Its colour?")
+    assert [token for token in ids if token != processor.image_token_id] == expected
 
 
 def test_too_many_images_and_misplaced_placeholders_are_refused(saved):

@@ -16,14 +16,14 @@ def test_the_same_embeddings_find_each_other_first(count, seed):
 
 
 def test_constant_embeddings_score_nothing():
-    found = retrieval.ranks(np.ones((10, 4)), np.ones((10, 4)))
-    assert (found == 10).all() and retrieval.recall(found, 5, wilson_interval)["value"] == 0
+    rank = retrieval.ranks(np.ones((10, 4)), np.ones((10, 4)))
+    assert (rank == 10).all() and retrieval.recall(rank, 5, wilson_interval)["value"] == 0
 
 
 def test_random_embeddings_score_chance():
     rng = np.random.default_rng(0)
-    found = retrieval.ranks(rng.normal(size=(500, 32)), rng.normal(size=(500, 32)))
-    one = retrieval.recall(found, 50, wilson_interval)
+    rank = retrieval.ranks(rng.normal(size=(500, 32)), rng.normal(size=(500, 32)))
+    one = retrieval.recall(rank, 50, wilson_interval)
     assert one["chance"] == 0.1 and one["low"] < 0.1 < one["high"]
 
 

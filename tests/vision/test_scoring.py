@@ -107,11 +107,11 @@ def test_nearest_answers_as_the_nearest_picture_and_prefers_the_same_question():
 @given(st.integers(2, 30), st.integers(0, 5))
 def test_every_item_is_shown_the_picture_of_another_item_of_its_task(count, seed):
     items = [item(i, "1", task=("a", "b")[i % 2]) for i in range(2 * count)]
-    places = scoring.shuffled_indices(items, seed)
-    assert sorted(places) == list(range(2 * count))
+    indices = scoring.shuffled_indices(items, seed)
+    assert sorted(indices) == list(range(2 * count))
     assert all(
-        place != shown and items[place].task == items[shown].task
-        for place, shown in enumerate(places)
+        index != shown and items[index].task == items[shown].task
+        for index, shown in enumerate(indices)
     )
 
 
@@ -153,11 +153,11 @@ def test_a_task_is_said_to_beat_a_baseline_only_if_the_interval_does(share, verd
 
 def test_a_question_counts_by_the_share_of_seeds_that_answer_it_correctly():
     items = [item(i, "1") for i in range(4)]
-    found = [
+    answers = [
         {"model": ["1", "1", "2", "2"], "blind": ["2"] * 4},
         {"model": ["1", "2", "2", "2"], "blind": ["1"] * 4},
     ]
-    right = scoring.correct_over_seeds(items, found)
+    right = scoring.correct_over_seeds(items, answers)
     assert right["model"].tolist() == [1.0, 0.5, 0.0, 0.0] and right["blind"].tolist() == [0.5] * 4
     assert (
         scoring.gains(items, right, paired_bootstrap, model="model", seed=0).loc[

@@ -57,8 +57,8 @@ def test_the_loss_sums_over_every_pair_of_the_step(byte_tokenizer):
     images, texts = (values.detach() for values in pair(batch["view0"], batch["ids"]))
     logits = 10 * images @ texts.T - math.log(3)
     signs = 2 * torch.eye(4) - 1
-    wanted = -torch.nn.functional.logsigmoid(signs * logits).sum() / 4
-    torch.testing.assert_close(siglip_loss(pair, batch)["loss"].detach(), wanted)
+    expected = -torch.nn.functional.logsigmoid(signs * logits).sum() / 4
+    torch.testing.assert_close(siglip_loss(pair, batch)["loss"].detach(), expected)
 
 
 def test_siglip_learns_colours_and_a_killed_run_continues_bitwise(byte_tokenizer, tmp_path):
@@ -102,10 +102,10 @@ def test_siglip_learns_colours_and_a_killed_run_continues_bitwise(byte_tokenizer
         again(progress=stop)
     resumed, second = again()
     assert second.equals(log)
-    for wanted, found in zip(
+    for expected, actual in zip(
         pair.state_dict().values(), resumed.state_dict().values(), strict=True
     ):
-        assert torch.equal(wanted, found)
+        assert torch.equal(expected, actual)
 
 
 def test_token_dropout_differs_each_step_repeats_with_the_seed_and_can_be_off():
@@ -174,10 +174,10 @@ def test_siglip_learns_from_frozen_lsa_texts_and_a_killed_run_continues_bitwise(
         run(tmp_path / "b", progress=stop)
     resumed, second = run(tmp_path / "b")
     assert second.equals(log)
-    for wanted, found in zip(
+    for expected, actual in zip(
         pair.state_dict().values(), resumed.state_dict().values(), strict=True
     ):
-        assert torch.equal(wanted, found)
+        assert torch.equal(expected, actual)
 
 
 def test_each_scale_states_its_text_encoder():

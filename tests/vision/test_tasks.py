@@ -96,22 +96,22 @@ def test_negatives_of_presence_are_random_popular_or_adversarial(concepts, monke
     seen = Counter()
     for _ in range(150):
         shown.clear()
-        made = tasks.TASKS["presence"](
+        draft = tasks.TASKS["presence"](
             np.random.default_rng(len(seen) + sum(seen.values())), concepts, EDGE, "google"
         )
         seen["drawn"] += 1
-        if made is None:
+        if draft is None:
             continue
-        kind, question, answer, _, _ = made
-        wanted = label[question.split(": ")[1].removesuffix("?")]
+        kind, question, answer, _, _ = draft
+        target = label[question.split(": ")[1].removesuffix("?")]
         present = [
             one for one in known if any(one.drawings["google"] is drawing for drawing in shown)
         ]
-        assert len(present) == 3 and (wanted in present) == (answer == "yes")
+        assert len(present) == 3 and (target in present) == (answer == "yes")
         if answer == "no":
             seen[kind] += 1
-            assert kind != "popular" or wanted in known[: tasks.POPULAR_CONCEPTS]
-            assert kind != "adversarial" or wanted.subcategory in {
+            assert kind != "popular" or target in known[: tasks.POPULAR_CONCEPTS]
+            assert kind != "adversarial" or target.subcategory in {
                 one.subcategory for one in present
             }
     assert all(seen[kind] > 5 for kind in tasks.NEGATIVES)
@@ -144,7 +144,7 @@ def test_too_few_concepts_are_refused(concepts):
 
 
 def test_there_is_one_caption_per_concept_and_language(concepts):
-    made = tasks.caption_examples(concepts[:4], ("en", "ko"))
-    assert len(made) == 8 and {one.image for one in made} == {
+    captions = tasks.caption_examples(concepts[:4], ("en", "ko"))
+    assert len(captions) == 8 and {one.image for one in captions} == {
         f"{one.id}.png" for one in concepts[:4]
     }

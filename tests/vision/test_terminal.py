@@ -14,20 +14,20 @@ def folder(tiny_vlm, byte_tokenizer, tmp_path):
     return hf.save(tiny_vlm, copy.deepcopy(byte_tokenizer), tmp_path / "vlm")
 
 
-def test_a_conversation_goes_on_until_an_empty_line(folder, tmp_path):
+def test_a_conversation_continues_until_an_empty_line(folder, tmp_path):
     Image.new("RGB", (30, 30), (250, 0, 0)).save(tmp_path / "red.png")
-    asked, said = iter(["What?", "And?", ""]), []
+    questions, answers = iter(["What?", "And?", ""]), []
     assert (
         terminal.chat(
             folder,
             tmp_path / "red.png",
             max_new_tokens=3,
-            read=lambda _: next(asked),
-            write=said.append,
+            read=lambda _: next(questions),
+            write=answers.append,
         )
         == 0
     )
-    assert len(said) == 2 and all(line.startswith("Out: ") for line in said)
+    assert len(answers) == 2 and all(line.startswith("Out: ") for line in answers)
 
 
 def test_one_question_from_the_command_line(folder, tmp_path, capsys):

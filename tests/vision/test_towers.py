@@ -94,8 +94,8 @@ def test_an_open_clip_checkpoint_on_disk_loads_by_open_clips_name(tmp_path):
     pictures = torch.randn(2, 3, 160, 160)
     trunk = whole.eval().visual.trunk
     with torch.no_grad():
-        wanted = trunk.get_intermediate_layers(pictures, n={len(trunk.blocks) - 2})[0]
-        torch.testing.assert_close(towers.features({"siglip": pictures}), wanted)
+        expected = trunk.get_intermediate_layers(pictures, n={len(trunk.blocks) - 2})[0]
+        torch.testing.assert_close(towers.features({"siglip": pictures}), expected)
 
 
 def test_the_full_scale_model_has_the_published_shapes_and_counts():

@@ -37,12 +37,15 @@ def published(tmp_path):
         Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).convert(
             "L" if number == 1 else "RGB"
         ).save(path)
-        asked = (
+        question = (
             "Render a clear and concise summary of the photo.\n<image>"
             if number % 2
             else "<image>\nWhat is this?"
         )
-        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": f"picture {number}"}]
+        turns = [
+            {"from": "human", "value": question},
+            {"from": "gpt", "value": f"picture {number}"},
+        ]
         captions.append({"id": f"00453{number}", "image": name, "conversations": turns})
         more = [
             {"from": "human", "value": "And then?"},
@@ -61,8 +64,8 @@ def published(tmp_path):
 def test_published_files_train_by_the_calls_that_train_on_the_cards(
     published, tiny_vlm, byte_tokenizer, repository, arm
 ):
-    made = training_data.from_llava(FILES, published)
-    assert len(made.captions) == 6 and len(made.instructions) == 8 and not made.has_features
+    loaded = training_data.from_llava(FILES, published)
+    assert len(loaded.captions) == 6 and len(loaded.instructions) == 8 and not loaded.has_features
     shape = {
         **OPTIMISATION,
         "examples_per_step": 4,
@@ -90,7 +93,7 @@ def test_published_files_train_by_the_calls_that_train_on_the_cards(
     done = experiments.run_all(
         tiny_vlm.towers,
         {"pretrained": tiny_vlm.decoder},
-        made,
+        loaded,
         items,
         seen,
         byte_tokenizer,
@@ -104,8 +107,8 @@ def test_published_files_train_by_the_calls_that_train_on_the_cards(
     assert [len(log) for log in logs.values()] == ([3, 4] if arm == "align" else [4])
     for log in logs.values():
         assert log["loss"].iloc[-1] < log["loss"].iloc[0]
-    said = done.answers[arm][0]
-    assert len(said) == 6 and set(said) <= set(tasks.SIDES)
+    answers = done.answers[arm][0]
+    assert len(answers) == 6 and set(answers) <= set(tasks.SIDES)
     features = experiments.recipe_features(
         arm, done.trained[arm][0], tiny_vlm.towers, seen, items, device="cpu"
     )
@@ -113,10 +116,10 @@ def test_published_files_train_by_the_calls_that_train_on_the_cards(
     of_base = answering.baselines(
         models, done.answers[arm], items, items, features, byte_tokenizer, settings, seed=0
     )
-    assert [list(found) for found in of_base] == [
+    assert [list(by_answerer) for by_answerer in of_base] == [
         ["model", "blind", "shuffled", "majority", "nearest"]
     ]
-    assert of_base[0]["model"] == said and {len(found) for found in of_base[0].values()} == {6}
+    assert of_base[0]["model"] == answers and {len(texts) for texts in of_base[0].values()} == {6}
     assert all(
         (value == before[name]).all() for name, value in tiny_vlm.decoder.state_dict().items()
     )
@@ -146,7 +149,7 @@ def test_cards_give_the_same_form(repository):
     concepts = data.read_concepts(repository / "data_cards" / "emoji", "test")[:4]
     items = tasks.make_items("side", 3, concepts, edge=32, seed=0, split="train")
     every = training_data.pictures_by_name(items, concepts, 32)
-    made = training_data.from_cards(concepts, items, every, ("en", "ko"))
-    assert len(made.captions) == 8 and len(made.instructions) == 3 and made.has_features
-    for example in (*made.captions, *made.instructions):
+    loaded = training_data.from_cards(concepts, items, every, ("en", "ko"))
+    assert len(loaded.captions) == 8 and len(loaded.instructions) == 3 and loaded.has_features
+    for example in (*loaded.captions, *loaded.instructions):
         assert every[example.image].shape == (32, 32, 3)

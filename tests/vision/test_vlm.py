@@ -23,17 +23,17 @@ def test_patches_come_right_after_bos_and_carry_no_loss(tiny_vlm, pixels):
     )  # even a label on bos is dropped
     features = tiny_vlm.image_features({name: values[:1] for name, values in pixels.items()})
     joined = tiny_vlm.join(ids, features, labels=labels)
-    text, seen = tiny_vlm.decoder.model.embed_tokens(ids), tiny_vlm.projector(features)
-    wanted = torch.cat((text[:, :1], seen, text[:, 1:]), dim=1)
-    torch.testing.assert_close(joined.embeddings, wanted, rtol=0, atol=0)
+    text, patches = tiny_vlm.decoder.model.embed_tokens(ids), tiny_vlm.projector(features)
+    expected = torch.cat((text[:, :1], patches, text[:, 1:]), dim=1)
+    torch.testing.assert_close(joined.embeddings, expected, rtol=0, atol=0)
     assert joined.labels.tolist() == [[IGNORE_INDEX] * 7 + [52, 2]]
     output = tiny_vlm(None, ids, labels, features=features)
     logits = tiny_vlm(None, ids, features=features).logits
-    wanted = torch.nn.functional.cross_entropy(
+    expected = torch.nn.functional.cross_entropy(
         logits[0, 6:8], torch.tensor([52, 2]), reduction="none"
     )
-    torch.testing.assert_close(output.nats, wanted)
-    torch.testing.assert_close(output.loss, wanted.mean())
+    torch.testing.assert_close(output.nats, expected)
+    torch.testing.assert_close(output.loss, expected.mean())
 
 
 def test_a_standardised_projector_removes_the_mean_image_and_has_the_size_of_tokens(
@@ -46,9 +46,9 @@ def test_a_standardised_projector_removes_the_mean_image_and_has_the_size_of_tok
     plain = tiny_vlm.projector(features).flatten(0, 1)
     assert plain.mean(dim=0).square().mean() > 5 * plain.var(dim=0).mean()
     tiny_vlm.projector.standardise(features, rms=0.3)
-    found = tiny_vlm.projector(features).flatten(0, 1)
-    torch.testing.assert_close(found.mean(dim=0), torch.zeros(32), rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.std(dim=0), torch.full((32,), 0.3), rtol=1e-3, atol=0)
+    outputs = tiny_vlm.projector(features).flatten(0, 1)
+    torch.testing.assert_close(outputs.mean(dim=0), torch.zeros(32), rtol=0, atol=1e-4)
+    torch.testing.assert_close(outputs.std(dim=0), torch.full((32,), 0.3), rtol=1e-3, atol=0)
 
 
 def test_text_alone_is_the_decoder_itself(tiny_vlm):
@@ -80,15 +80,15 @@ def test_a_mixed_batch_equals_each_row_alone(tiny_vlm, pixels):
         attention_mask=batch["attention_mask"],
         has_image=has_image,
     )
-    seen = 0
+    num_images = 0
     for row, (ids, image) in enumerate(rows):
         one = tiny_vlm(
             None,
             torch.tensor([ids]),
             torch.tensor([[IGNORE_INDEX, *ids[1:]]]),
-            features=features[seen : seen + 1] if image else None,
+            features=features[num_images : num_images + 1] if image else None,
         )
-        seen += image
+        num_images += image
         torch.testing.assert_close(
             together.nats[together.rows == row], one.nats, rtol=1e-4, atol=1e-5
         )
@@ -101,8 +101,8 @@ def test_cached_generation_equals_uncached_and_each_row_alone(tiny_vlm, pixels, 
     width = max(map(len, prompts))
     ids, mask = torch.zeros(3, width, dtype=torch.int64), torch.zeros(3, width, dtype=torch.int64)
     for row, prompt in enumerate(prompts):
-        place = slice(width - len(prompt), width) if side == "left" else slice(0, len(prompt))
-        ids[row, place], mask[row, place] = torch.tensor(prompt), 1
+        index = slice(width - len(prompt), width) if side == "left" else slice(0, len(prompt))
+        ids[row, index], mask[row, index] = torch.tensor(prompt), 1
     options = {
         "features": features[:2],
         "attention_mask": mask,
@@ -111,10 +111,10 @@ def test_cached_generation_equals_uncached_and_each_row_alone(tiny_vlm, pixels, 
     }
     cached = tiny_vlm.generate(None, ids, **options)
     assert torch.equal(cached, tiny_vlm.generate(None, ids, use_cache=False, **options))
-    seen = 0
+    num_images = 0
     for row, prompt in enumerate(prompts):
-        shown = features[seen : seen + 1] if images[row] else None
-        seen += images[row]
+        shown = features[num_images : num_images + 1] if images[row] else None
+        num_images += images[row]
         alone = tiny_vlm.generate(None, torch.tensor([prompt]), features=shown, max_new_tokens=30)
         assert torch.equal(alone[0], cached[row])
     blind = tiny_vlm.generate(None, torch.tensor([prompts[0]]), max_new_tokens=30)
@@ -127,15 +127,15 @@ def test_under_autocast_the_cache_has_half_precision_and_likelihoods_do_not(tiny
         ids.tolist(), [[[n] for n in range(4, 260)]] * 2, features=features
     )
     with torch.autocast("cpu", torch.bfloat16):
-        made = tiny_vlm.generate(None, ids, features=features, max_new_tokens=12)
+        completion = tiny_vlm.generate(None, ids, features=features, max_new_tokens=12)
         assert torch.equal(
-            made,
+            completion,
             tiny_vlm.generate(None, ids, features=features, max_new_tokens=12, use_cache=False),
         )
-        found = tiny_vlm.answer_log_likelihoods(
+        log_likelihoods = tiny_vlm.answer_log_likelihoods(
             ids.tolist(), [[[n] for n in range(4, 260)]] * 2, features=features
         )
-    for narrow, wide in zip(found, exact, strict=True):
+    for narrow, wide in zip(log_likelihoods, exact, strict=True):
         assert len(set(narrow)) == len(narrow)  # 256 logits of eight bits would tie
         assert narrow == pytest.approx(wide, abs=0.5) and narrow != wide
 
@@ -145,7 +145,7 @@ def test_generation_ends_at_eos_and_refuses_too_many_tokens(tiny_vlm, pixels):
     free = tiny_vlm.generate(None, torch.tensor([[1, 5]]), features=features, max_new_tokens=8)[
         0
     ].tolist()
-    made = tiny_vlm.generate(
+    completion = tiny_vlm.generate(
         None,
         torch.tensor([[1, 5]]),
         features=features,
@@ -153,7 +153,7 @@ def test_generation_ends_at_eos_and_refuses_too_many_tokens(tiny_vlm, pixels):
         eos_token_id=free[2],
         pad_token_id=3,
     )[0].tolist()
-    assert made == free[: free.index(free[2]) + 1]
+    assert completion == free[: free.index(free[2]) + 1]
     with pytest.raises(ValueError, match="256 positions"):
         tiny_vlm.generate(None, torch.tensor([[1, 5]]), features=features, max_new_tokens=252)
     with pytest.raises(ValueError, match="2 rows have an image and 1 images"):
@@ -168,18 +168,18 @@ def test_answers_of_several_tokens_are_scored(tiny_vlm, pixels, byte_tokenizer, 
     prompts = [encode_prompt(byte_tokenizer, [], text) for text in ("Is it so?", "Which?")]
     answers = [[*tokenize(byte_tokenizer, word), byte_tokenizer.eos_token_id] for word in words]
     assert len(words) == 26 or max(map(len, answers)) > 3
-    found = tiny_vlm.answer_log_likelihoods(
+    log_likelihoods = tiny_vlm.answer_log_likelihoods(
         prompts, [answers, answers], features=features, batch_rows=7
     )
     for row in range(2):
-        for place in (0, len(words) - 1):
-            ids = torch.tensor([[*prompts[row], *answers[place]]])
+        for index in (0, len(words) - 1):
+            ids = torch.tensor([[*prompts[row], *answers[index]]])
             logits = tiny_vlm(None, ids, features=features[row : row + 1]).logits[0].log_softmax(-1)
             first = len(prompts[row]) + 4 - 1
-            wanted = sum(
-                float(logits[first + k, token].detach()) for k, token in enumerate(answers[place])
+            expected = sum(
+                float(logits[first + k, token].detach()) for k, token in enumerate(answers[index])
             )
-            assert found[row][place] == pytest.approx(wanted, abs=1e-3)
+            assert log_likelihoods[row][index] == pytest.approx(expected, abs=1e-3)
 
 
 def test_only_answers_of_an_example_carry_loss(byte_tokenizer):

@@ -1,5 +1,5 @@
-"""`moxin_lab.vision.vlm_training`: which parts a stage trains, that a step does not depend on how it
-is cut, and that a killed run continues bitwise.
+"""`moxin_lab.vision.vlm_training`: which parts a stage trains, that a step does not depend on how
+it is cut, and that a killed run continues bitwise.
 """
 
 import copy
@@ -125,10 +125,10 @@ def test_a_killed_run_continues_bitwise(tiny_vlm, byte_tokenizer, tmp_path):
         _train(killed, byte_tokenizer, tmp_path / "killed", progress=stop)
     again = _train(tiny_vlm, byte_tokenizer, tmp_path / "killed")
     assert again.equals(log)
-    for (name, wanted), found in zip(
+    for (name, expected), actual in zip(
         whole.state_dict().items(), tiny_vlm.state_dict().values(), strict=True
     ):
-        assert torch.equal(wanted, found), name
+        assert torch.equal(expected, actual), name
 
 
 def test_precomputed_features_train_like_pixels_and_no_step_opens_an_image(
@@ -166,12 +166,12 @@ def test_caption_nats_equal_the_losses_of_the_model(tiny_vlm, byte_tokenizer):
     features = torch.stack(
         list(compute_features(tiny_vlm.towers, IMAGES, device="cpu").values())[:5]
     )
-    found = caption_nats(tiny_vlm, encoded, features, batch_rows=2)
+    nats = caption_nats(tiny_vlm, encoded, features, batch_rows=2)
     ids, labels = torch.tensor(encoded[3].input_ids)[None], torch.tensor(encoded[3].labels)[None]
-    assert found[3] == pytest.approx(
+    assert nats[3] == pytest.approx(
         float(tiny_vlm(None, ids, labels, features=features[3:4]).loss.detach()), abs=1e-4
     )
-    assert not np.allclose(found, caption_nats(tiny_vlm, encoded, None))
+    assert not np.allclose(nats, caption_nats(tiny_vlm, encoded, None))
     # Of five images, the four that are not the example's own.
     others = mismatched_caption_nats(tiny_vlm, encoded, features, others=4, batch_rows=2)
     each = [
