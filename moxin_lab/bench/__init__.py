@@ -1,11 +1,12 @@
-"""`moxin-lab bench NAME`: measurements of speed and memory, ours and peers in one run, as JSON.
+"""`moxin-lab bench NAME`: speed and memory of ours and of peers, measured in one run, as JSON.
 
-A bench is a module of this folder with `add_arguments(parser)` and `run(options) -> dict`;
-`BENCHES` lists them. The dictionary holds `rows` (one measurement each) and whatever else the
-reader of the file needs; `record` adds the machine, the versions, the date and the command.
-Guarantees: times are medians over repeated calls after warm-up, on a GPU between device events; a
+A bench is a module of this package with `add_arguments(parser)` and `run(options) -> dict`;
+`BENCHES` lists them. The dictionary holds `rows` (one per measurement) and whatever else a reader
+of the file needs; `record` adds the machine, the versions, the date and the command.
+
+Guarantees: times are medians over repeated calls after a warm-up, on a GPU between device events; a
 peer that cannot run is a row with its reason, never a missing row.
-Does not: judge (the notebook and the reader do), test equality (tests do), or compare across
+Out of scope: verdicts (notebooks and readers), tests of equality (tests/), comparisons across
 machines.
 """
 
@@ -20,19 +21,31 @@ import time
 from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 BENCHES = {
-    "attention": "attention back ends forward and backward, with FlexAttention, SDPA and flash-attn-4 as peers",
+    "attention": (
+        "attention backends forward and backward, with FlexAttention, SDPA and flash-attn-4 as "
+        "peers"
+    ),
     "decode": "one token after a long text, with transformers as peer",
     "prefill": "reading a long text into the ring, with transformers as peer",
     "train-step": "one training step, with transformers as peer",
-    "expansion": "32 blocks expanded to 36 by three recipes against training from scratch, at equal compute",
+    "expansion": (
+        "32 blocks expanded to 36 by three recipes, against training from scratch, at equal compute"
+    ),
     "sft": "steps of supervised fine-tuning, with TRL's SFTTrainer as peer",
     "rollout": "completions sampled for GRPO, with transformers' generate as peer",
-    "overlap": "GRPO steps whose rollouts are sampled meanwhile, on the same GPU or another, against one after the other",
-    "towers": "images through the frozen vision towers, with plain timm and open_clip calls as peer",
-    "verifier": "verdicts on answers, with Math-Verify, TRL's accuracy_reward and plain SymPy as peers",
+    "overlap": (
+        "GRPO steps with rollouts sampled during training, on the same or another GPU, against "
+        "rollout and training one after the other"
+    ),
+    "towers": (
+        "images through the frozen vision towers, with plain timm and open_clip calls as peer"
+    ),
+    "verifier": (
+        "verdicts on answers, with Math-Verify, TRL's accuracy_reward and plain SymPy as peers"
+    ),
 }
 PACKAGES = (
     "torch",
@@ -46,13 +59,23 @@ PACKAGES = (
 )
 
 
-def load(name: str) -> Any:
-    """The module of a bench, by the name used on the command line."""
+class Bench(Protocol):
+    """What a module of this package defines."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the bench's own options."""
+
+    def run(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Measure; returns `rows` and what else the file holds."""
+
+
+def load(name: str) -> Bench:
+    """The module of a bench, by its name on the command line."""
     return import_module(f"moxin_lab.bench.{name.replace('-', '_')}")
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the numbers were taken on: GPU or processor, versions, date in UTC, command."""
+    """The machine of a measurement: GPU, processor, package versions, and the date in UTC."""
 
     import torch
 
@@ -65,29 +88,29 @@ def machine(device: str) -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    described: dict[str, Any] = {
+    description: dict[str, Any] = {
         "cpu": cpu_name(),
         "cores": threads.usable_cores(),
         "threads": torch.get_num_threads(),
     }
     if device == "cuda":
-        free = torch.cuda.get_device_properties(0)
-        described |= {
-            "gpu": free.name,
-            "gpu_memory_bytes": free.total_memory,
-            "multiprocessors": free.multi_processor_count,
+        gpu = torch.cuda.get_device_properties(0)
+        description |= {
+            "gpu": gpu.name,
+            "gpu_memory_bytes": gpu.total_memory,
+            "multiprocessors": gpu.multi_processor_count,
             "driver_cuda": torch.version.cuda,
         }
-    return described | {
+    return description | {
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
 
 def record(name: str, device: str, result: dict[str, Any]) -> dict[str, Any]:
-    """`result` of a bench with what makes it readable later."""
+    """`result` of a bench together with its name, device, command and machine."""
     by_command_line = Path(sys.argv[0]).name in ("moxin-lab", "cli.py")
-    # The file's name is enough for a reader who repeats the command; its folder was this machine's.
+    # The file's name is enough to repeat the command; its folder belongs to this machine.
     words = [
         Path(word).name if before == "--json" else word
         for before, word in itertools.pairwise(sys.argv[1:])
@@ -105,7 +128,7 @@ def record(name: str, device: str, result: dict[str, Any]) -> dict[str, Any]:
 def median_seconds(
     call: Callable[[], Any], *, device: str, warmup: int = 3, repeats: int = 10
 ) -> float:
-    """Median seconds of `call`, which must leave nothing behind that the next call trips over."""
+    """Median seconds of `call`. It is repeated, so one call must not affect the next."""
     import torch
 
     for _ in range(warmup):
@@ -131,7 +154,7 @@ def median_seconds(
 
 
 def free_memory(device: str) -> None:
-    """Give back what an earlier row held, so that the next row's peak is its own."""
+    """Free the memory of earlier rows and reset the peak, so that the next row measures its own."""
     import torch
 
     gc.collect()
@@ -141,14 +164,14 @@ def free_memory(device: str) -> None:
 
 
 def peak_bytes(device: str) -> int | None:
-    """Largest bytes allocated on the GPU since `free_memory`; None on the CPU."""
+    """Peak of the bytes allocated on the GPU since `free_memory`; None on the CPU."""
     import torch
 
     return torch.cuda.max_memory_allocated() if device == "cuda" else None
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Rows as aligned text: one column a key, in order of first appearance."""
+    """Print rows as aligned text, one column per key, in order of first appearance."""
     columns: list[str] = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     widths = [
@@ -168,13 +191,14 @@ def _cell(value: Any) -> str:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of every bench."""
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default=None, help="default: cuda where there is one"
+        "--device", choices=("cpu", "cuda"), default=None, help="default: cuda if available"
     )
     parser.add_argument(
         "--json",
         metavar="FILE",
         nargs="?",
         const="-",
-        help="write JSON there; without FILE, print it",
+        help="write JSON to FILE, or print it if FILE is omitted",
     )

@@ -1,23 +1,25 @@
-"""`moxin-lab bench attention`: one layer's windowed attention, forward and backward, ours beside
-every peer that runs here.
+"""`moxin-lab bench attention`: windowed attention of one layer, forward and backward, ours beside
+every peer that runs on this machine.
 
     moxin-lab bench attention --device cuda --json FILE
 
-The layer's shape is the full scale's (32 query heads over 8, head size 128, window 4,096). Peers:
-FlexAttention's Triton back end as it comes, FlexAttention on flash-attn-4 (`BACKEND="FLASH"`),
-flash-attn-4 itself, PyTorch's own FlashAttention-2 with its window arguments, and, to see what the
-window buys, cuDNN's attention over the full triangle. Compiling takes the longest: about twenty
-seconds a shape for FlexAttention, thirty for flash-attn-4.
+The layer has the shape of the full scale (32 query heads over 8, head size 128, window 4,096).
+Peers: FlexAttention on its default Triton backend, FlexAttention on flash-attn-4
+(`BACKEND="FLASH"`), flash-attn-4 itself, PyTorch's own FlashAttention-2 with its window arguments,
+and, to show what the window saves, cuDNN's attention over the full triangle. Compilation takes most
+of the time: about twenty seconds per shape for FlexAttention, thirty for flash-attn-4.
 
-Guarantees: operations are those of the exact mask (forward 4 x pairs x heads x head size, backward
-2.5 times that; for the full triangle its own pairs); every row carries `relative_error`, its
-output's distance to the float32 definition on the last 256 queries of the same inputs, and
-`added_peak_bytes`, what one call forward and backward took beyond inputs; inputs are random, times
-medians by device events, taken in turns; a back end that cannot run is a row with its reason. An
-interrupt (SIGINT) while a row is compiled gives that row up; one while rows are timed ends the run
-with the shapes that are finished.
-Does not: tune peers' tile sizes.
+Guarantees: FLOPs are those of the exact mask (forward 4 x pairs x heads x head size, backward 2.5
+times that; for the full triangle its own pairs). Every row has `relative_error`, the distance of
+its output to the float32 definition on the last 256 queries, and `added_peak_bytes`, the memory of
+one forward and backward call beyond the inputs. Inputs are random; times are medians between device
+events, and rows are timed in turns. A backend that cannot run is a row with its reason. An
+interrupt (SIGINT) while a row is compiled skips that row; one while rows are timed ends the run and
+keeps the shapes that are finished.
+Out of scope: tuning the tile sizes of peers.
 """
+
+from __future__ import annotations
 
 import argparse
 import math
@@ -25,45 +27,56 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from moxin_lab.scales.sections import ModelSettings
 
 Call = Callable[[], Any]
-OTHER_WORK = "full triangle"
+MakeCall = Callable[["list[Tensor]"], Call]
+OTHER_WORK = "full triangle"  # more pairs than the window has: a rate to see, not a peer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--shapes", default="16384x1,32768x1,4096x4", help="tokens x rows, several with commas"
+        "--shapes", default="16384x1,32768x1,4096x4", help="tokens x rows, separated by commas"
     )
     parser.add_argument(
-        "--width", default="full", help="whose heads and window: tiny, small, full (default)"
+        "--width",
+        default="full",
+        help="scale of the heads and the window: tiny, small or full (default)",
     )
     parser.add_argument(
         "--document-tokens",
         type=int,
         default=0,
         metavar="N",
-        help="pack rows of documents of N tokens (default: no documents)",
+        help="pack rows with documents of N tokens (default: one document per row)",
     )
     parser.add_argument(
         "--only",
         default="",
         metavar="WORDS",
-        help="only rows whose name contains one of these, by commas",
+        help="only rows whose name contains one of these words, separated by commas",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="turns of all rows (default 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="number of turns of all rows (default 3)"
+    )
     parser.add_argument(
         "--repeats",
         type=int,
         default=10,
-        help="calls a turn (default 10); a row is the median of its turns",
+        help="calls per turn (default 10); a row is the median of its turns",
     )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Rows: implementation, tokens, rows, document_tokens (0: none), forward_ms, forward_tflops,
-    backward_ms, backward_tflops, relative_error, reason; and the ceilings of this machine in the
-    same run.
+    backward_ms, backward_tflops, relative_error, added_peak_bytes, reason; and the ceilings of this
+    machine, measured in the same run.
     """
     import torch
     import torch._functorch.config as functorch_config
@@ -77,11 +90,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         options.document_tokens and n % options.document_tokens for n in lengths
     ):
         raise ValueError(
-            f"--document-tokens {options.document_tokens} does not divide every length of --shapes {lengths}"
+            f"--document-tokens {options.document_tokens} does not divide every length of "
+            f"--shapes {lengths}"
         )
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
-    # The peers' backward is called many times on one output, which torch.compile's donated buffers
-    # would refuse.
+    # The backward of a peer is called many times on one output, which the donated buffers of
+    # torch.compile do not allow.
     functorch_config.donated_buffer = False
     rows: list[dict[str, Any]] = []
     record = {
@@ -93,8 +107,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     try:
         for text in options.shapes.split(","):
             tokens, batch = (int(number) for number in text.split("x"))
-            torch.compiler.reset()  # else a second length would be compiled for any length, which is slower
-            inputs = draw(shape, tokens, batch, dtype, options.device)
+            # Otherwise a second length would be compiled for any length, which is slower.
+            torch.compiler.reset()
+            inputs = random_inputs(shape, tokens, batch, dtype, options.device)
             rows += measure_shape(inputs, shape.sliding_window, options)
             del inputs
             free_memory(options.device)
@@ -103,58 +118,64 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def draw(shape: Any, tokens: int, batch: int, dtype: Any, device: str) -> list[Any]:
-    """query, key, value as the projections leave them: [B, T, H, D] seen as [B, H, T, D]."""
+def random_inputs(
+    shape: ModelSettings, tokens: int, batch: int, dtype: torch.dtype, device: str
+) -> list[Tensor]:
+    """query, key and value in the layout of the projections: [B, T, H, D] seen as [B, H, T, D]."""
     import torch
 
     generator = torch.Generator(device).manual_seed(tokens)
     heads = (shape.num_attention_heads, shape.num_key_value_heads, shape.num_key_value_heads)
     return [
         torch.randn(
-            batch, tokens, number, shape.head_dim, dtype=dtype, device=device, generator=generator
+            (batch, tokens, num_heads, shape.head_dim),
+            dtype=dtype,
+            device=device,
+            generator=generator,
         )
         .transpose(1, 2)
         .requires_grad_()
-        for number in heads
+        for num_heads in heads
     ]
 
 
-def documents(tokens: int, batch: int, each: int, device: Any) -> Any:
-    """Document numbers [B, T] of rows packed with documents of `each` tokens; None for 0."""
+def document_ids(tokens: int, batch: int, document_tokens: int, device: str) -> Tensor | None:
+    """Document ids [B, T] of rows packed with documents of `document_tokens` tokens; None for 0."""
     import torch
 
-    return (torch.arange(tokens, device=device) // each).expand(batch, tokens) if each else None
+    if not document_tokens:
+        return None
+    return (torch.arange(tokens, device=device) // document_tokens).expand(batch, tokens)
 
 
-def implementations(
-    window: int, document_tokens: int, device: str
-) -> dict[str, Callable[[list[Any]], Call]]:
-    """Name -> a function of the inputs that returns the call to time, whose result is the output
-    [B, H, T, D].
+def implementations(window: int, document_tokens: int, device: str) -> dict[str, MakeCall]:
+    """The implementations by name. Each is a function of (query, key, value) that returns the call
+    to time, and the call returns the output [B, H, T, D].
     """
     import torch
     import torch.nn.functional as F
 
-    from moxin_lab.model.attention import AttentionMask, attention
+    from moxin_lab.model.attention import attention
+    from moxin_lab.model.mask import AttentionMask
 
-    def build(query: Any) -> AttentionMask:
-        numbers = documents(query.shape[2], len(query), document_tokens, device)
+    def build_mask(query: Tensor) -> AttentionMask:
+        ids = document_ids(query.shape[2], len(query), document_tokens, device)
         return AttentionMask.build(
-            query.shape[2], sliding_window=window, document_ids=numbers, device=device
+            query.shape[2], sliding_window=window, document_ids=ids, device=device
         )
 
-    def ours(backend: str) -> Callable[[list[Any]], Call]:
-        def make(inputs: list[Any]) -> Call:
+    def ours(backend: str) -> MakeCall:
+        def make(inputs: list[Tensor]) -> Call:
             query, key, value = inputs
-            mask = build(query)
+            mask = build_mask(query)
             return lambda: attention(query, key, value, mask, backend=backend)
 
         return make
 
-    def triangle(inputs: list[Any]) -> Call:
+    def triangle(inputs: list[Tensor]) -> Call:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        def call() -> Any:
+        def call() -> Tensor:
             with sdpa_kernel(
                 SDPBackend.CUDNN_ATTENTION if device == "cuda" else SDPBackend.FLASH_ATTENTION
             ):
@@ -162,12 +183,12 @@ def implementations(
 
         return call
 
-    def flex(options: dict[str, Any] | None) -> Callable[[list[Any]], Call]:
+    def flex(options: dict[str, Any] | None) -> MakeCall:
         from torch.nn.attention.flex_attention import flex_attention
 
-        def make(inputs: list[Any]) -> Call:
+        def make(inputs: list[Tensor]) -> Call:
             query, key, value = inputs
-            blocks = build(query).blocks
+            blocks = build_mask(query).blocks
             compiled = torch.compile(flex_attention, dynamic=False)
             return lambda: compiled(
                 query, key, value, block_mask=blocks, enable_gqa=True, kernel_options=options
@@ -187,15 +208,15 @@ def implementations(
     }
 
 
-def pytorch_flash(window: int) -> Callable[[list[Any]], Call]:
-    """PyTorch's built-in FlashAttention-2 takes a window, but only through its operators, which
-    CUDA builds alone have.
+def pytorch_flash(window: int) -> MakeCall:
+    """PyTorch's built-in FlashAttention-2 with a window, which only its internal operators accept;
+    only CUDA builds have them.
     """
     import torch
 
     class Flash(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
+        def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             rows = [tensor.transpose(1, 2) for tensor in (query, key, value)]
             length = query.shape[2]
             results = torch.ops.aten._flash_attention_forward(
@@ -214,7 +235,7 @@ def pytorch_flash(window: int) -> Callable[[list[Any]], Call]:
             return results[0].transpose(1, 2)
 
         @staticmethod
-        def backward(ctx: Any, gradient: Any) -> Any:
+        def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
             query, key, value, output, log_sum, seed, offset = ctx.saved_tensors
             length = query.shape[1]
             gradients = torch.ops.aten._flash_attention_backward(
@@ -241,10 +262,10 @@ def pytorch_flash(window: int) -> Callable[[list[Any]], Call]:
 
 
 def measure_shape(
-    inputs: list[Any], window: int, options: argparse.Namespace
+    inputs: list[Tensor], window: int, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """One row an implementation. All are prepared first, then timed in turns, so that no row has a
-    cooler or busier GPU.
+    """One row per implementation. All are prepared first and then timed in turns, so that no row
+    runs on a cooler or less busy GPU than the others.
     """
     import torch
 
@@ -305,14 +326,14 @@ def measure_shape(
 
 def prepare(
     call: Call,
-    inputs: list[Any],
-    gradient: Any,
+    inputs: list[Tensor],
+    gradient: Tensor,
     window: int,
     row: dict[str, Any],
     options: argparse.Namespace,
 ) -> tuple[Call, Call]:
-    """Run both directions once, which compiles; fills in the error and the memory of `row`; returns
-    both as calls to time.
+    """Run forward and backward once, which compiles them, and add error and memory to `row`;
+    returns both as calls to time.
     """
     import torch
 
@@ -326,59 +347,63 @@ def prepare(
     row["added_peak_bytes"] = (
         torch.cuda.max_memory_allocated() - before if device == "cuda" else None
     )
-    other = OTHER_WORK in row["implementation"]
+    # The full triangle computes another function than the definition.
     row["relative_error"] = (
-        None if other else relative_error(output, inputs, window, options.document_tokens)
+        None
+        if OTHER_WORK in row["implementation"]
+        else relative_error(output, inputs, window, options.document_tokens)
     )
     return call, lambda: torch.autograd.grad(output, inputs, gradient, retain_graph=True)
 
 
 def speeds(
     row: dict[str, Any],
-    query: Any,
+    query: Tensor,
     window: int,
     document_tokens: int,
     forward: float,
     backward: float,
 ) -> dict[str, float]:
-    """Milliseconds and TFLOP/s of both directions, over the pairs that the row's mask has."""
+    """Milliseconds and TFLOP/s of forward and backward, from their seconds and the pairs of the
+    row's mask.
+    """
     batch, heads, tokens, head_dim = query.shape
     if OTHER_WORK in row["implementation"]:
         window, document_tokens = tokens, 0
-    each = document_tokens or tokens
-    reach = min(window, each)
-    operations = (
-        4 * batch * heads * head_dim * (tokens // each) * (each * reach - reach * (reach - 1) / 2)
-    )
+    document_tokens = document_tokens or tokens
+    reach = min(window, document_tokens)
+    pairs_per_document = document_tokens * reach - reach * (reach - 1) / 2
+    flops = 4 * batch * heads * head_dim * (tokens // document_tokens) * pairs_per_document
     return {
         "forward_ms": forward * 1000,
-        "forward_tflops": operations / forward / 1e12,
+        "forward_tflops": flops / forward / 1e12,
         "backward_ms": backward * 1000,
-        "backward_tflops": 2.5 * operations / backward / 1e12,
+        "backward_tflops": 2.5 * flops / backward / 1e12,
     }
 
 
 def relative_error(
-    output: Any, inputs: list[Any], window: int, document_tokens: int = 0, last: int = 256
+    output: Tensor, inputs: list[Tensor], window: int, document_tokens: int = 0, last: int = 256
 ) -> float:
-    """|output - definition| / |definition| over the last queries, the definition in float32 without
-    tf32.
+    """|output - definition| / |definition| over the `last` queries of a row, with the definition in
+    float32 without tf32.
     """
     import torch
 
-    from moxin_lab.model.attention import AttentionMask, reference_attention
+    from moxin_lab.model.attention import reference_attention
+    from moxin_lab.model.mask import AttentionMask
 
     query, key, value = (tensor.detach() for tensor in inputs)
     tokens = query.shape[2]
     last = min(last, tokens)
     first = max(0, tokens - last - window)
-    places = torch.arange(tokens, device=query.device)
+    positions = torch.arange(tokens, device=query.device)
     starts = (
-        (places[-last:] // document_tokens * document_tokens).expand(len(query), last)
+        (positions[-last:] // document_tokens * document_tokens).expand(len(query), last)
         if document_tokens
         else None
     )
-    mask = AttentionMask(places[-last:], places[first:], window, False, False, starts=starts)
+    mask = AttentionMask(positions[-last:], positions[first:], window, False, False, starts=starts)
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     exact = reference_attention(
@@ -389,8 +414,8 @@ def relative_error(
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """What this machine reaches at best: a large 16-bit matrix product, a large copy (bytes read
-    plus written).
+    """The best rates of this machine: TFLOP/s of a large 16-bit matrix product (on the CPU float32)
+    and bytes per second, read plus written, of a large copy.
     """
     import torch
 

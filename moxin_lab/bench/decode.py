@@ -1,29 +1,51 @@
-"""`moxin-lab bench decode`: milliseconds a token after a long text, by our decoding step and by
-transformers, greedy.
+"""`moxin-lab bench decode`: milliseconds per token after a long text, greedy, for our decoding step
+and for transformers.
 
     moxin-lab bench decode --device cuda --json FILE
 
 Rows: the step on kernels in a CUDA graph, the same kernels without the graph, our plain forward
-pass, and transformers with its `DynamicCache` (sliding layers) and SDPA. Guarantees: the same
-random weights and text for all; `floor_ms` is the weights and the ring read once at the speed of a
-device copy measured in the same run; `first_logits_error` is |logits - plain| / |plain| of the
-first timed step, before 16-bit rounding of random weights' near ties can turn a token. Does not:
-sample or stop.
+pass, and transformers with its `DynamicCache` (sliding layers) and SDPA.
+
+Guarantees: all rows use the same random weights and text; `floor_ms` is the time to read the
+weights and the ring once at the speed of a device copy measured in the same run;
+`first_logits_error` is |logits - plain| / |plain| of the first timed step, before rounding to 16
+bits can change a token (the logits of random weights are nearly tied).
+Out of scope: sampling; stopping at an end token.
 """
 
+from __future__ import annotations
+
 import argparse
+import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moxin_lab.model.cache import RollingCache
+    from moxin_lab.model.decoder import MoxinForCausalLM
+
+Step = Callable[["Tensor"], "Tensor"]
+"""One decoding step: token ids int64 [B] -> logits [B, V]."""
+Measure = Callable[..., "tuple[Tensor, float]"]
+"""(model, batch, length, options) -> logits of the first timed step, milliseconds per token."""
+WARMUP_TOKENS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--width", default="full", help="whose shape: tiny, small, full (default)")
     parser.add_argument(
-        "--shapes", default="1x32000,8x8192", help="rows x tokens of the text, several with commas"
+        "--width", default="full", help="scale of the shape: tiny, small or full (default)"
+    )
+    parser.add_argument(
+        "--shapes", default="1x32000,8x8192", help="rows x tokens of the text, separated by commas"
     )
     parser.add_argument("--new-tokens", type=int, default=64, help="timed tokens (default 64)")
-    parser.add_argument("--chunk", type=int, default=8192, help="tokens of the text read at once")
-    parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
+    parser.add_argument(
+        "--chunk", type=int, default=8192, help="tokens of the text per forward pass"
+    )
+    parser.add_argument("--no-peer", action="store_true", help="omit transformers")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -46,18 +68,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ring = RollingCache(model.config, batch, dtype=dtype, device="meta").nbytes
         full = FullCache(model.config, batch, num_tokens=32_768, dtype=dtype, device="meta").nbytes
         floor = (weight_bytes(model) + ring) / machine_limits["copy_bytes_per_second"]
-        expected: list[Any] = []
-        for name, decode in implementations(options).items():
+        expected: Tensor | None = None
+        for name, measure in implementations(options).items():
             row: dict[str, Any] = {"implementation": name, "rows": batch, "tokens": length}
             try:
-                logits, milliseconds = decode(model, batch, length, options)
-                expected = expected or [logits]
-                error = ((logits - expected[0]).norm() / expected[0].norm()).item()
+                logits, milliseconds = measure(model, batch, length, options)
+                expected = logits if expected is None else expected  # the plain forward pass
+                relative_error = ((logits - expected).norm() / expected.norm()).item()
                 row |= {
                     "ms_per_token": milliseconds,
                     "tokens_per_second": batch * 1000 / milliseconds,
                 }
-                row["first_logits_error"] = error
+                row["first_logits_error"] = relative_error
             except (RuntimeError, ValueError, ImportError) as error:
                 row["reason"] = f"{type(error).__name__}: {error}"[:300]
             rows.append(
@@ -68,66 +90,77 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {"width": options.width, "dtype": str(dtype), "ceilings": machine_limits, "rows": rows}
 
 
-def implementations(options: argparse.Namespace) -> dict[str, Any]:
-    """Name -> function (model, batch, length, options) -> (the first step's logits [B, V],
-    milliseconds a token).
-    """
-    found = {"ours, plain forward pass": plain, "ours, kernels": kernels}
+def implementations(options: argparse.Namespace) -> dict[str, Measure]:
+    """The function that measures each implementation, by name; the plain forward pass is first."""
+    rows: dict[str, Measure] = {"ours, plain forward pass": plain, "ours, kernels": kernels}
     if options.device == "cuda":
-        found["ours, kernels in a CUDA graph"] = partial(kernels, in_graph=True)
+        rows["ours, kernels in a CUDA graph"] = partial(kernels, in_graph=True)
     if not options.no_peer:
-        found["transformers, DynamicCache, SDPA"] = transformers_peer
-    return found
+        rows["transformers, DynamicCache, SDPA"] = transformers_peer
+    return rows
 
 
-def timed(step: Any, first: Any, options: argparse.Namespace) -> tuple[Any, float]:
-    """First logits of `step(token [B]) -> logits [B, V]`, float32, and the time of greedy tokens
-    after eight to warm up.
+def time_steps(step: Step, token: Tensor, options: argparse.Namespace) -> tuple[Tensor, float]:
+    """Float32 logits [B, V] of the first step after `token` [B], and milliseconds per greedy token
+    after the warm-up.
     """
-    import time
-
     import torch
 
-    token, kept = first, None
-    for place in range(options.new_tokens + 8):
-        if place == 8:
+    first_logits: Tensor | None = None
+    for index in range(options.new_tokens + WARMUP_TOKENS):
+        if index == WARMUP_TOKENS:
             if options.device == "cuda":
                 torch.cuda.synchronize()
             begin = time.perf_counter()
         logits = step(token)
-        kept = logits.float() if kept is None else kept
+        # In 16 bits `float` copies, as it must: the next step reuses the memory of the logits.
+        first_logits = logits.float() if first_logits is None else first_logits
         token = logits.argmax(dim=-1)
     if options.device == "cuda":
         torch.cuda.synchronize()
-    return kept, (time.perf_counter() - begin) * 1000 / options.new_tokens
+    assert first_logits is not None
+    return first_logits, (time.perf_counter() - begin) * 1000 / options.new_tokens
 
 
 def _ours(
-    model: Any, batch: int, length: int, options: argparse.Namespace, make_step: Any
-) -> tuple[Any, float]:
+    model: MoxinForCausalLM,
+    batch: int,
+    length: int,
+    options: argparse.Namespace,
+    make_step: Callable[[MoxinForCausalLM, RollingCache], Step],
+) -> tuple[Tensor, float]:
     import torch
 
-    from moxin_lab.bench.generation import random_text, read
+    from moxin_lab.bench.generation import prefill, random_text
     from moxin_lab.model.cache import RollingCache
 
     weight = model.lm_head.weight
     with torch.inference_mode():
         cache = RollingCache(model.config, batch, dtype=weight.dtype, device=weight.device)
         ids = random_text(model, batch, length)
-        read(model, ids, cache, options.chunk)
-        return timed(make_step(model, cache), ids[:, 0], options)
+        prefill(model, ids, cache, options.chunk)
+        return time_steps(make_step(model, cache), ids[:, 0], options)
 
 
-def plain(model: Any, batch: int, length: int, options: argparse.Namespace) -> tuple[Any, float]:
-    def make(model: Any, cache: Any) -> Any:
+def plain(
+    model: MoxinForCausalLM, batch: int, length: int, options: argparse.Namespace
+) -> tuple[Tensor, float]:
+    """Our model's own forward pass."""
+
+    def make(model: MoxinForCausalLM, cache: RollingCache) -> Step:
         return lambda token: model(token[:, None], cache=cache)[:, -1]
 
     return _ours(model, batch, length, options, make)
 
 
 def kernels(
-    model: Any, batch: int, length: int, options: argparse.Namespace, in_graph: bool = False
-) -> tuple[Any, float]:
+    model: MoxinForCausalLM,
+    batch: int,
+    length: int,
+    options: argparse.Namespace,
+    in_graph: bool = False,
+) -> tuple[Tensor, float]:
+    """`DecodeStep` on the Triton kernels, with or without a CUDA graph."""
     from moxin_lab.model.decode import DecodeStep
 
     return _ours(
@@ -136,8 +169,9 @@ def kernels(
 
 
 def transformers_peer(
-    model: Any, batch: int, length: int, options: argparse.Namespace
-) -> tuple[Any, float]:
+    model: MoxinForCausalLM, batch: int, length: int, options: argparse.Namespace
+) -> tuple[Tensor, float]:
+    """transformers' `MistralForCausalLM` on the same weights."""
     import torch
     from transformers import DynamicCache
 
@@ -150,7 +184,7 @@ def transformers_peer(
         for part in ids.split(options.chunk, dim=1):
             peer(part, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
-        def step(token: Any) -> Any:
+        def step(token: Tensor) -> Tensor:
             return peer(token[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
 
-        return timed(step, ids[:, 0], options)
+        return time_steps(step, ids[:, 0], options)

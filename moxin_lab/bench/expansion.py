@@ -1,20 +1,22 @@
-"""`moxin-lab bench expansion`: 32 blocks trained, then expanded to 36 or not, against 36 from
+"""`moxin-lab bench expansion`: 32 blocks trained and then expanded to 36 or not, against 36 from
 scratch, at equal compute.
 
-A 32-block model (the stem) reads the first half of the budget. From it four arms go on with the
-second half: 32 blocks continued, and 36 blocks by each recipe of `moxin_lab.model.expansion`. A
-fifth arm is 36 blocks from random weights with the whole budget. The budget is counted in
-floating-point operations (`training_flops_per_token`), so deeper arms take fewer steps and 32
-continued reads the most text. All arms of a seed read the same rows in the same order, warm up
-alike, keep the peak rate in the first half of their budget and follow a cosine to a tenth in the
-second; old weights keep AdamW's moments, new blocks have none.
+A 32-block model (the stem) is trained with the first half of the budget. From it four arms continue
+with the second half: 32 blocks continued, and 36 blocks by each recipe of
+`moxin_lab.model.expansion`. A fifth arm trains 36 blocks from random weights with the full budget.
+The budget is counted in FLOPs (`training_flops_per_token`), so deeper arms take fewer steps and
+`32 continued` reads the most text. All arms of a seed read the same rows in the same order, have
+the same warm-up, keep the peak learning rate in the first half of their budget and decay by a
+cosine to a tenth of it in the second. Old weights keep AdamW's moments, new blocks have none.
 
-Guarantees: held-out text is the same for all arms and seeds; the second half of every arm costs at
-most the budget and less than one step below it; an arm that is done is read from the work folder
-and never run again, one made with other settings is refused.
-Does not: freeze the old blocks (LLaMA Pro does), tune the rate by arm, or decide anything about 8
-billion parameters.
+Guarantees: the held-out text is the same for all arms and seeds; the second half of every arm costs
+at most the budget, and less than one step below it; the result of a finished arm is read from the
+work folder and the arm does not run again, and a result with other settings raises an error.
+Out of scope: freezing the old blocks (as LLaMA Pro does), tuning the learning rate for each arm,
+conclusions about 8 billion parameters.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -22,12 +24,26 @@ import math
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from moxin_lab.model.config import MoxinConfig
+    from moxin_lab.model.decoder import MoxinForCausalLM
+    from moxin_lab.pretraining.packing import Tokens
+    from moxin_lab.scales import Scale
+    from moxin_lab.scales.sections import Phase
+
+Moments = dict[str, dict[str, Any]]
+"""AdamW's state by parameter name."""
 
 RECIPE_ARMS = ("identity", "interleaved", "top")
-ARMS = ("32 continued", *(f"36 {recipe}" for recipe in RECIPE_ARMS), "36 from scratch")
+CONTINUED, FROM_SCRATCH = "32 continued", "36 from scratch"
+ARMS = (CONTINUED, *(f"36 {recipe}" for recipe in RECIPE_ARMS), FROM_SCRATCH)
 STUDENT_T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by number of seeds
 
 
@@ -49,24 +65,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--heldout-bytes",
         type=int,
         default=20_000,
-        help="held-out text by language (default 20,000)",
+        help="bytes of held-out text per language (default 20,000)",
     )
     parser.add_argument(
         "--work",
         default=None,
         metavar="FOLDER",
-        help="results by arm (default: runs/<scale>/expansion)",
+        help="folder of the results of each arm (default: runs/<scale>/expansion)",
     )
     parser.add_argument(
         "--runs",
         default=None,
         metavar="FOLDER",
-        help="where `documents` and `tokenizer` lie (default: runs/<scale>)",
+        help="folder with the artifacts of stages 01 and 02 (default: runs/<scale>)",
     )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """One row an arm and seed, the differences to `32 continued` paired by seed, and what was done."""
+    """One row per arm and seed, the differences to `32 continued` paired by seed, the settings, and
+    the compute of each arm.
+    """
     plan = make_plan(options)
     work = Path(options.work) if options.work else plan.runs / "expansion"
     work.mkdir(parents=True, exist_ok=True)
@@ -77,8 +95,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for arm in ARMS:
             rows.append(run_arm(plan, data, seed, arm, work, options.device))
             done += 1
+            bits_per_byte = rows[-1]["bits_per_byte"]
             print(
-                f"[{done}/{total}] seed {seed}, {arm}: {rows[-1]['bits_per_byte']:.4f} bits a byte",
+                f"[{done}/{total}] seed {seed}, {arm}: {bits_per_byte:.4f} bits per byte",
                 file=sys.stderr,
             )
         stem_path(work, seed).unlink(missing_ok=True)  # every arm of the seed is done
@@ -90,12 +109,38 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-# ---- what is run
+# ---- plan and data
 
 
-def make_plan(options: argparse.Namespace) -> SimpleNamespace:
-    """Settings of the whole run; steps of each arm from equal compute. Raises ValueError, LabError
-    before any work.
+@dataclass(frozen=True)
+class Plan:
+    """What a run trains: FLOPs per token by depth, steps of the stem and of each arm, and the
+    settings that a stored result must match.
+    """
+
+    scale: Scale
+    runs: Path
+    phase: Phase
+    flops: dict[int, float]
+    steps: dict[str, int]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Tokens to train on by name of the pool, and held-out documents with their languages and
+    sizes.
+    """
+
+    pools: dict[str, Tokens]
+    heldout: list[list[int]]
+    languages: list[str]
+    num_bytes: np.ndarray
+
+
+def make_plan(options: argparse.Namespace) -> Plan:
+    """The plan of a run, with the steps of each arm from equal compute. Raises ValueError and
+    LabError before any work.
     """
     from moxin_lab import scales
     from moxin_lab.lab.artifacts import LabError, find_root
@@ -123,9 +168,9 @@ def make_plan(options: argparse.Namespace) -> SimpleNamespace:
     half = options.steps * flops[32]
     steps = {
         "stem": options.steps,
-        "32 continued": options.steps,
+        CONTINUED: options.steps,
         **{f"36 {recipe}": int(half // flops[36]) for recipe in RECIPE_ARMS},
-        "36 from scratch": int(2 * half // flops[36]),
+        FROM_SCRATCH: int(2 * half // flops[36]),
     }
     settings = {
         "scale": options.scale,
@@ -138,12 +183,11 @@ def make_plan(options: argparse.Namespace) -> SimpleNamespace:
         "heldout_bytes_per_language": options.heldout_bytes,
         "precision": "bf16 autocast" if options.device == "cuda" else "float32",
     }
-    return SimpleNamespace(
-        scale=scale, runs=runs, phase=phase, flops=flops, steps=steps, settings=settings
-    )
+    return Plan(scale=scale, runs=runs, phase=phase, flops=flops, steps=steps, settings=settings)
 
 
-def model_config(scale: Any, depth: int, *, vocab_size: int) -> Any:
+def model_config(scale: Scale, depth: int, *, vocab_size: int) -> MoxinConfig:
+    """The scale's configuration with `depth` blocks."""
     from moxin_lab.model.config import MoxinConfig
 
     return MoxinConfig(
@@ -151,17 +195,13 @@ def model_config(scale: Any, depth: int, *, vocab_size: int) -> Any:
     )
 
 
-def compute(plan: SimpleNamespace) -> list[dict[str, Any]]:
-    """Floating-point operations of each arm from the first step on, the stem's included where it
-    has one.
-    """
+def compute(plan: Plan) -> list[dict[str, Any]]:
+    """Steps, tokens and FLOPs of each arm, including those of the stem that it continues."""
     rows = []
-    stem = plan.steps["stem"] * plan.flops[32]
     for arm in ARMS:
-        flops = plan.steps[arm] * plan.flops[int(arm[:2])] + (
-            0 if arm.endswith("scratch") else stem
-        )
-        steps = plan.steps[arm] + (0 if arm.endswith("scratch") else plan.steps["stem"])
+        stem_steps = 0 if arm == FROM_SCRATCH else plan.steps["stem"]
+        flops = plan.steps[arm] * plan.flops[int(arm[:2])] + stem_steps * plan.flops[32]
+        steps = plan.steps[arm] + stem_steps
         tokens_per_step = plan.settings["tokens_per_step"]
         rows.append(
             {
@@ -174,7 +214,7 @@ def compute(plan: SimpleNamespace) -> list[dict[str, Any]]:
     return rows
 
 
-def load_data(plan: SimpleNamespace) -> SimpleNamespace:
+def load_data(plan: Plan) -> Data:
     """Training pools and held-out documents from the artifacts of stages 01 and 02."""
     import pandas as pd
     from transformers import AutoTokenizer
@@ -189,12 +229,14 @@ def load_data(plan: SimpleNamespace) -> SimpleNamespace:
     for folder, stage in ((documents, "01"), (tokenizer_folder, "02")):
         if not folder.is_dir():
             raise LabError(
-                f"{folder} is missing: moxin-lab run --scale {plan.settings['scale']} --only {stage}"
+                f"{folder} is missing: "
+                f"moxin-lab run --scale {plan.settings['scale']} --only {stage}"
             )
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     if len(tokenizer) != plan.scale.tokenizer.vocab_size:
         raise LabError(
-            f"{tokenizer_folder} has {len(tokenizer)} tokens, the scale {plan.scale.tokenizer.vocab_size}"
+            f"{tokenizer_folder} has {len(tokenizer)} tokens, "
+            f"the scale {plan.scale.tokenizer.vocab_size}"
         )
     train = pd.read_parquet(documents / "train.parquet")
     texts = heldout.choose(
@@ -202,7 +244,7 @@ def load_data(plan: SimpleNamespace) -> SimpleNamespace:
         bytes_per_language=plan.settings["heldout_bytes_per_language"],
         seed=0,
     )
-    return SimpleNamespace(
+    return Data(
         pools=packing.tokenize_pools(train, tokenizer),
         heldout=encode_documents(tokenizer, texts["text"].tolist()),
         languages=texts["language"].tolist(),
@@ -214,13 +256,12 @@ def load_data(plan: SimpleNamespace) -> SimpleNamespace:
 
 
 def stem_path(work: Path, seed: int) -> Path:
+    """File of the stem's weights and moments."""
     return work / f"seed{seed}-stem.pt"
 
 
-def run_arm(
-    plan: SimpleNamespace, data: SimpleNamespace, seed: int, arm: str, work: Path, device: str
-) -> dict[str, Any]:
-    """The row of one arm: read if its file is there, else trained, measured and written."""
+def run_arm(plan: Plan, data: Data, seed: int, arm: str, work: Path, device: str) -> dict[str, Any]:
+    """The row of one arm: read from its file if there is one, else trained, measured and stored."""
     import torch
 
     from moxin_lab.lab.artifacts import LabError
@@ -229,28 +270,29 @@ def run_arm(
 
     path = work / f"seed{seed}-{arm.replace(' ', '-')}.json"
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["settings"] != plan.settings:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["settings"] != plan.settings:
             raise LabError(
-                f"{path} was made with other settings: give another --work folder, or delete this one"
+                f"{path} was made with other settings: give another --work folder, "
+                "or delete this one"
             )
-        return kept["row"]
+        return stored["row"]
     first, steps = 0, plan.steps[arm]
-    if arm == "36 from scratch":
+    if arm == FROM_SCRATCH:
         config = model_config(plan.scale, 36, vocab_size=plan.scale.tokenizer.vocab_size)
         model = MoxinForCausalLM(config, generator=torch.Generator().manual_seed(seed)).to(device)
         state: dict[str, Any] = {}
     else:
         model, state = load_stem(plan, data, seed, work, device)
         first = plan.steps["stem"]
-        if arm != "32 continued":
+        if arm != CONTINUED:
             recipe = arm.split()[1]
             deeper = expand(model, 36, recipe)
-            state = carry_moments(deeper, state, recipe)
+            state = carry_moments(state, recipe)
             model = deeper
     at_start = measure(model, data, plan, device)["bits_per_byte"]
     log, _ = train(
-        model, plan, data, seed, first=first, steps=steps, moments=state, device=device, words=arm
+        model, plan, data, seed, first=first, steps=steps, moments=state, device=device, name=arm
     )
     row = {
         "seed": seed,
@@ -266,10 +308,10 @@ def run_arm(
 
 
 def load_stem(
-    plan: SimpleNamespace, data: SimpleNamespace, seed: int, work: Path, device: str
-) -> tuple[Any, dict]:
+    plan: Plan, data: Data, seed: int, work: Path, device: str
+) -> tuple[MoxinForCausalLM, Moments]:
     """The 32-block model after the first half of the budget, and AdamW's state by parameter name;
-    trained if need be.
+    read from the work folder, or trained and stored there.
     """
     import torch
 
@@ -278,8 +320,8 @@ def load_stem(
     config = model_config(plan.scale, 32, vocab_size=plan.scale.tokenizer.vocab_size)
     model = MoxinForCausalLM(config, generator=torch.Generator().manual_seed(seed)).to(device)
     path = stem_path(work, seed)
-    kept = torch.load(path, map_location=device, weights_only=True) if path.exists() else None
-    if kept is None or kept["settings"] != plan.settings:
+    stored = torch.load(path, map_location=device, weights_only=True) if path.exists() else None
+    if stored is None or stored["settings"] != plan.settings:
         _, moments = train(
             model,
             plan,
@@ -289,19 +331,20 @@ def load_stem(
             steps=plan.steps["stem"],
             moments={},
             device=device,
-            words="stem",
+            name="stem",
         )
-        kept = {"settings": plan.settings, "weights": model.state_dict(), "moments": moments}
-        torch.save(kept, path.with_suffix(".new"))
+        stored = {"settings": plan.settings, "weights": model.state_dict(), "moments": moments}
+        # Renamed when complete, so that an interrupted run leaves no partial file.
+        torch.save(stored, path.with_suffix(".new"))
         path.with_suffix(".new").rename(path)
-    model.load_state_dict(kept["weights"])
+    model.load_state_dict(stored["weights"])
     return model, {
-        name: {k: v.clone() for k, v in state.items()} for name, state in kept["moments"].items()
+        name: {k: v.clone() for k, v in state.items()} for name, state in stored["moments"].items()
     }
 
 
-def carry_moments(deeper: Any, moments: dict[str, Any], recipe: str) -> dict[str, Any]:
-    """AdamW's state of the old parameters under their names in the deeper model; new blocks have
+def carry_moments(moments: Moments, recipe: str) -> Moments:
+    """AdamW's state of the old parameters, under their names in the deeper model. New blocks have
     none.
     """
     from moxin_lab.model.expansion import layer_plan
@@ -318,33 +361,35 @@ def carry_moments(deeper: Any, moments: dict[str, Any], recipe: str) -> dict[str
     return carried
 
 
-def rate(step: int, plan: SimpleNamespace, arm_steps: int, half: int) -> float:
-    """Share of the peak at `step` of an arm of `arm_steps` in all: warm-up, level to `half`, then
-    cosine to a tenth.
+def lr_factor(step: int, plan: Plan, arm_steps: int, half: int) -> float:
+    """Learning rate at `step` of `arm_steps`, relative to the peak: warm-up, constant until step
+    `half`, then a cosine to a tenth.
     """
     warmup = plan.settings["warmup_steps"]
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if step < half:
         return 1.0
-    done = (step - half + 1) / (arm_steps - half)
-    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
+    progress = (step - half + 1) / (arm_steps - half)
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def train(
-    model: Any,
-    plan: SimpleNamespace,
-    data: SimpleNamespace,
+    model: MoxinForCausalLM,
+    plan: Plan,
+    data: Data,
     seed: int,
     *,
     first: int,
     steps: int,
-    moments: dict[str, Any],
+    moments: Moments,
     device: str,
-    words: str,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train in place from step `first` of the seed's stream; returns loss by step and seconds, and
-    AdamW's state by name.
+    name: str,
+) -> tuple[dict[str, Any], Moments]:
+    """Train the stem or an arm in place, from step `first` of the seed's stream.
+
+    Returns the log (losses, seconds) and AdamW's state by parameter name. Raises ArithmeticError
+    for a loss that is not finite.
     """
     import torch
 
@@ -352,10 +397,9 @@ def train(
     from moxin_lab.pretraining.trainer import adamw, token_loss
 
     settings = plan.scale.pretraining
-    longest = plan.steps["stem"] + plan.steps["32 continued"]
     phase = SimpleNamespace(
         name="expansion",
-        steps=longest,
+        steps=plan.steps["stem"] + plan.steps[CONTINUED],  # the longest arm
         sequence_length=plan.phase.sequence_length,
         mixture=plan.phase.mixture,
     )
@@ -364,28 +408,29 @@ def train(
     )
     parts = max(1, plan.settings["tokens_per_step"] // settings.micro_batch_tokens)
     optimizer = adamw(model, settings)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if names[id(parameter)] in moments:
                 optimizer.state[parameter] = moments[names[id(parameter)]]
-    whole = words == "36 from scratch"
-    arm_steps, half = (steps, steps // 2) if whole else (first + steps, plan.steps["stem"])
+    arm_steps, half = first + steps, plan.steps["stem"]
+    if name == FROM_SCRATCH:
+        arm_steps, half = steps, steps // 2
     model.train()
     losses, began = [], time.monotonic()
     for step in range(first, first + steps):
-        share = (
+        factor = (
             1.0
-            if words == "stem" and step >= plan.settings["warmup_steps"]
-            else rate(step, plan, arm_steps, half)
+            if name == "stem" and step >= plan.settings["warmup_steps"]
+            else lr_factor(step, plan, arm_steps, half)
         )
         for group in optimizer.param_groups:
-            group["lr"] = share * settings.learning_rate
+            group["lr"] = factor * settings.learning_rate
         total = 0.0
         for part in range(parts):
             batch = {
-                name: torch.from_numpy(array).to(device)
-                for name, array in stream.batch(step, part=part, parts=parts).items()
+                key: torch.from_numpy(array).to(device)
+                for key, array in stream.batch(step, part=part, parts=parts).items()
             }
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
                 loss = token_loss(model, batch) / batch["num_targets"]
@@ -395,11 +440,11 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(total):
-            raise ArithmeticError(f"{words}, seed {seed}: the loss of step {step} is {total}")
+            raise ArithmeticError(f"{name}, seed {seed}: the loss of step {step} is {total}")
         losses.append(total)
         if step == first or (step + 1) % 10 == 0:
             print(
-                f"  seed {seed}, {words}: step {step + 1}/{first + steps}, loss {total:.3f}",
+                f"  seed {seed}, {name}: step {step + 1}/{first + steps}, loss {total:.3f}",
                 file=sys.stderr,
             )
     state = {names[id(parameter)]: dict(values) for parameter, values in optimizer.state.items()}
@@ -416,10 +461,8 @@ def train(
     return log, state
 
 
-def measure(
-    model: Any, data: SimpleNamespace, plan: SimpleNamespace, device: str
-) -> dict[str, Any]:
-    """Held-out bits per byte over all documents, and by language."""
+def measure(model: MoxinForCausalLM, data: Data, plan: Plan, device: str) -> dict[str, Any]:
+    """Held-out bits per byte of all documents, and of those of each language."""
     import numpy as np
 
     from moxin_lab.evaluation.bits_per_byte import bits_per_byte, document_losses
@@ -438,36 +481,36 @@ def measure(
     }
 
 
-# ---- what it says
+# ---- differences
 
 
 def paired_differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Bits per byte of each 36-block arm minus `32 continued` of the same seed: mean, 95 % interval
-    (Student's t), each seed.
+    """Bits per byte of each 36-block arm minus those of `32 continued` with the same seed: mean,
+    95 % interval (Student's t), and the difference for each seed.
 
-    With three seeds the interval is 4.3 standard errors wide on either side: it can show a
-    difference that is large beside the spread between seeds, and never that there is none. The
-    interval is None where one seed gives no spread.
+    With three seeds the interval extends 4.3 standard errors to either side: it can show a
+    difference that is large compared with the spread between seeds, but never that there is none.
+    With one seed there is no spread, and the interval is None.
     """
     by_arm = {
         arm: {row["seed"]: row["bits_per_byte"] for row in rows if row["arm"] == arm}
         for arm in ARMS
     }
-    found = []
+    records = []
     for arm in ARMS[1:]:
-        differences = [by_arm[arm][seed] - by_arm[ARMS[0]][seed] for seed in sorted(by_arm[arm])]
+        differences = [by_arm[arm][seed] - by_arm[CONTINUED][seed] for seed in sorted(by_arm[arm])]
         mean, interval = statistics.fmean(differences), None
         if len(differences) > 1:
             spread = statistics.stdev(differences) / len(differences) ** 0.5
             spread *= STUDENT_T_95.get(len(differences), 2.571)
             interval = [mean - spread, mean + spread]
-        found.append(
+        records.append(
             {
                 "arm": arm,
-                "against": ARMS[0],
+                "against": CONTINUED,
                 "mean": mean,
                 "interval": interval,
                 "by_seed": differences,
             }
         )
-    return found
+    return records

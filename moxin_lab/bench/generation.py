@@ -1,12 +1,28 @@
-"""What the benches of decoding and prefill share: models of random weights, ours and transformers',
-and a long text read in.
+"""Shared by the benches of generation: models with random weights, ours and transformers', and
+random text.
+
+Guarantees: both models hold the same weights; the text depends on its length alone.
+Out of scope: timing.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import MistralForCausalLM
+
+    from moxin_lab.model.cache import KeyValueCache
+    from moxin_lab.model.decoder import MoxinForCausalLM
 
 
-def make_model(options: Any, dtype: Any) -> Any:
-    """Our model of `options.width` with random weights on `options.device`, in evaluation mode."""
+def make_model(options: Namespace, dtype: torch.dtype) -> MoxinForCausalLM:
+    """Our model of scale `options.width` with random weights on `options.device`, in evaluation
+    mode.
+    """
     import torch
 
     from moxin_lab import scales
@@ -22,8 +38,8 @@ def make_model(options: Any, dtype: Any) -> Any:
     return model.eval()
 
 
-def make_peer(model: Any, attention: str = "sdpa") -> Any:
-    """transformers' `MistralForCausalLM` on the very same weights."""
+def make_peer(model: MoxinForCausalLM, attention: str = "sdpa") -> MistralForCausalLM:
+    """transformers' `MistralForCausalLM` that shares the weights of `model`."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -32,12 +48,15 @@ def make_peer(model: Any, attention: str = "sdpa") -> Any:
             MistralConfig(**model.config.to_hf_dict(), attn_implementation=attention)
         )
     peer.load_state_dict(model.state_dict(), strict=True, assign=True)
-    with model.lm_head.weight.device:  # its buffer is no weight, so it is made anew
+    # The buffer of the rotary embedding is not in the state dict, so it is built again off the meta
+    # device.
+    with model.lm_head.weight.device:
         peer.model.rotary_emb = type(peer.model.rotary_emb)(peer.config)
     return peer.eval()
 
 
-def random_text(model: Any, batch: int, length: int) -> Any:
+def random_text(model: MoxinForCausalLM, batch: int, length: int) -> Tensor:
+    """Token ids int64 [batch, length], uniform over the vocabulary."""
     import torch
 
     device = model.lm_head.weight.device
@@ -47,13 +66,17 @@ def random_text(model: Any, batch: int, length: int) -> Any:
     )
 
 
-def read(model: Any, ids: Any, cache: Any, chunk: int) -> Any:
-    """The text through our model into `cache`; logits [B, 1, V] of the last token."""
+def prefill(model: MoxinForCausalLM, ids: Tensor, cache: KeyValueCache, chunk: int) -> Tensor:
+    """Read ids [B, T] into `cache`, `chunk` tokens at a time; returns the logits [B, 1, V] of the
+    last token.
+    """
     for part in ids.split(chunk, dim=1):
         logits = model(part, cache=cache, logits_to_keep=1)
     return logits
 
 
-def weight_bytes(model: Any) -> int:
-    """Bytes that one step must read: all weights but the embedding, of which it reads a row."""
+def weight_bytes(model: MoxinForCausalLM) -> int:
+    """Bytes that one decoding step must read: all weights but the embedding, of which it reads one
+    row per token.
+    """
     return sum(p.nbytes for name, p in model.named_parameters() if "embed_tokens" not in name)

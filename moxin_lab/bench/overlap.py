@@ -1,65 +1,93 @@
-"""`moxin-lab bench overlap`: seconds a GRPO step takes when sampling waits for learning, and when
-it does not.
+"""`moxin-lab bench overlap`: seconds per GRPO step if rollouts are sampled before each training
+step, and if they are sampled during it.
 
-    moxin-lab bench overlap --device cuda --json FILE                  # 32 prompts x 8, 48 tokens of prompt, 96 new ones
-    moxin-lab bench overlap --device cpu --width tiny --prompts 2 --samples 4 --new-tokens 12
+    moxin-lab bench overlap --device cuda --json FILE
+    moxin-lab bench overlap --device cpu --width tiny --prompts 2 --num-generations 4 \
+        --new-tokens 12
 
-Rows: `train_grpo` (one after the other), `train_overlapped` with the sampler on the training's
-device (a stream of its own) and, where there is a second GPU, on that. All train the same random
-weights by the decoupled objective on as many completions; the end token is switched off, so that
-each has the same length, and the reward costs nothing. Counted are steps in the middle of a run,
-from the end of one to the end of another: the first (compile, capture) and the last (nothing left
-to sample) are not. `modelled_times_synchronous` is what `asynchronous.modelled_seconds` makes of
-the first row's stages for a device each; notebook 06's picture rests on it. Does not: measure what
-staleness costs in reward (notebook 06 does), or judge answers.
+Rows: `train_grpo` (rollout and training one after the other), and `train_overlapped` with the
+sampler on the device of the training (in a stream of its own) and, if there is a second GPU, on
+that. All rows train the same random weights with the decoupled objective on equally many
+completions; the end token is disabled, so that all completions have the same length, and the reward
+takes no time. Steps in the middle of a run are counted, from the end of one to the end of another:
+the first (compilation, graph capture) and the last (nothing left to sample) are not.
+
+`modelled_times_synchronous` is the speed-up that `asynchronous.modelled_seconds` predicts from the
+stages of the first row with one device for each; the picture of notebook 06 uses it.
+
+Guarantees: a row that cannot run holds its reason; all rows have the same sizes and weights.
+Out of scope: what staleness costs in reward (notebook 06 measures it); judging answers.
 """
+
+from __future__ import annotations
 
 import argparse
 import copy
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moxin_lab.bench import free_memory, peak_bytes
 from moxin_lab.bench.generation import make_model, random_text
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moxin_lab.model.decoder import MoxinForCausalLM
+    from moxin_lab.reasoning.grpo_trainer import Problem
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--width", default="small", help="whose shape: tiny, small (default), full")
-    parser.add_argument("--prompts", type=int, default=32, help="prompts a step (default 32)")
-    parser.add_argument("--samples", type=int, default=8, help="completions a prompt (default 8)")
     parser.add_argument(
-        "--prompt-tokens", type=int, default=48, help="tokens of a prompt (default 48)"
+        "--width", default="small", help="scale of the shape: tiny, small (default) or full"
+    )
+    parser.add_argument("--prompts", type=int, default=32, help="prompts per step (default 32)")
+    # `--samples` is the option's name in the commands of committed files.
+    parser.add_argument(
+        "--num-generations",
+        "--samples",
+        type=int,
+        default=8,
+        help="completions per prompt (default 8)",
     )
     parser.add_argument(
-        "--new-tokens", type=int, default=96, help="generated tokens a row (default 96)"
+        "--prompt-tokens", type=int, default=48, help="tokens per prompt (default 48)"
     )
     parser.add_argument(
-        "--micro-batch", type=int, default=128, help="completions trained together (default 128)"
+        "--new-tokens", type=int, default=96, help="tokens per completion (default 96)"
+    )
+    parser.add_argument(
+        "--micro-batch",
+        type=int,
+        default=128,
+        help="completions per forward and backward pass (default 128)",
     )
     parser.add_argument(
         "--steps",
         type=int,
         default=16,
-        help="steps of a run, of which 6 are not counted (default 16)",
+        help="steps per run (default 16); 2 x staleness + 2 of them are not counted",
     )
-    parser.add_argument("--staleness", type=int, default=2, help="rollouts ahead (default 2)")
+    parser.add_argument(
+        "--staleness", type=int, default=2, help="rollouts sampled ahead (default 2)"
+    )
     parser.add_argument(
         "--decoding",
         default="graph",
-        help="graph (default), kernels, plain: see rollout.engine_options",
+        help="graph (default), kernels or plain: see rollout.engine_options",
     )
     parser.add_argument(
         "--rollout-device",
         action="append",
-        help="only this device samples ahead; repeat for more (default: all there are)",
+        help="device of the sampler; repeat it for several rows (default: up to two GPUs)",
     )
 
 
-class Words:
-    """As much of a tokenizer as training needs: no end token, no text."""
+class TextlessTokenizer:
+    """The part of a tokenizer that training uses, without an end token and without text."""
 
     eos_token_id, pad_token_id = -1, 0
 
@@ -68,9 +96,10 @@ class Words:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows: arrangement, sampler, steps, seconds_per_step, times_synchronous,
-    modelled_times_synchronous, waited_s (a step, for completions), staleness (mean), whole_s,
-    peak_bytes, reason. Raises ValueError for fewer steps than are not counted.
+    """Rows: arrangement, sampler, steps, seconds_per_step, times_synchronous (speed relative to the
+    synchronous row), modelled_times_synchronous, waited_s (seconds per step of waiting for
+    completions), staleness (mean), whole_s (seconds of the run), peak_bytes, reason. Raises
+    ValueError if fewer than two steps could be counted.
     """
     import torch
 
@@ -79,11 +108,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     first, last = options.staleness + 2, options.steps - options.staleness
     if last - first < 2:
         raise ValueError(
-            f"{options.steps} steps leave {last - first} to count: give {first + options.staleness + 2} or more"
+            f"{options.steps} steps leave {last - first} to count: "
+            f"give {first + options.staleness + 2} or more"
         )
     base = make_model(options, torch.float32)
     devices = options.rollout_device or (
-        [f"cuda:{place}" for place in range(min(2, torch.cuda.device_count()))]
+        [f"cuda:{index}" for index in range(min(2, torch.cuda.device_count()))]
         if options.device == "cuda"
         else ["cpu"]
     )
@@ -112,21 +142,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         row["peak_bytes"] = peak_bytes(options.device)
         if sampler is None:
             parts = stage_seconds(log)[first:last]
-            whole = modelled_seconds(parts["made"], parts["read"], options.staleness)[-1]
-            row["modelled_times_synchronous"] = float(parts.sum().sum() / whole)
+            overlapped_seconds = modelled_seconds(parts["made"], parts["read"], options.staleness)[
+                -1
+            ]
+            row["modelled_times_synchronous"] = float(parts.sum().sum() / overlapped_seconds)
         elif "seconds_per_step" in rows[0]:
             row["times_synchronous"] = rows[0]["seconds_per_step"] / seconds
         rows.append(row)
         print(", ".join(f"{name} {value}" for name, value in row.items()), file=sys.stderr)
     sizes = {
-        name: getattr(options, name)
-        for name in ("prompts", "samples", "prompt_tokens", "new_tokens", "staleness")
+        "prompts": options.prompts,
+        "samples": options.num_generations,  # the key of committed files
+        "prompt_tokens": options.prompt_tokens,
+        "new_tokens": options.new_tokens,
+        "staleness": options.staleness,
     }
     return {"width": options.width, **sizes, "rows": rows}
 
 
-def _train(base: Any, options: argparse.Namespace, sampler: str | None) -> tuple[Any, list[float]]:
-    """The log of one run, and the time at its beginning and at the end of each step."""
+def _train(
+    base: MoxinForCausalLM, options: argparse.Namespace, sampler: str | None
+) -> tuple[pd.DataFrame, list[float]]:
+    """The log of one run, and the times of its start and of the end of each step, in seconds."""
     from moxin_lab.reasoning.asynchronous import train_overlapped
     from moxin_lab.reasoning.grpo_trainer import GRPOSettings, Problem, train_grpo
 
@@ -134,7 +171,7 @@ def _train(base: Any, options: argparse.Namespace, sampler: str | None) -> tuple
     settings = GRPOSettings(
         steps=options.steps,
         prompts_per_step=options.prompts,
-        num_generations=options.samples,
+        num_generations=options.num_generations,
         max_completion_length=options.new_tokens,
         temperature=1.0,
         precision="bf16-mixed" if on_gpu else "32-true",
@@ -146,8 +183,9 @@ def _train(base: Any, options: argparse.Namespace, sampler: str | None) -> tuple
     ids = random_text(base, options.prompts * 2, options.prompt_tokens).tolist()
     problems = [Problem(prompt, "") for prompt in ids]
 
-    def reward(problems: Any, texts: Any) -> list[float]:
-        return [float(place % 2) for place in range(len(texts))]
+    def reward(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        # Rewards of a group must differ, or its advantages are zero.
+        return [float(index % 2) for index in range(len(texts))]
 
     stamps = [time.perf_counter()]
     with tempfile.TemporaryDirectory() as folder:
@@ -160,12 +198,18 @@ def _train(base: Any, options: argparse.Namespace, sampler: str | None) -> tuple
         model = copy.deepcopy(base)
         if sampler is None:
             log = train_grpo(
-                model, Words(), problems, reward, settings, resume_folder=Path(folder), **common
+                model,
+                TextlessTokenizer(),
+                problems,
+                reward,
+                settings,
+                resume_folder=Path(folder),
+                **common,
             )
         else:
             log = train_overlapped(
                 model,
-                Words(),
+                TextlessTokenizer(),
                 problems,
                 reward,
                 settings,

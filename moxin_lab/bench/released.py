@@ -1,55 +1,64 @@
-"""Committed measurements (`moxin-lab bench ... --json`) read back for a page: the table, the
-machine, ratios to the peers.
+"""Reader of committed measurements (`moxin-lab bench ... --json`): tables, machine, and ratios to
+the peers.
 
-    record = read(root / "reports/released/h100", "decode")        # None where nothing was committed
-    comparison(record)                                             # one row an implementation, with `times the best peer`
-    origin(record)                                                 # GPU, versions, date, command, in one sentence
-    python -m moxin_lab.bench.released reports/released/h100       # writes these tables as the folder's README.md
+    record = read(root / "reports/released/h100", "decode")    # None if nothing was committed
+    comparison(record)      # one row per implementation, with ratios to the best peer
+    origin(record)          # GPU, versions, date and command in one sentence
 
-Guarantees: nothing is computed but ratios within one file, so within one run on one machine; a row
-that could not run keeps its reason; a file that is not what a bench writes is refused by name. Does
-not: judge.
+    python -m moxin_lab.bench.released reports/released/h100   # writes the folder's README.md
+
+Guarantees: only ratios within one file are computed, thus within one run on one machine; a row that
+could not run keeps its reason; a file that no bench wrote raises an error with its name.
+Out of scope: verdicts.
 """
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-# Bench -> columns that make rows comparable, columns that are compared, and whether larger is
-# better.
-COMPARED: dict[str, tuple[tuple[str, ...], tuple[str, ...], bool]] = {
-    "attention": (
-        ("run", "tokens", "rows", "document_tokens"),
-        ("forward_tflops", "backward_tflops"),
-        True,
+
+class Comparison(NamedTuple):
+    """How the rows of a bench are compared."""
+
+    keys: tuple[str, ...]
+    """Columns that must be equal for rows to be comparable."""
+    columns: tuple[str, ...]
+    """Columns that are compared."""
+    larger_is_better: bool
+
+
+COMPARED = {
+    "attention": Comparison(
+        ("run", "tokens", "rows", "document_tokens"), ("forward_tflops", "backward_tflops"), True
     ),
-    "decode": (("rows", "tokens"), ("ms_per_token",), False),
-    "prefill": (("tokens",), ("ms",), False),
-    "train-step": (("run",), ("median_ms",), False),
-    "sft": ((), ("tokens_per_second",), True),
-    "rollout": (("rows", "new_tokens"), ("tokens_per_second",), True),
-    "overlap": ((), ("seconds_per_step",), False),
-    "towers": ((), ("images_per_second",), True),
+    "decode": Comparison(("rows", "tokens"), ("ms_per_token",), False),
+    "prefill": Comparison(("tokens",), ("ms",), False),
+    "train-step": Comparison(("run",), ("median_ms",), False),
+    "sft": Comparison((), ("tokens_per_second",), True),
+    "rollout": Comparison(("rows", "new_tokens"), ("tokens_per_second",), True),
+    "overlap": Comparison((), ("seconds_per_step",), False),
+    "towers": Comparison((), ("images_per_second",), True),
 }
-BESIDE = {
+ALSO_SHOWN = {
     "overlap": ("staleness", "modelled_times_synchronous"),
     "sft": ("median_step_seconds", "first_loss", "peak_bytes"),
     "decode": ("floor_ms",),
     "prefill": ("chunk", "floor_ms"),
     "train-step": ("model_flops_utilisation", "tokens_per_second"),
 }
+"""Further columns of the table."""
 NAMED_BY = {"sft": ("what", "layout", "attention"), "overlap": ("arrangement", "sampler")}
-"""Columns that name a row together, where a bench has no column `implementation`."""
+"""Columns that together name a row in benches without a column `implementation`."""
 OUR_BACKENDS = ("auto", "triton")
 OTHER_WORK = "full triangle"  # more pairs than the window has: a rate to see, not a peer
 
 
 def read(folder: Path, bench: str) -> dict[str, Any] | None:
-    """The record of a bench, or None where its file is not there. Raises ValueError for a file that
-    is no such record.
+    """The record of a bench, or None if there is no file. Raises ValueError for a file that is not
+    a record of this bench.
     """
     path = folder / f"{bench.replace('-', '_')}.json"
     if not path.exists():
@@ -68,8 +77,8 @@ def read(folder: Path, bench: str) -> dict[str, Any] | None:
 
 
 def origin(record: dict[str, Any]) -> str:
-    """Machine, versions, date and command of a record as one sentence, and the note of whoever
-    committed it.
+    """Machine, versions, date and command of a record in one sentence, followed by its note if it
+    has one.
     """
     machine = record["machine"]
     chip = (
@@ -77,13 +86,15 @@ def origin(record: dict[str, Any]) -> str:
     )
     versions = machine["versions"]
     packages = ("torch", "triton", "transformers", "flash-attn-4")
-    named = ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)
+    installed = ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)
     note = f" {record['note']}" if "note" in record else ""
-    return f"Measured on {chip} on {machine['date']} with {named}: `{record['command']}`.{note}"
+    return f"Measured on {chip} on {machine['date']} with {installed}: `{record['command']}`.{note}"
 
 
 def is_ours(implementation: str) -> bool:
-    """Ours, or, of `bench overlap`, what is compared with one after the other."""
+    """Whether a row is ours and not a peer. In `bench overlap` the peer is the synchronous
+    arrangement, "one after the other".
+    """
     return (
         implementation.startswith(("ours", "moxin-lab", "overlapped"))
         or implementation in OUR_BACKENDS
@@ -92,11 +103,11 @@ def is_ours(implementation: str) -> bool:
 
 def comparison(record: dict[str, Any]) -> pd.DataFrame:
     """The rows of a record with `<column> against the best peer`: above 1 is faster than every peer
-    in the same run and shape.
+    in the same run with the same shape.
 
-    Columns: implementation, those that make rows comparable, those compared and their ratios, what
-    stands beside them, and `could not run because` where a row has a reason. Raises ValueError for
-    a bench that this table does not know.
+    Columns: implementation, the keys of the comparison, the compared columns and their ratios, the
+    columns of ALSO_SHOWN, and `could not run because` if a row has a reason. Raises ValueError for
+    a bench that is not in COMPARED.
     """
     bench = record["bench"]
     if bench not in COMPARED:
@@ -123,7 +134,7 @@ def comparison(record: dict[str, Any]) -> pd.DataFrame:
         shown[f"{column} against the best peer"] = (
             values / best if larger_is_better else best / values
         )
-    for column in BESIDE.get(bench, ()):
+    for column in ALSO_SHOWN.get(bench, ()):
         if column in frame:
             shown[column] = frame[column]
     if frame["reason"].notna().any():
@@ -132,13 +143,13 @@ def comparison(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def page(folder: Path) -> str:
-    """Markdown of every record in a folder: origin, table, note. Deterministic, so a test can hold
-    the committed page to it.
+    """Markdown of every record in a folder: origin, note and table. It is deterministic, so a test
+    can compare it with the committed page.
     """
     parts = [
         "# Measurements on one GPU",
-        "Made from the JSON files of this folder by `python -m moxin_lab.bench.released`; ratios are within one run, above 1 is "
-        "faster than the best peer there.",
+        "Made from the JSON files of this folder by `python -m moxin_lab.bench.released`; ratios "
+        "are within one run, above 1 is faster than the best peer there.",
     ]
     for bench in COMPARED:
         record = read(folder, bench)
@@ -160,13 +171,9 @@ def page(folder: Path) -> str:
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return ""
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float) and abs(value) < 1e4
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,25 @@
-"""`moxin-lab bench rollout`: generated tokens a second of GRPO's rollout, by our ring engine and by
-transformers' `generate`.
+"""`moxin-lab bench rollout`: generated tokens per second of GRPO's rollout, for our ring engine and
+for transformers' `generate`.
 
-    moxin-lab bench rollout --device cuda --json FILE                  # 64 prompts x 8, 64 tokens of prompt, 128 new ones
+    moxin-lab bench rollout --device cuda --json FILE
     moxin-lab bench rollout --device cpu --width tiny --prompts 8 --new-tokens 24
 
 All rows sample from the same random weights at temperature 1 over the whole vocabulary, with the
-end token switched off, so that each makes the same number of tokens; the prompt's pass, sampling,
-and the way of the tokens to the host are counted. Rows: the ring engine (on a GPU: a CUDA graph a
-token, and its parts without), transformers with `DynamicCache`, its default, and with `--static`
-its static cache, which on a GPU it compiles for minutes. One call to warm up (compile, capture) is
-not counted and stands in `first_seconds`; the median of the others is. `log_prob_error`: largest
-difference of a sampled token's recorded log-probability (ours alone record them) to transformers'
-forward pass over the same tokens, in the weights' precision.
-Does not: stop early, or time another process.
+end token disabled, so that each generates the same number of tokens. The time includes the prompt's
+forward pass, sampling, and copying the tokens to the host.
+
+Rows: the ring engine (on a GPU with a CUDA graph per token, and without its parts), transformers
+with its default `DynamicCache`, and with `--static` its static cache, which on a GPU takes minutes
+to compile. The first call warms up (compilation, graph capture): it is not counted, and its time is
+in `first_seconds`. `log_prob_error` is the largest difference between the log-probabilities that
+our engine recorded and those of transformers' forward pass over the same tokens, in the dtype of
+the weights.
+
+Guarantees: the median of the calls after the first; a row that cannot run holds its reason.
+Out of scope: stopping at an end token; sampling in another process.
 """
+
+from __future__ import annotations
 
 import argparse
 import statistics
@@ -21,29 +27,45 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moxin_lab.bench import free_memory, peak_bytes
 from moxin_lab.bench.generation import make_model, make_peer, random_text
 
+if TYPE_CHECKING:
+    from moxin_lab.model.decoder import MoxinForCausalLM
+    from moxin_lab.reasoning.rollout import Rollout
+
+Call = Callable[[], dict[str, Callable[[], float]]]
+"""Generates once; returns functions that compute further columns of the row."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--width", default="small", help="whose shape: tiny, small (default), full")
-    parser.add_argument("--prompts", type=int, default=64, help="different prompts (default 64)")
-    parser.add_argument("--samples", type=int, default=8, help="completions a prompt (default 8)")
     parser.add_argument(
-        "--prompt-tokens", type=int, default=64, help="tokens of a prompt (default 64)"
+        "--width", default="small", help="scale of the shape: tiny, small (default) or full"
+    )
+    parser.add_argument("--prompts", type=int, default=64, help="number of prompts (default 64)")
+    # `--samples` is the option's name in the commands of committed files.
+    parser.add_argument(
+        "--num-generations",
+        "--samples",
+        type=int,
+        default=8,
+        help="completions per prompt (default 8)",
     )
     parser.add_argument(
-        "--new-tokens", type=int, default=128, help="generated tokens a row (default 128)"
+        "--prompt-tokens", type=int, default=64, help="tokens per prompt (default 64)"
     )
     parser.add_argument(
-        "--repeats", type=int, default=3, help="timed calls, of which the median counts (default 3)"
+        "--new-tokens", type=int, default=128, help="tokens per completion (default 128)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="timed calls; a row is their median (default 3)"
     )
     parser.add_argument(
         "--static",
         action="store_true",
-        help="transformers' static cache, too: slow to compile on a GPU",
+        help="also measure transformers' static cache, which is slow to compile on a GPU",
     )
 
 
@@ -55,33 +77,32 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     model = make_model(options, dtype)
-    number = options.prompts * options.samples
+    num_rows = options.prompts * options.num_generations
     rows: list[dict[str, Any]] = []
     for name, make in implementations(options).items():
         row: dict[str, Any] = {
             "implementation": name,
-            "rows": number,
+            "rows": num_rows,
             "new_tokens": options.new_tokens,
         }
         free_memory(options.device)
         try:
             call = make(model, options)
-            first, _ = _seconds(call, options.device)
-            timed = [_seconds(call, options.device) for _ in range(options.repeats)]
+            first_seconds, _ = _time_call(call, options.device)
+            timed = [_time_call(call, options.device) for _ in range(options.repeats)]
             seconds = statistics.median(second for second, _ in timed)
             row |= {
                 "seconds": seconds,
-                "tokens_per_second": number * options.new_tokens / seconds,
-                "first_seconds": first,
+                "tokens_per_second": num_rows * options.new_tokens / seconds,
+                "first_seconds": first_seconds,
             }
             row |= timed[-1][1] | {"peak_bytes": peak_bytes(options.device)}
         except (RuntimeError, ValueError, ImportError) as error:
             row["reason"] = f"{type(error).__name__}: {error}"[:300]
         rows.append(row)
-        print(
-            ", ".join(f"{key} {value}" for key, value in row.items()), file=sys.stderr
-        )  # in case a later row never ends
-        call = None
+        # Printed at once, in case a later row never ends.
+        print(", ".join(f"{key} {value}" for key, value in row.items()), file=sys.stderr)
+        call = _nothing  # frees the engine before the next row
     peers = [
         row["tokens_per_second"]
         for row in rows
@@ -98,52 +119,56 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def implementations(options: argparse.Namespace) -> dict[str, Any]:
-    """Name -> function (model, options) -> call () -> what goes into the row."""
-    found: dict[str, Any] = {"ours, RingEngine": ours}
+def implementations(options: argparse.Namespace) -> dict[str, Callable[..., Call]]:
+    """Functions (model, options) that prepare a call, by the name of the implementation."""
+    makers: dict[str, Callable[..., Call]] = {"ours, RingEngine": ours}
     if options.device == "cuda":
-        found["ours, without the graph"] = partial(ours, graph=False)
-        found["ours, without graph and kernels"] = partial(ours, graph=False, kernels=False)
-    found["transformers generate, DynamicCache"] = partial(transformers_generate, cache=None)
+        makers["ours, without the graph"] = partial(ours, graph=False)
+        makers["ours, without graph and kernels"] = partial(ours, graph=False, kernels=False)
+    makers["transformers generate, DynamicCache"] = partial(transformers_generate, cache=None)
     if options.static:
-        found["transformers generate, static cache"] = partial(
+        makers["transformers generate, static cache"] = partial(
             transformers_generate, cache="static"
         )
-    return found
+    return makers
 
 
-def _seconds(call: Callable[[], dict[str, Any]], device: str) -> tuple[float, dict[str, Any]]:
+def _nothing() -> dict[str, Callable[[], float]]:
+    return {}
+
+
+def _time_call(call: Call, device: str) -> tuple[float, dict[str, float]]:
+    """Seconds of `call`, and its other measures, which are computed after the clock has stopped."""
     import torch
 
     if device == "cuda":
         torch.cuda.synchronize()
     begin = time.perf_counter()
-    found = call()
+    measures = call()
     if device == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begin
-    return seconds, {
-        name: value() for name, value in found.items()
-    }  # what is measured beside time is measured after it
+    return seconds, {name: compute() for name, compute in measures.items()}
 
 
-def ours(model: Any, options: argparse.Namespace, **choices: Any) -> Callable[[], dict[str, Any]]:
+def ours(model: MoxinForCausalLM, options: argparse.Namespace, **choices: Any) -> Call:
+    """Our ring engine; `choices` are options of `RingEngine`."""
     from moxin_lab.reasoning.rollout import RingEngine, SamplingSettings
 
-    number = options.prompts * options.samples
-    engine = RingEngine(model, eos_token_id=-1, pad_token_id=0, max_rows=number, **choices)
+    num_rows = options.prompts * options.num_generations
+    engine = RingEngine(model, eos_token_id=-1, pad_token_id=0, max_rows=num_rows, **choices)
     prompts = random_text(model, options.prompts, options.prompt_tokens).tolist()
-    sampling = SamplingSettings(options.samples, options.new_tokens)
+    sampling = SamplingSettings(options.num_generations, options.new_tokens)
 
-    def call() -> dict[str, Any]:
+    def call() -> dict[str, Callable[[], float]]:
         rollout = engine.generate(prompts, sampling, seed=0)
-        return {"log_prob_error": partial(_error, model, rollout)}
+        return {"log_prob_error": partial(_log_prob_error, model, rollout)}
 
     return call
 
 
-def _error(model: Any, rollout: Any) -> float:
-    """Of the first four rows."""
+def _log_prob_error(model: MoxinForCausalLM, rollout: Rollout) -> float:
+    """Largest difference of log-probabilities to transformers' in the first four rows."""
     import torch
 
     peer, worst = make_peer(model), 0.0
@@ -152,20 +177,23 @@ def _error(model: Any, rollout: Any) -> float:
         ids = torch.cat((torch.tensor(prompt, device=peer.device), tokens))
         with torch.inference_mode():
             logits = peer(ids[None]).logits[0, len(prompt) - 1 : -1].float()
-        wanted = logits.log_softmax(dim=-1).gather(-1, tokens[:, None])[:, 0].cpu()
-        worst = max(worst, (wanted - rollout.log_probs[row, : len(wanted)]).abs().max().item())
+        # [T, V] -> [T], the log-probabilities of the sampled tokens
+        expected = logits.log_softmax(dim=-1).gather(-1, tokens[:, None])[:, 0].cpu()
+        difference = expected - rollout.log_probs[row, : len(expected)]
+        worst = max(worst, difference.abs().max().item())
     return worst
 
 
 def transformers_generate(
-    model: Any, options: argparse.Namespace, cache: str | None
-) -> Callable[[], dict[str, Any]]:
+    model: MoxinForCausalLM, options: argparse.Namespace, cache: str | None
+) -> Call:
+    """transformers' `generate` on the same weights; cache: its `cache_implementation`."""
     import torch
     from transformers import GenerationConfig
 
     peer = make_peer(model)
     ids = random_text(model, options.prompts, options.prompt_tokens).repeat_interleave(
-        options.samples, dim=0
+        options.num_generations, dim=0
     )
     config = GenerationConfig(
         do_sample=True,
@@ -181,15 +209,14 @@ def transformers_generate(
     peer.generation_config = config
     mask = torch.ones_like(ids)
 
-    def call() -> dict[str, Any]:
-        with (
-            torch.inference_mode(cache is None),
-            torch.no_grad(),
-        ):  # compiled code and inference tensors do not go together
-            made = peer.generate(ids, attention_mask=mask).cpu()
-        if made.shape[1] != ids.shape[1] + options.new_tokens:
+    def call() -> dict[str, Callable[[], float]]:
+        # Compiled code cannot run on inference tensors.
+        with torch.inference_mode(cache is None), torch.no_grad():
+            output = peer.generate(ids, attention_mask=mask).cpu()
+        num_generated = output.shape[1] - ids.shape[1]
+        if num_generated != options.new_tokens:
             raise RuntimeError(
-                f"{made.shape[1] - ids.shape[1]} tokens were made, not {options.new_tokens}"
+                f"{num_generated} tokens were generated instead of {options.new_tokens}"
             )
         return {}
 

@@ -1,20 +1,22 @@
-"""`moxin-lab bench sft`: steps of supervised fine-tuning, ours and TRL's `SFTTrainer`, on the same
-model, data and machine.
+"""`moxin-lab bench sft`: steps of supervised fine-tuning, of ours and of TRL's `SFTTrainer`, with
+the same model, data and machine.
 
-Both train the same checkpoint on the same conversations in the same order, loss on answers alone,
-with the same update (AdamW), precision, batch and micro-batch; ours runs padded, as TRL does, and
-packed. TRL runs the checkpoint as transformers' Mistral with SDPA; a padded row of ours has SDPA
-too, so that what attention adds can be told apart. Each row names its layout and attention. TRL's
-trainer reads the loss and computes entropy and token accuracy in every step; ours reads loss and
-gradient norm.
+Both train the same checkpoint on the same conversations in the same order, with the loss on answers
+only and with the same update (AdamW), precision, batch and micro-batch. Ours runs padded, as TRL
+does, and packed. TRL runs the checkpoint as transformers' Mistral with SDPA; one padded row of ours
+uses SDPA too, which separates the effect of attention. Each row names its layout and attention. In
+every step TRL's trainer reads the loss and computes entropy and token accuracy; ours reads the loss
+and the gradient norm.
 
-Guarantees: one after the other in one process, on one device; a step's time is between the ends of
-two steps, on a GPU after a synchronisation; tokens counted are those of conversations, never
-padding, so packing is paid for what it saves; the losses of the first step stand in the rows, so
-that equal work can be seen; a row that cannot run holds its reason.
-Does not: count start-up, compilation (each row trains twice and the second training counts),
-encoding or saving.
+Guarantees: rows run one after the other in one process, on one device; the time of a step is that
+between the ends of two steps, on a GPU after a synchronisation; only tokens of conversations are
+counted, never padding, so packing is credited for what it saves; each row holds the loss of its
+first step, which shows that the rows do equal work; a row that cannot run holds its reason.
+Out of scope: start-up, compilation (each row trains twice and the second training counts),
+tokenisation, saving.
 """
+
+from __future__ import annotations
 
 import argparse
 import statistics
@@ -25,9 +27,17 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from moxin_lab.bench import free_memory, peak_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from moxin_lab.model.decoder import MoxinForCausalLM
+    from moxin_lab.posttraining.chat import Encoded
+
+Layout = Literal["padded", "packed"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,22 +48,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint with tokenizer (default: runs/tiny/04_pretraining/pretrained)",
     )
     parser.add_argument("--steps", type=int, default=20, help="timed steps (default 20)")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before them (default 3)")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before those (default 3)")
     parser.add_argument(
         "--passes",
         type=int,
         default=2,
-        help="trainings of each row, of which the last counts: the others compile for every shape of the data (default 2)",
+        help="trainings per row (default 2); the last one counts, the others compile for every "
+        "shape of the data",
     )
-    parser.add_argument("--batch", type=int, default=32, help="conversations a step (default 32)")
+    parser.add_argument("--batch", type=int, default=32, help="conversations per step (default 32)")
     parser.add_argument(
-        "--micro-batch", type=int, default=32, help="conversations a forward pass (default 32)"
+        "--micro-batch", type=int, default=32, help="conversations per forward pass (default 32)"
     )
     parser.add_argument(
         "--max-tokens",
         type=int,
         default=256,
-        help="longer conversations are left out (default 256)",
+        help="longer conversations are omitted (default 256)",
     )
     parser.add_argument(
         "--max-difficulty", type=int, default=3, help="rows of data_cards/instructions up to this"
@@ -62,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows: ours padded (two back ends), ours packed, TRL padded; see the module's text."""
+    """Rows: ours padded (two attention backends), ours packed, TRL padded; their columns are what,
+    layout, attention and those of `_measures`.
+    """
     import pandas as pd
     import torch
     from transformers import AutoTokenizer
@@ -74,11 +87,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     folder = Path(options.model)
     if options.device == "cuda" and torch.cuda.device_count() > 1:
         raise LabError(
-            "transformers' trainer would spread over all GPUs, ours would not: set CUDA_VISIBLE_DEVICES to one"
+            "transformers' trainer would use all GPUs, ours would not: "
+            "set CUDA_VISIBLE_DEVICES to one"
         )
     if not (folder / "config.json").is_file():
         raise LabError(
-            f"{folder} is no checkpoint folder: make one with moxin-lab run --scale tiny, or give --model"
+            f"{folder} is not a checkpoint folder: create it with moxin-lab run --scale tiny, "
+            "or give --model"
         )
     if options.passes < 1 or options.warmup < 1 or options.steps < 1:
         raise LabError("--passes, --warmup and --steps must be at least 1")
@@ -97,21 +112,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     needed = (options.steps + options.warmup) * options.batch
     encoded: list[chat.Encoded] = []
     for index, conversation in enumerate(conversations):
-        one, _ = chat.encode(conversation, tokenizer, max_tokens=10**6, index=index)
-        if one is not None and len(one) <= options.max_tokens:
-            encoded.append(one)
+        example, _ = chat.encode(conversation, tokenizer, max_tokens=10**6, index=index)
+        if example is not None and len(example) <= options.max_tokens:
+            encoded.append(example)
         if len(encoded) == needed:
             break
     else:
         raise LabError(
             f"{needed} conversations are needed and {len(encoded)} fit: lower --steps or --batch"
         )
-    order = Order(
-        needed, examples_per_step=options.batch, epochs=1, seed=0
-    )  # our stream's; the peer reads in sequence
-    read = [encoded[number] for step in range(order.num_steps) for number in order.step(step)]
-    texts = [conversations[one.index] for one in read]
-    jobs: list[tuple[str, str, str, Callable[..., dict[str, Any]]]] = [
+    # Our stream reads in this order; the peer reads its data set in sequence.
+    order = Order(needed, examples_per_step=options.batch, epochs=1, seed=0)
+    in_order = [encoded[index] for step in range(order.num_steps) for index in order.step(step)]
+    texts = [conversations[example.index] for example in in_order]
+    jobs: list[tuple[str, Layout, str, Callable[..., dict[str, Any]]]] = [
         ("moxin-lab", "padded", "auto", partial(_ours, folder, tokenizer, encoded)),
         ("moxin-lab", "padded", "sdpa", partial(_ours, folder, tokenizer, encoded)),
         ("moxin-lab", "packed", "auto", partial(_ours, folder, tokenizer, encoded)),
@@ -123,21 +137,25 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         row: dict[str, Any] = {"what": name, "layout": layout, "attention": attention}
         try:
             for _ in range(options.passes):  # the last one counts
-                row |= train(read, options, layout, attention)
+                row |= train(in_order, options, layout, attention)
         except (RuntimeError, ValueError, TypeError, ImportError) as error:
             row["reason"] = f"{type(error).__name__}: {error}"[:300]
         print("  ", row, file=sys.stderr, flush=True)
         rows.append(row)
-    return {"rows": rows, "conversations": needed, "tokens": sum(len(one) for one in encoded)}
+    return {"rows": rows, "conversations": needed, "tokens": sum(map(len, encoded))}
 
 
-def _measured(
-    ends: list[float], first_loss: float, read: Any, options: argparse.Namespace
+def _measures(
+    step_ends: list[float],
+    first_loss: float,
+    in_order: list[Encoded],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    seconds = [later - earlier for earlier, later in pairwise(ends)][options.warmup - 1 :]
-    timed = read[options.warmup * options.batch :]
+    """Columns of a row, from the times at which the steps ended, without the warm-up steps."""
+    seconds = [later - earlier for earlier, later in pairwise(step_ends)][options.warmup - 1 :]
+    timed = in_order[options.warmup * options.batch :]
     return {
-        "tokens_per_second": sum(len(one) for one in timed) / sum(seconds),
+        "tokens_per_second": sum(map(len, timed)) / sum(seconds),
         "median_step_seconds": statistics.median(seconds),
         "steps": len(seconds),
         "first_loss": first_loss,
@@ -147,11 +165,11 @@ def _measured(
 
 def _ours(
     folder: Path,
-    tokenizer: Any,
-    encoded: Any,
-    read: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    encoded: list[Encoded],
+    in_order: list[Encoded],
     options: argparse.Namespace,
-    layout: Any,
+    layout: Layout,
     attention: str,
 ) -> dict[str, Any]:
     from types import SimpleNamespace
@@ -184,12 +202,12 @@ def _ours(
         micro_batch_examples=options.micro_batch,
         checkpoint_every_steps=10**9,
     )
-    ends: list[float] = []
+    step_ends: list[float] = []
 
-    def ended(step: int, total: int, text: str) -> None:
+    def record_end(step: int, total: int, text: str) -> None:
         if options.device == "cuda":
             torch.cuda.synchronize()
-        ends.append(time.perf_counter())
+        step_ends.append(time.perf_counter())
 
     model = convert.from_pretrained(folder)
     model.attention_backend = attention
@@ -201,19 +219,22 @@ def _ours(
             sft.sft_loss(),
             resume_folder=Path(work),
             text="bench",
-            progress=ended,
+            progress=record_end,
             trainer_options={"accelerator": "gpu" if options.device == "cuda" else "cpu"},
         )
-    return {"attention": _taken(model, attention, layout, options)} | _measured(
-        ends, float(log["loss"][0]), read, options
+    return {"attention": _backend_name(model, attention, layout, options)} | _measures(
+        step_ends, float(log["loss"][0]), in_order, options
     )
 
 
-def _taken(model: Any, attention: str, layout: str, options: argparse.Namespace) -> str:
-    """The back end that "auto" stood for."""
+def _backend_name(
+    model: MoxinForCausalLM, attention: str, layout: Layout, options: argparse.Namespace
+) -> str:
+    """The attention backend, and for "auto" the one that it selected."""
     import torch
 
-    from moxin_lab.model.attention import AttentionMask, choose_backend
+    from moxin_lab.model.attention import choose_backend
+    from moxin_lab.model.mask import AttentionMask
 
     if attention != "auto":
         return attention
@@ -237,11 +258,11 @@ def _taken(model: Any, attention: str, layout: str, options: argparse.Namespace)
 
 def _trl(
     folder: Path,
-    tokenizer: Any,
-    conversations: Any,
-    read: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    conversations: list[list[dict[str, str]]],
+    in_order: list[Encoded],
     options: argparse.Namespace,
-    layout: str,
+    layout: Layout,
     attention: str,
 ) -> dict[str, Any]:
     import datasets
@@ -249,14 +270,14 @@ def _trl(
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    ends: list[float] = []
+    step_ends: list[float] = []
     losses: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *arguments: Any, **more: Any) -> None:
             if options.device == "cuda":
                 torch.cuda.synchronize()
-            ends.append(time.perf_counter())
+            step_ends.append(time.perf_counter())
 
         def on_log(
             self, arguments: Any, state: Any, control: Any, logs: Any = None, **more: Any
@@ -299,4 +320,4 @@ def _trl(
             train_dataset=datasets.Dataset.from_dict({"messages": conversations}),
         )
         trainer.train()
-    return _measured(ends, losses[0], read, options)
+    return _measures(step_ends, losses[0], in_order, options)

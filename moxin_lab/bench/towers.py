@@ -1,16 +1,16 @@
-"""`moxin-lab bench towers`: images a second through our frozen towers, beside plain timm and
-open_clip calls in the same run.
+"""`moxin-lab bench towers`: images per second through our frozen vision towers, beside plain timm
+and open_clip calls in the same run.
 
     moxin-lab bench towers --device cuda --json FILE
 
-Ours is `Towers.features`: both towers up to their second-to-last block, joined. The peer is what
-one writes first with the
-libraries: `get_intermediate_layers` of timm's DINOv2 and of the trunk inside an open_clip SigLIP
-(timm's where open_clip has no such width), which run every block, and a concatenation.
-`same_features`: the largest difference of the two on the batch.
-Guarantees: same weights, batch and dtype; the rows take turns, so that another process's load falls
-on both.
-Does not: decode or normalise images.
+Ours is `Towers.features`: both towers up to their second-to-last block, concatenated. The peer is
+what one would write first with the libraries: `get_intermediate_layers` of timm's DINOv2 and of the
+trunk inside an open_clip SigLIP (timm's at tiny width, which open_clip does not have), which run
+every block, and a concatenation. `largest_difference` is that of the two outputs on the batch.
+
+Guarantees: the same weights, batch and dtype; the rows are timed in turns, so that the load of
+other processes affects both.
+Out of scope: decoding and normalising images.
 """
 
 import argparse
@@ -19,14 +19,19 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--width", default="full", choices=("tiny", "full"), help="whose towers (default full)"
+        "--width",
+        default="full",
+        choices=("tiny", "full"),
+        help="size of the towers (default full)",
     )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows: implementation, images_per_second, ms, ratio (to the plain calls), largest_difference."""
+    """Rows: implementation, images_per_second, ms, ratio (speed relative to the plain calls),
+    largest_difference.
+    """
     import statistics
 
     import torch
@@ -45,11 +50,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.width == "full":
         import open_clip
 
-        whole = open_clip.create_model("ViT-SO400M-14-SigLIP").to(options.device, dtype).eval()
-        whole.visual.trunk.load_state_dict(siglip.state_dict())
-        siglip, peer = whole.visual.trunk, "timm and open_clip get_intermediate_layers"
+        clip = open_clip.create_model("ViT-SO400M-14-SigLIP").to(options.device, dtype).eval()
+        clip.visual.trunk.load_state_dict(siglip.state_dict())
+        siglip, peer = clip.visual.trunk, "timm and open_clip get_intermediate_layers"
     shape = (options.batch, 3, settings.image_size, settings.image_size)
-    pixels = {
+    pixels: dict[str, torch.Tensor] = {
         name: torch.randn(shape, device=options.device, dtype=dtype) for name in towers.names
     }
 

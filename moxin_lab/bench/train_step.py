@@ -1,38 +1,47 @@
-"""`moxin-lab bench train-step`: a training step, ours and transformers' `MistralForCausalLM`, same
-weights, tokens, optimizer.
+"""`moxin-lab bench train-step`: a training step of ours and of transformers' `MistralForCausalLM`,
+with the same weights, tokens and optimizer.
 
-A step is forward, mean cross-entropy over the next tokens, backward, AdamW: PyTorch's fused one for
-the peers, for ours the one that our trainings take (on a GPU a kernel of our own), and once
-PyTorch's, to see what ours saves. `first_losses` are those of the first three steps from the same
-weights, so that a reader sees that every row does the same work.
+A step is forward, mean cross-entropy over the next tokens, backward, and AdamW. Peers use PyTorch's
+fused AdamW; ours use the AdamW of our trainings (on a GPU a kernel of ours), and one row uses
+PyTorch's, to show the difference. `first_losses` are the losses of the first three steps from the
+same weights, which show that every row does the same work.
 
-    moxin-lab bench train-step --scale tiny --device cpu --json FILE                      # the tiny model's own step
-    moxin-lab bench train-step --width full --blocks 8 --batch 2 --sequence 4096 --device cuda --json FILE
+    moxin-lab bench train-step --scale tiny --device cpu --json FILE
+    moxin-lab bench train-step --scale full --blocks 8 --batch 2 --sequence 4096 --device cuda \
+        --json FILE
 
-Guarantees: useful operations are `training_flops_per_token` (6 for each weight of a matrix product
-plus attention's pairs inside the window, backward twice forward, nothing for recomputation); the
-share of peak is printed only for a GPU whose peak is known here. On the CPU rows take turns, one
-step each a round, so that a busy moment does not fall on one row alone; on a GPU one row is in
+Guarantees: useful FLOPs are `training_flops_per_token` (6 for each weight of a matrix product plus
+attention's pairs in the window, backward twice forward, nothing for recomputation); the share of
+peak is computed only for GPUs whose peak is known here. On the CPU rows take turns, one step of
+each per round, so that a busy moment does not affect a single row; on a GPU only one row is in
 memory at a time.
-Does not: packed documents (transformers has no mask for them here), activation checkpointing, or
+Out of scope: packed documents (transformers has no mask for them here), activation checkpointing,
 several devices.
 """
+
+from __future__ import annotations
 
 import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-Step = Callable[[], Any]
-Optimizer = Callable[..., Any]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from moxin_lab.model.config import MoxinConfig
+
+Step = Callable[[], "Tensor"]
+BuildOptimizer = Callable[..., "torch.optim.Optimizer"]
 FUSED = "fused loss"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--scale", "--width", default="tiny", help="whose shape: tiny (default), small or full"
+        "--scale", "--width", default="tiny", help="scale of the shape: tiny (default), small, full"
     )
     parser.add_argument(
         "--blocks", type=int, default=None, help="number of blocks (default: the scale's)"
@@ -44,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sequence",
         type=int,
         default=None,
-        help="tokens a row (default: the first phase's; full: 4096)",
+        help="tokens per row (default: the first phase's; full: 4096)",
     )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default=None, help="default: bfloat16 on a GPU"
@@ -52,18 +61,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loss-chunk", type=int, default=None, help="tokens of a chunk of the fused loss"
     )
-    parser.add_argument("--backend", default="auto", help="our attention back end (default auto)")
-    parser.add_argument("--repeats", type=int, default=10, help="timed steps a row (default 10)")
+    parser.add_argument("--backend", default="auto", help="our attention backend (default auto)")
+    parser.add_argument("--repeats", type=int, default=10, help="timed steps per row (default 10)")
     parser.add_argument(
         "--only",
         default="",
         metavar="WORDS",
-        help="only rows whose name contains one of these, by commas",
+        help="only rows whose name contains one of these words, separated by commas",
     )
     parser.add_argument(
         "--compile-on-cpu",
         action="store_true",
-        help="compiled rows on the CPU too, which take minutes to compile",
+        help="also measure compiled rows on the CPU, which take minutes to compile",
     )
 
 
@@ -90,26 +99,24 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     jobs = [
         job
         for job in implementations(config, options)
-        if any(word in job[0] for word in options.only.split(","))
+        if any(word in job.name for word in options.only.split(","))
     ]
-    measured = (together if options.device == "cpu" else one_by_one)(
-        jobs, start, tokens, dtype, options
-    )
+    measure = measure_in_turns if options.device == "cpu" else measure_one_by_one
+    measured = measure(jobs, start, tokens, dtype, options)
     peak = device_peak(options.device)
     rows = []
-    for (name, *_), values in zip(jobs, measured, strict=True):
+    for job, values in zip(jobs, measured, strict=True):
         seconds = values.pop("median_seconds", None)
-        row: dict[str, Any] = {"implementation": name}
+        row: dict[str, Any] = {"implementation": job.name}
         if seconds is not None:
             row |= {"median_ms": seconds * 1000, "tokens_per_second": tokens.numel() / seconds}
             row["model_flops_utilisation"] = flops / seconds / peak if peak else None
         rows.append(row | values)
-    counted = sum(tensor.numel() for tensor in start.values())
-    about = {
+    settings = {
         "scale": options.scale,
         "blocks": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
-        "parameters": counted,
+        "parameters": sum(tensor.numel() for tensor in start.values()),
         "batch": batch,
         "sequence": sequence,
         "dtype": str(dtype).removeprefix("torch."),
@@ -117,11 +124,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "flops_per_step": flops,
         "peak_flops": peak,
     }
-    return {"settings": about, "rows": rows}
+    return {"settings": settings, "rows": rows}
 
 
-def shape(options: argparse.Namespace) -> tuple[Any, int, int]:
-    """Configuration, rows and tokens a row, from the scale and what the command line changes."""
+def shape(options: argparse.Namespace) -> tuple[MoxinConfig, int, int]:
+    """Configuration, number of rows and tokens per row: those of the scale, unless an option
+    changes them.
+    """
     from moxin_lab import scales
     from moxin_lab.model.config import MoxinConfig
 
@@ -138,7 +147,7 @@ def shape(options: argparse.Namespace) -> tuple[Any, int, int]:
 
 
 def device_peak(device: str) -> float | None:
-    """Dense bf16 operations a second that the maker states for this GPU; None where none is known."""
+    """Dense bf16 FLOP/s of this GPU as stated by its maker; None if it is not known here."""
     import torch
 
     from moxin_lab.pretraining.tables import PEAKS
@@ -150,16 +159,22 @@ def device_peak(device: str) -> float | None:
     return next((peak for gpu, peak in known.items() if gpu in name), None)
 
 
-# ---- the implementations: each builds a model with the given weights and returns its loss as a
-# function of the tokens
+# ---- implementations
 
 
-def implementations(
-    config: Any, options: argparse.Namespace
-) -> list[tuple[str, Callable[..., Any], bool, Optimizer]]:
-    """(name, build, compiled, optimizer): `build(start, tokens, dtype)` returns the module and a
-    function that gives the loss.
+class Job(NamedTuple):
+    """One row: `build(start, tokens, dtype)` returns a module with the weights `start` and a
+    function that computes its loss.
     """
+
+    name: str
+    build: Callable[..., tuple[nn.Module, Step]]
+    is_compiled: bool
+    build_optimizer: BuildOptimizer
+
+
+def implementations(config: MoxinConfig, options: argparse.Namespace) -> list[Job]:
+    """All rows, ours first."""
     from moxin_lab.training.optimizer import build_adamw
 
     chunk = options.loss_chunk or (4096 if options.device == "cuda" else 512)
@@ -174,44 +189,42 @@ def implementations(
             config, options.device, attention, compiled, *arguments
         )
 
-    whole = ours("whole", True)
+    compiled_model, flex = ours("whole", True), theirs("flex_attention", True)
     jobs = [
-        ("ours, eager", ours("no", False), False, build_adamw),
-        (f"ours, eager, {FUSED}", ours("no", True), False, build_adamw),
-        ("ours, compiled blocks", ours("blocks", False), True, build_adamw),
-        (f"ours, compiled blocks, {FUSED}", ours("blocks", True), True, build_adamw),
-        (f"ours, compiled whole, {FUSED}", whole, True, build_adamw),
-        ("transformers, sdpa, eager", theirs("sdpa", False), False, torch_adamw),
-        ("transformers, sdpa, compiled", theirs("sdpa", True), True, torch_adamw),
-        (
-            "transformers, flex_attention, compiled",
-            theirs("flex_attention", True),
-            True,
-            torch_adamw,
-        ),
+        Job("ours, eager", ours("no", False), False, build_adamw),
+        Job(f"ours, eager, {FUSED}", ours("no", True), False, build_adamw),
+        Job("ours, compiled blocks", ours("blocks", False), True, build_adamw),
+        Job(f"ours, compiled blocks, {FUSED}", ours("blocks", True), True, build_adamw),
+        Job(f"ours, compiled whole, {FUSED}", compiled_model, True, build_adamw),
+        Job("transformers, sdpa, eager", theirs("sdpa", False), False, torch_adamw),
+        Job("transformers, sdpa, compiled", theirs("sdpa", True), True, torch_adamw),
+        Job("transformers, flex_attention, compiled", flex, True, torch_adamw),
     ]
     if options.device == "cuda":
-        jobs.insert(
-            5, (f"ours, compiled whole, {FUSED}, PyTorch's AdamW", whole, True, torch_adamw)
-        )
+        name = f"ours, compiled whole, {FUSED}, PyTorch's AdamW"
+        jobs.insert(5, Job(name, compiled_model, True, torch_adamw))
     return jobs
 
 
-def torch_adamw(groups: list[dict[str, Any]], **constants: Any) -> Any:
+def torch_adamw(groups: list[dict[str, Any]], **constants: Any) -> torch.optim.Optimizer:
+    """PyTorch's fused AdamW."""
     import torch
 
     return torch.optim.AdamW(groups, **constants, fused=True)
 
 
 def build_ours(
-    config: Any,
+    config: MoxinConfig,
     options: argparse.Namespace,
     compiled: str,
     chunk: int | None,
-    start: dict,
-    tokens: Any,
-    dtype: Any,
-) -> tuple[Any, Step]:
+    start: dict[str, Tensor],
+    tokens: Tensor,
+    dtype: torch.dtype,
+) -> tuple[nn.Module, Step]:
+    """Our model. compiled: "no", "blocks" or "whole"; chunk: tokens per chunk of the fused loss,
+    None for the plain one.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -234,7 +247,7 @@ def build_ours(
     if compiled != "no":
         loss_of = torch.compile(linear_cross_entropy, dynamic=False)
 
-    def loss() -> Any:
+    def loss() -> Tensor:
         hidden = states(tokens)
         if chunk is not None:
             return loss_of(hidden, model.lm_head.weight, labels, chunk_tokens=chunk)
@@ -247,18 +260,25 @@ def build_ours(
 
 
 def build_theirs(
-    config: Any, device: str, attention: str, compiled: bool, start: dict, tokens: Any, dtype: Any
-) -> tuple[Any, Step]:
+    config: MoxinConfig,
+    device: str,
+    attention: str,
+    compiled: bool,
+    start: dict[str, Tensor],
+    tokens: Tensor,
+    dtype: torch.dtype,
+) -> tuple[nn.Module, Step]:
+    """transformers' model with its attention implementation `attention`."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
     peer_config = MistralConfig(**config.to_hf_dict(), attn_implementation=attention)
     with torch.device("meta"):
         model = MistralForCausalLM(peer_config)
+    # The buffer of the rotary embedding is not in the state dict, so it is built again off the meta
+    # device.
     with torch.device(device):
-        model.model.rotary_emb = type(model.model.rotary_emb)(
-            peer_config
-        )  # its buffer is no weight, so it is made anew
+        model.model.rotary_emb = type(model.model.rotary_emb)(peer_config)
     model.load_state_dict(
         {name: tensor.to(device, copy=True) for name, tensor in start.items()},
         strict=True,
@@ -269,27 +289,26 @@ def build_theirs(
     return model, lambda: call(input_ids=tokens, labels=tokens, use_cache=False).loss
 
 
-# ---- taking the time
+# ---- timing
 
 
 def prepare(
-    build: Callable[..., Any],
-    build_optimizer: Optimizer,
-    start: dict,
-    tokens: Any,
-    dtype: Any,
+    job: Job,
+    start: dict[str, Tensor],
+    tokens: Tensor,
+    dtype: torch.dtype,
     options: argparse.Namespace,
 ) -> tuple[Step, dict[str, Any]]:
-    """The step of one implementation, after its first three steps; with their losses and what the
-    first one took.
+    """The step of one implementation after its first three steps, with the losses of these and the
+    seconds of the first.
     """
-    model, loss_of = build(start, tokens.to(options.device), dtype)
-    optimizer = build_optimizer(
+    model, compute_loss = job.build(start, tokens.to(options.device), dtype)
+    optimizer = job.build_optimizer(
         [{"params": list(model.parameters())}], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1
     )
 
-    def step() -> Any:
-        loss = loss_of()
+    def step() -> Tensor:
+        loss = compute_loss()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -297,29 +316,34 @@ def prepare(
 
     began = time.perf_counter()
     losses = [step().item()]
-    first = time.perf_counter() - began
+    first_step_seconds = time.perf_counter() - began
     losses += [step().item() for _ in range(2)]
     return step, {
-        "first_step_seconds": round(first, 2),
+        "first_step_seconds": round(first_step_seconds, 2),
         "first_losses": [round(loss, 5) for loss in losses],
     }
 
 
-def one_by_one(
-    jobs: list, start: dict, tokens: Any, dtype: Any, options: argparse.Namespace
+def measure_one_by_one(
+    jobs: list[Job],
+    start: dict[str, Tensor],
+    tokens: Tensor,
+    dtype: torch.dtype,
+    options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """GPU: a row is built, timed and freed before the next one."""
+    """On a GPU: each row is built, timed and freed before the next one."""
     import torch
 
     from moxin_lab.bench import free_memory, median_seconds, peak_bytes
 
     measured: list[dict[str, Any]] = []
-    for name, build, _, optimizer in jobs:
-        torch.compiler.reset()  # graphs of an earlier row would count against the limit of recompilations
+    for job in jobs:
+        # Graphs of earlier rows would count towards the limit of recompilations.
+        torch.compiler.reset()
         free_memory(options.device)
-        print(f"  {name}", file=sys.stderr)
+        print(f"  {job.name}", file=sys.stderr)
         try:
-            step, values = prepare(build, optimizer, start, tokens, dtype, options)
+            step, values = prepare(job, start, tokens, dtype, options)
             seconds = median_seconds(step, device=options.device, warmup=3, repeats=options.repeats)
             measured.append(
                 {"median_seconds": seconds, "peak_bytes": peak_bytes(options.device), **values}
@@ -332,36 +356,44 @@ def one_by_one(
     return measured
 
 
-def together(
-    jobs: list, start: dict, tokens: Any, dtype: Any, options: argparse.Namespace
+def measure_in_turns(
+    jobs: list[Job],
+    start: dict[str, Tensor],
+    tokens: Tensor,
+    dtype: torch.dtype,
+    options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """CPU: all rows in memory, one step each a round. `fastest_ms` is the least disturbed step of a
-    row.
+    """On the CPU: all rows are in memory, and each round runs one step of each. `fastest_ms` is the
+    least disturbed step of a row.
     """
     steps: list[Step | None] = []
     measured: list[dict[str, Any]] = []
-    for name, build, compiled, optimizer in jobs:
-        print(f"  {name}", file=sys.stderr)
-        if "flex" in name:
+    for job in jobs:
+        print(f"  {job.name}", file=sys.stderr)
+        if "flex" in job.name:
             steps.append(None)
             measured.append({"reason": "FlexAttention has no backward on the CPU"})
-        elif compiled and not options.compile_on_cpu:
+        elif job.is_compiled and not options.compile_on_cpu:
             steps.append(None)
-            measured.append({"reason": "not asked for: --compile-on-cpu"})
+            measured.append({"reason": "skipped without --compile-on-cpu"})
         else:
-            step, values = prepare(build, optimizer, start, tokens, dtype, options)
+            step, values = prepare(job, start, tokens, dtype, options)
             steps.append(step)
             measured.append(values)
     times: list[list[float]] = [[] for _ in steps]
     for _ in range(options.repeats):
-        for place, one in enumerate(steps):
-            if one is not None:
+        for index, run_step in enumerate(steps):
+            if run_step is not None:
                 began = time.perf_counter()
-                one()
-                times[place].append(time.perf_counter() - began)
+                run_step()
+                times[index].append(time.perf_counter() - began)
     return [
         values
-        if not taken
-        else {"median_seconds": statistics.median(taken), "fastest_ms": min(taken) * 1000, **values}
-        for values, taken in zip(measured, times, strict=True)
+        if not seconds
+        else {
+            "median_seconds": statistics.median(seconds),
+            "fastest_ms": min(seconds) * 1000,
+            **values,
+        }
+        for values, seconds in zip(measured, times, strict=True)
     ]

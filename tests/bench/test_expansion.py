@@ -1,4 +1,4 @@
-"""The expansion run: equal compute, the same start for identity blocks, exact resumption, honest
+"""The expansion bench: equal compute, the same start for identity blocks, exact resumption, paired
 differences.
 """
 
@@ -112,7 +112,7 @@ def result(options, finished):
     return finished[1]
 
 
-def test_every_arm_costs_the_budget_but_for_less_than_a_step(options):
+def test_every_arm_costs_the_budget_up_to_less_than_one_step(options):
     plan = expansion.make_plan(options)
     rows = {row["arm"]: row for row in expansion.compute(plan)}
     assert tuple(rows) == expansion.ARMS
@@ -128,7 +128,7 @@ def test_every_arm_costs_the_budget_but_for_less_than_a_step(options):
     )
 
 
-def test_rows_hold_every_arm_and_seed_and_what_they_share(result):
+def test_rows_hold_every_arm_and_seed_and_arms_share_their_start(result):
     rows = {(row["seed"], row["arm"]): row for row in result["rows"]}
     assert set(rows) == {(seed, arm) for seed in range(2) for arm in expansion.ARMS}
     for seed in range(2):
@@ -147,13 +147,13 @@ def test_rows_hold_every_arm_and_seed_and_what_they_share(result):
         )
         for arm in expansion.ARMS:
             assert rows[seed, arm]["bits_per_byte"] < start["36 from scratch"], (
-                "training must have taught something"
+                "training must have lowered the loss"
             )
             assert set(rows[seed, arm]["by_language"]) == {"x", "y"}
     assert rows[0, "32 continued"]["bits_per_byte"] != rows[1, "32 continued"]["bits_per_byte"]
 
 
-def test_a_second_run_reads_what_is_done_and_trains_nothing(options, result, monkeypatch):
+def test_a_second_run_reads_stored_results_and_trains_nothing(options, result, monkeypatch):
     def refuse(*arguments, **named):
         raise AssertionError("trained again")
 
@@ -161,14 +161,14 @@ def test_a_second_run_reads_what_is_done_and_trains_nothing(options, result, mon
     assert expansion.run(options) == result
 
 
-def test_a_killed_run_goes_on_with_the_same_numbers(options, result, monkeypatch, tmp_path):
+def test_a_killed_run_resumes_with_the_same_numbers(options, result, monkeypatch, tmp_path):
     def without_times(rows):
         return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
     real, calls = expansion.train, []
 
     def killed(*arguments, **named):
-        calls.append(named["words"])
+        calls.append(named["name"])
         if len(calls) == 4:  # stem, continued, identity, then interleaved
             raise KeyboardInterrupt
         return real(*arguments, **named)
@@ -178,7 +178,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(options, result, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         expansion.run(options)
     resumed = expansion.run(options)
-    assert calls.count("stem") == options.seeds, "the stem is kept, not trained again"
+    assert calls.count("stem") == options.seeds, "the stem is stored, not trained again"
     assert without_times(resumed["rows"]) == without_times(result["rows"])
 
 
@@ -188,13 +188,13 @@ def test_results_of_other_settings_are_refused(options, result):
         expansion.run(options)
 
 
-def test_continuing_from_the_stem_is_one_training_without_a_seam(options, tmp_path):
+def test_continuing_from_the_stem_equals_one_uninterrupted_training(options, tmp_path):
     plan = expansion.make_plan(options)
     data = expansion.load_data(plan)
     work = tmp_path / "seam"
     work.mkdir()
     model, moments = expansion.load_stem(plan, data, 0, work, "cpu")
-    named = {"steps": 4, "device": "cpu", "words": "32 continued"}
+    named = {"steps": 4, "device": "cpu", "name": "32 continued"}
     expansion.train(model, plan, data, 0, first=4, moments=moments, **named)
     whole, _ = expansion.load_stem(plan, data, 0, work, "cpu")
     whole.init_weights(torch.Generator().manual_seed(0))
@@ -210,7 +210,7 @@ def test_old_weights_keep_their_moments_and_new_blocks_have_none(options, tmp_pa
         plan, expansion.load_data(plan), 0, tmp_path / "moments", "cpu"
     )
     assert set(moments) == {name for name, _ in model.named_parameters()}
-    carried = expansion.carry_moments(None, moments, "identity")
+    carried = expansion.carry_moments(moments, "identity")
     new = {f"model.layers.{layer}." for layer in (8, 17, 26, 35)}
     assert {name[: name.index(".", 13) + 1] for name in carried if ".layers." in name} == {
         f"model.layers.{layer}." for layer in range(36)
@@ -220,29 +220,29 @@ def test_old_weights_keep_their_moments_and_new_blocks_have_none(options, tmp_pa
     )
 
 
-def test_the_rate_is_level_in_the_first_half_and_ends_at_a_tenth(options):
+def test_the_learning_rate_is_constant_in_the_first_half_and_ends_at_a_tenth(options):
     plan = expansion.make_plan(options)
-    rates = [expansion.rate(step, plan, 80, 40) for step in range(80)]
+    rates = [expansion.lr_factor(step, plan, 80, 40) for step in range(80)]
     assert rates[1:40] == [1.0] * 39 and rates[-1] == pytest.approx(0.1)
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[39:]))
 
 
-def test_differences_are_paired_by_seed_with_students_interval():
+def test_differences_are_paired_by_seed_with_an_interval_of_students_t():
     values = {"32 continued": [2.0, 3.0, 4.0], "36 identity": [2.1, 3.2, 4.3]}
     rows = [
         {"arm": arm, "seed": seed, "bits_per_byte": values.get(arm, values["32 continued"])[seed]}
         for arm in expansion.ARMS
         for seed in range(3)
     ]
-    found = {row["arm"]: row for row in expansion.paired_differences(rows)}
-    identity = found["36 identity"]
+    differences = {row["arm"]: row for row in expansion.paired_differences(rows)}
+    identity = differences["36 identity"]
     assert identity["by_seed"] == pytest.approx([0.1, 0.2, 0.3]) and identity[
         "mean"
     ] == pytest.approx(0.2)
     assert identity["interval"] == pytest.approx(
         [0.2 - 4.303 * 0.1 / 3**0.5, 0.2 + 4.303 * 0.1 / 3**0.5]
     )
-    assert found["36 top"]["interval"] == [0.0, 0.0]
+    assert differences["36 top"]["interval"] == [0.0, 0.0]
     alone = expansion.paired_differences([row for row in rows if row["seed"] == 0])
     assert alone[0]["interval"] is None
 

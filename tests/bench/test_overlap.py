@@ -1,5 +1,5 @@
-"""The bench of overlapped rollouts runs at tiny width on the CPU: both arrangements trained, the
-clock covers whole steps.
+"""The overlap bench runs at tiny width on the CPU: both arrangements train, and the clock covers
+full steps.
 """
 
 import json
@@ -11,7 +11,7 @@ from moxin_lab import cli
 SIZES = [
     "--prompts",
     "2",
-    "--samples",
+    "--num-generations",
     "2",
     "--prompt-tokens",
     "5",
@@ -22,7 +22,7 @@ SIZES = [
 ]
 
 
-def test_both_arrangements_train_on_as_many_completions_and_are_timed(tmp_path) -> None:
+def test_both_arrangements_train_on_equally_many_completions_and_are_timed(tmp_path) -> None:
     file = tmp_path / "result.json"
     options = [
         "--device",
@@ -38,22 +38,22 @@ def test_both_arrangements_train_on_as_many_completions_and_are_timed(tmp_path) 
         str(file),
     ]
     assert cli.main(["bench", "overlap", *options]) == 0
-    after, overlapped = json.loads(file.read_text())["rows"]
-    assert (after["arrangement"], overlapped["arrangement"]) == (
+    synchronous, overlapped = json.loads(file.read_text())["rows"]
+    assert (synchronous["arrangement"], overlapped["arrangement"]) == (
         "one after the other",
         "overlapped",
     )
-    for row in (after, overlapped):
+    for row in (synchronous, overlapped):
         assert "reason" not in row, row
         assert 0 < row["waited_s"] < row["seconds_per_step"] < row["whole_s"] and row["steps"] == 2
-    assert after["staleness"] == 0 and 0 < overlapped["staleness"] <= 1
+    assert synchronous["staleness"] == 0 and 0 < overlapped["staleness"] <= 1
     assert overlapped["times_synchronous"] == pytest.approx(
-        after["seconds_per_step"] / overlapped["seconds_per_step"]
+        synchronous["seconds_per_step"] / overlapped["seconds_per_step"]
     )
-    assert 1 <= after["modelled_times_synchronous"] <= 2
+    assert 1 <= synchronous["modelled_times_synchronous"] <= 2
 
 
-def test_fewer_steps_than_are_not_counted_are_refused() -> None:
+def test_a_run_without_steps_to_count_raises_an_error() -> None:
     with pytest.raises(ValueError, match="6 steps leave 0 to count: give 8 or more"):
         cli.main(
             [

@@ -1,5 +1,5 @@
-"""The bench of rollouts runs at tiny width on the CPU: every row made its tokens, ours with
-transformers' log-probabilities.
+"""The rollout bench runs at tiny width on the CPU: every row generates its tokens, and ours have
+the log-probabilities of transformers.
 """
 
 import json
@@ -9,12 +9,14 @@ import pytest
 from moxin_lab import cli
 
 
-def test_ours_and_transformers_sample_as_many_tokens_and_log_probabilities_agree(tmp_path) -> None:
+def test_ours_and_transformers_sample_equally_many_tokens_and_log_probabilities_agree(
+    tmp_path,
+) -> None:
     file = tmp_path / "result.json"
     sizes = [
         "--prompts",
         "2",
-        "--samples",
+        "--num-generations",
         "3",
         "--prompt-tokens",
         "9",

@@ -1,5 +1,5 @@
-"""The bench of supervised fine-tuning trains ours and TRL's on the same tokens; a peer that cannot
-run is a row that says why.
+"""The bench of supervised fine-tuning trains ours and TRL's on the same tokens, and a peer that
+cannot run is a row with its reason.
 """
 
 import json
@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     alphabet = ["<unk>", "<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens = Tokenizer(
-        models.BPE({token: place for place, token in enumerate(alphabet)}, [], unk_token="<unk>")
+        models.BPE({token: index for index, token in enumerate(alphabet)}, [], unk_token="<unk>")
     )
     tokens.pre_tokenizer, tokens.decoder = (
         pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -106,7 +106,7 @@ def test_a_peer_that_is_not_installed_is_a_row_with_its_reason(checkpoint, tmp_p
     assert "trl" in rows[-1]["reason"] and all("reason" not in row for row in rows[:-1])
 
 
-def test_two_visible_gpus_are_refused_because_the_peer_alone_would_take_both(
+def test_two_visible_gpus_raise_an_error_because_only_the_peer_would_use_both(
     checkpoint, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -1,5 +1,5 @@
-"""The benches of attention, decoding and prefill run at tiny width on the CPU; a peer that cannot
-run is a row that says why.
+"""The benches of attention, decoding and prefill run at tiny width on the CPU, and a peer that
+cannot run is a row with its reason.
 """
 
 import json
@@ -38,9 +38,7 @@ def test_every_implementation_has_a_row_with_a_time_or_a_reason(name: str, tmp_p
 
 
 @pytest.mark.parametrize("documents", ["0", "35"])
-def test_attention_rows_are_right_where_they_ran_and_say_why_where_not(
-    documents: str, tmp_path
-) -> None:
+def test_attention_rows_are_correct_or_give_their_reason(documents: str, tmp_path) -> None:
     result = run_bench(
         tmp_path,
         "attention",
@@ -65,7 +63,7 @@ def test_attention_rows_are_right_where_they_ran_and_say_why_where_not(
     assert "needs a GPU" in refused["flash (flash-attn-4)"]
 
 
-def test_a_gpu_that_is_not_there_is_said_before_any_work(tmp_path, monkeypatch, capsys) -> None:
+def test_a_missing_gpu_raises_an_error_before_any_work(tmp_path, monkeypatch, capsys) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

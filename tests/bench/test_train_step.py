@@ -1,4 +1,4 @@
-"""The training-step bench: every row does the same work, and what cannot run says why."""
+"""The training-step bench: every row does the same work, or gives the reason why it did not run."""
 
 import argparse
 
@@ -34,7 +34,7 @@ def result():
     return train_step.run(options())
 
 
-def test_every_row_that_runs_takes_the_same_three_steps(result):
+def test_every_row_that_runs_has_the_same_first_three_losses(result):
     rows = [row for row in result["rows"] if "reason" not in row]
     assert [row["implementation"] for row in rows] == [
         "ours, eager",
@@ -46,16 +46,16 @@ def test_every_row_that_runs_takes_the_same_three_steps(result):
         assert row["first_losses"][0] > row["first_losses"][1] > row["first_losses"][2]
 
 
-def test_times_rates_and_settings_belong_together(result):
-    about = result["settings"]
-    assert (about["batch"], about["sequence"], about["blocks"], about["dtype"]) == (
+def test_rates_follow_from_times_and_settings(result):
+    settings = result["settings"]
+    assert (settings["batch"], settings["sequence"], settings["blocks"], settings["dtype"]) == (
         2,
         24,
         2,
         "float32",
     )
     config, _, _ = train_step.shape(options())
-    assert about["flops_per_step"] == 48 * training_flops_per_token(config, 24)
+    assert settings["flops_per_step"] == 48 * training_flops_per_token(config, 24)
     for row in result["rows"]:
         if "reason" not in row:
             assert row["tokens_per_second"] == pytest.approx(48 / row["median_ms"] * 1000)
@@ -63,16 +63,16 @@ def test_times_rates_and_settings_belong_together(result):
             assert row["model_flops_utilisation"] is None, "no peak is known for this processor"
 
 
-def test_a_row_that_is_not_taken_gives_its_reason(result):
+def test_a_row_that_does_not_run_gives_its_reason(result):
     reasons = {row["implementation"]: row["reason"] for row in result["rows"] if "reason" in row}
     assert (
         reasons.pop("transformers, flex_attention, compiled")
         == "FlexAttention has no backward on the CPU"
     )
-    assert set(reasons.values()) == {"not asked for: --compile-on-cpu"} and len(reasons) == 4
+    assert set(reasons.values()) == {"skipped without --compile-on-cpu"} and len(reasons) == 4
 
 
-def test_a_failure_on_a_gpu_is_a_row_with_the_message_and_the_next_row_is_taken(monkeypatch):
+def test_a_failure_is_a_row_with_its_message_and_the_next_row_runs(monkeypatch):
     def fail(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB\nmore")
 
@@ -84,12 +84,12 @@ def test_a_failure_on_a_gpu_is_a_row_with_the_message_and_the_next_row_is_taken(
         train_step,
         "implementations",
         lambda config, options: [
-            ("a", fail, False, train_step.torch_adamw),
-            ("b", build, False, train_step.torch_adamw),
+            train_step.Job("a", fail, False, train_step.torch_adamw),
+            train_step.Job("b", build, False, train_step.torch_adamw),
         ],
     )
     jobs = train_step.implementations(None, None)
-    rows = train_step.one_by_one(jobs, {}, torch.zeros(1), torch.float32, options())
+    rows = train_step.measure_one_by_one(jobs, {}, torch.zeros(1), torch.float32, options())
     assert rows[0] == {"reason": "OutOfMemoryError: CUDA out of memory. Tried to allocate 1 GiB"}
     assert rows[1]["median_seconds"] > 0 and len(rows[1]["first_losses"]) == 3
 
@@ -97,7 +97,7 @@ def test_a_failure_on_a_gpu_is_a_row_with_the_message_and_the_next_row_is_taken(
 @pytest.mark.parametrize(
     ("scale", "expected"), [("tiny", (36, 64, 16, 128)), ("full", (36, 4096, 2, 4096))]
 )
-def test_the_shape_is_the_scales_unless_asked_otherwise(scale, expected):
+def test_the_shape_is_the_scales_unless_an_option_changes_it(scale, expected):
     chosen = options("--scale", scale)
     chosen.blocks = chosen.batch = chosen.sequence = None
     config, batch, sequence = train_step.shape(chosen)
