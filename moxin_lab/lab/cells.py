@@ -295,8 +295,8 @@ def _printed(text: str, label: str = "Printed") -> str:
 
 
 def make_safe(soup: Any, link: Callable[[str], str | None]) -> None:
-    """Remove from a parsed fragment, in place, whatever could run or load: elements, event handlers,
-    addresses.
+    """Remove from a parsed fragment, in place, whatever could run or load something: elements,
+    event handlers, addresses.
     """
     for element in soup.find_all(_FORBIDDEN):
         if element.name == "title" and element.find_parent("svg"):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Colours that are distinct with every common colour-vision deficiency. Source: Okabe and Ito, Color
-Universal Design (2008); those that read best on white come first, yellow last.
+"""Colours that stay distinct with every common colour-vision deficiency. Source: Okabe and Ito,
+Color Universal Design (2008); those that read best on white come first, yellow last.
 """
 
 WRAP_FROM = 28

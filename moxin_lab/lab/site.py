@@ -35,12 +35,13 @@ from moxin_lab.stages import STAGES
 HEADLINES_PER_STAGE = 6
 """Numbers of a stage on the front page; its own page has all."""
 SCALE_NOTES = {
-    "tiny": "Two processor cores, real text, minutes. It proves mechanisms and orderings, never the "
-    "paper's numbers: no figure here may be compared with one from the paper without that label.",
+    "tiny": "Two processor cores, real text, minutes. It proves mechanisms and orderings, never "
+    "the paper's numbers: no figure here may be compared with one from the paper without that "
+    "label.",
     "small": "One GPU, real text, about ten minutes per stage. It shows trends at a size that the "
     "paper does not report; its numbers are not the paper's.",
-    "full": "The paper's own sizes. Numbers here may be compared with the published ones, within the "
-    "stated intervals.",
+    "full": "The paper's own sizes. Numbers here may be compared with the published ones, within "
+    "the stated intervals.",
 }
 
 
@@ -414,7 +415,7 @@ def _made_with(done: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _inside(address: str, hrefs: Mapping[str, str | None]) -> str | None:
-    """Address of another stage's notebook in the site; None for files that are not in the report."""
+    """Address in the site of another stage's notebook; None for any other file."""
     path, _, fragment = address.partition("#")
     href = hrefs.get(Path(path).stem) if Path(path).suffix in (".ipynb", ".html") else None
     return f"{href}#{fragment}" if href and fragment else href

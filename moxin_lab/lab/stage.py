@@ -401,8 +401,8 @@ class Stage:
             rows = pd.DataFrame(self._claims).rename(columns={"id": "claim"}).set_index("claim")
             self.show_table(rows, caption="Verdicts of this stage on published claims")
         show.say(
-            f"Stage `{self.name}` finished at {self.scale} scale: {record['seconds']:.1f} s in this "
-            f"notebook, peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB, "
+            f"Stage `{self.name}` finished at {self.scale} scale: {record['seconds']:.1f} s in "
+            f"this notebook, peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB, "
             f"artifacts {', '.join(f'`{name}`' for name in outputs)}."
         )
         return {"seconds": record["seconds"], "peak_memory_bytes": record["peak_memory_bytes"]}

@@ -1,3 +1,3 @@
-"""Stage 10: how open the release is, what was claimed and what was found, and hashes that bind a
-report to what made it.
+"""Stage 10: how open the release is, the verdicts on all claims, and the manifest that binds a report
+to the files that it rests on.
 """

@@ -4,40 +4,35 @@ progress and what is missing.
     evaluation = evaluate(Path("MOF.yml"))
     print(format_text(evaluation))
 
-Our own code for the rules that the Model Openness Tool (MOT, github.com/lfai/model_openness_tool at
-8b5d30e) applies:
+This module implements the rules of the Model Openness Tool (MOT,
+github.com/lfai/model_openness_tool at 8b5d30e):
 
-- A component's licence is its own, else the release's licence for its content type (code, data,
-  document), else the licence of
-  the distribution; else it is unlicensed. An empty licence written beside a component means
-  unlicensed and inherits nothing.
-- A component counts when its licence is open (OSI, FSF, open data, OpenMDW). Open but unusual for
-  its content type counts too,
-  with a warning. Anything else is invalid.
+- A component has its own licence, else the release's licence for its content type (code, data,
+  document), else the licence of the distribution, else none. An empty licence beside a component
+  means unlicensed and inherits nothing.
+- A component counts if its licence is open (OSI, FSF, open data, OpenMDW). An open licence that is
+  unusual for the content type counts too, with a warning. Any other licence is invalid.
 - Classes build on each other: III (open model), II (open tooling), I (open science). Progress of a
-  class is the share of its
-  required components, those of the classes below included; it is 0 while the class below is not
-  met.
-- A research paper stands in for the technical report, in classes III and II as a component, in
-  class I by asking for one fewer.
+  class is the share of its required components, including those of the classes below; it is 0 as
+  long as the class below is not met.
+- A research paper replaces the technical report: in classes III and II as a component, in class I
+  by requiring one component fewer.
 
 Guarantees: agrees with MOT's own fixtures on progress and counts; refuses component names that MOT
 would silently ignore.
-Does not: check that a component exists. That is what the sidecar `<name>.evidence.yml` and notebook
-10 are for.
+Out of scope: whether a component exists. The sidecar `<name>.evidence.yml` and notebook 10 say.
 """
 
 import difflib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import yaml
 
-from moxin_lab.lab.artifacts import LabError
+from moxin_lab.lab.artifacts import LabError, read_yaml
 
 CATALOGUE_FILE = Path(__file__).parent / "mof_catalogue.yml"
 TECHNICAL_REPORT = "Technical report"
@@ -49,12 +44,12 @@ RECOMMENDED_LICENCE = {"code": "Apache-2.0", "data": "CDLA-Permissive-2.0", "doc
 
 
 class MofError(LabError):
-    """A MOF entry that cannot be evaluated; the message names the file, the place and the remedy."""
+    """A MOF entry that cannot be evaluated; the message names file, field and remedy."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """One of the 17 components as this release has it."""
+    """One of the 17 components, and its state in a release."""
 
     name: str
     content_type: str
@@ -75,7 +70,7 @@ class Component:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """How far a release is in one class; the lists hold component names."""
+    """Progress of a release in one class; the tuples hold component names."""
 
     number: int
     name: str
@@ -108,7 +103,7 @@ class Evaluation:
 
     @property
     def next_class(self) -> ClassResult | None:
-        """The lowest class that is not met, which is what to work on; None when class I is met."""
+        """The lowest class that is not met; None if class I is met."""
         return next((result for result in self.classes if not result.met), None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -118,10 +113,8 @@ class Evaluation:
 
 @cache
 def catalogue() -> dict[str, Any]:
-    """The 17 components, the classes and the licence facts of `mof_catalogue.yml`, with the source
-    they came from.
-    """
-    return yaml.safe_load(CATALOGUE_FILE.read_text(encoding="utf-8"))
+    """The 17 components, the classes and the licences of `mof_catalogue.yml`, with their source."""
+    return read_yaml(CATALOGUE_FILE)
 
 
 def is_open(licence: str) -> bool:
@@ -135,21 +128,17 @@ def is_type_appropriate(licence: str, content_type: str) -> bool:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read and check an entry. Raises MofError for a file that is unreadable, breaks the schema or
+    """Read and check an entry. Raises MofError for a file that cannot be read, breaks the schema or
     names unknown components.
     """
-    try:
-        entry = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MofError(f"{path} does not exist; give the path of a MOF.yml") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise MofError(f"{path} cannot be read as YAML: {error}") from error
-    return check(entry, str(path))
+    if not path.exists():
+        raise MofError(f"{path} does not exist; give the path of a MOF.yml")
+    return check(_yaml(path), str(path))
 
 
 def check(entry: Any, where: str = "entry") -> dict[str, Any]:
-    """A copy of the entry with dates as text. Raises MofError listing all that breaks the schema or
-    the catalogue.
+    """A copy of the entry with dates as text. Raises MofError with every breach of the schema, or
+    else every name that is not in the catalogue.
     """
     entry = _dates_as_text(entry)
     validator = jsonschema.Draft7Validator(
@@ -209,40 +198,38 @@ def evidence(path: str | Path) -> dict[str, dict[str, Any]]:
     Raises MofError if it is missing, is not such a mapping or names an unknown component.
     """
     sidecar = Path(path).with_suffix(".evidence.yml")
-    try:
-        found = yaml.safe_load(sidecar.read_text(encoding="utf-8"))["evidence"]
-    except FileNotFoundError:
+    if not sidecar.exists():
         raise MofError(
-            f"{sidecar} does not exist; it says for each component of {Path(path).name} where it lies"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise MofError(f"{sidecar} cannot be read as evidence: {error}") from error
-    if problems := _name_problems(list(found)):
+            f"{sidecar} does not exist; it has the paths of each component of {Path(path).name}"
+        )
+    content = _yaml(sidecar)
+    components = content.get("evidence") if isinstance(content, dict) else None
+    if not isinstance(components, dict):
+        raise MofError(f"{sidecar} cannot be read as evidence: it has no mapping `evidence`")
+    if problems := _name_problems(list(components)):
         raise MofError(f"{sidecar}:\n" + "\n".join(f"  - {problem}" for problem in problems))
-    return found
+    return components
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return read_yaml(path)
+    except LabError as error:
+        raise MofError(str(error)) from None
 
 
 def with_components(entry: dict[str, Any], extra: dict[str, str]) -> dict[str, Any]:
-    """A copy of an entry as it would be with more components, name -> licence; those already listed
-    keep theirs.
-    """
-    listed = {component["name"] for component in entry["release"]["components"]}
+    """A copy of an entry with more components, name -> licence; listed ones keep theirs."""
+    release = entry["release"]
+    listed = {component["name"] for component in release["components"]}
     added = [
         {"name": name, "license": licence} for name, licence in extra.items() if name not in listed
     ]
-    return check(
-        {
-            **entry,
-            "release": {
-                **entry["release"],
-                "components": [*entry["release"]["components"], *added],
-            },
-        }
-    )
+    return check({**entry, "release": {**release, "components": [*release["components"], *added]}})
 
 
 def format_text(evaluation: Evaluation) -> str:
-    """Class, progress, the 17 components, warnings and what the next class needs, for a terminal."""
+    """Class, progress, 17 components, warnings and what the next class needs, for a terminal."""
     lines = [f"{evaluation.release} ({evaluation.producer}): {evaluation.class_name}", ""]
     for result in evaluation.classes:
         lines.append(
@@ -261,9 +248,7 @@ def format_text(evaluation: Evaluation) -> str:
 
 
 def next_steps(evaluation: Evaluation) -> list[str]:
-    """What stands between the release and the next class, a line a reason; empty when class I is
-    met.
-    """
+    """What the release lacks for the next class, one line per reason; empty if class I is met."""
     result = evaluation.next_class
     if result is None:
         return []
@@ -286,14 +271,14 @@ def _component(
     if given is None:
         return Component(**common, status="absent")
     licence, licence_from = _resolve_licence(given, fact["content_type"], licences)
-    opened = is_open(licence)
-    status = "included" if opened else "unlicensed" if licence in ("", "unlicensed") else "invalid"
+    is_licence_open = is_open(licence)
+    without = "unlicensed" if licence in ("", "unlicensed") else "invalid"
     return Component(
         **common,
-        status=status,
+        status="included" if is_licence_open else without,
         licence=licence,
         licence_from=licence_from,
-        open=opened,
+        open=is_licence_open,
         type_appropriate=is_type_appropriate(licence, fact["content_type"]),
         description=given.get("description", ""),
         component_path=given.get("component_path", ""),
@@ -312,19 +297,19 @@ def _resolve_licence(
 
 
 def _class_result(number: int, components: tuple[Component, ...]) -> ClassResult:
-    """Progress of a class taken by itself; `_stop_at_first_unmet` applies the rule that classes
-    build on each other.
+    """Progress of a class by itself; `_stop_at_first_unmet` applies the rule that classes build on
+    each other.
     """
-    asked = [
+    required = [
         component
         for component in components
         if component.required and component.mof_class >= number
     ]
     report = next(component for component in components if component.name == TECHNICAL_REPORT)
     paper = next(component for component in components if component.name == RESEARCH_PAPER)
-    total = len(asked)
+    total = len(required)
     lists: dict[str, list[str]] = {"included": [], "absent": [], "unlicensed": [], "invalid": []}
-    for component in asked:
+    for component in required:
         lists[component.status].append(component.name)
     if report.status != "included" and paper.status != "absent":
         if report.status == "absent":
@@ -345,17 +330,20 @@ def _class_result(number: int, components: tuple[Component, ...]) -> ClassResult
 
 
 def _stop_at_first_unmet(results: tuple[ClassResult, ...]) -> tuple[ClassResult, ...]:
-    """Progress 0 for every class above the first that is not met (results in the order III, II, I)."""
-    kept: list[ClassResult] = []
+    """Progress 0 for every class above the first unmet one (results in the order III, II, I)."""
+    limited: list[ClassResult] = []
     for result in results:
-        below_met = all(lower.met for lower in kept)
-        kept.append(result if below_met else ClassResult(**{**asdict(result), "progress": 0.0}))
-    return tuple(kept)
+        below_met = all(lower.met for lower in limited)
+        limited.append(result if below_met else replace(result, progress=0.0))
+    return tuple(limited)
 
 
 def _warning(component: Component) -> str:
     better = RECOMMENDED_LICENCE[component.content_type]
-    return f"{component.name}: {component.licence} is open, but not a licence made for {component.content_type}, such as {better}"
+    return (
+        f"{component.name}: {component.licence} is open, but not a licence made for "
+        f"{component.content_type}, such as {better}"
+    )
 
 
 def _name_problems(names: list[str]) -> list[str]:
@@ -384,8 +372,8 @@ def _dates_as_text(value: Any) -> Any:
 
 
 def _schema() -> dict[str, Any]:
-    """JSON Schema (draft 7) of an entry, with MOT's field names and enumerations; `name` of a
-    component is asked for as well.
+    """JSON Schema (draft 7) of an entry, with MOT's field names and enumerations; a component's
+    `name` is required as well.
     """
     facts = catalogue()["schema"]
     text = {"type": "string"}

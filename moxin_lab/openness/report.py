@@ -1,8 +1,8 @@
-"""Tables and pictures of notebook 10. Each function takes plain results and returns a DataFrame, a
+"""Tables and figures of notebook 10. Each function takes plain results and returns a DataFrame, a
 figure or a text.
 
-Guarantees: text alternatives are made from the same values as the picture. Does not: decide a
-verdict or read a model.
+Guarantees: a figure's text alternative is made from the same values as the figure.
+Out of scope: verdicts, and models.
 """
 
 import textwrap
@@ -13,12 +13,11 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
-import yaml
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from moxin_lab.lab import claims
-from moxin_lab.lab.artifacts import describe
+from moxin_lab.lab.artifacts import describe, parse_yaml
 from moxin_lab.lab.show import OKABE_ITO
 from moxin_lab.openness import mof
 
@@ -35,7 +34,7 @@ LOOKS = {
     },
     "not included": {"marker": "x", "color": "#777777", "linewidth": 1.5, "s": 45},
 }
-"""Three marks told apart by shape, so that the picture reads without colour."""
+"""Three marks of different shape, so that the figure can be read without colour."""
 VERDICT_LOOKS = {
     "reproduced": {"color": BLUE, "hatch": ""},
     "contradicted": {"color": VERMILION, "hatch": "//"},
@@ -44,8 +43,8 @@ VERDICT_LOOKS = {
 
 
 def readings(root: Path) -> dict[str, mof.Evaluation]:
-    """The lab and upstream Moxin, each read in two ways; the first and third are the entries as
-    committed.
+    """MOF evaluations of the lab and of upstream Moxin, two readings each; the first and the third
+    are the committed entries.
     """
     lab, upstream = mof.load(root / "MOF.yml"), mof.load(root / "papers" / "moxin_mof.yml")
     local = {
@@ -68,7 +67,7 @@ def readings(root: Path) -> dict[str, mof.Evaluation]:
 
 
 def class_table(evaluations: Mapping[str, mof.Evaluation]) -> pd.DataFrame:
-    """Class, progress in percent, and what the next class asks for, a row a reading."""
+    """Class, progress in percent, and what the next class requires; one row per reading."""
     rows = []
     for name, evaluation in evaluations.items():
         nearest = evaluation.next_class
@@ -92,7 +91,7 @@ def class_table(evaluations: Mapping[str, mof.Evaluation]) -> pd.DataFrame:
 
 
 def component_figure(evaluations: Mapping[str, mof.Evaluation]) -> Figure:
-    """A mark for each component (rows, by class) and reading (columns)."""
+    """One mark per component (rows, by class) and reading (columns)."""
     components = next(iter(evaluations.values())).components
     figure, axes = plt.subplots(figsize=(7.0, 6.4), layout="constrained")
     drawn: set[str] = set()
@@ -132,7 +131,7 @@ def component_figure(evaluations: Mapping[str, mof.Evaluation]) -> Figure:
 
 
 def component_alt(evaluations: Mapping[str, mof.Evaluation]) -> str:
-    """The picture of `component_figure` in words."""
+    """The figure of `component_figure` in words."""
     parts = []
     for name, evaluation in evaluations.items():
         absent = [
@@ -145,8 +144,8 @@ def component_alt(evaluations: Mapping[str, mof.Evaluation]) -> str:
 def component_table(
     evaluation: mof.Evaluation, evidence: Mapping[str, Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """The 17 components of the lab: status, licence as resolved and where from, open, made for its
-    type of content.
+    """The 17 components of the lab: status, resolved licence and its origin, whether it is open,
+    and whether it is made for the type of content.
     """
     return pd.DataFrame(
         {
@@ -165,21 +164,21 @@ def component_table(
 def evidence_table(
     evidence: Mapping[str, Mapping[str, Any]], root: Path, records: Sequence[Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """Where each component lies, a row a place, with the first 12 digits of its SHA-256; or why
-    there is no such place.
+    """Paths of each component, one row per path, with the first 12 digits of the SHA-256; a
+    component without a path has the reason instead.
 
-    Raises LabError if a place that the evidence names does not exist.
+    Raises LabError if a path that the evidence names does not exist.
     """
     rows = []
     for name, item in evidence.items():
-        for place, sha256 in _places(item, root, records) or [(item["note"], "–")]:
+        for path, sha256 in _paths(item, root, records) or [(item["note"], "–")]:
             rows.append(
-                {"component": name, "place, or why there is none": place, "SHA-256": sha256[:12]}
+                {"component": name, "path, or why there is none": path, "SHA-256": sha256[:12]}
             )
     return pd.DataFrame(rows)
 
 
-def _places(
+def _paths(
     item: Mapping[str, Any], root: Path, records: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
     if item["status"] != "local":
@@ -196,12 +195,12 @@ def _places(
 
 
 def data_card_table(root: Path) -> pd.DataFrame:
-    """The data sets of `data_cards/`: licence as their card states it, rows, bytes and the SHA-256
-    of their data.
+    """The data sets of `data_cards/`: licence on the card, number of rows, size, and SHA-256 of the
+    data.
     """
     rows = []
     for card in sorted((root / "data_cards").glob("*/README.md")):
-        matter = yaml.safe_load(card.read_text(encoding="utf-8").split("---", 2)[1])
+        matter = parse_yaml(card.read_text(encoding="utf-8").split("---", 2)[1], card)
         files = sorted((card.parent / "data").glob("*.parquet"))
         rows.append(
             {
@@ -218,8 +217,8 @@ def data_card_table(root: Path) -> pd.DataFrame:
 def upstream_table(
     evaluation: mof.Evaluation, evidence: Mapping[str, Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """The 17 components of upstream Moxin: what was found, how the blog marks it, whether it counts
-    here.
+    """The 17 components of upstream Moxin: what public snapshots show, what its blog says, and
+    whether the component counts here.
     """
     rows = [
         {
@@ -236,7 +235,7 @@ def upstream_table(
 
 
 def verdict_figure(verdicts: Sequence[claims.Verdict]) -> Figure:
-    """Claims by topic, a stacked bar of the three verdicts with their counts written in."""
+    """Claims by topic: one stacked bar of the three verdicts per topic, labelled with counts."""
     counts = verdict_counts(verdicts)
     figure, axes = plt.subplots(figsize=(7.0, 0.42 * len(counts) + 1.5), layout="constrained")
     left = pd.Series(0, index=counts.index)
@@ -274,7 +273,7 @@ def verdict_counts(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
 
 
 def verdict_alt(verdicts: Sequence[claims.Verdict]) -> str:
-    """The picture of `verdict_figure` in words."""
+    """The figure of `verdict_figure` in words."""
     rows = [
         f"{topic}: " + ", ".join(f"{count} {verdict}" for verdict, count in row.items() if count)
         for topic, row in verdict_counts(verdicts).iterrows()
@@ -283,7 +282,7 @@ def verdict_alt(verdicts: Sequence[claims.Verdict]) -> str:
 
 
 def decided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
-    """Claims with a verdict of this run: what was said, what was found."""
+    """Claims with a verdict of this run, and the evidence."""
     rows = [
         {
             "claim": f"{v.id}: {v.claim}",
@@ -298,8 +297,8 @@ def decided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
 
 
 def undecided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
-    """Claims without one: what a notebook saw or why there is none, and the command that would
-    attempt it.
+    """Claims without a verdict: what a notebook saw, or why there is none, and the command that
+    would attempt the claim.
     """
     rows = [
         {
@@ -314,7 +313,7 @@ def undecided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
 
 
 def deviation_table(deviations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Where the sources disagree, what each says, and how the lab reads it."""
+    """Where the sources disagree, what each says, and which reading the lab follows."""
     return pd.DataFrame(
         {
             "what disagrees": item["title"],
@@ -327,17 +326,17 @@ def deviation_table(deviations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def stage_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Finished stages: time, memory, and the SHA-256 (12 digits) of the key's inputs and outputs."""
+    """Finished stages: time, peak memory, and SHA-256 (12 digits) of inputs and outputs."""
     return pd.DataFrame(
         {
             "stage": record["stage"],
             "seconds": record["seconds"],
-            "GiB at peak": record["peak_memory_bytes"] / 2**30,
-            "took": ", ".join(
+            "peak memory (GiB)": record["peak_memory_bytes"] / 2**30,
+            "inputs": ", ".join(
                 f"{name} {item['sha256'][:12]}" for name, item in record["inputs"].items()
             )
             or "–",
-            "left": ", ".join(
+            "outputs": ", ".join(
                 f"{name} {item['sha256'][:12]}" for name, item in record["outputs"].items()
             ),
         }
@@ -346,16 +345,17 @@ def stage_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def environment_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """What the stages ran on; a row shows several values where stages differ."""
-    found: dict[str, list[str]] = {}
+    """Machine and versions of the stages; a row shows several values where stages differ."""
+    values_by_name: dict[str, list[str]] = {}
     for record in records:
         environment = dict(record["environment"])
         packages = environment.pop("packages", {})
         for name, value in [*environment.items(), *packages.items()]:
             if value is not None:
-                found.setdefault(name.replace("_", " "), []).append(str(value))
+                values_by_name.setdefault(name.replace("_", " "), []).append(str(value))
     return pd.DataFrame(
-        {"what": name, "value": "; ".join(dict.fromkeys(values))} for name, values in found.items()
+        {"what": name, "value": "; ".join(dict.fromkeys(values))}
+        for name, values in values_by_name.items()
     )
 
 
@@ -371,5 +371,5 @@ def _yes(value: bool, status: str) -> str:
 
 def _wrap(name: str) -> str:
     """A column's name on short lines, the owner on the first."""
-    who, how = name.split(", ", 1)
-    return "\n".join([f"{who},", *textwrap.wrap(how, 12)])
+    owner, reading = name.split(", ", 1)
+    return "\n".join([f"{owner},", *textwrap.wrap(reading, 12)])

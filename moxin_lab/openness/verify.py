@@ -147,8 +147,8 @@ def verify_folder(folder: Path, scale: str | None = None) -> Checked:
 
 
 def _repository_around(folder: Path) -> Path:
-    """The repository around a folder without a manifest. Raises LabError if there is none, and for a
-    folder below its reports/, which must have its own manifest.
+    """The repository around a folder without a manifest. Raises LabError if there is none, and for
+    a folder below its reports/, which must have its own manifest.
     """
     try:
         root = find_root(folder)

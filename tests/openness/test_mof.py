@@ -206,7 +206,10 @@ def test_unquoted_date_is_read_as_text(tmp_path):
     assert mof.evaluate(path).mof_class == 3
 
 
-@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"just text", b"", b"- 1\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"a: [", b"[" * 5000, b"release: " + b"9" * 5000, b"\xff\xfe", b"just text", b"", b"- 1\n"],
+)
 def test_file_that_is_no_entry_gives_a_clear_error(tmp_path, content):
     path = tmp_path / "MOF.yml"
     path.write_bytes(content)

@@ -80,7 +80,7 @@ def test_every_place_that_the_evidence_names_exists_and_is_hashed():
     evidence = mof.evidence(ROOT / "MOF.yml")
     done = record(stage="04_pretraining", outputs={"pretrained": {"sha256": "c" * 64}})
     frame = report.evidence_table(evidence, ROOT, [done])
-    place = "place, or why there is none"
+    place = "path, or why there is none"
     for name, item in evidence.items():
         places = list(frame.loc[frame["component"] == name, place])
         if item["status"] in ("present", "partial"):
@@ -149,7 +149,8 @@ def test_provenance_tables_show_where_stages_differ():
     )
     stages = report.stage_table(records)
     assert (
-        stages.loc[0, "left"] == "architecture aaaaaaaaaaaa" and stages.loc[0, "GiB at peak"] == 1
+        stages.loc[0, "outputs"] == "architecture aaaaaaaaaaaa"
+        and stages.loc[0, "peak memory (GiB)"] == 1
     )
 
 
