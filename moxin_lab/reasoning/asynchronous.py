@@ -31,7 +31,7 @@ from torch import Tensor
 
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.reasoning import grpo
+from moxin_lab.reasoning.advantages import Reward
 from moxin_lab.reasoning.grpo_trainer import Correction, train_grpo
 from moxin_lab.reasoning.rollout import (
     Decoding,
@@ -60,7 +60,7 @@ COLUMNS = (
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # simulated
 
 
@@ -68,7 +68,7 @@ def staleness_grid(
     make_model: Callable[[], MoxinForCausalLM],
     tokenizer: Any,
     problems: Sequence[Any],
-    reward: grpo.Reward,
+    reward: Reward,
     settings: GRPOSettings,
     *,
     judge: Callable[[MoxinForCausalLM], float],
@@ -182,7 +182,7 @@ def modelled_seconds(made: Sequence[float], read: Sequence[float], staleness: in
     return learned
 
 
-# --------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # overlapped
 
 
@@ -297,7 +297,7 @@ def train_overlapped(
     model: MoxinForCausalLM,
     tokenizer: Any,
     problems: Sequence[Any],
-    reward: grpo.Reward,
+    reward: Reward,
     settings: GRPOSettings,
     *,
     seed: int,
@@ -346,6 +346,7 @@ def train_overlapped(
             seed=seed,
             resume_folder=folder,
             engine=ahead,
+            check_weights=False,  # the thread takes over weights later, and samples no probe
             progress=progress,
             trainer_options=trainer_options,
         )

@@ -217,7 +217,7 @@ def _paragraph(
     return " ".join(parts)
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # checks
 
 
@@ -392,10 +392,11 @@ def _drift(run: _Run) -> Cause | None:
         return None
     return Cause(
         "drift",
-        f"the policy is {gone:.1f} nats a completion from the reference, where taking the best of {run.num_generations} samples would "
-        f"be {best:.1f}, and reward moved by {gained:+.3f}: noise moves the weights more than reward does",
-        "Lower the learning rate or take more groups a step, and compare pass@k, which falls when a model becomes surer and no "
-        "better",
+        f"the policy is {gone:.1f} nats per completion from the reference, where taking the best of "
+        f"{run.num_generations} samples would be {best:.1f}, and reward moved by {gained:+.3f}: noise "
+        "moves the weights more than reward does",
+        "Lower the learning rate or take more groups per step, and compare pass@k, which falls when "
+        "a model becomes more certain and no better",
     )
 
 

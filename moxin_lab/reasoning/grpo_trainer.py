@@ -18,7 +18,7 @@ Out of scope: judging answers (a reward does), evaluating (the notebook does), s
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -30,20 +30,23 @@ from torch import Tensor, nn
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.reasoning import grpo
+from moxin_lab.reasoning.advantages import Reward, check_run
+from moxin_lab.reasoning.log_probs import completion_log_probs
 from moxin_lab.reasoning.rollout import (
     Decoding,
     RingEngine,
     Rollout,
     RolloutEngine,
     SamplingSettings,
+    end_token_ids,
     engine_options,
 )
 from moxin_lab.reasoning.rollout_stream import (
     KeptRollouts,
     RolloutStream,
-    completion_log_probs,
     max_completion_length_of,
 )
+from moxin_lab.reasoning.weight_probe import WeightProbe
 from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.training import schedules
 from moxin_lab.training.fit import LossFunction, fit_language_model
@@ -70,7 +73,7 @@ class HasPrompt(Protocol):
     def prompt_ids(self) -> Sequence[int]: ...
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # settings
 
 
@@ -88,7 +91,7 @@ def objective_of(settings: GRPOSettings, max_completion_length: int) -> grpo.Obj
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # training
 
 
@@ -106,11 +109,13 @@ def grpo_loss(settings: GRPOSettings) -> LossFunction:
         start = log_probs.detach() if old is None else old
         weights, logged = None, {}
         if settings.correction == "decoupled":
-            raw = (start - sampling).exp()
-            weights = raw * (raw <= settings.behaviour_cap)
+            # Bounded like every ratio: 0 x infinity would be NaN.
+            ratio = grpo.ratios(start, sampling, mask, "token")
+            beyond = ratio > settings.behaviour_cap
+            weights = ratio.masked_fill(beyond, 0.0)
             logged = {
-                "behaviour_weight": (raw * mask).sum(),
-                "left_out": ((raw > settings.behaviour_cap) & mask).sum(),
+                "behaviour_weight": (ratio * mask).sum(),
+                "left_out": (beyond & mask).sum(),
             }
         step = grpo.Totals(
             int(batch["step_sequences"]), int(batch["step_tokens"]), float(batch["rollout_tokens"])
@@ -136,33 +141,40 @@ def train_grpo(
     model: MoxinForCausalLM,
     tokenizer: Any,
     problems: Sequence[Any],
-    reward: grpo.Reward,
+    reward: Reward,
     settings: GRPOSettings,
     *,
     seed: int,
     resume_folder: Path,
     engine: RolloutEngine | None = None,
     decoding: Decoding = "graph",
+    eos_token_id: int | Sequence[int] | None = None,
+    check_weights: bool = True,
     log_file: Path | None = None,
     progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """Train `model` in place; the log, one row an optimizer step. The model as given is the KL's
-    reference, so a run that goes on from `resume_folder` must be given the same.
+    """Train `model` in place; returns the log, one row per optimizer step.
 
-    problems: `Problem`s, or what has `prompt_ids` (how an answer is judged is the reward's
+    The model as given is the KL's reference, so a run that continues from `resume_folder` must be
+    given the same start model.
+
+    problems: `Problem`s, or objects with `prompt_ids` (how an answer is judged is the reward's
     business). tokenizer: `eos_token_id`, `pad_token_id` and `batch_decode`. engine: default a
     `RingEngine` of this model on the device of the training, which runs as `decoding` says
-    (`rollout.engine_options`).
-    log_file: JSON lines (default: `log.jsonl` in resume_folder). Raises ValueError before the first
-    rollout for an empty or too small prompt set, an empty prompt, a group of one, no budget, a
-    reward that returns NaN or the wrong number of values, prompts that do not fit the positions,
-    dropout, or fewer prompts than ranks.
+    (`rollout.engine_options`). eos_token_id: one id or several that end a completion (default: the
+    tokenizer's). check_weights: probe the engine after each update of its weights
+    (weight_probe.py). log_file: JSON lines (default: `log.jsonl` in resume_folder).
+
+    Raises ValueError before the first rollout for an empty or too small prompt set, an empty
+    prompt, a reward that returns NaN or the wrong number of values, prompts that do not fit the
+    positions, dropout, or fewer prompts than ranks; StaleWeightsError for an engine that does not
+    take over an update.
     """
     first_rollouts = (0, *(first for first, _ in settings.length_stages))
     budgets = [max_completion_length_of(settings, number) for number in first_rollouts]
     _check_problems(model, problems, max(budgets))
-    grpo.check_run(
+    check_run(
         problems,
         reward,
         num_generations=settings.num_generations,
@@ -174,6 +186,10 @@ def train_grpo(
         raise ValueError(
             f"{settings.prompts_per_step} prompts a step are fewer than {ranks} ranks: give each one or more"
         )
+    ends = end_token_ids(tokenizer.eos_token_id if eos_token_id is None else eos_token_id)
+    probe = None
+    if check_weights:
+        probe = WeightProbe(problems[0].prompt_ids, min(budgets), settings.temperature)
     wants_reference = settings.kl_coef > 0 or settings.log_kl
     reference = copy.deepcopy(model).eval().requires_grad_(False) if wants_reference else None
     stream = RolloutStream(
@@ -182,9 +198,11 @@ def train_grpo(
         tokenizer,
         problems,
         reward,
-        engine or _LazyRing(model, tokenizer, decoding),
+        engine or _LazyRing(model, ends, tokenizer.pad_token_id, decoding),
         settings,
         seed,
+        eos_token_id=ends,
+        probe=probe,
     )
     torch.manual_seed(seed)
     return fit_language_model(
@@ -206,17 +224,25 @@ def train_grpo(
 class _LazyRing:
     """A RingEngine made at the first rollout, when Lightning has moved the model to its device."""
 
-    def __init__(self, model: MoxinForCausalLM, tokenizer: Any, decoding: Decoding) -> None:
-        self._model, self._tokenizer, self._options = model, tokenizer, engine_options(decoding)
+    def __init__(
+        self,
+        model: MoxinForCausalLM,
+        eos_token_ids: Sequence[int],
+        pad_token_id: int,
+        decoding: Decoding,
+    ) -> None:
+        self._model, self._options = model, engine_options(decoding)
+        self._eos_token_ids, self._pad_token_id = eos_token_ids, pad_token_id
         self._engine: RingEngine | None = None
 
-    def update_weights(self, state_dict: Any, version: int) -> None:
+    def update_weights(self, state_dict: Mapping[str, Tensor], version: int) -> None:
         if self._engine is None:
-            ids = {
-                "eos_token_id": self._tokenizer.eos_token_id,
-                "pad_token_id": self._tokenizer.pad_token_id,
-            }
-            self._engine = RingEngine(self._model, **ids, **self._options)
+            self._engine = RingEngine(
+                self._model,
+                eos_token_id=self._eos_token_ids,
+                pad_token_id=self._pad_token_id,
+                **self._options,
+            )
         self._engine.update_weights(state_dict, version)
 
     def generate(

@@ -32,7 +32,7 @@ from typing import Protocol
 import numpy as np
 
 from moxin_lab.lab.artifacts import find_root
-from moxin_lab.reasoning import grpo
+from moxin_lab.reasoning.advantages import check_rewards
 from moxin_lab.reasoning.tasks import Task, judge
 from moxin_lab.verifier.verifier import Verdict, Verifier
 
@@ -182,7 +182,7 @@ class WeightedReward:
         self.values = {}
         for entry, function in self._parts:
             try:
-                values = grpo.check_rewards(function(batch, **entry.arguments), len(completions))
+                values = check_rewards(function(batch, **entry.arguments), len(completions))
             except ValueError as error:
                 raise ValueError(f"reward {entry.name!r}: {error}") from error
             self.values[entry.name] = values

@@ -39,6 +39,16 @@ Decoding = Literal["graph", "kernels", "plain"]
 MAX_ROWS = 512  # Moxin's 64 prompts x 8
 
 
+def end_token_ids(eos_token_id: int | Sequence[int]) -> tuple[int, ...]:
+    """The ids that end a completion, from one id or several (as in transformers' generation
+    configuration). Raises ValueError for none.
+    """
+    ids = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
+    if not ids:
+        raise ValueError("eos_token_id is empty: without an end token no completion ends by itself")
+    return ids
+
+
 @dataclass(frozen=True)
 class SamplingSettings:
     """num_generations: completions per prompt. max_completion_length: response budget, the end token included.
@@ -143,7 +153,7 @@ def rollout_of(
     log_probs: Sequence[Sequence[float]],
     *,
     num_generations: int,
-    eos_token_id: int,
+    eos_token_id: int | Sequence[int],
     pad_token_id: int,
     version: int,
     seconds: float = 0.0,
@@ -160,22 +170,23 @@ def rollout_of(
             f"{len(prompts)} prompts x {num_generations} generations are {number} rows, not {len(completions)} completions with "
             f"{len(log_probs)} lists of log-probabilities"
         )
+    ends = frozenset(end_token_ids(eos_token_id))
     for row, (ids, values) in enumerate(zip(completions, log_probs, strict=True)):
         if not len(ids) or len(ids) != len(values):
             raise ValueError(f"row {row} has {len(ids)} tokens and {len(values)} log-probabilities")
-        if eos_token_id in ids[:-1]:
+        if not ends.isdisjoint(ids[:-1]):
             raise ValueError(f"row {row} goes on behind its end token: cut it there")
     lengths = torch.tensor([len(ids) for ids in completions])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     tokens, values = torch.full(mask.shape, pad_token_id), torch.zeros(mask.shape)
     tokens[mask] = torch.tensor([token for ids in completions for token in ids])
     values[mask] = torch.tensor([value for row in log_probs for value in row], dtype=torch.float32)
-    finish: list[Finish] = ["eos" if ids[-1] == eos_token_id else "length" for ids in completions]
+    finish: list[Finish] = ["eos" if ids[-1] in ends else "length" for ids in completions]
     repeated = [list(prompt) for prompt in prompts for _ in range(num_generations)]
     return Rollout(repeated, tokens, mask, values, finish, num_generations, version, seconds)
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # engine
 
 
@@ -194,7 +205,7 @@ class RingEngine:
         self,
         model: MoxinForCausalLM,
         *,
-        eos_token_id: int,
+        eos_token_id: int | Sequence[int],
         pad_token_id: int,
         version: int = 0,
         max_rows: int | None = None,
@@ -225,7 +236,8 @@ class RingEngine:
         self.model = self.model.to_empty(device=self.device).eval().requires_grad_(False)
         self.model.attention_backend = model.attention_backend
         self.model.load_state_dict(model.state_dict())
-        self.eos_token_id, self.pad_token_id, self.version = eos_token_id, pad_token_id, version
+        self.eos_token_ids = end_token_ids(eos_token_id)
+        self.pad_token_id, self.version = pad_token_id, version
         if max_rows is None:
             a_row = RollingCache(self.model.config, 1, dtype=self.dtype, device="meta").nbytes
             max_rows = (
@@ -250,7 +262,7 @@ class RingEngine:
         with self._own_device():
             self._step = TokenStep(
                 self.model,
-                eos_token_id=eos_token_id,
+                eos_token_ids=self.eos_token_ids,
                 pad_token_id=pad_token_id,
                 kernels=self.kernels,
                 graph=self.graph,
@@ -312,7 +324,7 @@ class RingEngine:
                     log_probs,
                 )
         tokens, log_probs = tokens.T, log_probs.T
-        ends = tokens == self.eos_token_id
+        ends = torch.isin(tokens, torch.tensor(self.eos_token_ids))  # [N, budget]
         mask = ends.cumsum(dim=1) - ends.long() == 0
         width = int(mask.sum(dim=1).max())
         mask, tokens, log_probs = mask[:, :width], tokens[:, :width], log_probs[:, :width]

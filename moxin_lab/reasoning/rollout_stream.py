@@ -23,57 +23,18 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.reasoning import grpo
-from moxin_lab.reasoning.rollout import Rollout, RolloutEngine, SamplingSettings
+from moxin_lab.reasoning.advantages import Groups, Reward, check_rewards, group_advantages
+from moxin_lab.reasoning.log_probs import completion_log_probs
+from moxin_lab.reasoning.rollout import Rollout, RolloutEngine, SamplingSettings, end_token_ids
+from moxin_lab.reasoning.weight_probe import WeightProbe
 from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.training.fit import autocast
 from moxin_lab.verifier.verifier import REASONS
 
-HEAD_TOKENS = 8192  # tokens whose logits are held at once: 1 GB in float32 at 32,000 ids
-CPU_HEAD_TOKENS = 512  # without gradients on the CPU, where smaller ones stay in its cache and take a third less time
-
-
-# -------------------------------------------------------------------------------------------------------
-# log-probabilities
-
-
-def completion_log_probs(
-    model: nn.Module, input_ids: Tensor, mask: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token with its mask on, and the entropy (without gradient) of what it
-    was drawn from, float32 [B, L - 1], 0 elsewhere. input_ids: int64 [B, L], padded on the right;
-    mask [B, L - 1] belongs to input_ids[:, 1:].
-
-    Of the softmax of logits / temperature, as `rollout` has it. Only tokens with loss go through
-    the head, some at a time.
-    """
-    hidden = model.hidden_states(input_ids[:, :-1])[mask]
-    targets = input_ids[:, 1:][mask]
-
-    def head(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = (model.lm_head(states).float() / temperature).log_softmax(dim=-1)
-        with torch.no_grad():
-            entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
-        return log_probs.gather(-1, wanted[:, None])[:, 0], entropy
-
-    together = HEAD_TOKENS if hidden.is_cuda or torch.is_grad_enabled() else CPU_HEAD_TOKENS
-    parts = list(zip(hidden.split(together), targets.split(together), strict=True))
-    if len(parts) > 1 and torch.is_grad_enabled():
-        # No random state is kept: the head draws none, and reading it would break a graph that
-        # another thread is capturing.
-        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        found = [checkpoint(head, states, wanted, **options) for states, wanted in parts]
-    else:
-        found = [head(states, wanted) for states, wanted in parts]
-    empty = torch.zeros(mask.shape, device=mask.device)
-    log_probs, entropy = (torch.cat([part[i] for part in found]) for i in range(2))
-    return empty.masked_scatter(mask, log_probs), empty.masked_scatter(mask, entropy)
-
-
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # what a rollout asks
 
 
@@ -126,7 +87,7 @@ def requests(
         )
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # stream
 
 
@@ -155,10 +116,13 @@ class RolloutStream:
         reference: nn.Module | None,
         tokenizer: Any,
         problems: Sequence[Any],
-        reward: grpo.Reward,
+        reward: Reward,
         engine: RolloutEngine,
         settings: GRPOSettings,
         seed: int,
+        *,
+        eos_token_id: int | Sequence[int] | None = None,
+        probe: WeightProbe | None = None,
     ) -> None:
         self._model, self._reference, self._tokenizer = model, reference, tokenizer
         self._problems, self._reward, self._engine, self._settings = (
@@ -167,7 +131,10 @@ class RolloutStream:
             engine,
             settings,
         )
-        self._seed = seed
+        self._seed, self._probe = seed, probe
+        self._eos_token_ids = end_token_ids(
+            tokenizer.eos_token_id if eos_token_id is None else eos_token_id
+        )
         self.num_steps = settings.steps * settings.updates_per_rollout
         self.examples_per_step = (
             settings.prompts_per_step * settings.num_generations // settings.updates_per_rollout
@@ -248,6 +215,8 @@ class RolloutStream:
         settings = self._settings
         begin = time.perf_counter()
         self._engine.update_weights(self._model.state_dict(), version)
+        if self._probe is not None:
+            self._probe.check(self._engine, self._model)
         seconds = {
             "seconds/weights": time.perf_counter() - begin,
             "seconds/rollout": 0.0,
@@ -256,7 +225,7 @@ class RolloutStream:
         chosen = drawn_problems(len(self._problems), settings.prompts_per_step, self._seed, number)
         rollout, rewards, reasons, means = self._judged(chosen, number, 0, seconds)
         first = self._advantages(rewards, len(chosen))
-        ends = [self._tokenizer.eos_token_id]
+        ends = self._eos_token_ids
         lengths = grpo.completion_mask(
             rollout.completion_ids, rollout.lengths, eos_ids=ends
         ).metrics
@@ -337,7 +306,7 @@ class RolloutStream:
         texts = rollout.texts(self._tokenizer)
         middle = time.perf_counter()
         rows = [problem for problem in problems for _ in range(settings.num_generations)]
-        rewards = grpo.check_rewards(self._reward(rows, texts), len(rows))
+        rewards = check_rewards(self._reward(rows, texts), len(rows))
         by_name: dict[str, np.ndarray] = getattr(self._reward, "values", {})
         values = {f"rewards/{name}/mean": value for name, value in by_name.items()}
         if settings.format_pattern is not None:
@@ -355,10 +324,10 @@ class RolloutStream:
         seconds["seconds/reward"] += time.perf_counter() - middle
         return rollout, rewards, Counter(getattr(self._reward, "reasons", {})), values
 
-    def _advantages(self, rewards: np.ndarray, count: int) -> grpo.Groups:
+    def _advantages(self, rewards: np.ndarray, count: int) -> Groups:
         keys = np.repeat(np.arange(count), self._settings.num_generations).tolist()
         settings = self._settings
-        return grpo.group_advantages(
+        return group_advantages(
             rewards,
             keys,
             num_generations=settings.num_generations,

@@ -12,6 +12,7 @@ Does not: know prompts, groups or which rows to keep (rollout.py).
 
 import copy
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,14 +106,15 @@ class TokenStep:
         self,
         model: MoxinForCausalLM,
         *,
-        eos_token_id: int,
+        eos_token_ids: Sequence[int],
         pad_token_id: int,
         kernels: bool,
         graph: bool,
     ) -> None:
         self._model, self._device = model, model.lm_head.weight.device
         self._joined = [_join(block) for block in model.model.layers]
-        self._eos_token_id, self._pad_token_id = eos_token_id, pad_token_id
+        self._eos_token_ids = torch.tensor(list(eos_token_ids), device=self._device)  # [E]
+        self._pad_token_id = pad_token_id
         self._kernels, self.graph = kernels, graph
         dim, theta = model.config.head_dim, model.config.rope_theta
         exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=self._device) / dim
@@ -169,7 +171,7 @@ class TokenStep:
         token = token.masked_fill(batch.ended, self._pad_token_id)
         batch.tokens.index_copy_(0, batch.place, token[None])
         batch.log_probs.index_copy_(0, batch.place, log_probs[None])
-        batch.ended |= token == self._eos_token_id
+        batch.ended |= (token[:, None] == self._eos_token_ids).any(dim=1)  # [B, E] -> [B]
         batch.token.copy_(token)
         batch.place += 1
 

@@ -441,6 +441,12 @@ class ArealVariant(Section):
     baseline: Literal["group", "batch"]
     reward_values: tuple[float, float]
 
+    @model_validator(mode="after")
+    def values_agree(self) -> "ArealVariant":
+        if self.baseline == "batch" and self.scale_rewards == "group":
+            raise ValueError(BATCH_BASELINE_NEEDS_BATCH_SCALE)
+        return self
+
 
 class StalenessExperiment(Section):
     """Reward at equal samples when the weights that sample are older than those that learn."""

@@ -21,8 +21,9 @@ from moxin_lab.reasoning.asynchronous import (
     train_overlapped,
 )
 from moxin_lab.reasoning.grpo_trainer import grpo_loss
+from moxin_lab.reasoning.log_probs import completion_log_probs
 from moxin_lab.reasoning.rollout import RingEngine, SamplingSettings
-from moxin_lab.reasoning.rollout_stream import completion_log_probs, requests
+from moxin_lab.reasoning.rollout_stream import requests
 from tests.posttraining.examples import make_model
 from tests.reasoning.test_grpo_trainer import (
     EOS,
@@ -56,7 +57,7 @@ def grid(folder, **changes):
     return staleness_grid(make_model, TOKENIZER, PROBLEMS, letters, settings, **options)
 
 
-# -------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # objectives
 
 
@@ -141,7 +142,7 @@ def test_behaviour_weights_that_do_not_fit_are_refused():
         )
 
 
-# -------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # grid
 
 
@@ -178,7 +179,7 @@ def test_a_grid_that_makes_no_sense_is_refused_before_its_first_run(tmp_path, ch
     assert not list(tmp_path.iterdir())
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # clock
 
 
@@ -202,7 +203,7 @@ def test_overlapping_is_never_slower_nor_faster_than_the_busier_side(seconds, st
     assert modelled_seconds(made, read, staleness + 1)[-1] <= end + 1e-6
 
 
-# -------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # overlapped
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from moxin_lab.reasoning import diagnose, grpo
+from moxin_lab.reasoning.advantages import group_advantages
 from moxin_lab.verifier.verifier import REASONS, Verifier
 
 EOS, WIDTH, VOCABULARY, GROUPS, SIZE = 1, 12, 16, 32, 8
@@ -62,7 +63,7 @@ def simulate(
         if shuffled:
             keys = np.tile(np.arange(GROUPS), SIZE)  # the order of another loop
         rewards = [1.0 if verdict.correct else low for verdict in verdicts]
-        groups = grpo.group_advantages(rewards, keys.tolist(), num_generations=SIZE)
+        groups = group_advantages(rewards, keys.tolist(), num_generations=SIZE)
         ids = torch.full((count, WIDTH), 5)
         lengths = torch.where(torch.from_numpy(truncated), WIDTH, 6)
         ids[torch.arange(count)[~truncated], 5] = EOS
@@ -191,7 +192,7 @@ def test_weights_that_go_far_for_little_are_named_even_where_reward_rises(verifi
     for step, row in enumerate(log):
         row.update(
             reward=0.15 + rise * step, kl=0.5
-        )  # of 6 tokens: 3 nats a completion, best of 8: 1.2
+        )  # of 6 tokens: 3 nats per completion, best of 8: 1.2
     assert names(diagnosis_of(log)) == []
     for row in log:
         row["completions/mean_length"] = 36.0
@@ -199,7 +200,7 @@ def test_weights_that_go_far_for_little_are_named_even_where_reward_rises(verifi
     assert found.trend == trend and names(found) == (["drift"] if rise < 0.01 else [])
     if rise < 0.01:
         lead = "Yet" if trend == "rising" else "Look first at this:"
-        assert f"{lead} the policy is 18.0 nats a completion from the reference" in found.paragraph
+        assert f"{lead} the policy is 18.0 nats per completion from the reference" in found.paragraph
         assert (
             "best of 8 samples would be 1.2" in found.paragraph
             and "nothing to explain" not in found.paragraph

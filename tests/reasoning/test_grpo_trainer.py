@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from moxin_lab.reasoning import grpo
+from moxin_lab.reasoning.advantages import group_advantages
 from moxin_lab.reasoning.diagnose import diagnose
 from moxin_lab.reasoning.grpo_trainer import (
     Problem,
@@ -96,7 +97,7 @@ def same_weights(one, other):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the cut
 
 
@@ -239,7 +240,7 @@ def test_the_end_token_has_loss_and_nothing_behind_it_nor_the_prompt():
         assert (ids[int(places[-1]) + 2 :] == PAD).all()
 
 
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # seeds and resume
 
 
@@ -283,7 +284,7 @@ def test_stale_rollouts_come_from_the_weights_of_that_many_rollouts_before(tmp_p
     assert fresh.max() < 1e-4 < log["sampling/sampling_logp_difference/mean"][2:].min()
 
 
-# --------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # learning
 
 
@@ -358,8 +359,8 @@ def test_the_format_gates_the_reward_and_values_are_mapped():
 def test_without_a_critic_rewards_are_compared_over_the_whole_batch():
     """AReaL's variant: a group that is all right learns from one that is all wrong."""
     rewards = [1.0, 1.0, 0.0, 0.0]
-    assert (grpo.group_advantages(rewards, "aabb", num_generations=2).advantages == 0).all()
-    found = grpo.group_advantages(
+    assert (group_advantages(rewards, "aabb", num_generations=2).advantages == 0).all()
+    found = group_advantages(
         rewards, "aabb", num_generations=2, scale_rewards="batch", baseline="batch"
     ).advantages
     np.testing.assert_allclose(
@@ -380,7 +381,7 @@ def test_a_pass_over_the_problems_takes_each_once():
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10)) and drawn[:10] != drawn[10:]
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # refusals
 
 
@@ -418,6 +419,7 @@ def test_a_pass_over_the_problems_takes_each_once():
         ({"settings": {"updates_per_rollout": 3}}, "do not divide into 3 equal updates"),
         ({"settings": {"reward_values": (1.0, 0.0)}}, "the wrong answer's, then the right one's"),
         ({"settings": {"micro_batch_examples": 5}}, "not a multiple of micro_batch_examples"),
+        ({"settings": {"baseline": "batch"}}, "Set scale_rewards to batch or none"),
         ({"model": {"mlp_dropout": 0.1}}, "the model has dropout"),
     ],
 )
@@ -454,3 +456,28 @@ def test_a_reward_that_breaks_later_is_named(tmp_path):
 def test_only_what_was_named_decides_which_loss_runs():
     sequence_level = make_settings(importance_sampling_level="sequence")
     assert objective_of(make_settings(loss_type="gspo"), 4) == objective_of(sequence_level, 4)
+
+
+def test_a_decoupled_weight_beyond_every_number_is_left_out_and_not_nan():
+    """exp(200) is infinite in float32, and infinity times 0 is NaN."""
+    stream = make_stream(make_settings(updates_per_rollout=2, correction="decoupled"))
+    batch = stream.batch(0)
+    first = batch["mask"].int().argmax(dim=1)
+    batch["sampling_log_probs"][0, first[0]] -= 200
+    model = make_model(9)
+    sums = grpo_loss(make_settings(correction="decoupled"))(model, batch)
+    sums["loss"].backward()
+    assert int(sums["left_out"]) >= 1
+    assert all(math.isfinite(value.item()) for value in sums.values())
+    assert math.isfinite(gradient_norm(model))
+
+
+def test_completions_end_at_any_of_several_end_tokens(tmp_path):
+    """The trainer's mask and the sampler agree on what ends a completion."""
+    settings = make_settings(steps=2, num_generations=8, max_completion_length=20)
+    _, one = train(tmp_path / "one", settings)
+    many = [EOS, *range(60, 120)]
+    _, several = train(tmp_path / "several", settings, eos_token_id=many)
+    clipped = "completions/clipped_ratio"
+    assert several[clipped].max() < one[clipped].min()
+    assert several["completions/mean_length"].max() < one["completions/mean_length"].min()

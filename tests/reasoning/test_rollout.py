@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from moxin_lab.reasoning.log_probs import completion_log_probs
 from moxin_lab.reasoning.rollout import RingEngine, SamplingSettings, engine_options, rows_that_fit
-from moxin_lab.reasoning.rollout_stream import completion_log_probs
 from moxin_lab.reasoning.token_step import draw
 from tests.posttraining.examples import make_model
 
@@ -23,7 +23,8 @@ PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12, 13], [5, 6, 7, 8, 9, 10, 11, 12]]
 
 
 def make_engine(model=None, **options):
-    return RingEngine(model or make_model(), eos_token_id=EOS, pad_token_id=PAD, **options)
+    ends = {"eos_token_id": EOS, "pad_token_id": PAD}
+    return RingEngine(model or make_model(), **(ends | options))
 
 
 def eager_to_end(model, strength=3.0):
@@ -143,6 +144,25 @@ def test_updated_weights_are_those_that_sample_and_the_trainers_own_are_not_touc
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(RuntimeError, match="Missing key"):
         engine.update_weights({"lm_head.weight": other.lm_head.weight}, version=8)
+
+
+def test_any_of_several_end_tokens_ends_a_row_and_nothing_else_changes():
+    """Up to its end each row is that of the engine with one end token."""
+    sampling = SamplingSettings(6, 20)
+    one = make_engine().generate(PROMPTS, sampling, seed=4)
+    ends = [EOS, *range(5, 60)]
+    several = make_engine(eos_token_id=ends).generate(PROMPTS, sampling, seed=4)
+    ended = 0
+    for row in range(len(one.prompt_ids)):
+        tokens = one.tokens(row)
+        length = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+        ended += length < len(tokens)
+        assert several.tokens(row) == tokens[:length]
+        finish = "eos" if tokens[length - 1] in ends else "length"
+        assert several.finish_reasons[row] == finish
+    assert ended > 0
+    with pytest.raises(ValueError, match="eos_token_id is empty"):
+        make_engine(eos_token_id=[])
 
 
 def test_the_engine_samples_from_the_models_distribution():
@@ -283,7 +303,7 @@ def test_a_graph_without_what_it_needs_is_refused():
         engine_options("eager")
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # on a GPU
 
 needs_gpu = pytest.mark.skipif(

@@ -120,3 +120,26 @@ def test_lists_that_are_no_rollout_are_refused(completions, log_probs, message):
             pad_token_id=PAD,
             version=0,
         )
+
+
+def test_a_rollout_from_lists_ends_at_any_of_several_end_tokens():
+    found = rollout_of(
+        [[5]],
+        [[8, EOS], [9, 7]],
+        [[-1.0, -2.0], [-3.0, -1.0]],
+        num_generations=2,
+        eos_token_id=[EOS, 7],
+        pad_token_id=PAD,
+        version=0,
+    )
+    assert found.finish_reasons == ["eos", "eos"]
+    with pytest.raises(ValueError, match="row 0 goes on behind its end token"):
+        rollout_of(
+            [[5]],
+            [[7, 8]],
+            [[-1.0, -1.0]],
+            num_generations=1,
+            eos_token_id=[EOS, 7],
+            pad_token_id=PAD,
+            version=0,
+        )
