@@ -1,5 +1,5 @@
-"""A browser with its network cut shows the report whole: on a telephone, on a desk, by keyboard,
-and to a screen reader.
+"""A browser without a network shows the whole report: on a telephone, on a desktop, by keyboard, and
+to a screen reader.
 
 Needs the system's Chromium (`apt-get install chromium`, or MOXIN_CHROMIUM naming another);
 `.ci/run` installs it. The pages are those of the example in tests/lab/example_runs.py and, where it
@@ -69,7 +69,7 @@ def pages(request: pytest.FixtureRequest, example: Path) -> list[Path]:
 
 
 class Watched:
-    """A page that keeps what went wrong on it."""
+    """A page that records its errors."""
 
     def __init__(self, browser, width: int, **more) -> None:
         self.context = browser.new_context(
@@ -102,7 +102,7 @@ def watch(browser) -> Iterator:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_pages_ask_for_nothing_but_themselves_and_fit_the_window(pages, watch, width):
+def test_pages_load_only_themselves_and_fit_the_window(pages, watch, width):
     for path in pages:
         watched = watch(path, width)
         watched.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -140,7 +140,7 @@ def test_folded_code_opens_by_keyboard(example, watch):
     assert block.locator("pre").is_visible()
 
 
-def test_contents_are_folded_on_a_telephone_and_open_on_a_desk(example, watch):
+def test_contents_are_folded_on_a_telephone_and_open_on_a_desktop(example, watch):
     path = example / "01_data_curation.html"
     phone = watch(path, 360).page
     assert not phone.get_by_role("navigation", name="Stages").is_visible()
@@ -159,7 +159,7 @@ def test_following_the_pages_walks_the_site(example, watch):
     assert page.title() == "Moxin Lab: report at tiny scale"
 
 
-def test_screen_reader_is_told_what_pictures_tables_and_formulas_are(example, watch):
+def test_accessibility_tree_names_pictures_tables_and_formulas(example, watch):
     page = watch(example / "01_data_curation.html").page
     assert page.get_by_role("img", name="Bits per byte over 300 steps").is_visible()
     table = page.get_by_role("table", name="Documents kept.")
@@ -178,8 +178,8 @@ def test_claims_stay_a_table_when_a_telephone_stacks_them(example, watch):
     assert table.get_by_role("cell", name="reproduced").count() == 1
 
 
-# every text node's colour against the first ground behind it, by WCAG 2.2's formula for relative
-# luminance
+# every text node's colour against the first background behind it, by WCAG 2.2's formula for
+# relative luminance
 CONTRAST = """() => {
   const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
   const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
@@ -204,6 +204,6 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-def test_text_has_the_contrast_that_wcag_aa_asks_for(pages, watch, mode):
+def test_text_has_the_contrast_that_wcag_aa_requires(pages, watch, mode):
     for path in pages:
         assert watch(path, color_scheme=mode).page.evaluate(CONTRAST) == [], path.name

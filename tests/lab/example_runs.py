@@ -1,8 +1,7 @@
-"""A small run folder written by hand: what the report's tests build a site from, with one stage of
-each fate.
+"""A small run folder written by hand, with one stage in each state, from which the report's tests
+build a site.
 
-The notebooks look as papermill leaves them; figures and tables in them are made by the real
-`show.py`.
+The notebooks look as papermill writes them; `show.py` makes the figures and tables in them.
 """
 
 import json
@@ -231,7 +230,7 @@ def claim(claim_id: str, text: str, **fields: str) -> dict[str, str]:
 
 
 def write_example(root: Path) -> None:
-    """`root` becomes a repository with one finished stage, one failed, and the others not run."""
+    """Turn `root` into a repository with one finished stage, one failed, and the others not run."""
     (root / "papers").mkdir(parents=True)
     claims = [
         claim("data.kept", "Most documents are kept.", topic="data", tested_in="01_data_curation"),

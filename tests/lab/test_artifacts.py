@@ -1,4 +1,4 @@
-"""The hash of a folder is that of what was written into it on purpose."""
+"""The hash of a folder is that of its files, without working state such as caches."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A report gets exactly one verdict a claim, never one that its scale cannot support."""
+"""A report has exactly one verdict per claim, never one that its scale cannot decide."""
 
 import pytest
 import yaml
@@ -56,7 +56,7 @@ def test_recorded_verdict_is_reported_with_its_scale_and_stage(root):
     assert first.command == first.reason == ""
 
 
-def test_silence_is_not_attempted_with_a_reason_and_the_command(root):
+def test_claim_without_a_verdict_is_not_attempted_with_a_reason_and_the_command(root):
     one, two, three = claims.verdicts(root, [], "tiny")
     assert {one.verdict, two.verdict, three.verdict} == {"not attempted"}
     assert (
@@ -96,12 +96,12 @@ def test_verdict_from_a_smaller_scale_than_the_claim_needs_is_refused(root, verd
     )
 
 
-def test_a_scale_of_ones_own_decides_what_the_scale_it_extends_decides(root):
+def test_own_scale_decides_the_claims_of_the_scale_that_it_extends(root):
     statement = ("b.two", "reproduced")
     own = record(statement, scale="mine") | {"decides_as": "full"}
     assert claims.verdicts(root, [own], "full")[1].verdict == "reproduced"
     own["decides_as"] = "tiny"
-    with pytest.raises(LabError, match="at mine scale says .* only full scale can decide"):
+    with pytest.raises(LabError, match=r"at mine scale says .* only full scale can decide"):
         claims.verdicts(root, [own], "tiny")
 
 
@@ -143,7 +143,7 @@ def test_incomplete_claims_file_is_refused(root, entries, message):
 
 
 @pytest.mark.parametrize("content", [b"claims: [", b"\xff", b"- 1", b""])
-def test_file_that_is_no_claims_file_gives_a_clear_error(root, content):
+def test_malformed_claims_file_gives_a_clear_error(root, content):
     (root / "papers" / "claims.yml").write_bytes(content)
     with pytest.raises(LabError, match=r"claims\.yml"):
         claims.load(root)

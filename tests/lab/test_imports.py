@@ -1,4 +1,4 @@
-"""`lab` is what every notebook and command begins with: importing all of it imports no model code."""
+"""Every notebook and command imports `lab` first, so importing all of it imports no model code."""
 
 import subprocess
 import sys

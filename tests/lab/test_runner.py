@@ -50,7 +50,7 @@ def write_notebook(root: Path, name: str, *cells: str) -> None:
 
 @pytest.fixture
 def lab_root(tmp_path):
-    """A repository whose notebooks do next to nothing; the first two leave what their rows promise."""
+    """A repository whose notebooks do next to nothing; the first two write their outputs."""
     for folder in ("notebooks", "moxin_lab", "papers"):
         (tmp_path / folder).mkdir()
     for card in FIRST.data_cards:
@@ -99,7 +99,7 @@ def test_status_names_what_changed(lab_root):
     assert reasons(lab_root) == ["data cards: udhr", "lock file"]
 
 
-def test_markdown_does_not_count_and_imported_source_does(lab_root):
+def test_markdown_is_not_in_the_key_and_imported_source_is(lab_root):
     (lab_root / "moxin_lab" / "data").mkdir()
     helper = lab_root / "moxin_lab" / "data" / "helper.py"
     helper.write_text("import moxin_lab.data.deeper\n")
@@ -177,7 +177,7 @@ def test_a_missing_earlier_stage_is_refused_with_the_command_that_makes_it(lab_r
         run(lab_root, stages=(SECOND,))
 
 
-def test_an_artifact_changed_by_hand_is_refused_by_the_next_stage_and_remade_by_the_runner(
+def test_an_artifact_changed_by_hand_is_refused_by_the_next_stage_and_rebuilt_by_the_runner(
     lab_root,
 ):
     run(lab_root)
@@ -193,7 +193,7 @@ def test_an_artifact_changed_by_hand_is_refused_by_the_next_stage_and_remade_by_
     ]  # the failed attempt above is resumed, with the input it recorded
 
 
-def test_what_a_stage_may_take_is_missed_only_when_it_is_asked_for(lab_root):
+def test_optional_input_is_required_only_when_the_notebook_asks_for_it(lab_root):
     run(lab_root)
     info = stage_info("07_vision_language")
     leave = [f'stage.output("{name}").write_text("made")' for name in info.leaves]
@@ -264,7 +264,7 @@ def test_a_notebook_run_by_hand_works_and_status_says_so(lab_root):
     assert read_record(lab_root, "tiny", FIRST.name)["outputs"]["documents"]["sha256"]
 
 
-def test_two_runs_at_once_in_one_folder_the_second_refuses(lab_root):
+def test_second_run_in_one_folder_is_refused_while_the_first_is_at_work(lab_root):
     acquire_lock(lab_root, "tiny")
     try:
         environment = {name: value for name, value in os.environ.items() if name != RUNNER_VARIABLE}
@@ -281,9 +281,7 @@ def test_two_runs_at_once_in_one_folder_the_second_refuses(lab_root):
         f"another run is at work in {lab_root / 'runs/tiny'} (process {os.getpid()})"
         in second.stderr
     )
-    assert not (
-        lab_root / "reports"
-    ).exists()  # the refused run leaves the report to the one at work
+    assert not (lab_root / "reports").exists()  # the refused run does not touch the report
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused_before_work(lab_root):
@@ -301,7 +299,7 @@ def test_a_read_only_output_folder_is_refused_before_work():
         (root / "runs").chmod(0o555)
         root.chmod(0o755)
         user = os.geteuid()
-        if user == 0:  # root may write anywhere: be somebody else for the attempt
+        if user == 0:  # root may write anywhere: try as another user
             os.seteuid(65534)
         try:
             with pytest.raises(
@@ -328,7 +326,7 @@ def test_a_run_from_another_folder_finds_the_clone_and_a_folder_without_one_is_r
     assert "it has not run yet" in done.stdout, done.stderr
 
 
-def test_what_a_stage_leaves_must_be_what_its_row_promises(lab_root):
+def test_stage_must_write_exactly_the_outputs_of_its_row(lab_root):
     write_notebook(lab_root, FIRST.name, "1")
     with pytest.raises(LabError, match="ends without writing documents"):
         run(lab_root)

@@ -1,6 +1,4 @@
-"""Figures and tables keep what they promise: names for those who cannot see them, the scale, and
-the same bytes.
-"""
+"""Guarantees of figures and tables: a text alternative, the scale, and the same bytes each time."""
 
 import re
 import subprocess
@@ -67,7 +65,7 @@ def test_figure_has_the_same_bytes_each_time_and_no_date():
     assert not re.search(r"20\d\d-\d\d-\d\d|<metadata|matplotlib", first)
 
 
-def test_figure_reaches_nothing_outside_itself():
+def test_figure_refers_to_nothing_outside_itself():
     text = str(figure_soup())
     assert "http" not in text and "<style" not in text and "xmlns" not in text
 
@@ -107,7 +105,7 @@ def test_figure_too_large_for_a_page_says_so():
 
 
 @pytest.mark.parametrize("missing", ["alt", "caption"])
-def test_figure_without_words_is_refused(missing):
+def test_figure_without_alt_text_or_caption_is_refused(missing):
     with pytest.raises(ValueError, match=missing):
         figure_soup(**{missing: " "})
 
@@ -148,7 +146,7 @@ def test_every_table_header_has_a_scope_and_text_columns_head_their_rows():
     assert [th.get_text() for th in soup.tbody.find_all("th")] == ["en", "zh"]
 
 
-def test_numbers_stand_to_the_right_and_words_to_the_left():
+def test_numbers_are_aligned_right_and_words_left():
     styles = [cell["style"] for cell in table_soup().tbody.tr.find_all(["th", "td"])]
     assert styles == [
         "text-align:left",
@@ -159,7 +157,7 @@ def test_numbers_stand_to_the_right_and_words_to_the_left():
     ]
 
 
-def test_cells_read_as_a_person_would_write_them():
+def test_cells_have_readable_numbers():
     rows = [
         [cell.get_text() for cell in row.find_all(["th", "td"])]
         for row in table_soup().tbody.find_all("tr")
@@ -249,5 +247,5 @@ def test_sizes_are_binary_units(size, text):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(3.21, "3.2 s"), (71.25, "1 min 11 s"), (7300, "2 h 1 min"), (None, "")]
 )
-def test_durations_are_said_as_one_would(seconds, text):
+def test_durations_are_in_seconds_minutes_or_hours(seconds, text):
     assert show.format_seconds(seconds) == text

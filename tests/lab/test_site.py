@@ -1,5 +1,5 @@
-"""The report needs no script, no network and no eyesight, and says what is known: failures,
-provenance, verdicts.
+"""Guarantees of the report: no script, no network, readable by a screen reader; failures, provenance
+and verdicts are shown.
 """
 
 import itertools
@@ -48,11 +48,11 @@ def rebuilt(tmp_path: Path, notebook: list[dict], **record_fields) -> BeautifulS
     return page(tmp_path, "01_data_curation")
 
 
-# ---- what every page holds to
+# ---- guarantees of every page
 
 
 def check_page(soup: BeautifulSoup, folder: Path) -> None:
-    """The promises of any page of any site; `folder` is where its relative links lead."""
+    """The guarantees of any page of any site; `folder` is where its relative links lead."""
     assert not soup.find_all(["script", "iframe", "object", "embed", "link", "base", "form"])
     for element in soup.find_all(True):
         for name, value in element.attrs.items():
@@ -128,7 +128,7 @@ def test_importing_the_site_imports_no_renderer():
     assert done.stdout.strip() == "[]"
 
 
-# ---- what a notebook becomes
+# ---- rendering of a notebook
 
 
 def test_mathematics_becomes_mathml_that_names_itself(built):
@@ -141,13 +141,13 @@ def test_mathematics_becomes_mathml_that_names_itself(built):
     assert "$" not in soup.find("main").get_text().replace("$5 and $6", "")
 
 
-def test_mathematics_that_cannot_be_set_stays_readable_and_is_logged(caplog):
+def test_mathematics_that_cannot_be_converted_is_shown_as_source_and_logged(caplog):
     for latex in (r"x_", r"\nosuchcommand{x}", r"\left( x"):
         assert cells.mathml(latex) == f'<code class="math-source">{latex}</code>'
         assert latex in caplog.text
 
 
-def test_all_mathematics_in_the_projects_notebooks_can_be_set(repository, caplog):
+def test_all_mathematics_in_the_projects_notebooks_can_be_converted(repository, caplog):
     notebooks = sorted((repository / "notebooks").glob("*.ipynb"))
     if not notebooks:
         pytest.skip("there is no notebook in notebooks/ yet")
@@ -168,7 +168,7 @@ def test_code_and_printed_output_are_folded(built):
     source = main.find("details", class_="code").pre.get_text()
     assert (
         source == 'scale = "tiny"'
-    )  # the injected parameters; the defaults that they replace are left out
+    )  # the injected parameters; the defaults that they replace are omitted
 
 
 def test_long_printed_output_keeps_its_ends_and_overwritten_lines_their_last_state(built):
@@ -198,7 +198,7 @@ HOSTILE = """
 """
 
 
-def test_hostile_markup_in_words_and_outputs_is_disarmed(tmp_path):
+def test_hostile_markup_in_text_and_outputs_is_removed(tmp_path):
     soup = rebuilt(
         tmp_path,
         [
@@ -251,7 +251,7 @@ def test_contents_lead_to_every_section(built):
     assert contents.find("a")["href"] == "#The-funnel"  # as JupyterLab names it
 
 
-# ---- what is known
+# ---- records, claims, provenance
 
 
 def test_failed_stage_shows_its_error_first_and_what_to_do(built):
@@ -318,7 +318,7 @@ def test_index_counts_verdicts_and_says_why_the_rest_is_open(built):
     assert reasons == ["1: full scale needed", "1: notebook planned"]
 
 
-def test_index_says_that_a_scale_is_not_the_papers(built):
+def test_index_says_that_numbers_of_a_scale_are_not_the_papers(built):
     assert "never the paper's numbers" in page(built, "index").find(class_="scale-note").get_text()
 
 
@@ -335,7 +335,7 @@ def test_provenance_gives_machine_commit_and_full_hashes(built):
     assert "4.123 [4.000, 4.200]" in footer and "language zh" in footer
 
 
-def test_record_without_optional_fields_makes_a_page_that_invents_nothing(tmp_path):
+def test_record_without_optional_fields_makes_a_page_without_them(tmp_path):
     example_runs.write_example(tmp_path)
     folder = tmp_path / "runs" / "tiny" / "01_data_curation"
     bare = {
@@ -392,7 +392,7 @@ def test_broken_notebook_and_broken_claims_are_named(tmp_path):
             site.build_site(tmp_path, "tiny")
 
 
-def test_the_built_report_of_this_repository_keeps_the_same_promises(repository):
+def test_the_built_report_of_this_repository_holds_the_same_guarantees(repository):
     pages = sorted((repository / "reports" / "tiny").glob("*.html"))
     if not pages:
         pytest.skip("reports/tiny is not built here; `make reproduce` builds it")

@@ -1,5 +1,5 @@
-"""The MOF evaluator applies the Model Openness Tool's rules: on entries of our own, and on the
-tool's fixtures where present.
+"""The MOF evaluator applies the Model Openness Tool's rules, on entries written for these tests and,
+where they are present, on the tool's own fixtures.
 """
 
 import copy
@@ -103,7 +103,7 @@ def test_publishing_one_more_open_component_never_lowers_class_or_progress(names
     assert (before.mof_class or 4) >= (after.mof_class or 4)
 
 
-def test_paper_stands_in_for_the_technical_report_in_every_class():
+def test_paper_replaces_the_technical_report_in_every_class():
     names = [name for name in CLASS_3 + CLASS_2 + CLASS_1 if name != "Technical report"]
     evaluation = result(names)
     assert [evaluation.progress(number) for number in (3, 2, 1)] == [100, 100, 100]
@@ -111,7 +111,7 @@ def test_paper_stands_in_for_the_technical_report_in_every_class():
     assert "Research paper" in evaluation.classes[0].counted and not evaluation.classes[0].missing
 
 
-def test_paper_without_an_open_licence_does_not_stand_in_and_is_named_as_the_obstacle():
+def test_paper_without_an_open_licence_replaces_nothing_and_is_named_as_the_obstacle():
     made = entry(CLASS_3[:2] + CLASS_3[3:] + ["Research paper"])
     made["release"]["components"][-1]["license"] = "CC-BY-NC-4.0"
     evaluation = mof.evaluate_entry(mof.check(made))
@@ -210,7 +210,7 @@ def test_unquoted_date_is_read_as_text(tmp_path):
     "content",
     [b"a: [", b"[" * 5000, b"release: " + b"9" * 5000, b"\xff\xfe", b"just text", b"", b"- 1\n"],
 )
-def test_file_that_is_no_entry_gives_a_clear_error(tmp_path, content):
+def test_malformed_file_gives_a_clear_error(tmp_path, content):
     path = tmp_path / "MOF.yml"
     path.write_bytes(content)
     with pytest.raises(mof.MofError, match=r"MOF\.yml"):

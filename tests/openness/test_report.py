@@ -1,5 +1,5 @@
-"""The openness report's tables and pictures say what their inputs say, for the entries that this
-repository commits.
+"""Tables and figures of the openness report agree with their inputs, for the entries of this
+repository.
 """
 
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_component_table_has_a_row_for_each_of_the_17_components(readings):
     )
 
 
-def test_every_place_that_the_evidence_names_exists_and_is_hashed():
+def test_every_path_that_the_evidence_names_exists_and_is_hashed():
     evidence = mof.evidence(ROOT / "MOF.yml")
     done = record(stage="04_pretraining", outputs={"pretrained": {"sha256": "c" * 64}})
     frame = report.evidence_table(evidence, ROOT, [done])
@@ -128,7 +128,7 @@ def test_pictures_and_their_text_alternatives_come_from_the_same_numbers(reading
     assert "Data card" in report.component_alt(readings)
 
 
-def test_every_claim_stands_in_exactly_one_of_the_two_claim_tables():
+def test_every_claim_is_in_exactly_one_of_the_two_claim_tables():
     verdicts = claims.verdicts(ROOT, [record()], "tiny")
     decided, undecided = report.decided_table(verdicts), report.undecided_table(verdicts)
     assert len(decided) == 1 and "36 counted" in decided.loc[0, "evidence"]

@@ -1,6 +1,4 @@
-"""What `papers/` says is complete, sourced and consistent with itself; the printed tables are
-intact.
-"""
+"""The files of `papers/` are complete, sourced and consistent; the printed tables are intact."""
 
 import csv
 import importlib.resources
