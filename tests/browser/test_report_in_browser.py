@@ -1,5 +1,5 @@
-"""A browser without a network shows the whole report: on a telephone, on a desktop, by keyboard, and
-to a screen reader.
+"""A browser without a network shows the whole report: on a telephone, on a desktop, by keyboard,
+and to a screen reader.
 
 Needs the system's Chromium (`apt-get install chromium`, or MOXIN_CHROMIUM naming another);
 `.ci/run` installs it. The pages are those of the example in tests/lab/example_runs.py and, where it
@@ -27,7 +27,7 @@ CHROMIUM = os.environ.get("MOXIN_CHROMIUM") or next(
 )
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None,
-    reason="no Chromium on this machine: apt-get install chromium, or set MOXIN_CHROMIUM to its path",
+    reason="no Chromium here: apt-get install chromium, or set MOXIN_CHROMIUM to its path",
 )
 ARGUMENTS = [
     "--no-sandbox",
@@ -183,7 +183,8 @@ def test_claims_stay_a_table_when_a_telephone_stacks_them(example, watch):
 CONTRAST = """() => {
   const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
   const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const luminance = ([r, g, b]) => .2126 * linear(r / 255) + .7152 * linear(g / 255) + .0722 * linear(b / 255);
+  const luminance = ([r, g, b]) =>
+    .2126 * linear(r / 255) + .7152 * linear(g / 255) + .0722 * linear(b / 255);
   const ground = element => {
     const colour = numbers(getComputedStyle(element).backgroundColor);
     if (colour.length < 4 || colour[3] > 0) return colour;

@@ -159,7 +159,10 @@ def write_notebook(path: Path, cells: list[dict[str, Any]]) -> None:
 
 
 def good_cells() -> list[dict[str, Any]]:
-    setup = "from moxin_lab import lab\n\nstage = lab.stage('01_data_curation', scale=scale, seed=seed, root=root)  # opens it"
+    setup = (
+        "from moxin_lab import lab\n\n"
+        "stage = lab.stage('01_data_curation', scale=scale, seed=seed, root=root)  # opens it"
+    )
     markdown = {
         "output_type": "display_data",
         "metadata": {},

@@ -167,7 +167,10 @@ def own_scale(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     cells = {"cells": [{"cell_type": "code", "source": "1"}]}
     (tmp_path / "notebooks/06_reasoning.ipynb").write_text(json.dumps(cells))
-    about = "{id: a, topic: t, claim: c, source: s, tested_in: x, scale_needed: tiny, how: h, status: reproduced}"
+    about = (
+        "{id: a, topic: t, claim: c, source: s, tested_in: x, scale_needed: tiny, how: h, "
+        "status: reproduced}"
+    )
     (tmp_path / "papers/claims.yml").write_text(f"claims: [{about}]")
 
     class Section(dict):
@@ -242,7 +245,7 @@ def test_package_installed_in_another_version_than_locked_is_in_the_key(tmp_path
     assert found == {"pyyaml": version("pyyaml")}
 
 
-def test_record_that_is_not_one_is_refused_by_name_with_what_to_do(tree, edit):
+def test_malformed_record_is_refused_by_name_with_what_to_do(tree, edit):
     record = f"runs/tiny/{STAGES[0].name}/stage.json"
     good = json.loads((tree / record).read_text())
     for content, message in {

@@ -23,13 +23,19 @@ from moxin_lab.stages import STAGES, stage_info
 
 FIRST, SECOND = STAGES[0], STAGES[1]
 OPEN = "from moxin_lab import lab\nstage = lab.stage({name!r}, scale=scale, seed=seed, root=root)"
-WRITE_DOCUMENTS = 'folder = stage.output("documents")\nfolder.mkdir()\n(folder / "text").write_text(f"documents {seed}")'
-WRITE_TOKENIZER = 'stage.output("tokenizer").write_text("tokens of " + (stage.input("documents") / "text").read_text())'
+WRITE_DOCUMENTS = """folder = stage.output("documents")
+folder.mkdir()
+(folder / "text").write_text(f"documents {seed}")"""
+WRITE_TOKENIZER = """text = (stage.input("documents") / "text").read_text()
+stage.output("tokenizer").write_text("tokens of " + text)"""
 
 ABOUT = (
     "topic: t, claim: text, source: s, tested_in: 01_data_curation, how: h, status: not attempted"
 )
-CLAIMS = f"claims:\n- {{id: known.claim, scale_needed: tiny, {ABOUT}}}\n- {{id: large.claim, scale_needed: full, {ABOUT}}}\n"
+CLAIMS = f"""claims:
+- {{id: known.claim, scale_needed: tiny, {ABOUT}}}
+- {{id: large.claim, scale_needed: full, {ABOUT}}}
+"""
 
 
 def write_notebook(root: Path, name: str, *cells: str) -> None:
@@ -78,9 +84,7 @@ def reasons(root, stage=FIRST):
     return dict(runner.status(root, "tiny"))[stage.name]
 
 
-def test_a_second_run_executes_nothing_and_a_changed_cell_runs_its_stage_alone_if_the_result_is_the_same(
-    lab_root,
-):
+def test_second_run_executes_nothing_and_a_changed_cell_reruns_only_its_stage(lab_root):
     assert run(lab_root)[0] == [FIRST.name, SECOND.name]
     assert run(lab_root)[0] == []
     write_notebook(lab_root, FIRST.name, WRITE_DOCUMENTS, "1 + 1")
@@ -286,7 +290,7 @@ def test_second_run_in_one_folder_is_refused_while_the_first_is_at_work(lab_root
 
 def test_an_output_folder_that_cannot_be_written_is_refused_before_work(lab_root):
     (lab_root / "runs").write_text(
-        "a file where the folder should be: the same failure for root as a read-only folder for others"
+        "a file in place of the folder: fails for root as a read-only folder fails for others"
     )
     with pytest.raises(LabError, match=r"cannot write under .*runs"):
         run(lab_root)
@@ -441,7 +445,8 @@ def test_help_answers_without_importing_anything_heavy():
     code = (
         "import sys, moxin_lab.cli as cli\n"
         "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "names = {'torch', 'pandas', 'matplotlib', 'transformers', 'papermill', 'lightning', 'pydantic', 'numpy'}\n"
+        "names = {'torch', 'pandas', 'matplotlib', 'transformers', 'papermill', 'lightning', "
+        "'pydantic', 'numpy'}\n"
         "heavy = names & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -41,7 +41,10 @@ def figure_soup(**more: str) -> BeautifulSoup:
 
 
 def test_importing_show_imports_neither_matplotlib_nor_pandas():
-    check = "import sys, moxin_lab.lab.show; print([m for m in ('matplotlib', 'pandas', 'IPython') if m in sys.modules])"
+    check = (
+        "import sys, moxin_lab.lab.show; "
+        "print([m for m in ('matplotlib', 'pandas', 'IPython') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

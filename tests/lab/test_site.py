@@ -1,5 +1,5 @@
-"""Guarantees of the report: no script, no network, readable by a screen reader; failures, provenance
-and verdicts are shown.
+"""Guarantees of the report: no script, no network, readable by a screen reader; failures,
+provenance and verdicts are shown.
 """
 
 import itertools
@@ -100,7 +100,10 @@ def test_page_forbids_the_browser_to_load_anything(built, name):
 
 def test_same_records_give_the_same_bytes_in_another_folder_and_process(built, tmp_path):
     example_runs.write_example(tmp_path)
-    command = "import sys, pathlib; from moxin_lab.lab import site; site.build_site(pathlib.Path(sys.argv[1]), 'tiny')"
+    command = (
+        "import sys, pathlib; from moxin_lab.lab import site; "
+        "site.build_site(pathlib.Path(sys.argv[1]), 'tiny')"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": "123", "TZ": "Asia/Tokyo"}
     subprocess.run([sys.executable, "-c", command, str(tmp_path)], check=True, env=environment)
     for name in PAGES:
@@ -382,8 +385,12 @@ def test_page_of_a_stage_whose_run_is_gone_is_removed(tmp_path):
 def test_broken_notebook_and_broken_claims_are_named(tmp_path):
     example_runs.write_example(tmp_path)
     notebook = tmp_path / "runs" / "tiny" / "01_data_curation" / "notebook.ipynb"
-    notebook.write_text("{", encoding="utf-8")
-    with pytest.raises(LabError, match=r"notebook\.ipynb cannot be read as JSON: .*--only 01"):
+    for text in ("{", "[" * 100_000, '{"cells": ' + "9" * 5000 + "}"):
+        notebook.write_text(text, encoding="utf-8")
+        with pytest.raises(LabError, match=r"notebook\.ipynb cannot be read as JSON: .*--only 01"):
+            site.build_site(tmp_path, "tiny")
+    notebook.write_text('{"cells": 3}', encoding="utf-8")
+    with pytest.raises(LabError, match=r"notebook\.ipynb is not a notebook"):
         site.build_site(tmp_path, "tiny")
     example_runs.write_notebook(notebook, example_runs.good_cells())
     for text in ("claims: 3", "- just words", "claims: ["):

@@ -1,5 +1,5 @@
-"""The MOF evaluator applies the Model Openness Tool's rules, on entries written for these tests and,
-where they are present, on the tool's own fixtures.
+"""The MOF evaluator applies the Model Openness Tool's rules, on entries written for these tests
+and, where they are present, on the tool's own fixtures.
 """
 
 import copy
@@ -226,7 +226,7 @@ def test_committed_fixture_evaluates_to_what_its_name_says(path):
 
 @pytest.mark.skipif(
     not MOT_FIXTURES,
-    reason="MOXIN_BENCHMARKS is unset or has no mof/fixtures; .ci/run sets it where the files exist",
+    reason="MOXIN_BENCHMARKS is unset or has no mof/fixtures; .ci/run sets it where it can",
 )
 @pytest.mark.parametrize("path", MOT_FIXTURES, ids=lambda path: path.stem)
 def test_agrees_with_the_model_openness_tools_own_fixture(path):
