@@ -22,6 +22,27 @@ from moxin_lab.tokenizer.routed import RoutedTokenizer
 from moxin_lab.tokenizer.router import EXPERTS, route
 
 
+def num_equal_both_ways(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> int:
+    """How many texts have the same ids from the union and from routing each run to its expert."""
+    return sum(tokenizer.encode(text) == tokenizer.encode_by_expert(text) for text in texts)
+
+
+def num_lossless(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> int:
+    """How many texts are decoded from their ids unchanged."""
+    ids = tokenizer.encode_batch(texts)
+    return sum(tokenizer.decode(i) == text for i, text in zip(ids, texts, strict=True))
+
+
+def sort_by_language(documents: pd.DataFrame, first: Sequence[str]) -> pd.DataFrame:
+    """The documents with the languages `first` in that order, then the others in alphabetical
+    order; the order within a language stays.
+    """
+    order = [*first, *sorted(set(documents["language"]) - set(first))]
+    return documents.sort_values(
+        "language", key=lambda column: column.map(order.index), kind="stable"
+    )
+
+
 def token_counts(documents: pd.DataFrame, counters: Mapping[str, CountTokens]) -> pd.DataFrame:
     """Token counts: one row per document, one column per tokenizer.
 

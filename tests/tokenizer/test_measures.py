@@ -201,3 +201,15 @@ def test_mistral_counts_the_declaration_of_human_rights_as_an_independent_measur
 
 def test_mistral_has_32000_ids():
     assert peers.mistral().vocab_size() == 32000
+
+
+def test_round_trips_are_counted_by_text(small, texts):
+    sample = [text for language in texts.values() for text in language[:2]]
+    assert measures.num_equal_both_ways(small, sample) == len(sample)
+    assert measures.num_lossless(small, [*sample, "\x00</s>"]) == len(sample) + 1
+
+
+def test_languages_are_sorted_with_the_named_ones_first_and_pages_stay_in_order():
+    frame = documents({"zh": ["a", "b"], "de": ["c"], "en": ["d"], "code": ["e"]})
+    order = measures.sort_by_language(frame, first=["en", "zh"])["id"].tolist()
+    assert order == ["en/0", "zh/0", "zh/1", "code/0", "de/0"]

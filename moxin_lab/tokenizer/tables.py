@@ -1,0 +1,82 @@
+"""Tables of the tokenizer notebook, and the record of their measures.
+
+Guarantees: tables and measures hold the numbers of the frames that `measures` computed, unrounded;
+`stage.show_table` rounds when it displays them.
+Out of scope: counting tokens and computing intervals, which `measures` does.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pandas as pd
+
+from moxin_lab.lab import Stage
+from moxin_lab.tokenizer.measures import with_interval
+
+
+def record(
+    stage: Stage,
+    frame: pd.DataFrame,
+    name: str,
+    unit: str,
+    *,
+    headlines: Collection[tuple[str, str]] = (),
+    **labels: Any,
+) -> None:
+    """Record a column of a table of measures in the stage: one measure per row.
+
+    Args:
+        frame: columns `language`, `tokenizer` and the one that `name` names. With columns `low` and
+            `high`, rows in which they are not NaN are recorded with that interval.
+        headlines: (tokenizer, language) of the rows for the report's first page.
+        labels: labels of every row beside its language and its tokenizer.
+    """
+    for row in frame.to_dict("records"):
+        stage.measure(
+            name,
+            row[name],
+            unit=unit,
+            interval=(row["low"], row["high"]) if pd.notna(row.get("low")) else None,
+            headline=(row["tokenizer"], row["language"]) in headlines,
+            language=row["language"],
+            tokenizer=row["tokenizer"],
+            **labels,
+        )
+
+
+def gains_in_words(gains: pd.DataFrame, comparison: str, languages: Sequence[str]) -> str:
+    """The gains of one comparison with their intervals, such as `zh +2.1 [+1.8, +2.4] %`.
+
+    gains: the table of `measures.gain`.
+    """
+    rows = gains[gains["tokenizer"] == comparison].set_index("language").loc[list(languages)]
+    texts = with_interval(rows, "gain", 1, signed=True)
+    return ", ".join(
+        f"{language} {text} %" for language, text in zip(rows.index, texts, strict=True)
+    )
+
+
+def tokens_and_premiums(
+    counts: pd.DataFrame, premiums: pd.DataFrame, tokenizers: Sequence[str]
+) -> pd.DataFrame:
+    """Tokens and premium of one text in several languages: one row per language, two columns per
+    tokenizer.
+
+    counts: the table of `measures.token_counts`, one document per language.
+    premiums: the table of `measures.premium` on these counts.
+    """
+    table = counts.set_index("language")[list(tokenizers)].add_prefix("tokens, ")
+    by_language = premiums.pivot(index="language", columns="tokenizer", values="premium")
+    return table.join(by_language[list(tokenizers)].add_prefix("premium, "))
+
+
+def block_use(usage: pd.DataFrame) -> pd.DataFrame:
+    """The table of `measures.unused_share` to display: shares in percent, no special tokens."""
+    table = usage.set_index("block").drop(index="special")
+    return pd.DataFrame(
+        {
+            "ids": table["ids"],
+            "unused, %": 100 * table["unused"],
+            "share of all tokens, %": 100 * table["tokens"],
+        }
+    )

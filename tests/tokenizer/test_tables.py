@@ -1,0 +1,81 @@
+"""Tables and records hold the numbers of the frames that they are built from."""
+
+import numpy as np
+import pandas as pd
+
+from moxin_lab.tokenizer import tables
+
+GAINS = pd.DataFrame(
+    {
+        "language": ["zh", "zh", "ja"],
+        "tokenizer": ["over a", "over b", "over a"],
+        "gain": [2.0, 9.0, -1.26],
+        "low": [1.0, 8.0, np.nan],
+        "high": [3.0, 10.0, np.nan],
+    }
+)
+
+
+class Recorder:
+    """The one method of a stage that `record` calls."""
+
+    def __init__(self):
+        self.measures = []
+
+    def measure(self, name, value, **rest):
+        self.measures.append({"name": name, "value": value, **rest})
+
+
+def test_a_column_is_recorded_row_by_row_with_interval_headline_and_labels():
+    stage = Recorder()
+    tables.record(stage, GAINS, "gain", "%", headlines=[("over a", "ja")], text="pages")
+    first, second, third = stage.measures
+    assert first == {
+        "name": "gain",
+        "value": 2.0,
+        "unit": "%",
+        "interval": (1.0, 3.0),
+        "headline": False,
+        "language": "zh",
+        "tokenizer": "over a",
+        "text": "pages",
+    }
+    assert (second["value"], second["headline"]) == (9.0, False)
+    assert (third["value"], third["interval"], third["headline"]) == (-1.26, None, True)
+
+
+def test_gains_in_words_are_those_of_one_comparison_in_the_given_order():
+    words = tables.gains_in_words(GAINS, "over a", ["ja", "zh"])
+    assert words == "ja −1.3 %, zh +2.0 [+1.0, +3.0] %"
+
+
+def test_tokens_and_premiums_have_a_row_per_language_and_two_columns_per_tokenizer():
+    counts = pd.DataFrame({"language": ["en", "zh"], "num_bytes": [9, 9], "a": [4, 8], "b": [5, 5]})
+    premiums = pd.DataFrame(
+        {
+            "language": ["en", "zh", "en", "zh"],
+            "tokenizer": ["a", "a", "b", "b"],
+            "premium": [1.0, 2.0, 1.0, 1.5],
+        }
+    )
+    table = tables.tokens_and_premiums(counts, premiums, ["a", "b"])
+    assert table.loc["zh"].to_dict() == {
+        "tokens, a": 8,
+        "tokens, b": 5,
+        "premium, a": 2.0,
+        "premium, b": 1.5,
+    }
+
+
+def test_block_use_is_in_percent_and_omits_special_tokens():
+    usage = pd.DataFrame(
+        {
+            "block": ["special", "han"],
+            "ids": [4, 10],
+            "unused": [1.0, 0.25],
+            "tokens": [0.0, 0.5],
+        }
+    )
+    table = tables.block_use(usage)
+    assert table.index.tolist() == ["han"]
+    assert table.loc["han"].tolist() == [10, 25.0, 50.0]
