@@ -121,6 +121,18 @@ def has_collapsed(
     return abs(float(log["loss"].tail(last).mean()) - uniform) <= within * uniform
 
 
+def collapse_warning(log: pd.DataFrame, prototypes: int) -> str:
+    """A sentence for the reader if a training has collapsed (`has_collapsed`), otherwise empty."""
+    if not has_collapsed(log, prototypes):
+        return ""
+    return (
+        f"DINO's training collapsed: its loss ends at {log['loss'].tail(10).mean():.2f}, within "
+        f"1 % of ln({prototypes}) = {math.log(prototypes):.2f}. The student predicts the uniform "
+        "distribution for every picture, and its tower learned nothing: no score below shows what "
+        "a DINO tower adds."
+    )
+
+
 class _UpdateTeacher(Callback):
     """The teacher's update after each optimizer step. A callback, so that it runs before Lightning
     writes its checkpoint.

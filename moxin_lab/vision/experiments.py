@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -30,13 +31,14 @@ from moxin_lab.vision.answering import answer
 from moxin_lab.vision.data import Concept
 from moxin_lab.vision.dino_training import train_dino
 from moxin_lab.vision.features import Features, compute_features, item_features, select_towers
+from moxin_lab.vision.prompts import encode_example
 from moxin_lab.vision.recipes import RECIPES
 from moxin_lab.vision.siglip_training import SiglipPair, train_siglip
-from moxin_lab.vision.tasks import Item
+from moxin_lab.vision.tasks import Item, caption_examples
 from moxin_lab.vision.towers import Towers
-from moxin_lab.vision.training_data import TrainingData
+from moxin_lab.vision.training_data import TrainingData, drawings_by_name
 from moxin_lab.vision.vlm import MoxinVLM, Projector
-from moxin_lab.vision.vlm_training import train_vlm
+from moxin_lab.vision.vlm_training import caption_losses, train_vlm
 
 # ---- questions and towers
 
@@ -320,6 +322,38 @@ def run_all(
             if arm in keep:
                 trained[arm].append(run)
     return RecipeRuns(trained, answers, pd.DataFrame(rows))
+
+
+def caption_comparison(
+    run: TrainedRecipe,
+    towers: Towers,
+    backbone: MoxinForCausalLM,
+    concepts: Sequence[Concept],
+    features: Features,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: VisionSettings,
+    *,
+    device: str,
+    others: int,
+) -> dict[str, NDArray[np.float64]]:
+    """Losses of unseen captions with their own picture, with those of `others` other captions, and
+    with none (`vlm_training.caption_losses`), by the model after alignment alone.
+
+    features: of the concepts' drawings in Google's style; those in Twitter's are computed here.
+    """
+    examples = caption_examples(concepts, settings.align_languages)
+    encoded = [
+        encode_example(tokenizer, example, stage="align", max_tokens=settings.align.max_tokens)
+        for example in examples
+    ]
+    model = captioner(run, towers, backbone, device=device)
+    drawings = drawings_by_name(concepts, "twitter", settings.towers.image_size)
+    twitter = compute_features(towers, drawings, device=device)
+    styles = [  # each [N, patches, channels]
+        torch.stack([style[example.image or ""] for example in examples])
+        for style in (features, twitter)
+    ]
+    return caption_losses(model, encoded, styles, others=others)
 
 
 def _with_name(progress: Progress, name: str) -> Progress:

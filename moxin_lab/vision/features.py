@@ -3,6 +3,8 @@
     compute_features(towers, pictures)        name -> [patches, channels], on the towers' device
     item_features(features, items)            [n, patches, channels] of the items' pictures
     select_towers(towers, which, features)    one of two fused towers, with its own channels
+    pooled_by_style(towers, views)            one vector per drawing, by tower and style
+    similarity_to_middle(towers, pixels)      similarity of every patch to the middle patch
 
 Guarantees: features of fused towers are joined by channel in the order of `towers.names`, so the
 channels of one tower are a slice.
@@ -11,13 +13,16 @@ Out of scope: features of towers that are being trained; each training step comp
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from moxin_lab.vision.data import Pixels
+from moxin_lab.vision.data import Concept, Pixels, render_concepts
 from moxin_lab.vision.images import prepare_images
 from moxin_lab.vision.tasks import Item
-from moxin_lab.vision.towers import Towers
+from moxin_lab.vision.towers import Towers, patch_features, pooled_features
 
 Features = Mapping[str, Tensor]
 """Name of a picture to its features `[patches, channels]`."""
@@ -64,3 +69,48 @@ def select_towers(
         chosen = [parts[index] for index in indices]
         selected[name] = chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=1)
     return Towers(settings, {name: towers.tower(name) for name in which}), selected
+
+
+def prepare_styles(
+    concepts: Sequence[Concept], towers: Towers, styles: Sequence[str] = ("google", "twitter")
+) -> dict[str, dict[str, Tensor]]:
+    """Normalised pixels `[n, 3, edge, edge]` of the concepts' drawings, by style and tower."""
+    settings = towers.settings
+    return {
+        style: prepare_images(list(render_concepts(concepts, style, settings.image_size)), settings)
+        for style in styles
+    }
+
+
+def pooled_by_style(
+    towers: Towers, views: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, dict[str, NDArray[np.float32]]]:
+    """One vector per drawing, `[n, C]`, by tower and style. views: of `prepare_styles`."""
+    return {
+        name: {
+            style: pooled_features(towers.tower(name), view[name]) for style, view in views.items()
+        }
+        for name in towers.names
+    }
+
+
+def similarity_to_middle(
+    towers: Towers, pixels: Mapping[str, Tensor]
+) -> dict[str, NDArray[np.float32]]:
+    """Cosine similarity of every patch to the patch in the middle, by tower: `[n, side, side]`.
+
+    Patches are those that the language model reads (`patch_features`), minus the mean of their
+    picture. pixels: by tower, `[n, 3, edge, edge]`.
+    """
+    side = int(towers.num_patches**0.5)
+    maps = {}
+    for name in towers.names:
+        tower = towers.tower(name)
+        device = next(tower.parameters()).device
+        with torch.no_grad():
+            patches = patch_features(tower, pixels[name].to(device)).float().cpu()
+        unit = F.normalize(patches - patches.mean(dim=1, keepdim=True), dim=-1)
+        middle = unit[:, side // 2 * side + side // 2]  # [n, C]
+        similarity = torch.einsum("npc,nc->np", unit, middle)
+        maps[name] = similarity.reshape(-1, side, side).numpy()
+    return maps

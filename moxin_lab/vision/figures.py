@@ -43,6 +43,14 @@ def losses(logs: Mapping[str, pd.DataFrame], *, step: str = "step", value: str =
     return figure
 
 
+def losses_alt(logs: Mapping[str, pd.DataFrame]) -> str:
+    """The figure of `losses` in words: first loss and mean of the last ten, by training."""
+    return "; ".join(
+        f"{name}: loss from {log['loss'].iloc[0]:.2f} to {log['loss'].tail(10).mean():.2f}"
+        for name, log in logs.items()
+    )
+
+
 def recalls(table: pd.DataFrame, *, at: int) -> Figure:
     """Recall of `retrieval.recall_table`, one point with its interval per row; chance as a dotted
     line.
@@ -65,6 +73,12 @@ def recalls(table: pd.DataFrame, *, at: int) -> Figure:
     )
     axes.set(xlabel=f"recall@{at}, unseen families", xlim=(0, None), ylim=(-0.6, len(table)))
     return figure
+
+
+def recalls_alt(table: pd.DataFrame, *, at: int) -> str:
+    """The figure of `recalls` in words."""
+    values = "; ".join(f"{' '.join(name)} {row[f'R@{at}']:.2f}" for name, row in table.iterrows())
+    return f"Recall at {at} with chance {table[f'chance R@{at}'].iloc[0]:.3f}: {values}."
 
 
 def task_scores(scores: pd.DataFrame) -> Figure:
@@ -106,6 +120,14 @@ def task_scores(scores: pd.DataFrame) -> Figure:
     axes.set_axisbelow(True)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=5, frameon=False, fontsize=8)
     return figure
+
+
+def task_scores_alt(gains: pd.DataFrame) -> str:
+    """The figure of `task_scores` in words. gains: of `scoring.gains`."""
+    return "; ".join(
+        f"{task}: model {row['model']:.2f}, blind {row['blind']:.2f}, nearest {row['nearest']:.2f}"
+        for task, row in gains.iterrows()
+    )
 
 
 def arms(runs: pd.DataFrame, *, value: str, label: str) -> Figure:

@@ -3,6 +3,7 @@
     RECIPES                 name -> how it differs from Moxin's single stage
     compare(runs, ...)      accuracy of each recipe minus the base's, over seeds
     verdicts(compared)      claim -> verdict and evidence
+    all_verdicts(...)       the same for every claim of `RECIPES`, including those not run
 
 Guarantees: a recipe is compared with the base on the same seeds; fewer than three seeds decide
 nothing; a claim gets a verdict only where all its recipes were run.
@@ -108,6 +109,27 @@ def verdicts(compared: pd.DataFrame, base: str = "no-align") -> dict[str, tuple[
             verdict,
             f"{undecided}Accuracy over all tasks (Student's 95 % interval over seeds): {evidence}.",
         )
+    return result
+
+
+def all_verdicts(compared: pd.DataFrame, *, seeds: int) -> dict[str, tuple[str, str]]:
+    """Verdict and evidence for every claim that a recipe decides, from `compare`'s table.
+
+    Fewer than three seeds, or a recipe that was not run, leave a claim `not attempted`.
+    """
+    decided = verdicts(compared)
+    missing = ("not attempted", "This scale does not run the recipes that it compares.")
+    result = {}
+    for claim in dict.fromkeys(recipe.claim for recipe in RECIPES.values() if recipe.claim):
+        verdict, evidence = decided.get(claim, missing)
+        if seeds < 3:
+            verdict = "not attempted"
+            evidence += " One seed decides nothing." if claim in decided else ""
+            evidence += (
+                " To decide it: moxin-lab run --scale small --only 07, with its recipes in "
+                "vision: arms."
+            )
+        result[claim] = (verdict, evidence)
     return result
 
 

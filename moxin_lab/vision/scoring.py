@@ -260,6 +260,24 @@ def gains(
     return pd.DataFrame(rows).T.rename_axis("task")
 
 
+def picture_summary(
+    above_blind: Sequence[str], above_both: Sequence[str], *, num_tasks: int
+) -> str:
+    """Sentences on the tasks that need a picture, and those that need their own.
+
+    above_blind: tasks on which the model is above itself without a picture. above_both: those of
+    them on which it is also above itself with another question's picture.
+    """
+    count = f"{len(above_blind)} of {num_tasks} tasks are answered better with the picture"
+    if not above_blind:
+        return f"{count} than without."
+    return (
+        f"{count} than without: {', '.join(above_blind)}. Of these, better than with another "
+        f"question's picture: {', '.join(above_both) or 'none'}. On the others it helped that "
+        "there was a picture, not what it shows."
+    )
+
+
 def presence_table(items: Sequence[Item], answers: Sequence[str]) -> pd.DataFrame:
     """POPE's measures by kind of negative: accuracy, precision, recall and F1 of `yes`, and the
     share of `yes` among the answers and among the references.

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from moxin_lab.scales import load
-from moxin_lab.vision.dino_training import DinoPair, dino_loss, has_collapsed, train_dino
+from moxin_lab.vision.dino_training import (
+    DinoPair,
+    collapse_warning,
+    dino_loss,
+    has_collapsed,
+    train_dino,
+)
 from moxin_lab.vision.towers import build_towers
 from moxin_lab.vision.views import ViewStream
 from tests.vision.conftest import CPU, DINO, TINY_TOWERS, colour_squares
@@ -61,6 +67,8 @@ def test_a_collapse_is_distinguished_from_learning():
     )
     assert has_collapsed(log(0.9 * even, *[even] * 10), 64)  # the last ten steps alone
     assert not has_collapsed(log(*[even] * 10), 1024)
+    assert "= 4.16" in collapse_warning(log(*[even] * 10), 64)
+    assert collapse_warning(log(*[even] * 10), 1024) == ""
 
 
 def test_a_student_with_the_same_output_for_every_picture_has_collapsed():

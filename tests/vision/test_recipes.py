@@ -65,6 +65,21 @@ def test_a_claim_without_all_its_recipes_gets_no_verdict():
     assert "vlm.fused-towers" not in recipes.verdicts(table(siglip_only=(-0.1,) * 3))
 
 
+def test_every_claim_gets_a_verdict_and_two_seeds_decide_none():
+    compared = table(align=(0.1, 0.11, 0.12))
+    decided = recipes.all_verdicts(compared, seeds=3)
+    assert set(decided) == {recipe.claim for recipe in recipes.RECIPES.values()} - {None}
+    assert decided["vlm.single-stage"][0] == "contradicted"
+    assert decided["vlm.two-epochs"] == (
+        "not attempted",
+        "This scale does not run the recipes that it compares.",
+    )
+    undecided = recipes.all_verdicts(compared, seeds=2)
+    assert {verdict for verdict, _ in undecided.values()} == {"not attempted"}
+    assert "One seed decides nothing" in undecided["vlm.single-stage"][1]
+    assert "One seed decides nothing" not in undecided["vlm.two-epochs"][1]
+
+
 def test_one_seed_decides_nothing():
     rows = [
         {"arm": arm, "seed": 0, "accuracy": value}

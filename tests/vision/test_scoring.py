@@ -178,3 +178,11 @@ def test_popes_measures_distinguish_a_constant_yes_from_correct_answers():
     assert perfect["F1"] == perfect["accuracy"] == 1.0
     never = scoring.presence_table(items, ["no"] * 10).loc["random"]
     assert never["F1"] == 0.0
+
+
+def test_the_summary_names_the_tasks_that_need_their_own_picture():
+    none = scoring.picture_summary([], [], num_tasks=9)
+    assert none == "0 of 9 tasks are answered better with the picture than without."
+    some = scoring.picture_summary(["side", "count"], ["side"], num_tasks=9)
+    assert some.startswith("2 of 9 tasks") and "another question's picture: side." in some
+    assert "picture: none." in scoring.picture_summary(["side"], [], num_tasks=9)
