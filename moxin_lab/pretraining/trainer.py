@@ -23,6 +23,7 @@ from moxin_lab.training.loss import IGNORE_INDEX, linear_cross_entropy
 from moxin_lab.training.optimizer import adamw_of
 from moxin_lab.training.resume import ExactResume, run_to_end, with_defaults, world_size
 from moxin_lab.training.schedules import pretraining_learning_rate
+from moxin_lab.training.step_log import StepLog
 
 # Tokens whose logits are held at once. A GPU wants large products; on a processor 512 x 8,192
 # logits stay in its cache, which takes a tenth off the tiny model's step (`moxin-lab bench
@@ -71,70 +72,6 @@ class Pretraining(ExactResume):
             ),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class StepLog(Callback):
-    """Loss, learning rate and gradient norm of every step; part of the checkpoint, so a resumed
-    run's log has no hole.
-
-    Stops the training with ArithmeticError at the first loss that is not finite, naming the step.
-    """
-
-    def __init__(self, stream: Any, progress: Progress | None) -> None:
-        self.rows: list[dict[str, float]] = []
-        self._stream, self._progress = stream, progress
-        self._nats, self._targets, self._norm, self._learning_rate = 0.0, 0, 0.0, 0.0
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
-    ) -> None:
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        self._norm = float(
-            torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        )  # before clipping
-        self._learning_rate = optimizer.param_groups[0]["lr"]
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        self._nats += float(outputs["nats"])
-        self._targets += int(outputs["targets"])
-        step = trainer.global_step
-        if len(self.rows) == step:  # within an accumulated step
-            return
-        loss = self._nats / self._targets
-        if not math.isfinite(loss):
-            raise ArithmeticError(
-                f"the loss of step {step - 1} is {loss}: lower the learning rate, or look at the documents of that step: "
-                f"{self._stream.documents_of_step(step - 1)[:5]} and more"
-            )
-        phase = self._stream.phase_of(step - 1)
-        self.rows.append(
-            {
-                "step": step - 1,
-                "phase": phase,
-                "loss": loss,
-                "targets": self._targets,
-                "gradient_norm": self._norm,
-                "learning_rate": self._learning_rate,
-            }
-        )
-        self._nats, self._targets = 0.0, 0
-        if self._progress is not None:
-            self._progress(
-                step, self._stream.num_steps, f"{self._stream.phases[phase].name}, loss {loss:.3f}"
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
 
 
 class PhaseEnds(Callback):
@@ -214,7 +151,21 @@ def fit(
     section; resume_folder: where resume points are kept and looked for (a run found there is
     continued); save_phase: called with 0, 1, 2 when that phase has ended.
     """
-    log = StepLog(stream, progress)
+
+    def row(step: int, sums: dict[str, float]) -> dict[str, float]:
+        loss = sums["nats"] / sums["targets"]
+        if not math.isfinite(loss):
+            raise ArithmeticError(
+                f"the loss of step {step} is {loss}: lower the learning rate, or look at the "
+                f"documents of that step: {stream.documents_of_step(step)[:5]} and more"
+            )
+        return {"loss": loss, "phase": stream.phase_of(step), "targets": int(sums["targets"])}
+
+    def name(step: int) -> str:
+        return stream.phases[stream.phase_of(step)].name
+
+    # A loss that is not finite is reported with the documents of its step, not as a gradient.
+    log = StepLog(stream, progress, name, row, check_gradient=False)
     options = with_defaults(trainer_options)
     run_to_end(
         Pretraining(model, stream, settings),
@@ -227,4 +178,5 @@ def fit(
     )
     if len(log.rows) != stream.num_steps:
         raise RuntimeError(f"the training ended after {len(log.rows)} of {stream.num_steps} steps")
-    return pd.DataFrame(log.rows)
+    columns = ("step", "phase", "loss", "targets", "gradient_norm", "learning_rate")
+    return pd.DataFrame(log.rows)[list(columns)]

@@ -1,24 +1,22 @@
-"""A training whose parts of a step each return their share of the step's loss: order, Lightning
-module, step log and loop.
+"""A training in which each part of a step returns its share of the step's loss: order, Lightning
+module, loop.
 
-    stream.batch(step, part) -> loss(model, batch) = {"loss": share with gradient, further sums}   shares add up to the step's
-    fit(model, stream, settings, loss, optimizer=decay_all, rate=linear, ...) -> one row a step
+    stream.batch(step, part)  -> the tensors of one part (micro-batch of one rank)
+    loss(model, batch)        -> {"loss": share with gradient, further sums}; shares add up
+    fit(model, stream, settings, loss, optimizer=decay_all, rate=linear, ...) -> log
 
 Guarantees: a step's loss and gradient do not depend on micro-batches or ranks beyond what the
 shares say; a killed run started again continues from its last resume point with bitwise the same
 weights and log on the CPU, dropout included.
-Does not: know what is being learned, put the model in training or evaluation mode, evaluate, or
-shard a model.
+Out of scope: knowing what is learned, putting the model in training or evaluation mode (but
+`fit_language_model` does), evaluating, sharding a model.
 """
 
-import json
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-import lightning as L
 import numpy as np
 import pandas as pd
 import torch
@@ -29,24 +27,25 @@ from moxin_lab.lab.progress import Progress
 from moxin_lab.training import resume, schedules
 from moxin_lab.training.optimizer import decay_all
 from moxin_lab.training.resume import ExactResume, run_to_end, with_defaults, world_size
+from moxin_lab.training.step_log import StepLog
 
 LossFunction = Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]
-"""(model, part of a step) to `loss`, the part's share with gradient, and further sums without (they
-end in the log).
+"""(model, part of a step) to `loss`, the part's share with gradient, and further sums without
+gradient, which go to the log.
 """
 
 Rate = Callable[[int, int, float], float]
-"""(optimizer step, steps in all, warm-up's share) to the share of the peak learning rate
+"""(optimizer step, number of steps, warm-up ratio) to the share of the peak learning rate
 (schedules.py).
 """
 
 MakeOptimizer = Callable[[nn.Module, Any], torch.optim.Optimizer]
-"""(model on its device, settings) to the optimizer of what is trained (`decay_all`,
-`decay_matrices` of training/optimizer.py).
+"""(model on its device, settings) to the optimizer (`decay_all` or `decay_matrices` of
+optimizer.py).
 """
 
 Finish = Callable[[int, dict[str, float]], dict[str, float]]
-"""(optimizer step, the loss function's sums over it) to what the log says of them."""
+"""(optimizer step, the loss function's sums over it) to further values of its row in the log."""
 
 
 class Stream(resume.Stream, Protocol):
@@ -56,16 +55,18 @@ class Stream(resume.Stream, Protocol):
 
 
 class Order:
-    """Which examples a step takes: `epochs` passes over `count` examples, joined, cut into steps of
-    `examples_per_step`.
+    """Which examples a step reads: `epochs` shuffled passes over `count` examples, concatenated and
+    cut into steps of `examples_per_step`. `left_over`: examples at the end that fill no step.
+
+    Raises ValueError if there are too few examples for one step.
     """
 
     def __init__(self, count: int, *, examples_per_step: int, epochs: int, seed: int) -> None:
         self.num_steps, self.left_over = divmod(count * epochs, examples_per_step)
         if not self.num_steps:
             raise ValueError(
-                f"{count} examples in {epochs} epoch(s) do not fill one step of {examples_per_step}: "
-                "lower examples_per_step or add data"
+                f"{count} examples in {epochs} epoch(s) do not fill one step of "
+                f"{examples_per_step}: lower examples_per_step or add data"
             )
         self._size = examples_per_step
         shuffled = [
@@ -80,21 +81,22 @@ class Order:
         """Part `part` of a step. Raises ValueError if the step does not divide evenly."""
         if self._size % parts:
             raise ValueError(
-                f"a step of {self._size} examples does not divide into {parts} parts; change one of them"
+                f"a step of {self._size} examples does not divide into {parts} parts; change one "
+                "of them"
             )
         return self.step(step).reshape(parts, -1)[part]
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """What Lightning runs a training step of `precision` in, for forward passes beside it: autocast
-    for the mixed ones.
+    """The context in which Lightning runs a training step of this precision, for forward passes
+    outside one: autocast for mixed precisions.
     """
     dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     return torch.autocast(device.type, dtypes[precision]) if precision in dtypes else nullcontext()
 
 
 class StepTraining(ExactResume):
-    """`model` under a loss of shares, an optimizer and a schedule."""
+    """The Lightning module: `model`, a loss of shares, an optimizer and a schedule."""
 
     def __init__(
         self,
@@ -126,104 +128,13 @@ class StepTraining(ExactResume):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class StepLog(Callback):
-    """Loss, learning rate, gradient norm and the loss function's sums of every step, over all
-    ranks; part of the checkpoint.
-
-    Stops the training with ArithmeticError at the first gradient that is not finite, before the
-    weights take it; `describe`, if the stream has it, says what the step reads. file: the rows as
-    JSON lines, too.
-    """
-
-    def __init__(
-        self,
-        stream: Any,
-        progress: Progress | None,
-        text: str,
-        finish: Finish | None = None,
-        file: Path | None = None,
-    ) -> None:
-        self.rows: list[dict[str, float]] = []
-        self.text = text
-        self._finish, self._file = finish, file
-        self._stream, self._progress = stream, progress
-        self._sums: dict[str, Tensor] = {}
-        self._norm, self._learning_rate = 0.0, 0.0
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
-    ) -> None:
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        self._norm = float(
-            torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        )  # before clipping
-        self._learning_rate = optimizer.param_groups[0]["lr"]
-        if not math.isfinite(self._norm):
-            step, describe = trainer.global_step, getattr(self._stream, "describe", None)
-            reads = (
-                "" if describe is None else f", or look at what the step reads: {describe(step)}"
-            )
-            raise ArithmeticError(
-                f"{self.text}: the gradient of step {step} has the norm {self._norm}: lower the learning rate{reads}"
-            )
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        for name, value in outputs.items():
-            if name != "loss":
-                self._sums[name] = self._sums.get(name, 0) + value.detach().to(
-                    pl_module.device, torch.float64
-                )
-        step = trainer.global_step
-        if len(self.rows) == step:  # within an accumulated step
-            return
-        sums = torch.stack(list(self._sums.values()))
-        if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums, reduce_op="sum")
-        found = dict(zip(self._sums, sums.tolist(), strict=True))
-        loss = found.pop("share")
-        own = {
-            "step": step - 1,
-            "loss": loss,
-            "gradient_norm": self._norm,
-            "learning_rate": self._learning_rate,
-        }
-        row = {**own, **(found if self._finish is None else self._finish(step - 1, found))}
-        self.rows.append(row)
-        if self._file is not None and trainer.is_global_zero:
-            _write_lines(self._file, [row] if step > 1 else self.rows, "a" if step > 1 else "w")
-        self._sums = {}
-        if self._progress is not None:
-            self._progress(step, self._stream.num_steps, f"{self.text}, loss {loss:.3f}")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
-        if self._file is not None:  # steps behind the resume point are made again
-            _write_lines(self._file, self.rows, "w")
-
-
-def _write_lines(file: Path, rows: Sequence[dict[str, float]], mode: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open(mode, encoding="utf-8") as lines:
-        lines.writelines(json.dumps(row) + "\n" for row in rows)
-
-
 def accumulation(stream: Stream, settings: Any, ranks: int) -> int:
-    """Micro-batches of a step on each rank. Raises ValueError if the step does not divide evenly."""
+    """Micro-batches per step on each rank. Raises ValueError if the step does not divide evenly."""
     together = settings.micro_batch_examples * ranks
     if stream.examples_per_step % together:
         raise ValueError(
-            f"a step of {stream.examples_per_step} examples is not a multiple of micro_batch_examples x ranks = {together}; "
-            "change one of them"
+            f"a step of {stream.examples_per_step} examples is not a multiple of "
+            f"micro_batch_examples x ranks = {together}; change one of them"
         )
     return stream.examples_per_step // together
 
@@ -244,17 +155,23 @@ def fit(
     callbacks: Sequence[Callback] = (),
     log_file: Path | None = None,
 ) -> pd.DataFrame:
-    """Train `model` in place over the whole stream; the log, one row a step, also as JSON lines in
-    `log_file`.
+    """Train `model` in place over the whole stream; returns the log, one row per step, and writes
+    it as JSON lines to `log_file`, too.
 
     settings: learning_rate, warmup_ratio, weight_decay, adam_beta1, adam_beta2, adam_eps,
     gradient_clip_norm (None: no clipping), precision, micro_batch_examples, checkpoint_every_steps.
-    resume_folder: of this training alone; a run found there goes on. Raises ValueError before the
-    first step for a step that does not divide into micro-batches and ranks.
+    resume_folder: of this training alone; a run found there is continued. text: the training's name
+    in messages. Raises ValueError before the first step for a step that does not divide into
+    micro-batches and ranks, ArithmeticError at a gradient that is not finite.
     """
     options = with_defaults(trainer_options)
     accumulate = accumulation(stream, settings, world_size(options))
-    log = StepLog(stream, progress, text, finish, log_file)
+
+    def row(step: int, sums: dict[str, float]) -> dict[str, float]:
+        loss = sums.pop("share")
+        return {"loss": loss, **(sums if finish is None else finish(step, sums))}
+
+    log = StepLog(stream, progress, text, row, file=log_file)
     run_to_end(
         StepTraining(model, stream, settings, loss, optimizer, rate),
         [log, *callbacks],
@@ -282,10 +199,9 @@ def fit_language_model(
     rate: Rate = schedules.linear,
     **log_options: Any,
 ) -> pd.DataFrame:
-    """`fit` for a whole language model, in place: weight decay on all of it, linear schedule by
-    default.
+    """`fit` as SFT, DPO and GRPO use it: weight decay on all parameters, a linear schedule by
+    default, training mode before and evaluation mode after.
 
-    The model trains in training mode and is in evaluation mode afterwards.
     log_options: `finish`, `callbacks` and `log_file` of `fit`.
     """
     model.train()
