@@ -1,15 +1,16 @@
 """Encoded conversations to training batches: order, rows packed or padded, and what each token
 weighs in the step's loss.
 
-    step 0                          step 1           examples in a seeded order, a new one each epoch
-    [ 7  2 | 9  4 ]  [ 0  5 | ...                    a step is cut into parts (micro-batches x ranks)
+    step 0           step 1          examples in a seeded order, a new one each epoch
+    [ 7  2 | 9  4 ]  [ 0  5 | ...    a step is cut into parts (micro-batches x ranks)
     packed   A A A B B B C C C .    document_ids keep attention inside a conversation, -1 is padding
     padded   A A A . . . | B B B . . . | ...
 
 Guarantees: a part is a pure function of (seed, step, part, parts), so a resumed run sees the same
-parts; every reduction of the loss is a weight a token, so the parts' losses add up to the step's
-loss however the step is cut; no token predicts another conversation's. Does not: keep state, or
-read a partial step at the end (`left_over` counts what the last epoch leaves out).
+parts; every reduction of the loss is a weight per token, so the parts' losses add up to the step's
+loss however the step is cut; no token predicts another conversation's.
+Out of scope: keeping state; a partial step at the end (`left_over` counts the examples that no
+step reads).
 """
 
 from collections.abc import Sequence
@@ -30,17 +31,18 @@ REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "sequence", "part_mean")
 def lay_out(
     sequences: Sequence[Encoded], *, row_tokens: int, layout: Layout, pad_id: int
 ) -> dict[str, torch.Tensor]:
-    """Sequences as rows: `input_ids`, `labels` (IGNORE_INDEX without loss), `sequences` (number of the
-    sequence a label belongs to), all int64 [B, T]; packed rows also have `document_ids`. T is the
-    fullest row's length.
+    """Sequences as rows: `input_ids`, `labels` (IGNORE_INDEX without loss), `sequences` (index of
+    the sequence that a label belongs to), all int64 [B, T]; packed rows also have `document_ids`.
+    T is the length of the fullest row.
 
-    Packing is first fit, longest first. Padding stands on the right, where a causal model does not
+    Packing is first fit, longest first. Padding is on the right, where a causal model does not
     see it. Raises ValueError for a sequence of more than `row_tokens` inputs.
     """
     lengths = [len(sequence) - 1 for sequence in sequences]
     if max(lengths) > row_tokens:
         raise ValueError(
-            f"a sequence has {max(lengths)} inputs, more than the {row_tokens} of a row: raise the context"
+            f"a sequence has {max(lengths)} inputs, more than the {row_tokens} of a row: raise the "
+            "context"
         )
     rows: list[list[int]] = (
         [[number] for number in range(len(sequences))] if layout == "padded" else []
@@ -88,13 +90,12 @@ class ConversationStream:
 
     - `mean`: 1 / tokens with loss in the whole step. Independent of how the step is cut.
     - `sequence`: each conversation's mean, averaged over the step's conversations. Independent too.
-    - `sum`: 1 / parts. What Moxin's script asks for (`--reduce_loss sum`): sums of a micro-batch,
-      averaged over micro-batches and
-      ranks by the trainer, so a step's scale depends on the cut and its weight on the number of its
-      tokens.
-    - `part_mean`: the mean of a micro-batch, averaged over micro-batches: what trainers mostly did
-      before late 2024. A token
-      in a micro-batch with few others weighs more, so the cut decides what is learned.
+    - `sum`: 1 / parts. What Moxin's script sets (`--reduce_loss sum`): sums over a micro-batch,
+      averaged over micro-batches and ranks by the trainer, so a step's scale depends on the cut and
+      its weight on the number of its tokens.
+    - `part_mean`: the mean over a micro-batch, averaged over micro-batches, as most trainers did
+      before late 2024. A token in a micro-batch with few others weighs more, so the cut decides
+      what is learned.
     """
 
     def __init__(
@@ -140,7 +141,8 @@ class ConversationStream:
 
     def describe(self, step: int) -> str:
         """Which examples a step reads, for messages."""
-        return f"conversations {[self._encoded[number].index for number in self.order.step(step)][:5]} and more"
+        chosen = [self._encoded[number].index for number in self.order.step(step)]
+        return f"conversations {chosen[:5]} and more"
 
 
 def rows_used(encoded: Sequence[Encoded], *, row_tokens: int, layout: Layout) -> dict[str, Any]:

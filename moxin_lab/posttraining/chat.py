@@ -3,23 +3,23 @@
 A conversation is a list of `{"role", "content"}`: perhaps a system turn, then user and assistant by
 turns. As text:
 
-    <|system|>              loss is on what stands in [ ]: the answer and the end token,
-    You help.               never on a role marker or on anything that the user or the system says
+    <|system|>              loss is on the text in [ ]: the answer and the end token,
+    You help.               never on a role marker or on a user's or system's text
     <|user|>
     Why?
     <|assistant|>
     [Because.</s>]
 
-Role markers are plain text, a turn has an end token only behind an answer, and no text begins with
-`<s>`: so Tülu 3 publishes its template (chat_template of the Llama-3.1-Tulu-3-8B tokenizer; Moxin's
-cards print the same form).
+Role markers are plain text, a turn has an end token only after an answer, and no text begins with
+`<s>`: this is the published template of Tülu 3 (chat_template of the Llama-3.1-Tulu-3-8B
+tokenizer; Moxin's cards print the same form).
 
 Guarantees: an encoded conversation is token for token what `apply_chat_template` gives at
 inference; its loss tokens are exactly the answers' (tests check both against transformers); every
 conversation that cannot be learned from is counted with its reason, and refused above a stated
 share.
-Does not: cut inside an answer. A conversation longer than the context loses its last turns until it
-fits.
+Out of scope: cutting inside an answer. A conversation longer than the context loses its last turns
+until it fits.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,8 @@ TULU_TEMPLATE = (
     "{%- generation -%}{{ message.content + eos_token }}{%- endgeneration -%}"
     "{{ '' if loop.last else '\\n' }}"
     "{%- else -%}"
-    "{{ raise_exception('a ' + message.role + ' message at place ' ~ loop.index0 ~ ' does not belong there') }}"
+    "{{ raise_exception('a ' + message.role + ' message at place ' ~ loop.index0 ~ "
+    "' does not belong there') }}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{{ '<|assistant|>\\n' if add_generation_prompt else '' }}"
@@ -71,7 +72,7 @@ class ChatError(ValueError):
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """input_ids: int64 [T]; answer: bool [T], True on the tokens that are predicted with loss;
-    index: place in the data set.
+    index: row of the data set.
     """
 
     input_ids: np.ndarray
@@ -96,7 +97,8 @@ def check_conversation(conversation: Any, *, ends_with: str = "assistant") -> No
         or not len(conversation)
     ):
         raise ChatError(
-            f"a conversation is a list of messages with at least one; this is {str(conversation)[:80]!r}"
+            "a conversation is a list of messages with at least one; this is "
+            f"{str(conversation)[:80]!r}"
         )
     expected: tuple[str, ...] = ("system", "user")
     for place, message in enumerate(conversation):
@@ -127,8 +129,8 @@ def check_conversation(conversation: Any, *, ends_with: str = "assistant") -> No
 
 
 def render(conversation: Conversation, eos_token: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation, and where in it (characters, end excluded) each answer with its
-    end token stands.
+    """The text of a conversation, and the span of each answer with its end token in it (characters,
+    end excluded).
     """
     text, spans = "", []
     for place, message in enumerate(conversation):
@@ -160,7 +162,8 @@ def require_template(tokenizer: Any) -> None:
     """Raises ChatError unless the tokenizer's own template gives the text that `render` gives."""
     if not tokenizer.chat_template:
         raise ChatError(
-            "the tokenizer has no chat template: call chat.install_template(tokenizer) before saving it"
+            "the tokenizer has no chat template: call chat.install_template(tokenizer) before "
+            "saving it"
         )
     example = [
         {"role": role, "content": content}
@@ -197,8 +200,8 @@ def _prompt_text(conversation: Conversation, tokenizer: Any) -> str:
 def encode(
     conversation: Conversation, tokenizer: Any, *, max_tokens: int, index: int = 0
 ) -> tuple[Encoded | None, str]:
-    """One conversation as tokens, and why not, or that turns were left out ("" if neither). Needs a
-    fast tokenizer.
+    """A conversation as tokens or None, and the reason why it is None or was shortened ("" if
+    neither). Needs a fast tokenizer.
     """
     try:
         check_conversation(conversation)
@@ -209,8 +212,8 @@ def encode(
         return None, SPECIAL_TOKEN
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = np.array(found["input_ids"], dtype=np.int64), np.array(found["offset_mapping"])
-    # A token over a border would be half marker, half answer; at inference the marker is tokenised
-    # without the answer.
+    # A token across a border would be half marker, half answer; at inference the marker is
+    # tokenised without the answer.
     crossed = any(
         ((offsets[:, 0] < edge) & (offsets[:, 1] > edge)).any() for span in spans for edge in span
     )
@@ -246,7 +249,7 @@ def encode_all(
     progress: Progress | None = None,
 ) -> tuple[list[Encoded], pd.DataFrame]:
     """Encode a data set; those kept, and a report with columns `conversations`, `share`, `example`
-    a reason.
+    per reason.
 
     Raises ChatError if nothing is left, or if more than `max_refused_share` of the conversations
     give nothing to learn from.
@@ -278,8 +281,10 @@ def encode_all(
             f"{name}: {counts[name]} ({examples[name]})" for name in REFUSED if counts[name]
         )
         raise ChatError(
-            f"{refused} of {len(conversations)} conversations give nothing to learn from, more than the stated share of "
-            f"{max_refused_share:.1%}: {reasons or 'the data set is empty'}. Mend the data, or raise the context or the share"
+            f"{refused} of {len(conversations)} conversations give nothing to learn from, more "
+            "than the stated share of "
+            f"{max_refused_share:.1%}: {reasons or 'the data set is empty'}. Mend the data, or "
+            "raise the context or the share"
         )
     return kept, report
 

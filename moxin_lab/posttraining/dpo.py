@@ -4,7 +4,7 @@ computed once.
 Guarantees: losses equal TRL's `sigmoid`, `sigmoid_norm` and `ipo` to 1e-6; a step's loss and
 gradient do not depend on how it is cut (tests/posttraining/test_dpo.py); cached log-probabilities
 are used only with the very weights and pairs they were made from.
-Does not: hold a reference model during training.
+Out of scope: a reference model in memory during training.
 
 Only the last answer of a conversation carries loss, so a shared history cancels and does not dilute
 the length-normalised form.
@@ -56,12 +56,13 @@ def encode_pairs(
     pairs, and a report by reason.
 
     Raises chat.ChatError as `chat.encode_all` does. A pair of which one side does not fit the
-    context whole is left out: the last turn is what is compared.
+    context as a whole is omitted: the last turn is what is compared.
     """
     chat.require_template(tokenizer)
     if len(chosen) != len(rejected):
         raise chat.ChatError(
-            f"{len(chosen)} chosen and {len(rejected)} rejected conversations: a pair needs one of each"
+            f"{len(chosen)} chosen and {len(rejected)} rejected conversations: a pair needs one of "
+            "each"
         )
     pairs: list[Pair] = []
     counts = dict.fromkeys((*chat.REFUSED, EQUAL, OTHER_PROMPT), 0)
@@ -100,7 +101,8 @@ def encode_pairs(
             f"{name}: {count} ({examples[name]})" for name, count in counts.items() if count
         )
         raise chat.ChatError(
-            f"{refused} of {len(chosen)} pairs cannot be compared, more than the stated share of {max_refused_share:.1%}: "
+            f"{refused} of {len(chosen)} pairs cannot be compared, more than the stated share of "
+            f"{max_refused_share:.1%}: "
             f"{reasons or 'there are no pairs'}. Mend the data, or raise the context or the share"
         )
     return pairs, report
@@ -131,8 +133,7 @@ def preference_losses(
     - `dpo_norm`: the same with r / |y|. Lambert et al. 2024 (Tülu 3), arXiv 2411.15124, section 5;
       Moxin's script, with beta 5.
     - `ipo`: (r_c / |y_c| - r_r / |y_r| - 1 / (2 beta))^2. Azar et al. 2023, arXiv 2310.12036,
-      equation 17; the mean over tokens
-      is what its authors use (so TRL's source says).
+      equation 17; its authors use the mean over tokens (according to TRL's source).
 
     label_smoothing s: the pair is held to be swapped with probability s (the two sigmoid losses
     only).
@@ -204,7 +205,7 @@ class PairStream:
 
 def dpo_loss(loss_type: LossType, beta: float, label_smoothing: float = 0.0) -> LossFunction:
     """The loss function for `fit_language_model`; logs sums over pairs: `pairs`, `correct` (margin
-    of the ratio above 0), and the mean log-ratios a token, `chosen_ratio` and `rejected_ratio`.
+    of the ratio above 0), and the mean log-ratios per token, `chosen_ratio` and `rejected_ratio`.
     """
     return partial(_dpo_loss, loss_type=loss_type, beta=beta, label_smoothing=label_smoothing)
 

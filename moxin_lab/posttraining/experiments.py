@@ -1,4 +1,4 @@
-"""Stage 05's two trainings as calls, so that one notebook can run them for several seeds.
+"""The two trainings of stage 05 as functions, so that one notebook can run them for several seeds.
 
     pretrained ─ fine_tune ─► SFT model ─ collect_pairs ─► pairs ─ prefer ─► preference-tuned model
 
@@ -6,8 +6,8 @@ A seed decides the order of the examples, dropout and the sampled answers; the p
 the same for all of them.
 
 Guarantees: the same seed and settings give the same models and pairs (bitwise on the CPU); a killed
-training continues in the folder that it was given. Does not: choose settings, judge models, or
-write artifacts.
+training continues in the folder that it was given.
+Out of scope: choosing settings, judging models, writing artifacts.
 """
 
 import copy
@@ -29,9 +29,9 @@ from moxin_lab.training.fit import fit_language_model
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """What `collect_pairs` found: `pairs` to train on, `lost` (left out, by reason), `sampled`
-    on-policy pairs, `drawn` (prompts always, never, sometimes right), and how many prompts were
-    answered and pairs came from the card.
+    """Result of `collect_pairs`: `pairs` to train on, `lost` (omitted pairs by reason), `sampled`
+    on-policy pairs, `drawn` (number of prompts always, never and sometimes answered right), and the
+    numbers of prompts answered (`prompts`) and of pairs from the card (`of_card`).
     """
 
     pairs: list[dpo.Pair]
@@ -44,8 +44,8 @@ class PreferencePairs:
 
 @dataclass(frozen=True)
 class Tests:
-    """What models are judged on: rows of the card's test split, the same encoded, and held-out
-    pairs.
+    """The data that models are evaluated on: rows of the card's test split, the same encoded, and
+    held-out pairs.
     """
 
     rows: pd.DataFrame
@@ -102,7 +102,7 @@ def collect_pairs(
     """
     labelled = (
         train[train["verifier"].notna()].rename_axis("row").reset_index()
-    )  # `spread` counts rows anew
+    )  # `spread` numbers the rows again
     verifiable = tables.spread(labelled, settings.dpo.sampled_prompts).set_index("row")
     sampled, drawn = sampling.on_policy_pairs(
         sft_model,
@@ -163,7 +163,7 @@ def prefer(
         layout=settings.sft.layout,
     )
     model = copy.deepcopy(sft_model)
-    sft_model.cpu()  # as the reference it has given all that is needed of it
+    sft_model.cpu()  # its log-probabilities as the reference are computed already
     loss = dpo.dpo_loss(loss_type, beta, chosen.label_smoothing)
     name = f"{loss_type}, beta {beta:g}"
     log = fit_language_model(
@@ -246,7 +246,7 @@ def repeat(
 
 
 def outcomes(judged: Mapping[str, pd.DataFrame], accuracy: Mapping[str, float]) -> dict[str, float]:
-    """What is compared between seeds, by name: exact match and tokens an answer of each model of
+    """What is compared between seeds, by name: exact match and tokens per answer of each model of
     `judged` ("SFT" and the preference-tuned ones, in the order of `accuracy`), preference accuracy,
     and the differences that a claim rests on.
     """
@@ -258,19 +258,19 @@ def outcomes(judged: Mapping[str, pd.DataFrame], accuracy: Mapping[str, float]) 
         for name in accuracy
     }
     found |= {f"preference accuracy: {name}": value for name, value in accuracy.items()}
-    found |= {f"tokens an answer: {name}": value for name, value in tokens.items()}
+    found |= {f"tokens per answer: {name}": value for name, value in tokens.items()}
     for first, second in combinations(accuracy, 2):
         wins, ties = (right[first] > right[second]).mean(), (right[first] == right[second]).mean()
         found[f"win rate: {first} against {second}"] = float(wins + ties / 2)
-        found[f"tokens an answer: {first} minus {second}"] = tokens[first] - tokens[second]
+        found[f"tokens per answer: {first} minus {second}"] = tokens[first] - tokens[second]
     return found
 
 
 def over_seeds(
     by_seed: Mapping[int, Mapping[str, float]], interval: Callable[[Any], Any]
 ) -> pd.DataFrame:
-    """`outcomes` of several seeds: a row a name; columns `mean`, `low`, `high` by
-    `interval(values)`, and one a seed.
+    """`outcomes` of several seeds: one row per name; columns `mean`, `low`, `high` by
+    `interval(values)`, and one per seed.
     """
     each = pd.DataFrame(by_seed)
     summary = pd.DataFrame([interval(values) for values in each.to_numpy()], index=each.index)

@@ -14,7 +14,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def sft_curve(log: pd.DataFrame) -> Figure:
-    """Loss a token of every step with a running mean, and the gradient norm before clipping
+    """Loss per token of every step with a running mean, and the gradient norm before clipping
     (dotted: 1).
     """
     figure, (top, bottom) = plt.subplots(
@@ -28,7 +28,7 @@ def sft_curve(log: pd.DataFrame) -> Figure:
         color="#0072B2",
         label="mean of 15 steps",
     )
-    top.set(ylabel="answer loss (nats a token)", ylim=(0, None))
+    top.set(ylabel="answer loss (nats per token)", ylim=(0, None))
     top.legend()
     bottom.semilogy(log["step"], log["gradient_norm"], color="#D55E00", linewidth=0.9)
     bottom.axhline(1.0, color="#000000", linewidth=0.8, linestyle=":")
@@ -38,8 +38,8 @@ def sft_curve(log: pd.DataFrame) -> Figure:
 
 
 def dpo_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
-    """Share of a step's pairs whose margin is above zero, and the mean log-ratio a token of both
-    answers; a column a loss.
+    """Share of a step's pairs whose margin is above zero, and the mean log-ratio per token of both
+    answers; one column per loss.
     """
     figure, axes = plt.subplots(
         2, len(logs), figsize=(7.0, 4.6), sharex=True, sharey="row", squeeze=False
@@ -62,7 +62,7 @@ def dpo_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
         bottom.axhline(0, color="#000000", linewidth=0.8, linestyle=":")
         bottom.set(xlabel="optimizer step")
     axes[0, 0].set(ylabel="pairs in the right order")
-    axes[1, 0].set(ylabel="log-ratio to the\nreference (nats a token)")
+    axes[1, 0].set(ylabel="log-ratio to the\nreference (nats per token)")
     axes[1, 0].legend()
     return figure
 
@@ -90,8 +90,8 @@ def shares(table: pd.DataFrame, *, label: str) -> Figure:
 
 
 def reduction_runs(runs: pd.DataFrame, variants: Sequence[str]) -> Figure:
-    """Held-out answer loss of every run: one column a variant, one mark a micro-batch size, one
-    point a seed.
+    """Held-out answer loss of every run: one column per variant, one mark per micro-batch size, one
+    point per seed.
     """
     figure, axes = plt.subplots(figsize=(7.0, 3.8))
     sizes = sorted(runs["micro_batch"].unique(), reverse=True)
@@ -109,7 +109,7 @@ def reduction_runs(runs: pd.DataFrame, variants: Sequence[str]) -> Figure:
     axes.set_xticks(range(len(variants)), [name.replace(", ", ",\n") for name in variants])
     axes.set(
         xlabel="reduction of the loss",
-        ylabel="held-out answer loss\n(nats a token)",
+        ylabel="held-out answer loss\n(nats per token)",
         xlim=(-0.5, len(variants) - 0.5),
     )
     axes.legend()

@@ -7,7 +7,7 @@ equally. Here everything but the reduction, the clipping and the cut stays the s
 
 Guarantees: runs of one seed start from the same weights and read the same conversations in the same
 order.
-Does not: say anything about 7B; a run is a small fresh model and a few dozen steps.
+Out of scope: statements about 7B; a run is a small fresh model and a few dozen steps.
 """
 
 import tempfile
@@ -40,7 +40,7 @@ def gradients_of_a_step(
     model: nn.Module, stream_of: Callable[[Any], ConversationStream], parts: Sequence[int]
 ) -> pd.DataFrame:
     """Norm of the gradient of step 0 under each reduction and cut, and its cosine with the uncut
-    `mean`: what a step that is free of scale, as Adam's is, can tell apart. stream_of: a
+    `mean`: what a step whose scale is normalised, as Adam's is, depends on. stream_of: a
     reduction's name to its stream.
     """
     device = next(model.parameters()).device
@@ -88,9 +88,9 @@ def train_all(
     device: Any = "cpu",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """One row a run: `reduction`, `clipped`, `micro_batch`, `seed`, `answer_loss` (nats a token of
-    the held-out answers), and `gradient_norm`, the median before clipping. model_of: seed to fresh
-    model; experiment, tuning: scale sections.
+    """One row per run: `reduction`, `clipped`, `micro_batch`, `seed`, `answer_loss` (nats per
+    token of the held-out answers), and `gradient_norm`, the median before clipping. model_of: seed
+    to fresh model; experiment, tuning: scale sections.
     """
     runs = list(product(range(experiment.seeds), VARIANTS, experiment.micro_batches))
     rows = []
@@ -143,10 +143,9 @@ def train_all(
 
 def differences(runs: pd.DataFrame, interval: Callable[[Any], Any]) -> pd.DataFrame:
     """Held-out answer loss of each variant and cut minus that of `mean`, clipped, with the largest
-    micro-batch and the same
-    seed: mean over seeds, and `interval(differences)` of a value and two ends. An interval that
-    holds 0 is no difference seen. Rounded to 1e-4 nats, below which float32 sums in another order
-    differ too.
+    micro-batch and the same seed: mean over seeds, and `interval(differences)` of a value and two
+    ends. An interval that holds 0 is no difference seen. Rounded to 1e-4 nats, below which float32
+    sums in another order differ too.
     """
     largest = runs["micro_batch"].max()
     uncut = runs["clipped"] & (runs["reduction"] == "mean") & (runs["micro_batch"] == largest)

@@ -2,8 +2,9 @@
 from them.
 
 Guarantees: an answer does not depend on which others it was batched with when greedy; sampling is
-seeded; a pair's chosen answer is right and its rejected one wrong, both the model's own. Does not:
-judge open answers (notebook 06 has the verifier for mathematics), or score log-probabilities.
+seeded; a pair's chosen answer is right and its rejected one wrong, both the model's own.
+Out of scope: judging open answers (notebook 06 has the verifier for mathematics), scoring
+log-probabilities.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 Guarantees: the loss equals TRL's `SFTTrainer` (reduction `mean`) to 1e-6, and is the same for
 packed and padded rows, for any micro-batches and on several ranks (tests/posttraining/test_sft.py).
 Only tokens with loss go through the head.
-Does not: choose data (notebook) or step (training/fit.py).
+Out of scope: choosing data (the notebook does), stepping an optimizer (training/fit.py).
 """
 
 import shutil
@@ -53,7 +53,7 @@ def token_losses(
     model: nn.Module, batch: dict[str, Tensor], *, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses of the tokens that have a label, float32 [N] in row order: smoothed loss, plain
-    negative log-likelihood, and where they stand (bool [B, T]).
+    negative log-likelihood, and their positions (bool [B, T]).
 
     Smoothing by s: (1 - s) x negative log-likelihood + s x its mean over the vocabulary (Szegedy et
     al. 2016, arXiv 1512.00567).
@@ -74,7 +74,7 @@ def token_losses(
 
 def sft_loss(label_smoothing: float = 0.0) -> LossFunction:
     """The loss function for `fit_language_model`; logs `nats` and `targets`, whose quotient is the
-    loss a token of the step.
+    loss per token of the step.
     """
     return partial(_sft_loss, label_smoothing=label_smoothing)
 

@@ -156,8 +156,8 @@ def judge(
 def exact_match(
     judged: Mapping[str, pd.DataFrame], interval: Callable[[int, int], Any]
 ) -> pd.DataFrame:
-    """Share of right answers a model, with `interval(successes, trials)`; columns value, low, high,
-    right, rows.
+    """Share of right answers per model, with `interval(successes, trials)`; columns value, low,
+    high, right, rows.
     """
     rows = {}
     for name, found in judged.items():
@@ -174,7 +174,7 @@ def exact_match(
 
 
 def by_task(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Share of right answers by task, one column a model."""
+    """Share of right answers by task, one column per model."""
     table = {
         name: found["right"].astype(float).groupby(rows["task"]).mean()
         for name, found in judged.items()

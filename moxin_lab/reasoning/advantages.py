@@ -94,7 +94,8 @@ def check_rewards(rewards: Any, expected: int) -> np.ndarray:
     if len(bad):
         raise ValueError(
             f"{len(bad)} of {expected} rewards are not finite, the first at position {bad[0]} "
-            f"({values[bad[0]]}): a completion that cannot be judged gets the lowest reward, not NaN"
+            f"({values[bad[0]]}): a completion that cannot be judged gets the lowest reward, not "
+            "NaN"
         )
     return values
 
@@ -124,9 +125,9 @@ def group_advantages(
     scale_rewards: `group`, the group's own standard deviation (Shao et al. 2024, arXiv 2402.03300,
     section 4.1.2), unbiased as in TRL; `batch`, that of all rewards; `none`, no division (Liu et
     al. 2025, arXiv 2503.20783, where `dr_grpo` comes from).
-    baseline: `group`, the group's mean reward; `batch`, the mean of all rewards. `batch` for both is
-    what PPO without a critic does with gamma = lambda = 1 (AReaL, arXiv 2505.24298, section 7): a
-    group of equal rewards then teaches, too. Baseline `batch` with scale `group` is refused: it
+    baseline: `group`, the group's mean reward; `batch`, the mean of all rewards. `batch` for both
+    is what PPO without a critic does with gamma = lambda = 1 (AReaL, arXiv 2505.24298, section 7):
+    a group of equal rewards then teaches, too. Baseline `batch` with scale `group` is refused: it
     would divide such a group's distance from the mean by 1e-4.
     metrics: `reward`, `reward_std` (mean over groups), `frac_reward_zero_std`.
 

@@ -1,9 +1,10 @@
 """What asynchronous rollouts cost in reward and give in time: AReaL's claim (arXiv 2505.24298),
 repeated small.
 
-    staleness k, simulated:  rollout n is sampled with the weights that are read k rollouts before
-    it; nothing runs at once
-    overlapped, for real:    a thread samples rollouts 1 .. k ahead, on another GPU or a stream of its own, while this one trains
+    staleness k, simulated: rollout n is sampled with the weights that learn from rollout n - k;
+                            nothing runs at the same time
+    overlapped, for real:   a thread samples rollouts 1 .. k ahead, on another GPU or a stream of
+                            its own, while this thread trains
 
 Two objectives read stale rollouts: `naive` PPO, whose ratio starts from the weights that sampled,
 and `decoupled`, whose ratio starts from the weights that read and whose tokens are weighted by the
@@ -13,9 +14,9 @@ taken; `train_overlapped` takes it.
 
 Guarantees: the simulated grid is deterministic (bitwise on the CPU) and its runs resume; overlapped
 rollouts are at most `staleness` rollouts old, whatever the threads do
-(tests/reasoning/test_asynchronous.py). Does not: repeat an overlapped run bitwise, because which
-weights a rollout sees depends on the clock; interrupt a rollout to load weights, as AReaL does;
-overlap on several ranks.
+(tests/reasoning/test_asynchronous.py).
+Out of scope: repeating an overlapped run bitwise, because which weights a rollout sees depends on
+the clock; interrupting a rollout to load weights, as AReaL does; overlapping on several ranks.
 """
 
 import threading
@@ -80,16 +81,16 @@ def staleness_grid(
     progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """One training for each staleness, objective and seed, all on as many samples; a row a rollout,
-    columns `COLUMNS`.
+    """One training for each staleness, objective and seed, all on as many samples; one row per
+    rollout, columns `COLUMNS`.
 
     make_model: a fresh copy of the start model, on the device of the training. settings: its
-    staleness and correction are replaced. folder: each run has one of its own in it, where a killed
-    run goes on. decoding: see `rollout.engine_options`.
-    completions: how many were read up to and with the step. reward: of the rollout that the step reads,
-    so of weights that are `staleness` rollouts older than those that learn; what a run has learned
-    is `judged`, which is `judge` of its last weights, in evaluation mode, and the same in all of
-    its rows. seconds: since the start, had rollouts overlapped with training as in
+    staleness and correction are replaced. folder: each run has a folder of its own in it, where a
+    killed run continues. decoding: see `rollout.engine_options`.
+    completions: how many were read up to and with the step. reward: of the rollout that the step
+    reads, so of weights that are `staleness` rollouts older than those that learn; the result of a
+    run is `judged`, which is `judge` of its last weights, in evaluation mode, and the same in all
+    of its rows. seconds: since the start, had rollouts overlapped with training as in
     `modelled_seconds`; seconds_synchronous: one after the other, as measured. Raises ValueError
     before the first run for an unknown objective, a negative staleness, or less than one seed.
     """
@@ -137,7 +138,7 @@ def staleness_grid(
 
 
 def grid_rows(log: pd.DataFrame, settings: GRPOSettings, objective: str, seed: int) -> pd.DataFrame:
-    """A run's log as rows of the grid, one a rollout, without `judged`."""
+    """A run's log as rows of the grid, one per rollout, without `judged`."""
     updates = settings.updates_per_rollout
     rollouts = log.iloc[::updates].reset_index(drop=True)
     seconds = stage_seconds(log, updates)
@@ -151,7 +152,7 @@ def grid_rows(log: pd.DataFrame, settings: GRPOSettings, objective: str, seed: i
 
 
 def stage_seconds(log: pd.DataFrame, updates_per_rollout: int = 1) -> pd.DataFrame:
-    """Seconds a rollout from a training's log: `made` (weights, sampling, reward) and `read`
+    """Seconds per rollout from a training's log: `made` (weights, sampling, reward) and `read`
     (log-probabilities and updates).
     """
     number = log.index // updates_per_rollout
@@ -205,7 +206,8 @@ class OverlappedEngine:
     ) -> None:
         if staleness < 1:
             raise ValueError(
-                f"staleness is {staleness}: overlapping needs 1 or more, 0 is the synchronous training"
+                f"staleness is {staleness}: overlapping needs 1 or more, 0 is the synchronous "
+                "training"
             )
         self._engine, self._requests, self._staleness = engine, requests, staleness
         self._streams = [torch.cuda.Stream(device) for device in devices]
@@ -258,7 +260,8 @@ class OverlappedEngine:
         asked = [list(prompt) for prompt in prompts for _ in range(sampling.num_generations)]
         if rollout.prompt_ids != asked:
             raise RuntimeError(
-                "the rollout made ahead answers other prompts than those asked for: requests are out of step"
+                "the rollout made ahead answers other prompts than those asked for: requests are "
+                "out of step"
             )
         return rollout
 
@@ -319,13 +322,15 @@ def train_overlapped(
     """
     if settings.resample_rounds:
         raise ValueError(
-            "resample_rounds must be 0: which groups are replaced is known only when they have been judged"
+            "resample_rounds must be 0: which groups are replaced is known only when they have "
+            "been judged"
         )
     if world_size(with_defaults(trainer_options)) > 1:
         raise ValueError("rollouts overlap with a training on one rank only: set devices to 1")
     if (folder / "resume.ckpt").exists():
         raise ValueError(
-            f"{folder} holds a run: an overlapped training cannot be resumed, give it an empty folder"
+            f"{folder} holds a run: an overlapped training cannot be resumed, give it an empty "
+            "folder"
         )
     training = _training_device(trainer_options)
     sampling = torch.device(device) if device is not None else _sampling_device(training)

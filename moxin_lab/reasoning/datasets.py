@@ -1,19 +1,20 @@
 """The hub sets of the full scale's reasoning stage, read from the hub or from local files of the
 same schema.
 
-    open-thoughts/OpenThoughts-114k          system, conversations: list of {from: user | assistant, value}     113,957 rows
-    open-r1/OpenR1-Math-220k                 problem, solution, answer, generations, correctness_math_verify,    93,733 rows
-                                             correctness_llama, messages and more; the `default`
-                                             configuration
-    agentica-org/DeepScaleR-Preview-Dataset  problem, answer, solution                                          about 40,300 rows
+    open-thoughts/OpenThoughts-114k          113,957 rows: system, conversations (list of
+                                             {from: user | assistant, value})
+    open-r1/OpenR1-Math-220k                 93,733 rows: problem, solution, answer, generations,
+                                             correctness_math_verify, correctness_llama, messages
+                                             and more; the `default` configuration
+    agentica-org/DeepScaleR-Preview-Dataset  about 40,300 rows: problem, answer, solution
 
 Columns: dataset_info of the cards. Which sets: technical report v6, section 5. OpenR1-Math-220k's
 name counts `default` and `extended` together; `default` is what loads without a name, and what its
 card recommends for fine-tuning.
 
 Guarantees: a row that cannot be used is counted with its reason, never skipped in silence; a set
-with other columns is refused before the first row. Does not: download when imported, or judge a
-trace that its set has not judged.
+with other columns is refused before the first row.
+Out of scope: downloading at import; judging a trace that its set has not judged.
 """
 
 from collections import Counter

@@ -1,12 +1,13 @@
 """The GRPO doctor: from a training log, one paragraph that says whether reward rises, and if not,
 why and what to change first.
 
-    log (a row a step, the field's names) -> trend of the reward -> checks, from cause to
+    log (one row per step, the field's names) -> trend of the reward -> checks, from cause to
     consequence -> Diagnosis.paragraph
 
 Guarantees: reads numbers only, so any trainer's log will do; every finding states the number it
 rests on; what the log lacks is named, not guessed (tests/reasoning/test_diagnose.py provokes each
-cause). Does not: prove a cause. The bounds are rules of thumb, each with its reason; a finding says
+cause).
+Out of scope: proving a cause. The bounds are rules of thumb, each with its reason; a finding says
 where to look first.
 
 Names read: `reward`, `reward_std`, `frac_reward_zero_std`, `kl`, `entropy`, `clip_ratio` (or
@@ -41,21 +42,24 @@ TRUNCATED = (
     0.3  # of completions: in groups of 8, 94% then hold one that is judged without its answer
 )
 NO_ANSWER = 0.3  # of verdicts, for the same reason
-REFUSED = 0.1  # of verdicts that the verifier could not reach: rare on honest answers, so a tenth is a pattern
+# Of verdicts that the verifier could not reach: rare on honest answers, so a tenth is a pattern.
+REFUSED = 0.1
 UNIFORM = 0.8  # of groups without variance: five times the rollouts for the same gradient
-EXTREME = 0.15  # of the reward's range: nearer to an end than this, uniform groups are all wrong or all right
+# Of the reward's range: nearer to an end than this, uniform groups are all wrong or all right.
+EXTREME = 0.15
 STALE_STEPS = 4.0  # where naive PPO lost 19 of 42 points (AReaL v0.3, AIME24; 2 steps lost 2)
-LOGP_DIFFERENCE = (
-    0.1  # nats a token: the sampler's and the trainer's weights or arithmetic differ by 10% a token
-)
+# Nats per token: the sampler's and the trainer's weights or arithmetic differ by 10% per token.
+LOGP_DIFFERENCE = 0.1
 CLIPPED_RATIOS = (
     0.2  # of ratios held back by the bounds: steps move further than the rollout can tell about
 )
-COLLAPSED_ENTROPY = 0.05  # nats a token: the likeliest token has about 99%
+COLLAPSED_ENTROPY = 0.05  # nats per token: the likeliest token has about 99%
 ENTROPY_LEFT = 0.2  # of the first steps' entropy
-FAR = 4.0  # times the KL of taking the best of a group, which is what a step could do at once by choosing among its samples
+# Times the KL of taking the best of a group, which a step could do at once by choosing among its
+# samples.
+FAR = 4.0
 SMALL_GAIN = 0.1  # of the reward's range
-STILL_KL = 1e-6  # nats a token from the reference: nothing has been learned that could show
+STILL_KL = 1e-6  # nats per token from the reference: nothing has been learned that could show
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,8 @@ def diagnose(
     num_generations: int | None = None,
     prompts_per_step: int | None = None,
 ) -> Diagnosis:
-    """Why reward does not rise, from a log with a row a step (a DataFrame, or mappings of name to
-    number; None and NaN: not logged in that step).
+    """Why reward does not rise, from a log with one row per step (a DataFrame, or mappings of name
+    to number; None and NaN: not logged in that step).
 
     reward_range: the lowest and highest reward of one completion, such as (-5, 5). num_generations:
     needed to say how far from the reference is far, and with prompts_per_step to tell mixed groups
@@ -146,13 +150,15 @@ def diagnose(
     bad = np.flatnonzero(~np.isfinite(table["reward"].to_numpy(dtype=np.float64)))
     if len(bad):
         raise ValueError(
-            f"`reward` is missing or not finite in {len(bad)} of {len(table)} rows, the first is row {bad[0]}: mend the reward "
+            f"`reward` is missing or not finite in {len(bad)} of {len(table)} rows, the first is "
+            f"row {bad[0]}: fix the reward "
             "first, its NaN is the cause"
         )
     low, high = map(float, reward_range)
     if not low < high:
         raise ValueError(
-            f"reward_range is {reward_range}: give the lowest, then the highest reward of a completion"
+            f"reward_range is {reward_range}: give the lowest, then the highest reward of a "
+            "completion"
         )
     run = _Run(table, low, high, num_generations, prompts_per_step)
     trend, sentence = _trend(table["reward"].to_numpy(dtype=np.float64), high - low)
@@ -173,7 +179,8 @@ def _trend(reward: np.ndarray, width: float) -> tuple[Trend, str]:
     if len(reward) < 4:
         return (
             "flat",
-            f"Reward went {text}; {len(reward)} step(s) are too few to call it flat, the causes below are early signs",
+            f"Reward went {text}; {len(reward)} step(s) are too few to call it flat, the causes "
+            "below are early signs",
         )
     slope, offset = np.polyfit(steps, reward, 1)
     rest = reward - (slope * steps + offset)
@@ -187,7 +194,8 @@ def _trend(reward: np.ndarray, width: float) -> tuple[Trend, str]:
     unseen = max(2 * error * len(reward), 0.01 * width)
     return (
         "flat",
-        f"Reward is flat, {text}; a change of less than {unseen:.2g} over them would not show above their own spread",
+        f"Reward is flat, {text}; a change of less than {unseen:.2g} over them would not show "
+        "above their own spread",
     )
 
 
@@ -209,7 +217,8 @@ def _paragraph(
         parts.append(f"{lead} {cause.seen}. {cause.advice}.")
     if trend != "rising" and not causes:
         parts.append(
-            "None of the known causes shows in the log: compare start and end on the same questions, which sees smaller changes; "
+            "None of the known causes shows in the log: compare start and end on the same "
+            "questions, which sees smaller changes; "
             "then raise the learning rate or the number of steps."
         )
     if trend != "rising" and missing:
@@ -229,8 +238,10 @@ def _truncation(run: _Run) -> Cause | None:
     about = "" if math.isnan(length) else f" (mean length {length:.0f} tokens)"
     return Cause(
         "truncation",
-        f"{share:.0%} of completions are cut by the response budget{about}, before they can state an answer",
-        "Raise max_completion_length, or mask truncated completions, and check that the end token is learned",
+        f"{share:.0%} of completions are cut by the response budget{about}, before they can state "
+        "an answer",
+        "Raise max_completion_length, or mask truncated completions, and check that the end token "
+        "is learned",
     )
 
 
@@ -242,7 +253,8 @@ def _no_answer(run: _Run) -> Cause | None:
     return Cause(
         "no_answer",
         f"in {share:.0%} of completions the verifier finds no answer that it can read",
-        "Show the answer's format in the prompt or in fine-tuning before RL, and read ten completions",
+        "Show the answer's format in the prompt or in fine-tuning before RL, and read ten "
+        "completions",
     )
 
 
@@ -253,8 +265,10 @@ def _verifier_refusals(run: _Run) -> Cause | None:
         return None
     return Cause(
         "verifier_refusals",
-        f"the verifier refuses {bombs:.0%} of the answers as too large to compute and gives up on {late:.0%} after its timeout",
-        "Read the refused answers: right ones ask for wider limits or a simpler gold, nonsense is a policy that has drifted",
+        f"the verifier refuses {bombs:.0%} of the answers as too large to compute and gives up on "
+        f"{late:.0%} after its timeout",
+        "Read the refused answers: right ones ask for wider limits or a simpler gold, nonsense is "
+        "a policy that has drifted",
     )
 
 
@@ -295,9 +309,12 @@ def _wrong_grouping(run: _Run) -> Cause | None:
         return None
     return Cause(
         "wrong_grouping",
-        f"{seen:.1%} of groups have equal rewards and reward_std is {seen_spread:.3g}, as of groups drawn without regard to the "
-        f"prompt ({chance:.1%}, {spread:.3g}): either all prompts are equally hard or groups mix prompts",
-        "Check that each completion carries its own prompt's key through sampling, sorting and gathering",
+        f"{seen:.1%} of groups have equal rewards and reward_std is {seen_spread:.3g}, as of "
+        "groups drawn without regard to the "
+        f"prompt ({chance:.1%}, {spread:.3g}): either all prompts are equally hard or groups mix "
+        "prompts",
+        "Check that each completion carries its own prompt's key through sampling, sorting and "
+        "gathering",
     )
 
 
@@ -307,7 +324,8 @@ def _all_zero_groups(run: _Run) -> Cause | None:
         "all_zero_groups",
         lambda place: place <= EXTREME,
         "nearly all answers are wrong",
-        "Start from easier prompts or more fine-tuning, draw more completions a prompt, or resample such groups",
+        "Start from easier prompts or more fine-tuning, draw more completions per prompt, or "
+        "resample such groups",
     )
 
 
@@ -327,7 +345,8 @@ def _two_kinds(run: _Run) -> Cause | None:
         "uniform_groups",
         lambda place: EXTREME < place < 1 - EXTREME,
         "prompts are either solved or hopeless, or a group's completions are copies of one another",
-        "Check that the temperature is above 0 and that completions of a prompt differ; then take prompts of middling difficulty",
+        "Check that the temperature is above 0 and that completions of a prompt differ; then take "
+        "prompts of middling difficulty",
     )
 
 
@@ -341,7 +360,8 @@ def _uniform(
     about = "" if math.isnan(spread) else f", reward_std {spread:.3g}"
     return Cause(
         name,
-        f"{share:.0%} of groups have equal rewards and so no gradient (mean reward {run.late('reward'):.3g}{about}); {meaning}",
+        f"{share:.0%} of groups have equal rewards and so no gradient (mean reward "
+        f"{run.late('reward'):.3g}{about}); {meaning}",
         advice,
     )
 
@@ -354,7 +374,7 @@ def _stale_weights(run: _Run) -> Cause | None:
         signs.append(f"completions are {steps:.1f} optimizer steps old")
     if difference > LOGP_DIFFERENCE:
         signs.append(
-            f"sampler and trainer differ by {difference:.2f} nats a token on the same completions"
+            f"sampler and trainer differ by {difference:.2f} nats per token on the same completions"
         )
     if clipped > CLIPPED_RATIOS:
         signs.append(f"the bounds hold back {clipped:.0%} of the ratios")
@@ -363,7 +383,8 @@ def _stale_weights(run: _Run) -> Cause | None:
     return Cause(
         "stale_weights",
         "what is learned from was sampled by other weights: " + ", ".join(signs),
-        "Check that the sampler receives every update, lower the allowed staleness or use the decoupled objective",
+        "Check that the sampler receives every update, lower the allowed staleness or use the "
+        "decoupled objective",
     )
 
 
@@ -373,8 +394,10 @@ def _entropy_collapse(run: _Run) -> Cause | None:
         return None
     return Cause(
         "entropy_collapse",
-        f"entropy is {last:.3g} nats a token, from {first:.3g} at the start: completions of a prompt are nearly the same",
-        "Raise epsilon_high or the temperature, lower the learning rate, and restart from before the collapse",
+        f"entropy is {last:.3g} nats per token, from {first:.3g} at the start: completions of a "
+        "prompt are nearly the same",
+        "Raise epsilon_high or the temperature, lower the learning rate, and restart from before "
+        "the collapse",
     )
 
 
@@ -392,10 +415,13 @@ def _drift(run: _Run) -> Cause | None:
         return None
     return Cause(
         "drift",
-        f"the policy is {gone:.1f} nats per completion from the reference, where taking the best of "
-        f"{run.num_generations} samples would be {best:.1f}, and reward moved by {gained:+.3f}: noise "
+        f"the policy is {gone:.1f} nats per completion from the reference, where taking the best "
+        "of "
+        f"{run.num_generations} samples would be {best:.1f}, and reward moved by {gained:+.3f}: "
+        "noise "
         "moves the weights more than reward does",
-        "Lower the learning rate or take more groups per step, and compare pass@k, which falls when "
+        "Lower the learning rate or take more groups per step, and compare pass@k, which falls "
+        "when "
         "a model becomes more certain and no better",
     )
 
@@ -405,8 +431,9 @@ def _still_policy(run: _Run) -> Cause | None:
         return None
     return Cause(
         "still_policy",
-        f"the KL to the reference is {run.late('kl'):.1g} nats a token: the weights hardly move",
-        "Check that gradients reach the weights and that the learning rate is not lost in the weights' precision",
+        f"the KL to the reference is {run.late('kl'):.1g} nats per token: the weights hardly move",
+        "Check that gradients reach the weights and that the learning rate is not lost in the "
+        "weights' precision",
     )
 
 

@@ -1,14 +1,14 @@
-"""Stage 06 as calls: who learns from which questions, chain-of-thought fine-tuning, sampled
-answers, pass@k and its tables.
+"""Stage 06 as functions: questions, chain-of-thought fine-tuning, GRPO, sampled answers, pass@k and
+its tables.
 
     instruct model ─ fine_tune (traces) ─► CoT model ─ train_grpo (answers alone) ─► reasoning model
-                           │                   └─ fine_tune (as much compute, traces of the same questions) ─► SFT for as long
-                           └ every model: `answer` samples n completions a test question, the verifier judges each of them
+                                               └─ fine_tune (same compute) ─► SFT for as long
+    every model: `answer` samples n completions per test question, the verifier judges each
 
 Guarantees: no test question is in either training part, and the two parts share none
-(`tasks.part_of`); sampled answers depend on weights, question and seed alone. Does not: choose
-settings, train by reinforcement (grpo_training.py), or compute intervals (the caller passes them
-in).
+(`tasks.part_of`); sampled answers depend on weights, question and seed alone.
+Out of scope: choosing settings, training by reinforcement (grpo_trainer.py), computing intervals
+(the caller passes them in).
 """
 
 import copy
@@ -32,7 +32,8 @@ from moxin_lab.reasoning.tasks import GROUPS, Task, draw_all, judge, part_of, sh
 from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.verifier.verifier import REASONS, Verifier
 
-BACKWARD = 2  # a backward pass costs about two forward passes (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
+BACKWARD = 2
+"""Forward passes that a backward pass costs (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)."""
 
 SHOWN = {
     "sft": (
@@ -191,8 +192,8 @@ def reinforce(
     folder: Path,
     progress: Progress | None = None,
 ) -> tuple[Any, pd.DataFrame]:
-    """A copy of the model after GRPO on the tasks, paid by the rewards of the scale, and its log. It
-    is in evaluation mode.
+    """A copy of the model after GRPO on the tasks, paid by the rewards of the scale, and its log.
+    It is in evaluation mode.
     """
     chosen = GRPOSettings(**(settings.grpo.model_dump() | {"format_pattern": BOXED}))
     device = next(model.parameters()).device
@@ -271,7 +272,7 @@ def staleness_ends(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def staleness_table(ends: pd.DataFrame, interval: Callable[[Any], Any]) -> pd.DataFrame:
-    """`staleness_ends` over seeds, a row an objective and staleness: columns `pass_at_1`, `low`,
+    """`staleness_ends` over seeds, one row per objective and staleness: columns `pass_at_1`, `low`,
     `high` by `interval(values)`, `times_faster` (mean). Then differences of equal seeds, which have
     no `times_faster`: `decoupled - naive` at each staleness, and each objective against its own
     staleness 0.
@@ -303,11 +304,11 @@ def _problems(tasks: Sequence[Task], tokenizer: Any) -> list[Problem]:
 
 
 def forward_tokens(log: pd.DataFrame, prompt_tokens: float, settings: Any) -> float:
-    """What a GRPO run cost, in forward passes of one token: sampling 1 a token, the reference 1,
+    """What a GRPO run cost, in forward passes of one token: sampling 1 per token, the reference 1,
     training 1 + BACKWARD.
 
     prompt_tokens: mean length of a prompt. Sampling reads a prompt once for its whole group;
-    training and reference once a row.
+    training and reference once per row.
     """
     prompts, generations = settings.grpo.prompts_per_step, settings.grpo.num_generations
     sampled = log["num_tokens"].sum() + len(log) * prompts * prompt_tokens
@@ -328,9 +329,9 @@ def answer(
     settings: Any,
     seed: int,
 ) -> pd.DataFrame:
-    """`settings.num_generations_eval` sampled completions of each test question, judged. A row a completion:
-    `group`, `family`, `item` (place among all tests), `sample`, `text`, `answer` (as extracted),
-    `reason`, `right`, `tokens`, `ended`.
+    """`settings.num_generations_eval` sampled completions of each test question, judged. One row
+    per completion: `group`, `family`, `item` (index among all tests), `sample`, `text`, `answer`
+    (as extracted), `reason`, `right`, `tokens`, `ended`.
     """
     tasks = [task for group in tests.values() for task in group]
     sampling = SamplingSettings(
@@ -397,7 +398,8 @@ def pass_at_k(right: Any, samples: Any, k: int) -> np.ndarray:
     )
     if k < 1 or (totals < k).any() or (counts < 0).any() or (counts > totals).any():
         raise ValueError(
-            f"pass@{k} needs 1 <= k <= samples and 0 <= right <= samples; there are {totals.min()} samples"
+            f"pass@{k} needs 1 <= k <= samples and 0 <= right <= samples; there are {totals.min()} "
+            "samples"
         )
     return np.array(
         [
@@ -482,7 +484,9 @@ def seed_table(
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """`pass_table` for readers: a row a model and k, a column a group, as text with the interval."""
+    """`pass_table` for readers: one row per model and k, one column per group, as text with the
+    interval.
+    """
     text = [f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" for row in table.itertuples()]
     shown = table.assign(
         text=text, label=[f"{row.model}, pass@{row.k}" for row in table.itertuples()]
@@ -541,7 +545,9 @@ def repeat(
     folder: Path,
     progress: Progress | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Chain-of-thought fine-tuning and GRPO with another seed: what `answer` gives for both models."""
+    """Chain-of-thought fine-tuning and GRPO with another seed: what `answer` gives for both
+    models.
+    """
     options: dict[str, Any] = {"seed": seed, "progress": progress}
     pad_id = tokenizer.pad_token_id
     tuned, _ = experiments.fine_tune(

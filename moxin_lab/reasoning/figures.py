@@ -38,17 +38,17 @@ def reward_curve(log: pd.DataFrame) -> Figure:
     )
     top.set(ylabel="reward or share", ylim=(0, 1.02))
     top.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8)
-    bottom.plot(log["step"], log["entropy"], color="#009E73", label="entropy (nats a token)")
+    bottom.plot(log["step"], log["entropy"], color="#009E73", label="entropy (nats per token)")
     other = bottom.twinx()
     other.plot(
         log["step"],
         log["kl"],
         color="#CC79A7",
         linestyle="--",
-        label="KL to the start (nats a token)",
+        label="KL to the start (nats per token)",
     )
-    bottom.set(xlabel="optimizer step", ylabel="entropy (nats a token)", ylim=(0, None))
-    other.set(ylabel="KL (nats a token)", ylim=(0, None))
+    bottom.set(xlabel="optimizer step", ylabel="entropy (nats per token)", ylim=(0, None))
+    other.set(ylabel="KL (nats per token)", ylim=(0, None))
     lines = [*bottom.get_lines(), *other.get_lines()]
     bottom.legend(
         lines,
@@ -62,7 +62,7 @@ def reward_curve(log: pd.DataFrame) -> Figure:
 
 
 def pass_at(table: pd.DataFrame) -> Figure:
-    """pass@k with intervals: a panel a test group, a row a model, a mark a k. table:
+    """pass@k with intervals: one panel per test group, one row per model, one mark per k. table:
     `reasoning.pass_table`'s columns.
     """
     groups, models = (list(dict.fromkeys(table[name])) for name in ("group", "model"))
@@ -95,8 +95,8 @@ def pass_at(table: pd.DataFrame) -> Figure:
 
 
 def staleness(ends: pd.DataFrame) -> Figure:
-    """pass@1 after equal samples by staleness, a line an objective and a point a seed; and the
-    modelled gain in time.
+    """pass@1 after equal samples by staleness, one line per objective and one point per seed; and
+    the modelled gain in time.
 
     ends: columns `staleness`, `objective`, `seed`, `pass_at_1`, `times_faster`.
     """

@@ -154,8 +154,8 @@ def completion_mask(
 
 @dataclass(frozen=True)
 class Totals:
-    """What all parts of one optimizer step need: the step's sequences, its tokens with loss, and the
-    mean of these tokens over all optimizer steps of the same rollout (equal to `tokens` where a
+    """What all parts of one optimizer step need: the step's sequences, its tokens with loss, and
+    the mean of these tokens over all optimizer steps of the same rollout (equal to `tokens` where a
     rollout serves one step).
     """
 
@@ -308,7 +308,8 @@ def policy_loss(
         )
     if objective.kl_coef and reference_log_probs is None:
         raise ValueError(
-            f"kl_coef is {objective.kl_coef} and there are no reference_log_probs: compute them once "
+            f"kl_coef is {objective.kl_coef} and there are no reference_log_probs: compute them "
+            "once "
             "with the reference model, or set it to 0"
         )
     mask = mask.bool()

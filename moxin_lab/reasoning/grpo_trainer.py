@@ -1,11 +1,11 @@
 """GRPO as a training: problems -> rollout -> reward -> advantages -> optimizer step, on the trainer
 of `training/fit.py`.
 
-    step s:  prompts of (seed, s) -> engine.generate -> texts -> reward -> group_advantages
-                    ^                                                           |  parts (micro-batches)
-             weights, after each update <------------ policy_loss  <------------+
+    step s: prompts of (seed, s) -> engine.generate -> texts -> reward -> group_advantages
+                 ^                                                              |  parts
+          weights, after each update <--------------- policy_loss <-------------+  (micro-batches)
 
-`train_grpo` is the whole of it; rollout_stream.py makes and cuts the rollouts. A rollout is made
+`train_grpo` runs it; rollout_stream.py makes and cuts the rollouts. A rollout is made
 when the step that reads it begins, or `staleness` rollouts earlier (asynchronous.py). Log: one row
 an optimizer step under the names that TRL and `diagnose.py` use, as a table and as JSON lines.
 
@@ -184,7 +184,8 @@ def train_grpo(
     ranks = world_size(with_defaults(trainer_options))
     if settings.prompts_per_step < ranks:
         raise ValueError(
-            f"{settings.prompts_per_step} prompts a step are fewer than {ranks} ranks: give each one or more"
+            f"{settings.prompts_per_step} prompts per step are fewer than {ranks} ranks: give each "
+            "one or more"
         )
     ends = end_token_ids(tokenizer.eos_token_id if eos_token_id is None else eos_token_id)
     probe = None
@@ -256,7 +257,8 @@ def _check_problems(model: MoxinForCausalLM, problems: Sequence[HasPrompt], budg
     config = model.config
     if config.attention_dropout or config.mlp_dropout:
         raise ValueError(
-            "the model has dropout, so sampler and trainer would not agree: use `sft.with_dropout(model, 0.0)`"
+            "the model has dropout, so sampler and trainer would not agree: use "
+            "`sft.with_dropout(model, 0.0)`"
         )
     for place, problem in enumerate(problems):
         tokens = len(problem.prompt_ids)
@@ -264,6 +266,8 @@ def _check_problems(model: MoxinForCausalLM, problems: Sequence[HasPrompt], budg
             raise ValueError(f"problem {place} has an empty prompt: encode its question first")
         if tokens + budget > config.max_position_embeddings:
             raise ValueError(
-                f"problem {place} has {tokens} tokens; with a response budget of {budget} it exceeds the "
-                f"{config.max_position_embeddings} positions: shorten it or lower max_completion_length"
+                f"problem {place} has {tokens} tokens; with a response budget of {budget} it "
+                "exceeds the "
+                f"{config.max_position_embeddings} positions: shorten it or lower "
+                "max_completion_length"
             )

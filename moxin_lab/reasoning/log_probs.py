@@ -20,11 +20,11 @@ CPU_HEAD_TOKENS = 512
 def completion_log_probs(
     model: nn.Module, input_ids: Tensor, mask: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token where the mask is on, and the entropy of the distribution it was
-    drawn from (without gradient), float32 [B, L - 1], 0 elsewhere.
+    """Log-probability of each token where the mask is on, and the entropy of the distribution it
+    was drawn from (without gradient), float32 [B, L - 1], 0 elsewhere.
 
-    input_ids: int64 [B, L], padded on the right. mask: bool [B, L - 1], belongs to input_ids[:, 1:].
-    Only tokens with loss go through the head.
+    input_ids: int64 [B, L], padded on the right. mask: bool [B, L - 1], belongs to input_ids[:,
+    1:]. Only tokens with loss go through the head.
     """
     hidden = model.hidden_states(input_ids[:, :-1])[mask]  # [B, L - 1, D] -> [N, D]
     targets = input_ids[:, 1:][mask]  # [N]

@@ -1,22 +1,21 @@
 """Completions for reinforcement learning: one small protocol, and our own engine behind it.
 
-    prompts x num_generations -> prefill, once a prompt -> ring -> [step, draw, record] x tokens -> Rollout
-                                                    ^ finished rows are dropped, the rest moves
-                                                    together
+    prompts -> prefill, once per prompt -> ring -> [step, draw, record] x tokens -> Rollout
+                                                    ^ finished rows are dropped, the rest compacted
 
 `RolloutEngine` is what the trainer calls; an engine of another library has to offer these two
 methods and nothing else. `RingEngine` decodes on the ring of `model/cache.py`. On a GPU a whole
 token, from embedding to the drawn id, is one CUDA graph, and the host looks at the device once
 every `check_every` tokens; on the CPU the same step runs eagerly.
 
-Convention of log-probabilities: of the softmax of logits / temperature over the whole vocabulary,
+Log-probabilities are those of the softmax of logits / temperature over the whole vocabulary,
 before top-p cuts it, which is what the trainer computes from the same tokens (float32: equal to
 1e-4, tests/reasoning/test_rollout.py).
 
-Guarantees: a completion depends on weights, prompt, seed and its row's number only, not on which
+Guarantees: a completion depends on weights, prompt, seed and its row's index only, not on which
 rows end before it or how rows are batched (up to rounding of matrix products of other sizes); equal
-calls give equal bytes on the CPU; memory does not grow beyond the ring. Does not: admit new prompts
-into a running batch, score a text, or speak to a server.
+calls give equal bytes on the CPU; memory does not grow beyond the ring.
+Out of scope: admitting new prompts into a running batch, scoring a text, speaking to a server.
 """
 
 import gc
@@ -51,7 +50,8 @@ def end_token_ids(eos_token_id: int | Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """num_generations: completions per prompt. max_completion_length: response budget, the end token included.
+    """num_generations: completions per prompt. max_completion_length: response budget, the end
+    token included.
 
     Raises ValueError for a temperature that is not above 0, a top_p outside (0, 1], and numbers
     below 1.
@@ -65,15 +65,17 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         if self.num_generations < 1:
             raise ValueError(
-                f"num_generations is {self.num_generations}; give 1 or more completions a prompt"
+                f"num_generations is {self.num_generations}; give 1 or more completions per prompt"
             )
         if self.max_completion_length < 1:
             raise ValueError(
-                f"the response budget is {self.max_completion_length} tokens (max_completion_length); give 1 or more"
+                f"the response budget is {self.max_completion_length} tokens "
+                "(max_completion_length); give 1 or more"
             )
         if not self.temperature > 0:
             raise ValueError(
-                f"temperature is {self.temperature}; sampling needs more than 0 (greedy: `generate`)"
+                f"temperature is {self.temperature}; sampling needs more than 0 (greedy: "
+                "`generate`)"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; give a number above 0 and at most 1")
@@ -81,9 +83,10 @@ class SamplingSettings:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """N = prompts x num_generations completions, on the CPU; row r answers prompt r // num_generations.
+    """N = prompts x num_generations completions, on the CPU; row r answers prompt
+    r // num_generations.
 
-    prompt_ids: N lists. completion_ids: int64 [N, T], padded behind the end. completion_mask: bool
+    prompt_ids: N lists. completion_ids: int64 [N, T], padded after the end. completion_mask: bool
     [N, T], generated tokens, the end token included. log_probs: float32 [N, T], see the module's
     text; 0 where the mask is off. finish_reasons: eos or length, which came first. version: of the
     weights that sampled. seconds: wall clock of the call.
@@ -100,7 +103,7 @@ class Rollout:
 
     @property
     def lengths(self) -> Tensor:
-        """Generated tokens a row, int64 [N]."""
+        """Generated tokens per row, int64 [N]."""
         return self.completion_mask.sum(dim=1)
 
     def tokens(self, row: int) -> list[int]:
@@ -119,23 +122,23 @@ class Rollout:
 class RolloutEngine(Protocol):
     """What samples completions: two calls, which return when they are done. Token ids, numbers and
     a state dict cross this line, no module, no tensor of a cache and no text, so an engine in
-    another process or of another library can stand behind it.
+    another process or of another library can implement it.
 
     With vLLM, for which no adapter is here: `generate` is `LLM.generate` on prompts of token ids
-    with `SamplingParams(n=num_generations, max_tokens=.., temperature=.., top_p=.., seed=.., logprobs=0)`,
-    in an engine started with `logprobs_mode="processed_logprobs"`, and `rollout_of` makes a rollout
-    of its lists; `update_weights` sends the tensors to the workers' `load_weights`, which takes
-    these names, and resets the prefix cache. At top_p below 1 its log-probabilities
-    are those of the cut distribution, not of the whole one as here: train with top_p 1, or expect
-    the logged difference. It owes the trainer no particular tokens for a seed, only rows of the
-    weights that `update_weights` gave last.
+    with `SamplingParams(n=num_generations, max_tokens=.., temperature=.., top_p=.., seed=..,
+    logprobs=0)`, in an engine started with `logprobs_mode="processed_logprobs"`, and `rollout_of`
+    makes a rollout of its lists; `update_weights` sends the tensors to the workers'
+    `load_weights`, which takes these names, and resets the prefix cache. At top_p below 1 its
+    log-probabilities are those of the cut distribution, not of the whole one as here: train with
+    top_p 1, or expect the logged difference. It owes the trainer no particular tokens for a seed,
+    only rows of the weights that `update_weights` gave last.
     """
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, seed: int
     ) -> Rollout:
-        """Rows in the order of the prompts, `num_generations` neighbours each; up to and with the end
-        token, or the whole budget.
+        """Rows in the order of the prompts, `num_generations` neighbours each; up to and with the
+        end token, or the whole budget.
         """
         ...
 
@@ -158,16 +161,17 @@ def rollout_of(
     version: int,
     seconds: float = 0.0,
 ) -> Rollout:
-    """A rollout from the lists of another engine: `num_generations` completions a prompt, end tokens
-    included, a log-probability a token.
+    """A rollout from the lists of another engine: `num_generations` completions per prompt, end
+    tokens included, a log-probability per token.
 
-    Raises ValueError for another number of completions, an empty one, one that goes on behind its
+    Raises ValueError for another number of completions, an empty one, one that continues after its
     end, or lengths that differ.
     """
     number = len(prompts) * num_generations
     if not len(completions) == len(log_probs) == number or not number:
         raise ValueError(
-            f"{len(prompts)} prompts x {num_generations} generations are {number} rows, not {len(completions)} completions with "
+            f"{len(prompts)} prompts x {num_generations} generations are {number} rows, not "
+            f"{len(completions)} completions with "
             f"{len(log_probs)} lists of log-probabilities"
         )
     ends = frozenset(end_token_ids(eos_token_id))
@@ -175,7 +179,7 @@ def rollout_of(
         if not len(ids) or len(ids) != len(values):
             raise ValueError(f"row {row} has {len(ids)} tokens and {len(values)} log-probabilities")
         if not ends.isdisjoint(ids[:-1]):
-            raise ValueError(f"row {row} goes on behind its end token: cut it there")
+            raise ValueError(f"row {row} continues after its end token: cut it there")
     lengths = torch.tensor([len(ids) for ids in completions])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     tokens, values = torch.full(mask.shape, pad_token_id), torch.zeros(mask.shape)
@@ -196,9 +200,9 @@ class RingEngine:
     dtype: of the copy; default bfloat16 on a GPU, else the model's. max_rows: completions decoded
     together; others follow (default: 512, on a GPU no more than half of its free memory holds).
     check_every: tokens between two looks at which rows have ended. kernels: attention by the ring
-    kernel (default: where it runs on a GPU); graph: a CUDA graph a token (default: with the kernels
-    on a GPU). Raises ValueError for kernels that cannot run here and a graph without them or
-    without a GPU.
+    kernel (default: where it runs on a GPU); graph: a CUDA graph per token (default: with the
+    kernels on a GPU). Raises ValueError for kernels that cannot run here and a graph without them
+    or without a GPU.
     """
 
     def __init__(
@@ -228,7 +232,7 @@ class RingEngine:
                 "cuda",
                 torch.cuda.current_device() if self.device.index is None else self.device.index,
             )
-            gc.collect()  # the ring of a training that has ended may still hang in a cycle of references
+            gc.collect()  # a ring of an ended training may still be in a cycle of references
             torch.cuda.empty_cache()
         self.dtype = dtype or (torch.bfloat16 if on_gpu else weight.dtype)
         with torch.device("meta"):
@@ -253,7 +257,8 @@ class RingEngine:
         self.graph = (on_gpu and self.kernels) if graph is None else graph
         if self.graph and not (on_gpu and self.kernels):
             raise ValueError(
-                "a CUDA graph needs a GPU and the decoding kernels: plain attention reads lengths on the host"
+                "a CUDA graph needs a GPU and the decoding kernels: plain attention reads lengths "
+                "on the host"
             )
         self.check_every = check_every or (16 if on_gpu else 1)
         self.prefill_tokens = prefill_tokens
@@ -286,8 +291,8 @@ class RingEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, seed: int
     ) -> Rollout:
-        """`num_generations` completions of each prompt. Raises ValueError for no prompts, an empty one, or
-        more tokens than positions.
+        """`num_generations` completions of each prompt. Raises ValueError for no prompts, an empty
+        one, or more tokens than positions.
         """
         begin = time.perf_counter()
         if not len(prompts):
@@ -301,14 +306,15 @@ class RingEngine:
             )
         if longest + sampling.max_completion_length > limit:
             raise ValueError(
-                f"{longest} tokens of prompt and {sampling.max_completion_length} new ones are more than the {limit} positions"
+                f"{longest} tokens of prompt and {sampling.max_completion_length} new ones are "
+                f"more than the {limit} positions"
             )
         num_generations, budget = sampling.num_generations, sampling.max_completion_length
         number = len(prompts) * num_generations
         noise = torch.rand(number, budget, generator=torch.Generator().manual_seed(seed)).clamp_(
             max=1 - 2**-22
         )
-        # Prompts of similar length together, so that little is padded.
+        # Prompts of similar length are decoded together, so that little is padded.
         order = sorted(range(number), key=lambda row: (-len(prompts[row // num_generations]), row))
         tokens = torch.full((budget, number), self.pad_token_id)
         log_probs = torch.zeros(budget, number)
@@ -340,7 +346,7 @@ class RingEngine:
             time.perf_counter() - begin,
         )
 
-    # -------------------------------------------------------------------------------------------------
+    # ---------------------------------------------------------------------------------------------
     # one batch of rows
 
     def _decode(
@@ -401,7 +407,7 @@ class RingEngine:
         return logits[:, -1], torch.tensor(prompt_of, device=self.device), padding.int(), cache
 
     def _fill(self, prefilled: FullCache, prompt_of: Tensor) -> None:
-        """The prompts' keys and values into the ring's rows."""
+        """Copy the prompts' keys and values into the ring's rows."""
         assert self._ring is not None
         end, slots, rows = prefilled.length, self._ring.num_slots, len(prompt_of)
         places = torch.arange(max(0, end - slots), end, device=self.device)
@@ -416,7 +422,7 @@ class RingEngine:
                     mine[:rows, :, places % slots] = theirs[:, :, places][prompt_of]
 
     def _batch(self, rows: int, sampling: SamplingSettings) -> Batch:
-        """Buffers for so many rows; where a graph works on them, kept with it from call to call."""
+        """Buffers for `rows` rows; where a graph uses them, they are kept with it between calls."""
         if self._ring is None or self._ring.keys.shape[1] < rows:
             self._batches.clear()  # their graphs write into the old ring
             self._ring = None
@@ -436,8 +442,8 @@ class RingEngine:
         batch.length.fill_(length)
 
     def _smaller(self, alive: int, rows: int) -> int | None:
-        """Rows to go on with, if it pays to move them. A graph serves one number of rows, so on a
-        GPU rows are halved.
+        """Rows to continue with, if it pays to move them. A graph serves one number of rows, so on
+        a GPU rows are halved.
         """
         if not self.graph:
             return alive if alive <= 0.75 * rows else None

@@ -8,8 +8,9 @@ optimizer steps.
 
 Guarantees: what rollout n asks is a function of (seed, n); parts of a step hold each completion
 once, and its whole group's advantage was computed before it was cut; rollouts that wait survive a
-kill; several ranks share the sampling and hold the same rollouts. Does not: compute a loss or step
-(grpo_training.py), or sample the same on another number of ranks.
+kill; several ranks share the sampling and hold the same rollouts.
+Out of scope: computing a loss or stepping (grpo_trainer.py); sampling the same completions on
+another number of ranks.
 """
 
 import re
@@ -199,7 +200,8 @@ class RolloutStream:
         found = self._waiting.pop(0)
         if found.number != number:
             raise RuntimeError(
-                f"rollout {found.number} is next, step {step} reads {number}: was the resume folder mixed up?"
+                f"rollout {found.number} is next, step {step} reads {number}: was the resume "
+                "folder mixed up?"
             )
         begin = time.perf_counter()
         if settings.updates_per_rollout > 1 and settings.correction != "naive":
@@ -269,9 +271,10 @@ class RolloutStream:
     def _judged(
         self, chosen: Sequence[int], number: int, attempt: int, seconds: dict[str, float]
     ) -> tuple[Rollout, np.ndarray, Counter[str], dict[str, float]]:
-        """Completions of the chosen problems, their rewards, the verifier's reasons, and the means of
-        each reward and of the format's gate by their names in the log. Each rank samples and judges
-        its part of the problems and receives the other parts, so all ranks continue with the same.
+        """Completions of the chosen problems, their rewards, the verifier's reasons, and the means
+        of each reward and of the format's gate by their names in the log. Each rank samples and
+        judges its part of the problems and receives the other parts, so all ranks continue with
+        the same.
         """
         rank, ranks = _rank()
         mine = np.array_split(np.asarray(chosen, dtype=np.int64), ranks)[rank].tolist()
@@ -489,7 +492,9 @@ def _replace(
     other_rewards: np.ndarray,
     groups: dict[Any, Any],
 ) -> tuple[Rollout, np.ndarray]:
-    """`rollout` with group `old` replaced by `other`'s group `new`, for each old: new of `groups`."""
+    """`rollout` with group `old` replaced by `other`'s group `new`, for each old: new of
+    `groups`.
+    """
     num_generations, width = (
         rollout.num_generations,
         max(rollout.completion_ids.shape[1], other.completion_ids.shape[1]),

@@ -1,13 +1,15 @@
-"""One token for every row of a rollout: the decoder's step on the ring, the draw, and the note of
-both, on the device alone.
+"""One token for every row of a rollout: the decoder's step on the ring, the draw, and the record of
+the token and its log-probability, without leaving the device.
 
     token [B] -> embedding -> blocks (joined matrices, ring) -> logits -> draw(uniform) -> token
     [B], log-probability [B]
 
-On a GPU the whole of it is one CUDA graph for a batch, replayed without a look at the result; on
-the CPU the same lines run eagerly. Guarantees: a row's token depends on its own logits and its own
+On a GPU this is one CUDA graph per batch, replayed without reading the result; on the CPU the same
+lines run eagerly.
+
+Guarantees: a row's token depends on its own logits and its own
 number only; attention by the ring kernel and by PyTorch agree (tests/reasoning/test_rollout.py).
-Does not: know prompts, groups or which rows to keep (rollout.py).
+Out of scope: prompts, groups, which rows to keep (rollout.py).
 """
 
 import copy
@@ -27,12 +29,12 @@ from moxin_lab.model.decoder import MoxinForCausalLM, rotary_angles, rotate
 def draw(
     logits: Tensor, uniform: Tensor, temperature: Tensor, top_p: float
 ) -> tuple[Tensor, Tensor]:
-    """A token a row, int64 [B], and its log-probability at the temperature, float32 [B], from
+    """One token per row, int64 [B], and its log-probability at the temperature, float32 [B], from
     logits [B, V] and uniform [B].
 
-    The first token whose cumulative probability exceeds `uniform`: one number a row decides, so a
+    The first token whose cumulative probability exceeds `uniform`: one number per row decides, so a
     row's draws do not depend on other rows. uniform must lie in [0, 1 - 2^-22], so that no rounding
-    leads behind the last token.
+    leads past the last token.
     """
     scaled = logits.float() / temperature
     scaled = scaled.sub_(
@@ -76,7 +78,7 @@ def _first_above(weights: Tensor, uniform: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Batch:
-    """Rows that are decoded together, in buffers that keep their place, so that a graph can be
+    """Rows that are decoded together, in buffers that keep their address, so that a graph can be
     replayed on them.
     """
 
@@ -163,7 +165,7 @@ class TokenStep:
         self.record(batch, logits)
 
     def record(self, batch: Batch, logits: Tensor) -> None:
-        """Draw a token a row from logits [B, V] and note it."""
+        """Draw one token per row from logits [B, V] and record it."""
         uniform = batch.uniform.index_select(0, batch.place)[0]
         token, log_probs = draw(logits, uniform, batch.temperature, batch.top_p)
         # Not `torch.where`: a number there becomes a tensor on the CPU, whose copy to the GPU no
@@ -206,8 +208,8 @@ class TokenStep:
         batch.graph = graph
 
     def _logits(self, batch: Batch) -> Tensor:
-        """The decoder for one token a row, [B, V], with joined matrices; the ring takes the token's
-        keys and values.
+        """The decoder for one token per row, [B, V], with joined matrices; the ring takes the
+        token's keys and values.
         """
         decoder, config = self._model.model, self._model.config
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads

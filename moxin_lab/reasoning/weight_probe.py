@@ -64,9 +64,12 @@ class WeightProbe:
             self._tolerance = min(max(LEAST_TOLERANCE, 10 * difference), GREATEST_TOLERANCE)
         elif difference > self._tolerance:
             raise StaleWeightsError(
-                "the rollout engine gives a probe exactly the log-probabilities from before its last "
-                f"update_weights, and the trainer's weights give others (difference {difference:.2g} "
-                f"nats, tolerance {self._tolerance:.2g}): the update did not reach the weights that "
+                "the rollout engine gives a probe exactly the log-probabilities from before its "
+                "last "
+                "update_weights, and the trainer's weights give others (difference "
+                f"{difference:.2g} "
+                f"nats, tolerance {self._tolerance:.2g}): the update did not reach the weights "
+                "that "
                 "sample"
             )
 

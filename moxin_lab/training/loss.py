@@ -1,19 +1,19 @@
 """Linear layer and cross-entropy as one operation over chunks of tokens: the logits of all tokens
 are never held.
 
-    loss = linear_cross_entropy(hidden_states, model.lm_head.weight, labels, reduction="sum")      # [B, T, C], [V, C], [B, T]
+    # hidden_states [B, T, C], weight [V, C], labels [B, T]
+    loss = linear_cross_entropy(hidden_states, model.lm_head.weight, labels, reduction="sum")
 
 A chunk's gradients follow from its logits while these are at hand (softmax minus target), so both
-are computed in the forward
-pass and the logits thrown away: instead of tokens x vocabulary numbers, and as many again backward,
-chunk x vocabulary are held. Large chunks keep the matrix products large; small ones stay in a
-processor's cache.
+are computed in the forward pass and the logits thrown away: instead of tokens x vocabulary
+numbers, and as many again backward, chunk x vocabulary are held. Large chunks keep the matrix
+products large; small ones stay in a processor's cache.
 
 Guarantees: loss and both gradients equal those of `F.cross_entropy` on the full logits to rounding
 (tests/training/test_loss.py); softmax and sums run in float32 at least, and the weight's gradient
 is summed over chunks in float32; under autocast the products run in autocast's dtype, as those of
 the full logits would. Traced by torch.compile without a graph break.
-Does not: give second derivatives; filter small gradients (each one is exact).
+Out of scope: second derivatives; filtering small gradients (each one is exact).
 """
 
 from typing import Any
@@ -131,8 +131,8 @@ def linear_cross_entropy(
     `F.cross_entropy(logits.float(), labels)` would give it.
 
     Args:
-        hidden_states: [..., C]. weight: [V, C]. labels: int64 [...], `IGNORE_INDEX` (-100) where nothing
-        is predicted.
+        hidden_states: [..., C]. weight: [V, C]. labels: int64 [...], `IGNORE_INDEX` (-100) where
+        nothing is predicted.
         chunk_tokens: tokens whose logits are held at once.
         label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016,
         arXiv 1512.00567).
@@ -147,12 +147,14 @@ def linear_cross_entropy(
         or weight.shape[1] != hidden_states.shape[-1]
     ):
         raise ValueError(
-            f"hidden_states {tuple(hidden_states.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}: "
+            f"hidden_states {tuple(hidden_states.shape)}, weight {tuple(weight.shape)}, labels "
+            f"{tuple(labels.shape)}: "
             "expected [..., C], [V, C] and [...]"
         )
     if chunk_tokens < 1 or not 0 <= label_smoothing < 1:
         raise ValueError(
-            f"chunk_tokens {chunk_tokens} must be at least 1, label_smoothing {label_smoothing} in [0, 1)"
+            f"chunk_tokens {chunk_tokens} must be at least 1, label_smoothing {label_smoothing} in "
+            "[0, 1)"
         )
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}: it must be 'mean' or 'sum'")
@@ -161,7 +163,8 @@ def linear_cross_entropy(
     product_dtype = torch.get_autocast_dtype(device) if autocast else hidden_states.dtype
     if not autocast and weight.dtype != hidden_states.dtype:
         raise ValueError(
-            f"hidden_states are {hidden_states.dtype}, weight is {weight.dtype}: they must be equal, or under autocast"
+            f"hidden_states are {hidden_states.dtype}, weight is {weight.dtype}: they must be "
+            "equal, or under autocast"
         )
     with torch.autocast(device, enabled=False):
         total = _LinearCrossEntropy.apply(

@@ -1,12 +1,13 @@
-"""What every Lightning training of the lab shares so that a killed run goes on bitwise: loader,
+"""Shared by every Lightning training of the lab, so that a killed run continues bitwise: loader,
 random states, trainer.
 
-    class Pretraining(ExactResume): ...            # training_step and configure_optimizers are the stage's own
-    run_to_end(Pretraining(model, stream), [log], settings, num_steps=stream.num_steps, accumulate=2, ...)
+    class Pretraining(ExactResume): ...    # with its own training_step, configure_optimizers
+    run_to_end(Pretraining(model, stream), [log], settings, num_steps=stream.num_steps, ...)
 
 Guarantees: a batch is a function of (step, part of the step), so a resumed run reads what the
 killed one would have read; random states are in the checkpoint; a run found in `resume_folder` is
-continued. Does not: know a model, a loss or a schedule.
+continued.
+Out of scope: knowing a model, a loss or a schedule.
 """
 
 import logging
@@ -54,8 +55,8 @@ class StepParts(Dataset):
 
 
 class FromStep(Sampler[int]):
-    """Indices `first .. length - 1`, while `len()` stays the whole: Lightning counts a resumed
-    epoch from where it was.
+    """Indices `first .. length - 1`, while `len()` stays `length`: Lightning counts a
+    resumed epoch from where it was.
     """
 
     def __init__(self, first: int, length: int) -> None:
@@ -117,7 +118,8 @@ def world_size(options: dict[str, Any]) -> int:
     devices = options["devices"]
     if not isinstance(devices, int) or devices < 1:
         raise ValueError(
-            f"devices is {devices!r}: give the number of devices, so that a step can be divided before training starts"
+            f"devices is {devices!r}: give the number of devices, so that a step can be divided "
+            "before training starts"
         )
     return devices * int(options.get("num_nodes", 1))
 
@@ -170,8 +172,8 @@ def run_to_end(
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Lightning says warnings and errors only: its lines on what the machine has, how a training
-    ended and what one could install would hide, in a notebook of many trainings, what matters.
+    """Lightning logs warnings and errors only: in a notebook of many trainings its lines on
+    hardware, endings and packages would hide the results.
     """
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level

@@ -163,7 +163,7 @@ def test_outcomes_are_compared_row_by_row_and_over_seeds():
     assert found["win rate: a against b"] == pytest.approx((1 + 2 / 2) / 3), (
         "rows without a rule do not count"
     )
-    assert found["tokens an answer: a minus b"] == 2
+    assert found["tokens per answer: a minus b"] == 2
     other = {**found, "exact match: a": 1.0}
     table = experiments.over_seeds(
         {0: found, 5: other}, lambda each: (each.mean(), each.min(), each.max())

@@ -165,7 +165,7 @@ def test_a_rising_run_needs_no_explanation(verifier):
             "entropy_collapse",
             set(),
             {"sharpness": lambda step: 1.0 if step < 3 else 60.0},
-            r"entropy is 0\.\d+ nats a token, from 2\.\d+ at the start",
+            r"entropy is 0\.\d+ nats per token, from 2\.\d+ at the start",
         ),
         (
             "all_zero_groups",

@@ -106,7 +106,7 @@ def test_lists_become_a_rollout():
         ([[8]], [[-1.0]], "1 prompts x 2 generations are 2 rows, not 1 completions"),
         ([[8], []], [[-1.0], []], "row 1 has 0 tokens"),
         ([[8], [9, 9]], [[-1.0], [-1.0]], "row 1 has 2 tokens and 1 log-probabilities"),
-        ([[EOS, 8], [9]], [[-1.0, -1.0], [-1.0]], "row 0 goes on behind its end token"),
+        ([[EOS, 8], [9]], [[-1.0, -1.0], [-1.0]], "row 0 continues after its end token"),
     ],
 )
 def test_lists_that_are_no_rollout_are_refused(completions, log_probs, message):
@@ -133,7 +133,7 @@ def test_a_rollout_from_lists_ends_at_any_of_several_end_tokens():
         version=0,
     )
     assert found.finish_reasons == ["eos", "eos"]
-    with pytest.raises(ValueError, match="row 0 goes on behind its end token"):
+    with pytest.raises(ValueError, match="row 0 continues after its end token"):
         rollout_of(
             [[5]],
             [[7, 8]],
