@@ -46,14 +46,14 @@ STAGES: tuple[StageInfo, ...] = (
         "Data curation",
         leaves=("documents",),
         data_cards=("help_pages", "python_docs", "code_samples", "conversations", "udhr"),
-        sections=("data",),
+        sections=("data", "hub"),
     ),
     StageInfo(
         "02_tokenizer",
         "The routed tokenizer",
         takes=("documents",),
         leaves=("tokenizer",),
-        sections=("tokenizer",),
+        sections=("tokenizer", "hub"),
     ),
     StageInfo(
         "03_model",
@@ -80,14 +80,14 @@ STAGES: tuple[StageInfo, ...] = (
         takes=("tokenizer", "pretrained"),
         leaves=("sft", "instruct", "tuning_log"),
         data_cards=("instructions", "preferences"),
-        sections=("instruction_tuning",),
+        sections=("instruction_tuning", "hub"),
     ),
     StageInfo(
         "06_reasoning",
         "Reasoning",
         takes=("tokenizer", "instruct"),
         leaves=("cot_sft", "reasoning", "reasoning_log"),
-        sections=("reasoning",),
+        sections=("reasoning", "hub"),
     ),
     StageInfo(
         "07_vision_language",
@@ -104,7 +104,7 @@ STAGES: tuple[StageInfo, ...] = (
         "Benchmarks",
         takes=("documents", "tokenizer", "pretrained"),
         leaves=("evaluation_results",),
-        sections=("evaluation",),
+        sections=("evaluation", "hub"),
         reads=("papers/tables",),
     ),
     StageInfo(

@@ -245,7 +245,7 @@ def load_data(plan: Plan) -> Data:
         seed=0,
     )
     return Data(
-        pools=packing.tokenize_pools(train, tokenizer),
+        pools=packing.tokenize_pools(train, tokenizer, plan.scale.pretraining.phases),
         heldout=encode_documents(tokenizer, texts["text"].tolist()),
         languages=texts["language"].tolist(),
         num_bytes=texts["num_bytes"].to_numpy(),

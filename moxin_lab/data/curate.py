@@ -8,7 +8,7 @@
 Guarantees: the same documents give the same bytes (rows sorted by id, fixed writer settings, locked
 pyarrow); every document that entered is in train, heldout or rejected, which `Funnel.write` checks
 before it writes.
-Does not: decide anything; the steps do.
+Out of scope: decisions; the steps make them.
 """
 
 import json
@@ -117,6 +117,12 @@ def sizes(documents: pa.Table) -> pd.DataFrame:
     frame = pd.DataFrame({"language": documents["language"].to_pylist(), "documents": 1})
     frame["bytes"] = [len(text.encode()) for text in documents["text"].to_pylist()]
     return frame.groupby("language").sum()
+
+
+def set_apart(documents: pa.Table, sources: Iterable[str]) -> tuple[pa.Table, pa.Table]:
+    """(other documents, those of the named sources), each in its order."""
+    named = pa.compute.is_in(documents["source"], pa.array(list(sources), pa.string()))
+    return documents.filter(pa.compute.invert(named)), documents.filter(named)
 
 
 def table_of(tables: Iterable[pa.Table]) -> pa.Table:

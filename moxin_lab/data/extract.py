@@ -1,21 +1,24 @@
-"""Stage 01, first step: from raw rows of a data set to documents, one row a document.
+"""Stage 01, first step: from raw rows of a data set to documents, one row per document.
 
     data card or hub set -> rows -> decode UTF-8 -> text by kind -> documents
                                         |              |
                                         +--------------+---> rejected, with the raw bytes and the reason
 
-Does: HTML to text with resiliparse, the extractor of DCLM-BASELINE (main content only: no
-navigation, no footer, no script); reStructuredText as it stands; the dialogues of a topic file as
-plain text, one turn a line; code verbatim.
+HTML becomes text with resiliparse, the extractor of DCLM-BASELINE (main content only: no
+navigation, no footer, no script); reStructuredText and code stay as they are; the dialogues of a
+topic file become plain text, one turn per line; a question of a benchmark becomes the text that
+lm-evaluation-harness would show, with its answer.
+
 Guarantees: every row of a source is in exactly one of the two tables it returns; what cannot be
 read is set aside and never raises; code is not changed by one byte (no NFC, no whitespace), because
 a string literal or an identifier is its bytes.
-Does not: repair. A page that is cut off is rejected, not completed; bytes that are not UTF-8 are
-not guessed at.
+Out of scope: repair. A page that is cut off is rejected, not completed; bytes that are not UTF-8
+are not guessed at.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +26,7 @@ import pyarrow as pa
 from resiliparse.extract.html2text import extract_plain_text
 
 from moxin_lab.data.card_files import read_card
+from moxin_lab.lab.hub import open_set
 from moxin_lab.lab.progress import Progress
 
 DOCUMENTS = pa.schema(
@@ -136,8 +140,8 @@ def _code_samples(rows: Iterable[dict[str, Any]]) -> Iterator[Raw]:
 
 
 def _conversations(rows: Iterable[dict[str, Any]]) -> Iterator[Raw]:
-    """One document a topic file: a single dialogue is too short to be one. Topics are translations
-    of each other.
+    """One document per topic file: a single dialogue is too short. Topics are translations of each
+    other.
     """
     files: dict[tuple[str, str, str], list[str]] = {}
     for row in sorted(rows, key=lambda row: (row["path"], row["index"])):
@@ -180,23 +184,68 @@ def extract_card(card: Path, progress: Progress | None = None) -> tuple[pa.Table
 # ---- hub sets (scale `full`)
 
 
+def _mmlu_text(row: dict[str, Any]) -> str:
+    """A question of MMLU with its choices and the right one, in lm-evaluation-harness's form of the
+    task: what the benchmark asks for is what the model reads.
+    """
+    letters = "ABCD"
+    choices = [f"{letter}. {text}" for letter, text in zip(letters, row["choices"], strict=True)]
+    return "\n".join([row["question"].strip(), *choices, f"Answer: {letters[row['answer']]}"])
+
+
+def _hellaswag_text(row: dict[str, Any]) -> str:
+    """A context of HellaSwag with its right ending, cleaned as lm-evaluation-harness's task
+    `hellaswag` does.
+    """
+    context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    parts = (context, row["endings"][int(row["label"])])
+    return " ".join(_without_brackets(part).strip() for part in parts)
+
+
+def _without_brackets(text: str) -> str:
+    """WikiHow's `[title]` marks a heading; what else stands in brackets is left over from the
+    set's making.
+    """
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
 class HubSet(NamedTuple):
-    """A set on the Hugging Face hub: where it lies, the column of its text, and the language label
-    of its documents.
+    """A set on the Hugging Face hub: its name there, the columns that are read, the language label
+    of its documents, and the text of a row.
     """
 
     path: str
-    column: str
+    columns: tuple[str, ...]
     language: str
+    text: Callable[[dict[str, Any]], str]
+    configuration: str | None = None
+    split: str = "train"
 
 
 HUB_SETS = {
-    "slimpajama": HubSet("cerebras/SlimPajama-627B", "text", "en"),
-    "dclm-baseline": HubSet("mlfoundations/dclm-baseline-1.0", "text", "en"),
-    "the-stack-dedup": HubSet("bigcode/the-stack-dedup", "content", "code"),
+    "slimpajama": HubSet("cerebras/SlimPajama-627B", ("text",), "en", itemgetter("text")),
+    "dclm-baseline": HubSet("mlfoundations/dclm-baseline-1.0", ("text",), "en", itemgetter("text")),
+    "the-stack-dedup": HubSet(
+        "bigcode/the-stack-dedup", ("content",), "code", itemgetter("content")
+    ),
+    "mmlu-auxiliary-train": HubSet(
+        "cais/mmlu",
+        ("question", "choices", "answer"),
+        "en",
+        _mmlu_text,
+        # The configuration `auxiliary_train` has the same rows inside a column `train`.
+        configuration="all",
+        split="auxiliary_train",
+    ),
+    "hellaswag-train": HubSet(
+        "Rowan/hellaswag",
+        ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+        "en",
+        _hellaswag_text,
+    ),
 }
-"""The three pretraining sets of the report (v6, section 3.3). Their rows are text already:
-extraction keeps it.
+"""The three pretraining sets of the report (v6, section 3.3), whose rows are text already, and the
+training sets of benchmarks that it names for phase 3 (section 3.3.3).
 """
 
 
@@ -206,29 +255,29 @@ def extract_hub(
     """Documents and rejected rows of the first `rows` rows (None: all) of hub set `name`, streamed
     with `datasets`.
 
-    `path` replaces the hub address by a local data set with the same columns. Raises CurationError
-    for an unknown name or a missing text column, and whatever `datasets` raises if the set cannot
-    be reached.
+    path: a local folder of files with the set's columns, read in place of the hub. Raises
+    CurationError for an unknown name or missing columns, and whatever `datasets` raises if the set
+    cannot be reached.
     """
     if name not in HUB_SETS:
         raise CurationError(f"no hub set {name!r}: there are {', '.join(HUB_SETS)}")
-    import datasets
-
     hub = HUB_SETS[name]
-    stream = datasets.load_dataset(path or hub.path, split="train", streaming=True)
-    if rows is not None:
-        stream = stream.take(rows)
+    stream = open_set(
+        path or hub.path,
+        name=hub.path,
+        columns=hub.columns,
+        revision=None,
+        limit=rows,
+        error=CurationError,
+        configuration=hub.configuration,
+        split=hub.split,
+    )
 
     def raws() -> Iterator[Raw]:
         for index, row in enumerate(stream):
-            if hub.column not in row:
-                raise CurationError(
-                    f"{path or hub.path} has no column {hub.column!r}, only {', '.join(row)}"
-                )
             key = f"{name}/{index:012d}"
-            yield Raw(
-                key, hub.language, key, row[hub.column].encode("utf-8", "surrogatepass"), keep_text
-            )
+            content = hub.text(row).encode("utf-8", "surrogatepass")
+            yield Raw(key, hub.language, key, content, keep_text)
 
     return render(name, raws(), rows or 0, progress)
 
@@ -239,14 +288,16 @@ def extract_hub(
 def extract(
     name: str,
     data_card: Callable[[str], Path],
+    hub_path: Callable[[str], str],
     hub_rows: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[pa.Table, pa.Table]:
-    """Documents and rejected rows of source `name`: a hub set, or a data card whose folder
-    `data_card(name)` gives.
+    """Documents and rejected rows of source `name`: a hub set, read where `hub_path` of its hub
+    name says, or a data card whose folder `data_card(name)` gives.
     """
     if name in HUB_SETS:
-        return extract_hub(name, hub_rows, progress=progress)
+        path = hub_path(HUB_SETS[name].path)
+        return extract_hub(name, hub_rows, path=path, progress=progress)
     return extract_card(data_card(name), progress)
 
 

@@ -162,11 +162,13 @@ def load_tables(folder: Path) -> list[PublishedTable]:
 def attempt(
     table: PublishedTable,
     *,
+    hub_path: Callable[[str], str] = str,
     run: Callable[..., dict[str, Any]] | None = None,
     batch_size: str | int = "auto",
 ) -> pd.DataFrame:
     """Evaluates each released Moxin row with lm-evaluation-harness on weights and tasks of the hub.
 
+    hub_path: where a model of the hub is read, by its name there (`Stage.hub_path`).
     run: called in place of `lm_eval.simple_evaluate`; for tests.
     Returns one row per printed number. Columns: row, column, published, acc, acc_norm, in percent;
     acc_norm is missing for a task that has none.
@@ -186,7 +188,10 @@ def attempt(
     for row, release in table.ours.items():
         if release is None:
             continue
-        model_args = {"pretrained": f"{HUB_ORGANISATION}/{release}", "dtype": "bfloat16"}
+        model_args = {
+            "pretrained": hub_path(f"{HUB_ORGANISATION}/{release}"),
+            "dtype": "bfloat16",
+        }
         for column, (task, shots) in table.tasks.items():
             results = run(
                 model="hf",

@@ -7,6 +7,7 @@ Out of scope: any particular set; names, columns and what a row becomes are the 
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -25,16 +26,23 @@ def open_set(
     revision: str | None,
     limit: int | None,
     error: type[ValueError],
+    configuration: str | None = None,
+    split: str = "train",
 ) -> Any:
     """Split `train` as an iterable of at most `limit` rows (None: all).
 
-    path: name on the hub, or a folder or file that `datasets` loads. name, columns: the published
-    set and its documented columns. revision: a commit of the hub set. Raises `error` for missing
-    columns, and whatever `datasets` raises.
+    path: name on the hub, or a local folder of files that `datasets` loads (parquet, JSON lines, also
+    compressed). name, columns: the published set and its documented columns. revision: a commit of
+    the hub set. configuration, split: of the hub set; of a local folder all files are read. Raises
+    `error` for missing columns, and whatever `datasets` raises.
     """
     import datasets
 
-    stream = datasets.load_dataset(path, split="train", streaming=True, revision=revision)
+    if Path(path).exists():
+        configuration, split = None, "train"
+    stream = datasets.load_dataset(
+        path, configuration, split=split, streaming=True, revision=revision
+    )
     present = stream.column_names or list(next(iter(stream), {}))
     missing = [column for column in columns if column not in present]
     if missing:

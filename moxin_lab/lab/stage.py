@@ -166,6 +166,13 @@ class Stage:
             raise self._not_listed(f"asks for scale section {section!r}")
         return getattr(self._scale, section)
 
+    def hub_path(self, name: str) -> str:
+        """Where a set or model of the hub is read: the local path that the scale's `hub: paths`
+        gives for its name, else the name itself.
+        """
+        local = self.settings("hub").paths.get(name)
+        return name if local is None else str(self.root / local)
+
     def input(self, artifact: str) -> Path:
         """Path of an earlier stage's artifact.
 

@@ -1,42 +1,54 @@
 """Documents to training batches: tokenise, mix pools, pack into full rows. A batch is a pure
 function of (seed, step, rank).
 
-Each pool (a language, a data set) is an endless stream: its documents in a seeded order, each as
+Each pool (a source or a language) is an endless stream: its documents in a seeded order, each as
 `<s> tokens </s>`, epoch after epoch with a new order. A phase draws rows from the pools in exact
-proportion to its mixture, in a seeded order, and a pool's stream goes on where the earlier phase
-left it, so text repeats only when a pool is used up. Rows are cut from the stream without
-gaps: row r reads tokens [rT, rT + T] and predicts the last T of them.
+proportion to its mixture, in a seeded order, and a pool's stream continues where the earlier phase
+left it, so text repeats only when a pool is used up. Rows are cut from the stream without gaps: row
+r reads tokens [rT, rT + T] and predicts the last T of them.
 
     stream   <s> a a a </s> <s> b b </s> <s> c ...
     inputs   <s> a a a  </s> <s> b b
     labels    a  a a </s> -100 b b </s>            nothing predicts the next document's <s>
     document  0  0 0 0   0    1 1 1                attention stays inside equal numbers
 
-Guarantees: every token but `<s>` is a target exactly once an epoch; no label crosses documents; no
+Guarantees: every token but `<s>` is a target exactly once per epoch; no label crosses documents; no
 state is kept between batches, so a resumed run sees the same batches whatever the loader does; the
-same rows at any number of ranks. There is no padding.
-Does not: give a document cut by a row's end its earlier context (that costs targets near a row's
-start some context), shuffle below the document, or hold token files on disk (`Tokens.ids` may be a
-memory map).
+same rows at any number of ranks; a mixture that names a pool without documents is refused. There is
+no padding.
+Out of scope: earlier context for a document that a row's end cuts (targets near a row's start have
+less context); shuffling below the document; token files on disk (`Tokens.ids` may be a memory map).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Protocol
 
 import numpy as np
+import pandas as pd
+from transformers import PreTrainedTokenizerFast
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.training.loss import IGNORE_INDEX
+
+
+class PhaseSettings(Protocol):
+    """A phase of a scale's `pretraining` section (`moxin_lab.scales.sections.Phase`)."""
+
+    name: str
+    steps: int
+    sequence_length: int
+    mixture: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Tokens:
     """Tokenised documents as one flat array.
 
-    ids: int32 [tokens]; offsets: int64 [documents + 1], document d is `ids[offsets[d]:offsets[d +
-    1]]`, bos and eos included;
-    num_bytes: int64 [documents], UTF-8 bytes of each document's text.
+    ids: int32 [tokens]. offsets: int64 [documents + 1]; document d is
+    `ids[offsets[d] : offsets[d + 1]]`, bos and eos included. num_bytes: int64 [documents], UTF-8
+    bytes of each document's text.
     """
 
     ids: np.ndarray
@@ -52,9 +64,9 @@ class Tokens:
 
 def tokenize(
     texts: Sequence[str],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     *,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
     batch_size: int = 256,
 ) -> Tokens:
     """Tokenise with a `PreTrainedTokenizerFast`; text that spells a special token stays text
@@ -87,15 +99,36 @@ def tokenize(
     )
 
 
-def tokenize_pools(
-    documents: Any, tokenizer: Any, *, progress: Callable[[int, int, str], None] | None = None
-) -> dict[str, Tokens]:
-    """Tokenise a `documents` table (columns source, language, text) into pools.
+def pool_of_documents(documents: pd.DataFrame, phases: Iterable[PhaseSettings]) -> pd.Series:
+    """The pool of each document of a table with the columns source and language.
 
-    A document belongs to the pool of its language; conversations make a pool of their own, which
-    phase 3 draws on.
+    A document belongs to its source if a phase's mixture names that source, else to its language:
+    every document is in one pool, and a mixture may name both kinds. Raises ValueError for a name
+    in a mixture that is neither, before anything is tokenised.
     """
-    names = documents["language"].where(documents["source"] != "conversations", "conversations")
+    drawn = {name for phase in phases for name in phase.mixture}
+    pools = documents["source"].where(documents["source"].isin(drawn), documents["language"])
+    absent = sorted(drawn - set(pools))
+    if absent:
+        raise ValueError(
+            f"the mixtures draw from {', '.join(absent)}, which the documents do not have; there are "
+            f"the sources {', '.join(sorted(set(documents['source'])))} and, in what no mixture draws "
+            f"by its source, the languages {', '.join(sorted(set(pools) - drawn)) or 'none'}"
+        )
+    return pools
+
+
+def tokenize_pools(
+    documents: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerFast,
+    phases: Iterable[PhaseSettings],
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Tokens]:
+    """Tokenise a `documents` table (columns source, language, text) into the pools that the phases'
+    mixtures draw from (`pool_of_documents`), and a pool for each language that none draws from.
+    """
+    names = pool_of_documents(documents, phases)
     return {
         str(name): tokenize(group["text"].tolist(), tokenizer, progress=progress)
         for name, group in documents.groupby(names, sort=True)
@@ -119,8 +152,8 @@ class Pool:
         return order, np.concatenate([[0], np.cumsum(lengths)])
 
     def read(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """`count` tokens from `position`: ids int32 [count], document number within the row int32
-        [count], document indices.
+        """`count` tokens from `position`: ids int32 [count], number of the document within the row
+        int32 [count], indices of these documents in `Tokens`.
         """
         ids: list[np.ndarray] = []
         numbers: list[np.ndarray] = []
@@ -128,12 +161,13 @@ class Pool:
         while count:
             epoch, within = divmod(position, self.length)
             order, starts = self._order(epoch)
-            place = int(np.searchsorted(starts, within, side="right")) - 1
-            document = self.tokens.document(order[place])
-            piece = document[within - starts[place] :][:count]
+            # the last document that starts at or before the position
+            rank = int(np.searchsorted(starts, within, side="right")) - 1
+            document = self.tokens.document(order[rank])
+            piece = document[within - starts[rank] :][:count]
             ids.append(piece)
             numbers.append(np.full(len(piece), len(indices), dtype=np.int32))
-            indices.append(int(order[place]))
+            indices.append(int(order[rank]))
             position += len(piece)
             count -= len(piece)
         return np.concatenate(ids), np.concatenate(numbers), indices
@@ -164,7 +198,12 @@ class TrainingStream:
     """
 
     def __init__(
-        self, pools: Mapping[str, Tokens], phases: Iterable[Any], *, tokens_per_step: int, seed: int
+        self,
+        pools: Mapping[str, Tokens],
+        phases: Iterable[PhaseSettings],
+        *,
+        tokens_per_step: int,
+        seed: int,
     ) -> None:
         self.seed = seed
         self.tokens_per_step = tokens_per_step
@@ -172,27 +211,29 @@ class TrainingStream:
         self.phases: list[PhasePlan] = []
         consumed = dict.fromkeys(pools, 0)
         first_step = 0
-        for number, phase in enumerate(phases):
+        for phase_index, phase in enumerate(phases):
             missing = sorted(set(phase.mixture) - set(pools))
             if missing:
                 raise ValueError(
-                    f"phase {phase.name!r} draws from {', '.join(missing)}; there are {', '.join(sorted(pools))}"
+                    f"phase {phase.name!r} draws from {', '.join(missing)}; there are "
+                    f"{', '.join(sorted(pools))}"
                 )
             if tokens_per_step % phase.sequence_length:
                 raise ValueError(
-                    f"phase {phase.name!r}: {tokens_per_step} tokens a step are not whole rows of {phase.sequence_length}"
+                    f"phase {phase.name!r}: {tokens_per_step} tokens per step are not whole rows of "
+                    f"{phase.sequence_length}"
                 )
             rows_per_step = tokens_per_step // phase.sequence_length
             names = tuple(sorted(phase.mixture))
             pool_of_row = _draw_order(
                 [phase.mixture[name] for name in names],
                 phase.steps * rows_per_step,
-                np.random.default_rng([seed, number]),
+                np.random.default_rng([seed, phase_index]),
             )
             row_of_pool = np.zeros(len(pool_of_row), dtype=np.int64)
             for index in range(len(names)):
-                mine = pool_of_row == index
-                row_of_pool[mine] = np.arange(mine.sum())
+                of_pool = pool_of_row == index
+                row_of_pool[of_pool] = np.arange(of_pool.sum())
             self.phases.append(
                 PhasePlan(
                     phase.name,
@@ -234,7 +275,9 @@ class TrainingStream:
         """
         phase = self.phases[self.phase_of(step)]
         if phase.rows_per_step % parts:
-            raise ValueError(f"{phase.rows_per_step} rows a step do not divide into {parts} parts")
+            raise ValueError(
+                f"{phase.rows_per_step} rows per step do not divide into {parts} parts"
+            )
         first = (step - phase.first_step) * phase.rows_per_step
         rows = [self._row(phase, row) for row in range(first, first + phase.rows_per_step)]
         inputs = np.stack([ids[:-1] for ids, _, _, _ in rows]).astype(np.int64)
@@ -256,23 +299,23 @@ class TrainingStream:
         }
 
     def documents_of_step(self, step: int) -> list[tuple[str, int]]:
-        """(pool, document index) of everything a step reads, in row order: which text was it that
-        spiked?
+        """(pool, document index) of everything a step reads, in row order: the text behind a spike
+        of the loss.
         """
         phase = self.phases[self.phase_of(step)]
         first = (step - phase.first_step) * phase.rows_per_step
-        found = []
+        read = []
         for row in range(first, first + phase.rows_per_step):
             _, _, indices, pool = self._row(phase, row)
-            found += [(pool, index) for index in indices]
-        return found
+            read += [(pool, index) for index in indices]
+        return read
 
     def tokens_read(self, pool: str) -> list[np.ndarray]:
-        """The text that the training reads of a pool, one array a document (the last one may be
+        """The text that the training reads of a pool, one array per document (the last one may be
         cut), without bos and eos.
 
-        A second epoch's text comes again, as it did in training: what a baseline may learn from, no
-        more and no less.
+        A second epoch's text comes again, as in training: a baseline fitted on this learns from the
+        same text.
         """
         tokens = self._pools[pool].tokens
         bos, eos = tokens.ids[0], tokens.ids[tokens.offsets[1] - 1]

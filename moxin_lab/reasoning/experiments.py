@@ -91,9 +91,11 @@ class Questions:
         return pd.crosstab(frame["family"], frame["use"])[list(uses)]
 
 
-def questions(settings: Any, *, seed: int) -> Questions:
-    """Everything that the stage asks, from generators or from the hub sets. settings: a scale's
-    `reasoning` section.
+def questions(settings: Any, *, seed: int, hub_path: Callable[[str], str] = str) -> Questions:
+    """Everything that the stage asks, from generators or from the hub sets.
+
+    settings: a scale's `reasoning` section. hub_path: where a hub set is read, by its name there
+    (`Stage.hub_path`).
     """
     common: dict[str, Any] = {"seed": seed}
     tests: dict[str, list[Task]] = {
@@ -105,10 +107,10 @@ def questions(settings: Any, *, seed: int) -> Questions:
     left_out: dict[str, int] = {}
     if settings.source == "hub":
         sources = [
-            datasets.open_thoughts(settings.cot_examples),
-            datasets.open_r1(settings.cot_examples),
+            datasets.open_thoughts(settings.cot_examples, path=hub_path(datasets.OPEN_THOUGHTS)),
+            datasets.open_r1(settings.cot_examples, path=hub_path(datasets.OPEN_R1)),
         ]
-        problems_of = datasets.deepscaler(settings.problems)
+        problems_of = datasets.deepscaler(settings.problems, path=hub_path(datasets.DEEPSCALER))
         cot = [conversation for source in sources for conversation in source.rows]
         unique = list({task.question: task for task in problems_of.rows}.values())
         tests["in-family"] = [task for task in unique if part_of(task.question) == "test"]

@@ -41,6 +41,7 @@ from pydantic import ValidationError
 from moxin_lab.scales.sections import (
     DataSettings,
     EvaluationSettings,
+    HubSettings,
     InstructionTuningSettings,
     ModelSettings,
     PretrainingSettings,
@@ -69,6 +70,7 @@ class Scale(Section):
     """The scale of the package that it is or that it extends, directly or through others. Claims
     and access to the hub follow it.
     """
+    hub: HubSettings
     data: DataSettings
     tokenizer: TokenizerSettings
     model: ModelSettings

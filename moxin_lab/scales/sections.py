@@ -45,11 +45,24 @@ class CorpusSettings(Section):
         return self
 
 
+class HubSettings(Section):
+    """Where the sets and models of the Hugging Face hub lie on this machine."""
+
+    paths: dict[str, str] = Field(
+        description="local folder by hub name, absolute or below the repository; a set or model "
+        "that is not named is fetched from the hub"
+    )
+
+
 class DataSettings(Section):
     """Stage 01: data curation."""
 
     sources: tuple[str, ...] = Field(
         min_length=1, description="data cards, or hub sets known to moxin_lab/data/extract.py"
+    )
+    benchmark_sources: tuple[str, ...] = Field(
+        description="those of the sources that hold questions of benchmarks; they are too short "
+        "for the filters of web text, which do not see them"
     )
     corpora: tuple[CorpusSettings, ...] = Field(
         default=(), description="further sources, each one entry"
@@ -85,6 +98,13 @@ class DataSettings(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"{', '.join(twice)}: two sources have this name")
+        return self
+
+    @model_validator(mode="after")
+    def benchmark_sources_are_sources(self) -> "DataSettings":
+        others = sorted(set(self.benchmark_sources) - set(self.sources))
+        if others:
+            raise ValueError(f"benchmark_sources {', '.join(others)} are not among the sources")
         return self
 
     @model_validator(mode="after")
@@ -144,7 +164,8 @@ class Phase(Section):
     steps: int = Field(gt=0, description="optimizer steps")
     sequence_length: int = Field(gt=1, description="tokens a row")
     mixture: dict[str, float] = Field(
-        description="share of rows by pool name (language or data set); normalised to one"
+        description="share of rows by pool, which is a source of stage 01 or a language; "
+        "normalised to one (see pretraining/packing.py)"
     )
 
     @model_validator(mode="after")
@@ -157,7 +178,7 @@ class Phase(Section):
 class PretrainingSettings(Section):
     """Stage 04."""
 
-    phases: tuple[Phase, ...]
+    phases: tuple[Phase, Phase, Phase]
     tokens_per_step: int = Field(
         gt=0,
         description="tokens of one optimizer step over all ranks; rows = this / sequence_length",

@@ -125,17 +125,45 @@ def test_hub_sets_are_streamed_by_their_published_columns(name: str, tmp_path, m
             "lang": ["C", "C"],
             "hexsha": ["a", "b"],
         },
+        "mmlu-auxiliary-train": {
+            "question": ["One ", "Another"],
+            "subject": ["", ""],
+            "choices": [["a", "b", "c", "d"]] * 2,
+            "answer": [1, 0],
+        },
+        "hellaswag-train": {
+            "ind": [4, 5],
+            "activity_label": ["Cutting hair"] * 2,
+            "ctx_a": ["A man cuts hair. [header] How", "B"],
+            "ctx_b": ["the man", ""],
+            "ctx": ["A man cuts hair. [header] How the man", "B"],
+            "endings": [["sings.", " [title] Stops. [step] Then waits.", "x", "y"]] * 2,
+            "source_id": ["activitynet~1", "wikihow~2"],
+            "split": ["train"] * 2,
+            "label": ["1", "0"],
+        },
     }[name]
+    first = {
+        "mmlu-auxiliary-train": "One\nA. a\nB. b\nC. c\nD. d\nAnswer: B",
+        "hellaswag-train": "Cutting hair: A man cuts hair. How The man Stops. Then waits.",
+    }.get(name, "One text.")
     pq.write_table(pa.table(columns), tmp_path / "train.parquet")
     documents, rejected = extract.extract_hub(name, 1, path=str(tmp_path))
     assert rejected.num_rows == 0
     (row,) = documents.to_pylist()
-    assert row["text"] == "One text." and row["source"] == name
+    assert row["text"] == first and row["source"] == name
     assert row["language"] == ("code" if name == "the-stack-dedup" else "en")
     assert extract.extract_hub(name, None, path=str(tmp_path))[0].num_rows == 2
 
 
 def test_a_hub_set_without_its_text_column_is_refused(tmp_path) -> None:
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "train.parquet")
-    with pytest.raises(extract.CurationError, match="no column 'text', only body"):
+    with pytest.raises(extract.CurationError, match=r"has the columns body; .*text missing"):
         extract.extract_hub("slimpajama", None, path=str(tmp_path))
+
+
+def test_a_source_of_the_hub_is_read_where_the_scale_says(tmp_path) -> None:
+    pq.write_table(pa.table({"text": ["One text."]}), tmp_path / "part.parquet")
+    where = {"cerebras/SlimPajama-627B": str(tmp_path)}
+    documents, _ = extract.extract("slimpajama", lambda name: tmp_path / name, where.__getitem__)
+    assert documents["text"].to_pylist() == ["One text."]

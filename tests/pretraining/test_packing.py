@@ -3,11 +3,19 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moxin_lab.pretraining.packing import IGNORE_INDEX, Pool, Tokens, TrainingStream, tokenize
+from moxin_lab.pretraining.packing import (
+    IGNORE_INDEX,
+    Pool,
+    Tokens,
+    TrainingStream,
+    pool_of_documents,
+    tokenize,
+)
 
 BOS, EOS = 1, 2
 
@@ -139,8 +147,27 @@ def test_a_missing_pool_and_uneven_steps_are_refused_with_the_names():
     tokens = make_tokens([5])
     with pytest.raises(ValueError, match="draws from b; there are a"):
         TrainingStream({"a": tokens}, [phase(1, 4, b=1)], tokens_per_step=8, seed=0)
-    with pytest.raises(ValueError, match="10 tokens a step are not whole rows of 4"):
+    with pytest.raises(ValueError, match="10 tokens per step are not whole rows of 4"):
         TrainingStream({"a": tokens}, [phase(1, 4, a=1)], tokens_per_step=10, seed=0)
+
+
+DOCUMENTS = pd.DataFrame(
+    [("help_pages", "en"), ("conversations", "en"), ("slimpajama", "en"), ("code_samples", "code")],
+    columns=["source", "language"],
+)
+
+
+def test_a_document_is_in_the_pool_of_its_source_where_a_mixture_names_it_else_of_its_language():
+    by_language = pool_of_documents(DOCUMENTS, [phase(1, 4, en=1), phase(1, 4, conversations=1)])
+    assert by_language.tolist() == ["en", "conversations", "en", "code"]
+    by_source = pool_of_documents(DOCUMENTS, [phase(1, 4, slimpajama=1, code=1)])
+    assert by_source.tolist() == ["en", "en", "slimpajama", "code"]
+
+
+def test_a_mixture_that_draws_from_what_is_not_there_is_refused_with_the_names_there_are():
+    message = r"draw from dclm, ja, which .* sources code_samples, .*languages code, en"
+    with pytest.raises(ValueError, match=message):
+        pool_of_documents(DOCUMENTS, [phase(1, 4, dclm=1), phase(1, 4, ja=1, slimpajama=1)])
 
 
 def test_tokenize_keeps_text_that_spells_a_control_token_as_text():

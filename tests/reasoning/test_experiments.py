@@ -192,6 +192,29 @@ def test_a_completion_must_end_in_a_box_to_be_paid():
     assert list(matches.values()) == [True, True, False, False, False]
 
 
+def test_the_gate_accepts_what_the_extraction_reads():
+    import re
+
+    from moxin_lab.verifier.extraction import extract
+
+    for text in (
+        r"\boxed{\frac{1}{2}}",
+        "$\\boxed{5}$",
+        r"so \boxed{5}.",
+        r"\[\boxed{5}\]",
+        r"\(\boxed{5}\).",
+        r"**\boxed{5}**",
+        r"$$\boxed{\left\{1,\sqrt{\frac{1}{\sqrt{2}}}\right\}}$$",
+        r"\boxed{\{1,2\}}",
+        r"\boxed 5",
+        r"\begin{align*}\boxed{5}\end{align*}",
+    ):
+        assert re.fullmatch(experiments.BOXED, text, re.DOTALL), text
+        assert extract(text) is not None, text
+    for text in (r"\boxed{5} or 6", r"\boxed{5}{6}", r"\boxed{5}\text{ cm}", "5"):
+        assert not re.fullmatch(experiments.BOXED, text, re.DOTALL), text
+
+
 def tiny(**changes):
     section = scales.load("tiny").reasoning
     grpo = section.grpo.model_copy(
@@ -224,7 +247,7 @@ def test_no_test_question_is_trained_on_and_groups_are_whole():
     }
 
 
-def test_at_the_full_scale_a_held_out_problem_is_in_neither_training_set(tmp_path, monkeypatch):
+def test_at_the_full_scale_a_held_out_problem_is_in_neither_training_set(tmp_path):
     problems = [f"Problem number {place}?" for place in range(60)]
     held = [problem for problem in problems if tasks.part_of(problem) == "test"]
     assert held
@@ -251,19 +274,14 @@ def test_at_the_full_scale_a_held_out_problem_is_in_neither_training_set(tmp_pat
         ],
         "DEEPSCALER": [{"problem": q, "answer": "1", "solution": ""} for q in problems],
     }
-    readers = {"OPEN_THOUGHTS": "open_thoughts", "OPEN_R1": "open_r1", "DEEPSCALER": "deepscaler"}
+    paths = {}
     for name, content in rows.items():
         folder = tmp_path / name
         folder.mkdir()
         (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-        read = getattr(datasets, readers[name])
-        monkeypatch.setattr(
-            datasets,
-            readers[name],
-            lambda limit, read=read, folder=folder: read(limit, path=str(folder)),
-        )
+        paths[getattr(datasets, name)] = str(folder)
     full = scales.load("full").reasoning.model_copy(update={"test_items": 20})
-    asked = experiments.questions(full, seed=0)
+    asked = experiments.questions(full, seed=0, hub_path=paths.__getitem__)
     assert {task.question for task in asked.tests["in-family"]} == set(held)
     asked_in_training = {turn["content"] for conversation in asked.cot for turn in conversation}
     assert not asked_in_training & set(held) and not {

@@ -100,6 +100,14 @@ def test_a_wrong_file_is_refused_by_its_name_with_what_is_wrong(tmp_path, text, 
     assert str(path) in str(caught.value)
 
 
+def test_a_recipe_has_three_phases_and_benchmark_sources_are_sources(tmp_path):
+    two = "extends: tiny\npretraining: {phases: [{name: a, steps: 1, sequence_length: 2, mixture: {en: 1}}]}"
+    with pytest.raises(scales.ScaleError, match=r"pretraining\.phases"):
+        scales.load(write(tmp_path, "two", two))
+    with pytest.raises(scales.ScaleError, match="benchmark_sources mmlu are not among the sources"):
+        scales.load(write(tmp_path, "more", "extends: tiny\ndata: {benchmark_sources: [mmlu]}"))
+
+
 def test_a_circle_of_files_and_a_fault_in_the_extended_file_name_the_file_concerned(tmp_path):
     write(tmp_path, "one", "extends: two\n")
     two = write(tmp_path, "two", "extends: one\n")
