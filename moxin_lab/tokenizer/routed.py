@@ -220,8 +220,11 @@ def read_documents(
     texts: Path | Iterable[str] | Mapping[str, Sequence[str]],
     max_bytes_per_language: int | None = None,
 ) -> dict[str, list[str]]:
-    """Documents by language, languages in alphabetical order, each cut to its first documents of so
-    many bytes.
+    """Documents by language, languages in alphabetical order.
+
+    max_bytes_per_language: each language has its first documents up to that many UTF-8 bytes. Where
+    the first one alone is longer, its beginning is kept, so that no language with text is lost.
+    Raises ValueError if all documents are empty, TypeError for a single string.
     """
     if isinstance(texts, Path):
         table = pq.read_table(texts, columns=["language", "text"])
@@ -240,20 +243,25 @@ def read_documents(
         grouped = {"und": list(texts)}
     kept = {}
     for language in sorted(grouped):
-        sizes = np.cumsum([len(text.encode()) for text in grouped[language]])
-        limit = (
-            len(sizes)
-            if max_bytes_per_language is None
-            else int(np.searchsorted(sizes, max_bytes_per_language, "right"))
-        )
-        if limit and sizes[limit - 1]:
-            kept[language] = grouped[language][:limit]
+        documents = _up_to(grouped[language], max_bytes_per_language)
+        if any(documents):
+            kept[language] = documents
     if not kept:
         where = f" in {texts}" if isinstance(texts, Path) else ""
-        raise ValueError(
-            f"no text to train on{where}: every document is empty or larger than max_bytes_per_language"
-        )
+        raise ValueError(f"no text to train on{where}: every document is empty")
     return kept
+
+
+def _up_to(documents: list[str], max_bytes: int | None) -> list[str]:
+    """The first documents of at most that many bytes, or the beginning of the first with text."""
+    if max_bytes is None:
+        return documents
+    sizes = np.cumsum([len(text.encode()) for text in documents])
+    count = int(np.searchsorted(sizes, max_bytes, "right"))
+    if any(documents[:count]) or not any(documents):
+        return documents[:count]
+    first = next(filter(None, documents))
+    return [first.encode()[:max_bytes].decode(errors="ignore")]  # never half a character
 
 
 def save(tokenizer: RoutedTokenizer, folder: Path) -> None:

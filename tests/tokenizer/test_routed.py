@@ -281,6 +281,11 @@ def test_the_byte_limit_takes_the_first_documents_of_each_language(texts):
     assert all(sum(len(text.encode()) for text in documents) <= 300 for documents in kept.values())
 
 
+def test_the_byte_limit_loses_no_language_that_has_text():
+    texts = {"en": ["a" * 20, "b"], "zh": ["", "文" * 20], "xx": [""]}
+    assert routed.read_documents(texts, 10) == {"en": ["a" * 10], "zh": ["文" * 3]}
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
