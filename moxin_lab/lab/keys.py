@@ -120,10 +120,12 @@ def _settings_of_other_scales(root: Path, named: frozenset[tuple[str, str]]) -> 
 
 
 def _strings(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    """(field, string) for every string in settings; items of a list have the list's field."""
+    """(field, string) for every string in settings; items of a list have the list's field, those of
+    a mapping `paths` the field `path`.
+    """
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _strings(inner, name)
+            yield from _strings(inner, "path" if field == "paths" else name)
     elif isinstance(value, list):
         for inner in value:
             yield from _strings(inner, field)

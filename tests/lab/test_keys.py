@@ -180,9 +180,14 @@ def own_scale(tmp_path, monkeypatch):
     class Scale:
         name = decides_as = "tiny"
 
+        def __init__(self, reasoning):
+            self.reasoning = Section(reasoning)
+
+        def __getattr__(self, section):
+            return Section()
+
     def part(name, **reasoning):
-        Scale.reasoning = Section(reasoning)
-        return key_parts(tmp_path, stage_info("06_reasoning"), Scale, {})[name]
+        return key_parts(tmp_path, stage_info("06_reasoning"), Scale(reasoning), {})[name]
 
     return tmp_path, part
 
@@ -194,7 +199,7 @@ def test_files_and_folders_that_a_setting_names_are_in_the_key(own_scale, monkey
     (root / "own.py").write_text("from moxin_lab.verifier import screen")
     settings = {
         "rewards": [{"name": "mine", "file": "own.py"}, {"name": "corpus"}],
-        "corpora": [{"path": "corpus"}],
+        "corpora": [{"paths": {"hub/name": "corpus"}}],
         "towers": {"dino": "none/here.safetensors"},
     }
     before = part("named in settings", **settings)
