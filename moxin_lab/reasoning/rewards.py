@@ -34,9 +34,10 @@ import numpy as np
 from moxin_lab.lab.artifacts import find_root
 from moxin_lab.reasoning.advantages import check_rewards
 from moxin_lab.reasoning.tasks import Task, judge
+from moxin_lab.verifier.extraction import BOX_AT_END
 from moxin_lab.verifier.verifier import Verdict, Verifier
 
-BOXED = r".*\\boxed\{[^{}]*\}\s*"
+BOXED = BOX_AT_END
 """A completion that ends in a box: stage 06 pays nothing else. A gate and not a bonus, which would
 raise wrong answers in a box.
 """

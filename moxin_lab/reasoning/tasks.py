@@ -16,9 +16,11 @@ evaluates the answer as code (`FAMILIES` is what is known to be safe).
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -186,7 +188,7 @@ def _scorer(family: str) -> Any:
     return gym.load().create_dataset(family, seed=0, size=1)
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # verdicts
 
 
@@ -221,7 +223,7 @@ def scored(completion: str, task: Task) -> Verdict:
             "wrong", "string", found.text[:200], found.how, "longer than any answer of the family"
         )
     try:
-        score = _scorer(task.family).score_answer(found.text, dict(task.entry))
+        score = _score(found.text, task)
     except (ValueError, TypeError, OverflowError, ZeroDivisionError, IndexError) as error:
         return Verdict(
             "unparsable",
@@ -234,6 +236,38 @@ def scored(completion: str, task: Task) -> Verdict:
     return Verdict(
         reason, "string", found.text[:200], found.how, f"{task.family}'s score_answer: {score:g}"
     )
+
+
+def _score(text: str, task: Task) -> float:
+    """The family's score, with two repairs: sorted numbers must be the numbers, exactly
+    (reasoning-gym accepts each within 1, and NaN), and factors may be joined by any
+    multiplication sign.
+    """
+    if task.family == "number_sorting":
+        expected, given = _numbers(task.answer), _numbers(text)
+        return float(given is not None and given == expected)
+    if task.family == "prime_factorization":
+        text = _TIMES.sub(" × ", text.strip("$ "))
+        text = _POWER.sub(lambda m: " × ".join([m[1]] * min(int(m[2] or m[3]), 64)), text)
+    return _scorer(task.family).score_answer(text, dict(task.entry))
+
+
+_DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
+_TIMES = re.compile(r"\s*(?:\\times|\\cdot|\*(?!\*)|·|×|(?<=\d)\s*x(?=\s*\d))\s*")
+_POWER = re.compile(r"(\d+)\s*\^\s*(?:\{(\d{1,2})\}|(\d{1,2}))")
+
+
+def _numbers(text: str) -> list[Fraction] | None:
+    """The numbers of a JSON list, exact; None for anything else."""
+    try:
+        values = json.loads(text.replace("'", '"'), parse_float=str, parse_int=str)
+    except ValueError:
+        return None
+    if not isinstance(values, list) or not all(
+        isinstance(value, str) and _DECIMAL.fullmatch(value) for value in values
+    ):
+        return None
+    return [Fraction(value) for value in values]
 
 
 def majority_answers(train: Sequence[Task], tests: Sequence[Task]) -> list[str]:

@@ -1,10 +1,10 @@
-r"""The final answer of a completion: the last box, the last answer tag, or the last expression or
-number.
+r"""The final answer of a completion: the last box, the last answer tag, what follows "the answer is",
+or the last expression or number.
 
 Guarantees: `extract` is pure, takes time linear in the text, whatever the text is, and
 `extract(text + r"\boxed{x}")` is `x` for every `x` with balanced braces and no box in it.
-Does not: look at a draft before `</think>`, join several boxes to one answer, or read the answer
-(`answers` does).
+Out of scope: a draft before `</think>`, several boxes as one answer, and the meaning of the answer
+(`reading`).
 """
 
 import re
@@ -13,7 +13,9 @@ from typing import Literal
 
 How = Literal["boxed", "tagged", "bare", "math", "number"]
 
-TAIL = 4_000  # characters at the end where mathematics without a box is looked for: a bound on opening brackets never closed
+TAIL = 4_000
+"""Characters at the end where mathematics without a box is looked for: a bound on opening brackets
+that are never closed."""
 _BRACES = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{|\\\\(?!f?box)|\\[{}]|[{}]")
 _BOX_OF_ONE = re.compile(r"\\f?boxed\s+([^\s{}\\$.,;]+)")
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
@@ -31,6 +33,40 @@ _WORD_THEN_NUMBER = re.compile(
     r"\s*(?!sqrt|sin|cos|tan|sec|csc|cot|log|ln|exp|pi)[A-Za-z]{2,}\s+[-+$]?\.?\d"
 )  # about 5
 _PROSE = re.compile(r"[A-Za-z]{2,}")
+_MARKED = re.compile(
+    r"\\(?:text|mbox|mathrm|textbf|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+"
+)
+_FUNCTION_WORDS = "sqrt|sin|cos|tan|sec|csc|cot|log|ln|lg|exp|pi|max|min|gcd|lcm|all|no|any|every"
+# A word or two, then mathematics: Answer $ 9 $, Hence \(9\), So \frac{1}{2}, Thus x = 5.
+_LEADING_WORDS = re.compile(
+    rf"\s*(?!(?:{_FUNCTION_WORDS})\b)(?:[A-Za-z]{{2,12}}[,:]?\s+){{1,2}}(?=\$|\\|[-+(\[|.\d]|[A-Za-z](?![A-Za-z])\s*[=<>^+*/(-])"
+)
+_CONCLUSION = r"\s*(?:so|hence|thus|therefore|then|finally|answer|result|solution)\b"
+_SAYS = re.compile(
+    r"(?:final answer|answer|choice|option|result)\**\s*(?:is|are|:|=|would be|must be)[\s:*]*",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(
+    r"\**(?:option |choice |\\text(?:bf)?\{)?\(?([A-J])\)?\}?\**(?=[.,:]|\s*$|\s+[\d$\\(])"
+)
+
+
+def _nested(depth: int) -> str:
+    """A pattern of text with balanced braces, `depth` levels of them."""
+    inner = r"[^{}\\]|\\."
+    for _ in range(depth):
+        inner = rf"[^{{}}\\]|\\.|\{{(?:{inner})*\}}"
+    return rf"(?:{inner})*"
+
+
+BOX_AT_END = (
+    rf".*(?:\\f?boxed|\\fbox)\s*(?:\{{{_nested(6)}\}}|(?<=\s)[^\s{{}}\\$.,;]+)"
+    r"(?:[\s.,;:!$*_`]|\\[\])!,;. ]|\\(?:quad|qquad|blacksquare|square)(?![A-Za-z])|\\end\{[a-z]+\*?\}"
+    r"|</answer>)*"
+)
+"""A regular expression for a completion that ends in a box (use with `re.fullmatch` and
+`re.DOTALL`): braces in it up to six deep, and behind it only what closes mathematics, a sentence or
+emphasis. `extract` reads every such box."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +82,10 @@ def extract(completion: str) -> Extracted | None:
 
     What precedes the last `</think>` is a draft and is not read. Then, in this order: the last
     balanced `\boxed{...}` or the last `<answer>...</answer>`, whichever ends later (a box inside
-    the tag is the answer); a completion that is nothing but one expression; the last piece of
-    mathematics between dollars or the last number, whichever ends later. An empty box or tag is no
-    answer, and does not fall back to an earlier one.
+    the tag is the answer); a completion that is nothing but one expression, perhaps behind a word
+    such as `Hence`; an expression or the letter of a choice that ends the text behind "the answer
+    is"; the last piece of mathematics between dollars or the last number, whichever ends later. An
+    empty box or tag is no answer, and does not fall back to an earlier one.
     """
     text = (
         completion[completion.rfind("</think>") + len("</think>") :]
@@ -62,9 +99,47 @@ def extract(completion: str) -> Extracted | None:
         return _found(inner[boxed[0] : boxed[1]] if boxed else inner, "tagged")
     if box is not None:
         return _found(text[box[0] : box[1]], "boxed")
+    if (leading := _LEADING_WORDS.match(text)) is not None:
+        rest = text[leading.end() :]
+        conclusion = re.match(_CONCLUSION, leading.group(), re.IGNORECASE) or not rest[:1].isdigit()
+        if conclusion and _is_bare(rest) and not _PROSE.search(_MARKED.sub(" ", rest)):
+            return _found(_undressed(rest), "bare")
     if _is_bare(text):
         return _found(text, "bare")
-    return _last_expression(text)
+    return _said(text) or _last_expression(text)
+
+
+def _undressed(text: str) -> str:
+    r"""Without the `$...$` or `\(...\)` around all of it and the full stop behind."""
+    text = text.strip().rstrip(".").strip()
+    for opening, closing in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+        inner = text[len(opening) : -len(closing)]
+        if text.startswith(opening) and text.endswith(closing) and "$" not in inner and inner:
+            return inner.strip()
+    return text
+
+
+def _said(text: str) -> Extracted | None:
+    """What follows the last `the answer is`, where it ends the text and is one expression."""
+    tail = text[-TAIL:].rstrip()
+    says = None
+    for says in _SAYS.finditer(tail):
+        pass
+    if says is None:
+        return None
+    rest = tail[says.end() :]
+    if (letter := _LETTER.match(rest)) is not None and not re.match(
+        r"\s*[=<>+*/^-]", rest[letter.end() :]
+    ):
+        return Extracted(letter.group(1), "bare")
+    plain = _undressed(rest)
+    if "\n" in plain or "$" in plain or re.fullmatch(r"[\s*]*", plain) or not _is_bare(plain):
+        return None
+    if re.match(r"[A-Za-z]{2,}$", plain.strip("* .")) and " " in plain:
+        return None
+    return (
+        _found(plain.strip("*").rstrip(" ."), "bare") if re.search(r"[\d\\^=()]", plain) else None
+    )
 
 
 def _found(text: str, how: How) -> Extracted | None:
@@ -103,9 +178,7 @@ def _is_bare(text: str) -> bool:
     """One line that reads as an expression or one word, not as a sentence."""
     if len(text) > 20_000 or "\n" in text.strip():
         return False
-    without = re.sub(
-        r"\\(?:text|mbox|mathrm|textbf|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text
-    )
+    without = _MARKED.sub(" ", text)
     words = _PROSE.findall(without)
     if len(words) > 1 or "####" in text or ":" in text:
         return False

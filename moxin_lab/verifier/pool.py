@@ -1,13 +1,14 @@
-"""The owner's ends of the verifier's processes: a `Nursery` forks workers, a `Worker` answers one
+"""The owner's ends of the verifier's processes: a `ForkServer` forks workers, a `Worker` answers one
 question at a time.
 
-All verifiers of a process share one nursery: `lend` starts it for the first, `give_back` ends it
-after the last.
+All verifiers of a process share one fork server: `acquire` starts it for the first, `release` ends
+it after the last.
 
 Guarantees: no `multiprocessing` (its start methods import the caller's main module again, which
 breaks scripts without a guard and notebooks, and its daemons may have no children), nothing forked
-from this process, and both ends die with their owner.
-Does not: decide what to ask, or how often; `verifier` does.
+from this process, and both ends die with their owner. A worker's time is its own CPU time where the
+system tells it (Linux), so that other processes' work does not count.
+Out of scope: what to ask, or how often; `verifier` decides that.
 """
 
 import contextlib
@@ -24,26 +25,70 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MESSAGE = 16  # bytes of a control message, as in `verifier_worker`, which this process must not import for a number
+MESSAGE = 16  # bytes of a control message, as in `worker`, which this process must not import
 START_SECONDS = 120.0  # importing SymPy takes two seconds, and many on a loaded machine
+_CPUCLOCK_SCHED = 2  # Linux: the clock of a process's CPU time is (~pid << 3) | 2
+
+
+class CPUTimeExceeded(Exception):
+    """The worker used up the CPU time of a question."""
+
+    def __init__(self, seconds: float):
+        super().__init__(f"{seconds:.3f} s of CPU time")
+        self.seconds = seconds
+
+
+class Unanswered(Exception):
+    """The wall-clock backstop passed before the worker had its CPU time: a loaded machine."""
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """CPU time of a process so far, or None where the system does not tell."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
+    except OSError:
+        return None
 
 
 @dataclass(eq=False)  # a worker is itself, not its fields
 class Worker:
     """Our end of one worker: a socket with a line of JSON each way."""
 
-    nursery: "Nursery"
+    server: "ForkServer"
     wire: socket.socket
     pid: int = 0
     spent: bool = False
     rest: bytes = field(default=b"", repr=False)
 
-    def ask(self, job: bytes, deadline: float) -> dict[str, Any]:
-        self.wire.settimeout(max(0.001, deadline - time.monotonic()))
-        self.wire.sendall(job)
-        reply = self.line(deadline)
-        self.spent = reply["last"]
-        return reply
+    def ask(self, job: bytes, seconds: float, backstop: float) -> dict[str, Any]:
+        """The reply to a job within `seconds` of CPU time and `backstop` seconds on the clock.
+
+        Raises CPUTimeExceeded, Unanswered, or ConnectionError where the worker ended.
+        """
+        started, before = time.monotonic(), cpu_seconds(self.pid)
+        self.wire.settimeout(backstop)
+        try:
+            self.wire.sendall(job)
+        except TimeoutError as late:
+            raise Unanswered from late
+        wait = seconds
+        while True:
+            left = started + backstop - time.monotonic()
+            try:
+                reply = self.line(time.monotonic() + max(0.001, min(wait, left)))
+            except TimeoutError:
+                now = cpu_seconds(self.pid)
+                used = None if now is None or before is None else now - before
+                if used is not None and used >= seconds:
+                    raise CPUTimeExceeded(used) from None
+                if time.monotonic() - started >= backstop:
+                    raise Unanswered from None
+                wait = 0.05 if used is None else max(0.005, seconds - used)
+                continue
+            self.spent = reply["last"]
+            return reply
 
     def line(self, deadline: float) -> dict[str, Any]:
         while b"\n" not in self.rest:
@@ -57,14 +102,14 @@ class Worker:
 
     def kill(self) -> None:
         """End the process; a thread that waits for its reply gets ConnectionError."""
-        if self.nursery.owner != os.getpid():
+        if self.server.owner != os.getpid():
             return  # a fork has copies of these sockets, but they are not its own
-        self.nursery.send(b"K%d" % self.pid)
+        self.server.send(b"K%d" % self.pid)
         with contextlib.suppress(OSError):
             self.wire.shutdown(socket.SHUT_RDWR)
 
 
-class Nursery:
+class ForkServer:
     """Our end of the process that forks workers: see `worker.main`."""
 
     def __init__(self) -> None:
@@ -94,22 +139,20 @@ class Nursery:
         if not ready:
             self.close()
             raise RuntimeError(
-                f"the verifier's process did not start (exit status {self.process.returncode}): see its traceback above, "
-                "and that math-verify is installed for " + sys.executable
+                f"the verifier's process did not start (exit status {self.process.returncode}): "
+                f"see its traceback above, and that math-verify is installed for {sys.executable}"
             )
 
     def alive(self) -> bool:
         return self.process.poll() is None and self.control.fileno() >= 0
 
     def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
-        with (
-            self.lock,
-            contextlib.suppress(OSError),
-        ):  # a nursery that is gone has taken its workers with it
+        # A fork server that is gone has taken its workers with it.
+        with self.lock, contextlib.suppress(OSError):
             socket.send_fds(self.control, [message.ljust(MESSAGE)], list(descriptors))
 
     def worker(self, memory_bytes: int) -> Worker:
-        """A new worker with that much address space. ConnectionError where the nursery has died."""
+        """A new worker with that much address space. ConnectionError where the server has died."""
         ours, theirs = socket.socketpair()
         with theirs:
             self.send(b"F%d" % memory_bytes, [theirs.fileno()])
@@ -129,7 +172,7 @@ class Nursery:
         return worker
 
     def close(self) -> None:
-        """Close the control socket, at which the nursery kills its workers and ends; kill it if it
+        """Close the control socket, at which the server kills its workers and ends; kill it if it
         does not.
         """
         self.control.close()
@@ -142,40 +185,39 @@ class Nursery:
             self.process.wait()
 
 
-# ------------------------------------------------------------------------------------- the nursery
-# of this process
+# ---------------------------------------------------------------------- the fork server of this process
 
 _guard = threading.Lock()
-_nursery: Nursery | None = None
+_server: ForkServer | None = None
 _users: set[int] = set()
 
 
-def lend(user: int) -> Nursery:
-    """The nursery of this process, started if there is none or it has died."""
-    global _nursery
+def acquire(user: int) -> ForkServer:
+    """The fork server of this process, started if there is none or it has died."""
+    global _server
     with _guard:
-        if _nursery is None or not _nursery.alive():
-            _nursery = Nursery()
+        if _server is None or not _server.alive():
+            _server = ForkServer()
         _users.add(user)
-        return _nursery
+        return _server
 
 
-def give_back(user: int) -> None:
-    """End the nursery once its last user has gone."""
-    global _nursery
+def release(user: int) -> None:
+    """End the fork server once its last user has gone."""
+    global _server
     with _guard:
         _users.discard(user)
-        if not _users and _nursery is not None:
-            _nursery.close()
-            _nursery = None
+        if not _users and _server is not None:
+            _server.close()
+            _server = None
 
 
 def _forget() -> None:
-    """In a fork of this process: the nursery, and whatever held the lock at that moment, are the
+    """In a fork of this process: the fork server, and whatever held the lock at that moment, are the
     parent's.
     """
-    global _guard, _nursery
-    _guard, _nursery = threading.Lock(), None
+    global _guard, _server
+    _guard, _server = threading.Lock(), None
     _users.clear()
 
 

