@@ -28,7 +28,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -183,6 +183,16 @@ def cue_accuracy(items: Sequence[dict[str, Any]]) -> dict[str, float]:
         )
         for name, rule in rules.items()
     }
+
+
+def cue_table(items: Mapping[str, Sequence[dict[str, Any]]]) -> pd.DataFrame:
+    """`cue_accuracy` in percent: one row per language, one column per rule, after the number of
+    items.
+    """
+    accuracy = {language: cue_accuracy(rows) for language, rows in items.items()}
+    table = pd.DataFrame(accuracy).T * 100
+    table.insert(0, "items", [len(rows) for rows in items.values()])
+    return table.rename_axis("language")
 
 
 class _Novelty:

@@ -2,7 +2,7 @@
 
 Guarantees: the choice depends on the seed and the documents' ids, not on the order of the rows; all
 models are compared on the same documents.
-Out of scope: cutting documents, which the caller does (`bits_per_byte.head`).
+Out of scope: what is held out, which stage 01 decides.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from moxin_lab.evaluation.bits_per_byte import (
     bits_per_byte_by_group,
     document_losses,
     encode_documents,
+    head,
 )
 from moxin_lab.evaluation.ngrams import NGram
 from moxin_lab.evaluation.scoring import CausalLM
@@ -41,6 +42,15 @@ def choose(documents: pd.DataFrame, *, bytes_per_language: int, seed: int) -> pd
         .sort_values("language", kind="stable")
         .reset_index(drop=True)
     )
+
+
+def beginnings(documents: pd.DataFrame, *, max_bytes: int) -> pd.DataFrame:
+    """The documents cut to their first `max_bytes` UTF-8 bytes (`bits_per_byte.head`).
+
+    documents: columns text and num_bytes, which the result has in their new values.
+    """
+    texts = [head(text, max_bytes) for text in documents["text"]]
+    return documents.assign(text=texts, num_bytes=[len(text.encode()) for text in texts])
 
 
 def compare(

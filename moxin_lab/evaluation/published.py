@@ -74,6 +74,21 @@ OTHER_SUITES = {
 """What an attempt at the other tables would need."""
 
 
+CLAIM_TABLES = {
+    "eval.zero-shot-base": "table_2_zero_shot_base",
+    "eval.few-shot-base": "table_3_few_shot_base",
+    "eval.zero-shot-instruct": "table_4_zero_shot_instruct",
+    "eval.few-shot-instruct": "table_5_few_shot_instruct",
+    "eval.olmes": "table_6_olmes",
+    "eval.reasoning": "table_7_reasoning",
+    "eval.reasoning-above-70b": "table_7_reasoning",
+    "eval.vlm": "table_8_vlm",
+    "eval.mt-bench": "table_mt_bench",
+    "eval.same-pipeline": "table_6_olmes",
+}
+"""The claims of stage 08, and the table that an attempt at each would need."""
+
+
 @dataclass(frozen=True)
 class PublishedTable:
     """One file of `papers/tables` and its entry in the index."""
@@ -141,6 +156,12 @@ class PublishedTable:
             if self.tasks
             else OTHER_SUITES[self.name]
         )
+
+    def not_attempted(self, scale: str) -> str:
+        """Evidence for a claim on this table that `scale` does not attempt."""
+        commands = self.commands()
+        how = f"attempted by {commands[0]}" if commands else "this lab has no command for it yet"
+        return f"Not attempted at {scale} scale: needs {self.requirement()}; {how}."
 
     def marked(self) -> pd.DataFrame:
         """The table as printed, with Moxin's rows marked by an asterisk."""

@@ -111,6 +111,80 @@ def bits_figure(table: pd.DataFrame) -> "Figure":
     return figure
 
 
+def bits_wide(table: pd.DataFrame) -> pd.DataFrame:
+    """`bits_table` with one row per language and one column per model, in their order."""
+    wide = table.pivot(index="language", columns="model", values="bits_per_byte")
+    return wide.loc[table["language"].unique(), table["model"].unique()]
+
+
+def bits_alt(table: pd.DataFrame) -> str:
+    """The figure of `bits_figure` in words."""
+    rows = [
+        f"{language}: " + ", ".join(f"{model} {value:.2f}" for model, value in row.items())
+        for language, row in bits_wide(table).iterrows()
+    ]
+    return f"Held-out bits per byte by language. {'. '.join(rows)}."
+
+
+def cloze_wide(table: pd.DataFrame) -> pd.DataFrame:
+    """`cloze_table` in percent with one row per language and one column per model and metric, after
+    the number of items.
+    """
+    names = table["model"] + ", " + table["metric"]
+    long = table.assign(name=names, percent=100 * table["accuracy"])
+    wide = long.pivot(index="language", columns="name", values="percent")
+    wide = wide.loc[table["language"].unique(), names.unique()]
+    items = table.drop_duplicates("language").set_index("language")["items"]
+    wide.insert(0, "items", items)
+    return wide
+
+
+def cloze_pooled(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `cloze_table` over all languages by model and metric, and `text`: the accuracy
+    with its interval in percent.
+    """
+    pooled = table[table["language"] == "all"].set_index(["model", "metric"])
+    texts = [
+        f"{100 * row.accuracy:.0f} % ({100 * row.low:.0f} to {100 * row.high:.0f})"
+        for row in pooled.itertuples()
+    ]
+    return pooled.assign(text=texts)
+
+
+def cloze_alt(table: pd.DataFrame) -> str:
+    """The figure of `cloze_figure` in words."""
+    values = "; ".join(
+        f"{model} {metric} {text}" for (model, metric), text in cloze_pooled(table)["text"].items()
+    )
+    return (
+        "Share of correct answers by language and model, chance 25 %. All languages together: "
+        f"{values}."
+    )
+
+
+def cloze_sentence(table: pd.DataFrame, gain: Estimate, metric: str) -> str:
+    """Whether the trained model is above chance, and whether a difference from the untrained one is
+    seen.
+
+    gain: of `cloze_difference` between the trained and the untrained model.
+    """
+    row = cloze_pooled(table).loc[("trained", metric)]
+    chance = 1 / NUM_CHOICES
+    side = (
+        "is above chance"
+        if row["low"] > chance
+        else "is below chance"
+        if row["high"] < chance
+        else "cannot be distinguished from chance"
+    )
+    seen = "a difference is seen" if gain.low > 0 or gain.high < 0 else "no difference is seen"
+    value, low, high = (100 * number for number in gain)
+    return (
+        f"By `{metric}` the trained model {side} with {row['text']}, and {value:+.1f} points from "
+        f"the untrained model (interval {low:+.1f} to {high:+.1f}, same items): {seen}."
+    )
+
+
 def cloze_figure(table: pd.DataFrame) -> "Figure":
     """Cloze accuracy by language: one panel per metric, with a line at chance."""
     import matplotlib.pyplot as plt
@@ -124,7 +198,7 @@ def cloze_figure(table: pd.DataFrame) -> "Figure":
         )
         _points(axes, percent, "accuracy")
         axes.set_title(f"{metric}: choice {title}", pad=4)
-        axes.set_ylabel("right answers, %")
+        axes.set_ylabel("correct answers, %")
         axes.set_ylim(0, 100)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(

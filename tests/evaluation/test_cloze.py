@@ -14,6 +14,7 @@ from moxin_lab.evaluation.cloze import (
     PASSAGE_BYTES,
     build_items,
     cue_accuracy,
+    cue_table,
     find_passages,
 )
 
@@ -210,6 +211,16 @@ def test_cue_accuracy_detects_an_existing_cue():
         "longest choice": 1.0,
         "most trigrams shared with the context": 1.0,
     }
+
+
+def test_the_table_of_rules_has_percent_and_one_row_per_language(case):
+    *_, items = case
+    table = cue_table({"en": items, "zh": items[:8]})
+    assert table["items"].tolist() == [40, 8]
+    rules = cue_accuracy(items)
+    assert table.loc["en"].drop("items").to_dict() == pytest.approx(
+        {rule: 100 * value for rule, value in rules.items()}
+    )
 
 
 def test_too_few_pages_are_refused_with_the_reason():

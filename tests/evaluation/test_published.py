@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from moxin_lab.evaluation.published import (
+    CLAIM_TABLES,
     HARNESS_TASKS,
     NEAREST_TASKS,
     OTHER_SUITES,
@@ -54,6 +55,16 @@ def test_claims_of_the_tables_exist(tables):
     claims = yaml.safe_load((ROOT / "papers" / "claims.yml").read_text(encoding="utf-8"))
     known = {claim["id"] for claim in (claims["claims"] if isinstance(claims, dict) else claims)}
     assert {claim for table in tables.values() for claim in table.claims} <= known
+
+
+def test_a_claim_without_an_attempt_says_what_its_table_needs(tables):
+    for claim, name in CLAIM_TABLES.items():
+        assert claim in tables[name].claims
+        evidence = tables[name].not_attempted("tiny")
+        assert evidence.startswith("Not attempted at tiny scale: needs ")
+        assert tables[name].requirement() in evidence
+        commands = tables[name].commands()
+        assert (commands[0] if commands else "no command") in evidence
 
 
 def test_every_task_exists_in_the_installed_harness():

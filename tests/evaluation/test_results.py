@@ -81,3 +81,32 @@ def test_figures_show_every_model_and_the_line_of_chance():
         "chance, 25 %",
     }
     assert all(any(line.get_ydata()[0] == 25 for line in axes.lines) for axes in cloze.axes)
+
+
+def test_wide_tables_and_alternatives_have_every_model_and_language_of_the_long_ones():
+    bits, cloze = results.bits_table(RESULTS, seed=0), results.cloze_table(RESULTS)
+    assert results.bits_wide(bits).columns.tolist() == ["trained", "untrained"]
+    assert results.bits_wide(bits).loc["en", "trained"] == bits["bits_per_byte"].iloc[0]
+    assert "en: trained 1.15, untrained 2.89" in results.bits_alt(bits)
+    wide = results.cloze_wide(cloze)
+    assert wide.index.tolist() == ["en", "zh", "all"]
+    assert wide["items"].tolist() == [10, 4, 14]
+    assert wide.loc["en", "trained, acc"] == pytest.approx(90)
+    assert "trained acc 93 %" in results.cloze_alt(cloze)
+    assert results.cloze_alt(cloze).count("%") == 1 + 4  # chance, two models, two metrics
+
+
+@pytest.mark.parametrize(
+    ("answers", "side", "seen"),
+    [
+        ([1] * 20, "is above chance", "a difference is seen"),
+        ([0] * 20, "is below chance", "no difference is seen"),
+        ([1] * 5 + [0] * 15, "cannot be distinguished from chance", "no difference is seen"),
+    ],
+)
+def test_a_sentence_says_what_the_intervals_say(answers, side, seen):
+    untrained = [0] * 20 if seen == "a difference is seen" else answers
+    found = {"trained": result(answers, [1.0]), "untrained": result(untrained, [1.0])}
+    gain = results.cloze_difference(found, "trained", "untrained", "acc", seed=0)
+    sentence = results.cloze_sentence(results.cloze_table(found), gain, "acc")
+    assert side in sentence and sentence.endswith(f"same items): {seen}.")
