@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoding",
         default="graph",
-        help="graph (default), kernels or plain: see rollout.engine_options",
+        help="graph (default), kernels or plain: see ring_engine.engine_options",
     )
     parser.add_argument(
         "--rollout-device",

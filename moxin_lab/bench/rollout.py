@@ -153,7 +153,8 @@ def _time_call(call: Call, device: str) -> tuple[float, dict[str, float]]:
 
 def ours(model: MoxinForCausalLM, options: argparse.Namespace, **choices: Any) -> Call:
     """Our ring engine; `choices` are options of `RingEngine`."""
-    from moxin_lab.reasoning.rollout import RingEngine, SamplingSettings
+    from moxin_lab.reasoning.ring_engine import RingEngine
+    from moxin_lab.reasoning.rollout import SamplingSettings
 
     num_rows = options.prompts * options.num_generations
     engine = RingEngine(model, eos_token_id=-1, pad_token_id=0, max_rows=num_rows, **choices)

@@ -34,13 +34,12 @@ from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.reasoning.advantages import Reward
 from moxin_lab.reasoning.grpo_trainer import Correction, train_grpo
+from moxin_lab.reasoning.ring_engine import RingEngine, engine_options
 from moxin_lab.reasoning.rollout import (
     Decoding,
-    RingEngine,
     Rollout,
     RolloutEngine,
     SamplingSettings,
-    engine_options,
 )
 from moxin_lab.reasoning.rollout_stream import requests
 from moxin_lab.scales.sections import GRPOSettings
@@ -86,7 +85,7 @@ def staleness_grid(
 
     make_model: a fresh copy of the start model, on the device of the training. settings: its
     staleness and correction are replaced. folder: each run has a folder of its own in it, where a
-    killed run continues. decoding: see `rollout.engine_options`.
+    killed run continues. decoding: see `ring_engine.engine_options`.
     completions: how many were read up to and with the step. reward: of the rollout that the step
     reads, so of weights that are `staleness` rollouts older than those that learn; the result of a
     run is `judged`, which is `judge` of its last weights, in evaluation mode, and the same in all

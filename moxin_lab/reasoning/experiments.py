@@ -27,7 +27,8 @@ from moxin_lab.posttraining import chat, experiments, tables
 from moxin_lab.reasoning import asynchronous, datasets
 from moxin_lab.reasoning.grpo_trainer import Problem, train_grpo
 from moxin_lab.reasoning.rewards import BOXED, WeightedReward
-from moxin_lab.reasoning.rollout import RingEngine, SamplingSettings, engine_options
+from moxin_lab.reasoning.ring_engine import RingEngine, engine_options
+from moxin_lab.reasoning.rollout import SamplingSettings
 from moxin_lab.reasoning.tasks import GROUPS, Task, draw_all, judge, part_of, shown_question
 from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.verifier.verifier import REASONS, Verifier

@@ -32,14 +32,13 @@ from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.reasoning import grpo
 from moxin_lab.reasoning.advantages import Reward, check_run
 from moxin_lab.reasoning.log_probs import completion_log_probs
+from moxin_lab.reasoning.ring_engine import RingEngine, engine_options
 from moxin_lab.reasoning.rollout import (
     Decoding,
-    RingEngine,
     Rollout,
     RolloutEngine,
     SamplingSettings,
     end_token_ids,
-    engine_options,
 )
 from moxin_lab.reasoning.rollout_stream import (
     KeptRollouts,
@@ -162,7 +161,7 @@ def train_grpo(
     problems: `Problem`s, or objects with `prompt_ids` (how an answer is judged is the reward's
     business). tokenizer: `eos_token_id`, `pad_token_id` and `batch_decode`. engine: default a
     `RingEngine` of this model on the device of the training, which runs as `decoding` says
-    (`rollout.engine_options`). eos_token_id: one id or several that end a completion (default: the
+    (`ring_engine.engine_options`). eos_token_id: one id or several that end a completion (default: the
     tokenizer's). check_weights: probe the engine after each update of its weights
     (weight_probe.py). log_file: JSON lines (default: `log.jsonl` in resume_folder).
 

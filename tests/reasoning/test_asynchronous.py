@@ -22,7 +22,8 @@ from moxin_lab.reasoning.asynchronous import (
 )
 from moxin_lab.reasoning.grpo_trainer import grpo_loss
 from moxin_lab.reasoning.log_probs import completion_log_probs
-from moxin_lab.reasoning.rollout import RingEngine, SamplingSettings
+from moxin_lab.reasoning.ring_engine import RingEngine
+from moxin_lab.reasoning.rollout import SamplingSettings
 from moxin_lab.reasoning.rollout_stream import requests
 from tests.posttraining.examples import make_model
 from tests.reasoning.test_grpo_trainer import (

@@ -22,7 +22,8 @@ from moxin_lab.reasoning.grpo_trainer import (
     train_grpo,
 )
 from moxin_lab.reasoning.rewards import WeightedReward
-from moxin_lab.reasoning.rollout import RingEngine, Rollout
+from moxin_lab.reasoning.ring_engine import RingEngine
+from moxin_lab.reasoning.rollout import Rollout
 from moxin_lab.reasoning.rollout_stream import RolloutStream, drawn_problems
 from moxin_lab.reasoning.tasks import Task
 from moxin_lab.scales.sections import GRPOSettings

@@ -14,7 +14,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from moxin_lab.reasoning.log_probs import completion_log_probs
-from moxin_lab.reasoning.rollout import RingEngine, SamplingSettings, engine_options, rows_that_fit
+from moxin_lab.reasoning.ring_engine import RingEngine, engine_options, rows_that_fit
+from moxin_lab.reasoning.rollout import SamplingSettings
 from moxin_lab.reasoning.token_step import draw
 from tests.posttraining.examples import make_model
 
@@ -257,7 +258,8 @@ KERNELS = """
 import torch
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.reasoning.rollout import RingEngine, SamplingSettings
+from moxin_lab.reasoning.ring_engine import RingEngine
+from moxin_lab.reasoning.rollout import SamplingSettings
 
 shape = {"hidden_size": 16, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2}
 config = MoxinConfig(

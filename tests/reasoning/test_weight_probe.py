@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from moxin_lab.reasoning.rollout import RingEngine
+from moxin_lab.reasoning.ring_engine import RingEngine
 from moxin_lab.reasoning.weight_probe import StaleWeightsError, WeightProbe
 from tests.posttraining.examples import make_model
 from tests.reasoning.test_grpo_trainer import (
