@@ -106,6 +106,11 @@ class Evaluation:
         """The lowest class that is not met; None if class I is met."""
         return next((result for result in self.classes if not result.met), None)
 
+    @property
+    def num_included(self) -> int:
+        """Number of components that count."""
+        return sum(component.status == "included" for component in self.components)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)

@@ -234,6 +234,15 @@ def upstream_table(
     return pd.DataFrame(rows)
 
 
+def found_sentence(evidence: Mapping[str, Mapping[str, Any]], components: Sequence[str]) -> str:
+    """What public snapshots show of some components of upstream Moxin, and what its blog says."""
+    parts = "; ".join(
+        f"{name}: {evidence[name]['status']} (its blog: {evidence[name]['blog']})"
+        for name in components
+    )
+    return f"In public snapshots {parts}."
+
+
 def verdict_figure(verdicts: Sequence[claims.Verdict]) -> Figure:
     """Claims by topic: one stacked bar of the three verdicts per topic, labelled with counts."""
     counts = verdict_counts(verdicts)
@@ -357,6 +366,26 @@ def environment_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         {"what": name, "value": "; ".join(dict.fromkeys(values))}
         for name, values in values_by_name.items()
     )
+
+
+def provenance_sentence(records: Sequence[Mapping[str, Any]]) -> str:
+    """Number and time of the finished stages, and the inputs that differ from the outputs of the
+    stages that made them.
+    """
+    outputs = {
+        name: item["sha256"] for record in records for name, item in record["outputs"].items()
+    }
+    inputs = [
+        (name, item["sha256"]) for record in records for name, item in record["inputs"].items()
+    ]
+    stale = sorted({name for name, sha256 in inputs if outputs.get(name) != sha256})
+    seconds = sum(record["seconds"] for record in records)
+    state = (
+        f"Used in another version than the present one: {', '.join(stale)}."
+        if stale
+        else "Every input is the present output of the stage that made it."
+    )
+    return f"{len(records)} stages in {seconds:.0f} s. {state}"
 
 
 def _look(component: mof.Component) -> str:

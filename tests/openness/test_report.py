@@ -154,6 +154,26 @@ def test_provenance_tables_show_where_stages_differ():
     )
 
 
+def test_the_provenance_sentence_names_inputs_that_are_not_the_present_outputs():
+    maker = record(stage="02_tokenizer", inputs={}, outputs={"tokenizer": {"sha256": "b" * 64}})
+    same = report.provenance_sentence([maker, record()])
+    assert same.startswith("2 stages in 25 s.") and "Every input is the present output" in same
+    other = {**maker, "outputs": {"tokenizer": {"sha256": "c" * 64}}}
+    assert "another version than the present one: tokenizer." in report.provenance_sentence(
+        [other, record()]
+    )
+
+
+def test_what_was_found_of_a_component_is_beside_what_the_blog_says(readings):
+    evidence = mof.evidence(ROOT / "papers" / "moxin_mof.yml")
+    item = evidence["Data card"]
+    sentence = report.found_sentence(evidence, ["Data card", "Training code"])
+    assert f"Data card: {item['status']} (its blog: {item['blog']}); Training code: " in sentence
+    for evaluation in readings.values():
+        absent = sum(component.status != "included" for component in evaluation.components)
+        assert evaluation.num_included == 17 - absent
+
+
 def test_deviation_table_keeps_every_source():
     deviations = claims.deviations(ROOT)
     frame = report.deviation_table(deviations)
