@@ -1,7 +1,7 @@
 """Draws docs/img/decode.svg from reports/released/h100/decode.json: python docs/figures.py
 
-Guarantees: every number in the picture is read from that file; text stays text in the SVG, so that it
-can be searched and read aloud.
+Guarantees: every number in the picture is read from that file; text stays text in the SVG, so that
+it can be searched and read aloud.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Hook of mkdocs: one page of the API reference per package, with every module in it.
 
-Guarantees: a module that exists is on a page (tests/docs/test_site.py). Out of scope: the text, which
-is that of the docstrings.
+Guarantees: a module that exists is on a page (tests/docs/test_site.py). Out of scope: the text,
+which is that of the docstrings.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Guarantees of the tree: packages import downwards, no circle, and the contracts that say so can fail.
+"""Guarantees of the tree: packages import downwards, no circle, and the contracts for it can fail.
 
 The contracts are in pyproject.toml, `[tool.importlinter]`; docs/architecture.md explains them.
 """

@@ -1,5 +1,5 @@
-"""Corpora of your own: a folder of parquet or JSON Lines files, or a hub set, as an entry of the scale
-file.
+"""Corpora of your own: a folder of parquet or JSON Lines files, or a hub set, as an entry of the
+scale file.
 
     data.corpora:
       - {name: poems, path: lab_corpora/poems, text: body, language: en, licence: CC0-1.0}
@@ -9,8 +9,9 @@ file.
 Its documents go through every step of stage 01 that those of the data cards go through.
 
 Guarantees: rows are read in the order of file names and lines; a row whose text is missing or empty
-is rejected with the reason; a missing folder, column or file is refused with the name of the corpus.
-Out of scope: extraction (the column holds text, not HTML), and checking that the licence is true.
+is rejected with the reason; a missing folder, column or file is refused with the name of the
+corpus. Out of scope: extraction (the column holds text, not HTML), and checking that the licence is
+true.
 """
 
 from collections.abc import Iterator
@@ -54,8 +55,8 @@ def extract_corpus(
     """Documents and rejected rows of one corpus, in the columns of `extract.DOCUMENTS` and
     `extract.REJECTED`.
 
-    root: what a relative `path` counts from. Raises CurationError where the corpus cannot be read at
-    all, and what `datasets` raises for a hub set that cannot be reached.
+    root: what a relative `path` counts from. Raises CurationError where the corpus cannot be read
+    at all, and what `datasets` raises for a hub set that cannot be reached.
     """
     raws = (_raw(entry, index, row) for index, row in enumerate(_rows(entry, root)))
     return render(entry.name, raws, entry.rows or 0, progress)

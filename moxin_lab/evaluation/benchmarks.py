@@ -1,9 +1,9 @@
-"""Benchmarks by name: any task of lm-evaluation-harness, or of a folder of task files, as an entry of
-the scale file.
+"""Benchmarks by name: any task of lm-evaluation-harness, or of a folder of task files, as an entry
+of the scale file.
 
     evaluation.tasks:
-      - {name: arc_easy, shots: 0}                          # of the harness; its data are on the hub
-      - {name: lab_capitals, shots: 2, folder: lab_tasks}   # lab_tasks/lab_capitals.yaml and its data
+      - {name: arc_easy, shots: 0}                          # of the harness; data on the hub
+      - {name: lab_capitals, shots: 2, folder: lab_tasks}   # lab_tasks/lab_capitals.yaml
 
     table = run_benchmarks(models, settings.tasks)
 

@@ -11,10 +11,10 @@ A reward is a function of a batch of completions that returns one float per comp
     @register("short_steps")
     def short_steps(batch: Batch, *, characters: int = 40) -> list[float]: ...
 
-Guarantees: the one entry `verified_answer` of weight 1 pays what the verifier alone pays, bit for bit;
-completions are verified at most once per batch, whatever the number of entries; a reward that is
-unknown, takes other arguments, or returns something else than one finite number per completion is
-refused with its name. Out of scope: the gate on the format (`GRPOSettings.format_pattern`) and
+Guarantees: the one entry `verified_answer` of weight 1 pays what the verifier alone pays, bit for
+bit; completions are verified at most once per batch, whatever the number of entries; a reward that
+is unknown, takes other arguments, or returns something else than one finite number per completion
+is refused with its name. Out of scope: the gate on the format (`GRPOSettings.format_pattern`) and
 `reward_values`, which the trainer applies to the sum.
 """
 
@@ -65,8 +65,8 @@ class RewardEntry(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Completions to be paid: `problems[i]` is the problem that `completions[i]` answers; its `task`
-    has `question`, `answer` and `family`.
+    """Completions to be paid: `problems[i]` is the problem that `completions[i]` answers; its
+    `task` has `question`, `answer` and `family`.
     """
 
     problems: Sequence[HasTask]
@@ -87,8 +87,8 @@ REGISTERED: dict[str, RewardFunction] = {}
 
 
 def register(name: str) -> Callable[[RewardFunction], RewardFunction]:
-    """Decorator that makes a function a reward of this name. Raises ValueError where another function
-    has the name.
+    """Decorator that makes a function a reward of this name. Raises ValueError where another
+    function has the name.
     """
 
     def add(function: RewardFunction) -> RewardFunction:
@@ -142,8 +142,8 @@ def resolve(name: str, file: str | None = None, root: Path | None = None) -> Rew
     module, colon, function = name.partition(":")
     if not colon:
         raise ValueError(
-            f"unknown reward {name!r}: there are {', '.join(sorted(REGISTERED))}; one of your own is "
-            "registered by a `file`, or named as module:function"
+            f"unknown reward {name!r}: there are {', '.join(sorted(REGISTERED))}; one of your own "
+            "is registered by a `file`, or named as module:function"
         )
     try:
         return getattr(importlib.import_module(module), function)

@@ -84,7 +84,7 @@ def follow(page: Path, tree: Path) -> None:
 
 
 def apply_diff(path: Path, diff: str, where: str) -> None:
-    """Replace the old lines of a diff without line numbers by its new ones. Blank lines are context."""
+    """Replace the old lines of a diff without line numbers by its new lines."""
     old, new = [], []
     for line in diff.splitlines():
         sign, rest = line[:1] or " ", line[1:]
