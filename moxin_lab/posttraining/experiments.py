@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from transformers import pipeline
 
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model import convert
@@ -229,7 +230,22 @@ def repeat(
         )
         after = dpo.pair_log_probs(models[name], tests.pairs, **scoring)
         accuracy[name] = float(preference_hits(after, before, tests.pairs, loss_type).mean())
-    judged = {
+    judged = judge_all(models, tokenizer, tests, settings, progress=progress)
+    return outcomes(judged, accuracy)
+
+
+def judge_all(
+    models: Mapping[str, Any],
+    tokenizer: Any,
+    tests: Tests,
+    settings: Any,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, pd.DataFrame]:
+    """`tables.judge` of each model on the test rows. settings: a scale's `instruction_tuning`
+    section.
+    """
+    return {
         name: tables.judge(
             model,
             tokenizer,
@@ -242,7 +258,22 @@ def repeat(
         )
         for name, model in models.items()
     }
-    return outcomes(judged, accuracy)
+
+
+def pipeline_answers(folder: Path, rows: pd.DataFrame, *, max_new_tokens: int) -> pd.DataFrame:
+    """Greedy answers of an exported model through transformers' text-generation pipeline on the
+    CPU: columns prompt and pipeline, one row per row of `rows`.
+    """
+    ask = pipeline("text-generation", model=str(folder), device="cpu")
+    conversations = tables.conversations(rows)
+    prompts = [messages[:-1] for messages in conversations]
+    replies = [ask(prompt, max_new_tokens=max_new_tokens, do_sample=False) for prompt in prompts]
+    return pd.DataFrame(
+        {
+            "prompt": [prompt[-1]["content"] for prompt in prompts],
+            "pipeline": [reply[0]["generated_text"][-1]["content"] for reply in replies],
+        }
+    )
 
 
 def outcomes(judged: Mapping[str, pd.DataFrame], accuracy: Mapping[str, float]) -> dict[str, float]:

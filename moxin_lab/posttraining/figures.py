@@ -37,6 +37,15 @@ def sft_curve(log: pd.DataFrame) -> Figure:
     return figure
 
 
+def sft_curve_alt(log: pd.DataFrame) -> str:
+    """The figure of `sft_curve` in words: the first loss, and the mean of the last 15 steps."""
+    loss = log["nats"] / log["targets"]
+    return (
+        f"Loss from {loss.iloc[0]:.2f} nats per token to {loss.tail(15).mean():.2f} over "
+        f"{len(loss)} steps."
+    )
+
+
 def dpo_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
     """Share of a step's pairs whose margin is above zero, and the mean log-ratio per token of both
     answers; one column per loss.
@@ -67,6 +76,19 @@ def dpo_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
+def dpo_curves_alt(logs: Mapping[str, pd.DataFrame]) -> str:
+    """The figure of `dpo_curves` in words."""
+    shares_at_end = {name: (log["correct"] / log["pairs"]).iloc[-1] for name, log in logs.items()}
+    ends = "; ".join(
+        f"{name}: {end:.0%} of the last step's pairs in the correct order"
+        for name, end in shares_at_end.items()
+    )
+    return (
+        f"Two columns, one per loss. {ends}. Below, log-ratios of chosen and rejected answers to "
+        "the reference."
+    )
+
+
 def shares(table: pd.DataFrame, *, label: str) -> Figure:
     """One share a row of `table` (columns value, low, high; the index names it), as points with
     intervals.
@@ -87,6 +109,14 @@ def shares(table: pd.DataFrame, *, label: str) -> Figure:
     axes.set_yticks(places, table.index)
     axes.set(xlabel=label, xlim=(-0.03, 1.03), ylim=(-0.6, len(table) - 0.3))
     return figure
+
+
+def shares_alt(table: pd.DataFrame) -> str:
+    """The figure of `shares` in words."""
+    return "; ".join(
+        f"{name} {row.value:.2f} ({row.low:.2f} to {row.high:.2f})"
+        for name, row in table.iterrows()
+    )
 
 
 def reduction_runs(runs: pd.DataFrame, variants: Sequence[str]) -> Figure:

@@ -12,6 +12,7 @@ Out of scope: statements about 7B; a run is a small fresh model and a few dozen 
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from moxin_lab.lab.progress import Progress
+from moxin_lab.model.config import MoxinConfig
+from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import sft
 from moxin_lab.posttraining.batches import REDUCTIONS, ConversationStream, Reduction
 from moxin_lab.posttraining.chat import Encoded
@@ -167,3 +170,54 @@ def differences(runs: pd.DataFrame, interval: Callable[[Any], Any]) -> pd.DataFr
 
 def variant_names(runs: pd.DataFrame) -> pd.Series:
     return runs["reduction"] + runs["clipped"].map({True: "", False: ", not clipped"})
+
+
+def model_maker(config: MoxinConfig, num_hidden_layers: int) -> Callable[[int], nn.Module]:
+    """A function from a seed to a model from scratch with the shape of `config`, but
+    `num_hidden_layers` layers; the argument `model_of` of `train_all`.
+    """
+    shape = replace(config, num_hidden_layers=num_hidden_layers)
+    return lambda seed: MoxinForCausalLM(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients_wide(gradients: pd.DataFrame) -> pd.DataFrame:
+    """The table of `gradients_of_a_step` with one row per reduction and the numbers of parts in
+    columns.
+    """
+    wide = gradients.pivot(index="reduction", columns="micro-batches")
+    wide.columns = pd.Index([f"{name}, {parts} part(s)" for name, parts in wide.columns])
+    return wide
+
+
+def differences_sentence(compared: pd.DataFrame) -> str:
+    """The rows of `differences` whose interval excludes 0."""
+    apart = compared[(compared["low"] > 0) | (compared["high"] < 0)]
+    listed = "; ".join(
+        f"{row.variant} with micro-batches of {row.micro_batch}: {row.difference:+.3f}"
+        for row in apart.itertuples()
+    )
+    return (
+        f"Intervals without 0: {listed or 'none; no difference seen'} (mean difference to `mean`, "
+        "clipped, in nats per token)."
+    )
+
+
+def ways_to_fail(runs: pd.DataFrame, interval: Callable[[Any], Any]) -> dict[str, Any]:
+    """Two contrasts that could explain a failed reproduction, each with `interval(differences)` of
+    the held-out answer loss over seeds: the length of a step, and the weights of its tokens.
+
+    runs: of `train_all`, with the column `variant`.
+    """
+    largest, smallest = runs["micro_batch"].max(), runs["micro_batch"].min()
+    loss = runs.pivot(index="seed", columns=["variant", "micro_batch"], values="answer_loss")
+    contrasts = {
+        "length of the step, sum against mean, not clipped": (
+            ("sum", largest),
+            ("mean, not clipped", largest),
+        ),
+        "weights of tokens, part_mean cut small against mean": (
+            ("part_mean", smallest),
+            ("mean", largest),
+        ),
+    }
+    return {way: interval(loss[first] - loss[second]) for way, (first, second) in contrasts.items()}

@@ -173,6 +173,52 @@ def exact_match(
     return pd.DataFrame(rows).T.astype({"right": int, "rows": int}).rename_axis("model")
 
 
+def answers(judged: Mapping[str, pd.DataFrame], exact: pd.DataFrame) -> pd.DataFrame:
+    """Exact match, loss of the reference answer, and length: one row per model.
+
+    judged: of `judge`, by model. exact: of `exact_match`.
+    """
+    rows = {
+        name: {
+            "exact match": exact.loc[name, "value"],
+            "answer loss, nats per token": frame["nats"].sum() / frame["targets"].sum(),
+            "answer length, tokens": frame["tokens"].mean(),
+            "ended by itself": frame["ended"].mean(),
+        }
+        for name, frame in judged.items()
+    }
+    return pd.DataFrame(rows).T.rename_axis("model")
+
+
+def contrasts(
+    judged: Mapping[str, pd.DataFrame],
+    pairs: Sequence[tuple[str, str]],
+    paired: Callable[..., Any],
+    *,
+    seed: int,
+) -> pd.DataFrame:
+    """Difference in exact match of each pair of models with its interval, win rate and ties: one
+    row per pair, named `first against second`.
+
+    paired: (values, values, seed=seed) to (value, low, high), such as
+    `evaluation.statistics.paired_bootstrap`. The win rate counts half for a tie.
+    """
+    correct = {name: frame["right"].dropna().astype(float) for name, frame in judged.items()}
+    rows = {}
+    for first, second in pairs:
+        difference, low, high = paired(correct[first], correct[second], seed=seed)
+        wins = (correct[first] > correct[second]).mean()
+        ties = (correct[first] == correct[second]).mean()
+        rows[f"{first} against {second}"] = {
+            "difference": difference,
+            "low": low,
+            "high": high,
+            "win rate": wins + ties / 2,
+            "ties": ties,
+        }
+    return pd.DataFrame(rows).T.rename_axis("models")
+
+
 def by_task(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Share of right answers by task, one column per model."""
     table = {

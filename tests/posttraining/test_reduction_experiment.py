@@ -121,3 +121,35 @@ def test_differences_are_paired_by_seed():
         [0.15, 0.1, 0.2]
     )
     assert found.loc[("mean, not clipped", 8), "difference"] == pytest.approx(9)
+
+
+def test_the_summaries_name_what_the_intervals_show():
+    runs = pd.DataFrame(
+        [
+            {"variant": variant, "micro_batch": size, "seed": seed, "answer_loss": loss + seed}
+            for variant, size, loss in (
+                ("mean", 8, 1.0),
+                ("mean", 1, 1.0),
+                ("mean, not clipped", 8, 1.5),
+                ("sum", 8, 1.0),
+                ("part_mean", 1, 1.25),
+            )
+            for seed in range(3)
+        ]
+    )
+    ways = reduction_experiment.ways_to_fail(runs, lambda values: values.mean())
+    assert list(ways.values()) == pytest.approx([-0.5, 0.25])
+    row = {"variant": "sum", "micro_batch": 8, "difference": 0.1, "low": 0.05, "high": 0.2}
+    compared = pd.DataFrame([row, {**row, "variant": "sequence", "low": -0.1}])
+    sentence = reduction_experiment.differences_sentence(compared)
+    assert "sum with micro-batches of 8: +0.100" in sentence and "sequence" not in sentence
+    assert "no difference seen" in reduction_experiment.differences_sentence(compared[1:])
+
+
+def test_models_of_a_seed_have_the_same_weights_and_the_layers_that_were_set():
+    config = make_model().config
+    new_model = reduction_experiment.model_maker(config, 1)
+    first, again, other = new_model(3), new_model(3), new_model(4)
+    assert first.config.num_hidden_layers == 1 and config.num_hidden_layers > 1
+    weights = [model.model.embed_tokens.weight for model in (first, again, other)]
+    assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moxin_lab.evaluation.statistics import wilson_interval
+from moxin_lab.evaluation.statistics import paired_bootstrap, wilson_interval
 from moxin_lab.posttraining import chat, sampling, sft, tables
 from tests.posttraining.examples import make_conversations, make_model, make_tokenizer
 
@@ -84,6 +84,34 @@ def test_shares_and_baseline_count_only_rows_with_a_verifier():
     assert table.loc["model", "value"] == pytest.approx(2 / 3)
     assert table.loc["model", "low"] < 2 / 3 < table.loc["model", "high"]
     assert tables.by_task(rows, {"model": right}).index.tolist() == ["b"]
+
+
+def judged(right, tokens=3):
+    rows = len(right)
+    return pd.DataFrame(
+        {
+            "right": pd.array(right, dtype="Float64"),
+            "nats": [2.0] * rows,
+            "targets": [4] * rows,
+            "tokens": [tokens] * rows,
+            "ended": [True] * rows,
+        }
+    )
+
+
+def test_a_contrast_counts_half_for_ties_and_pairs_its_rows():
+    frames = {"a": judged([1, 1, 0, np.nan]), "b": judged([1, 0, 0, np.nan])}
+    table = tables.contrasts(frames, [("a", "b"), ("b", "a")], paired_bootstrap, seed=0)
+    row = table.loc["a against b"]
+    assert row["difference"] == pytest.approx(1 / 3) and row["low"] <= row["difference"]
+    assert row["win rate"] == pytest.approx(1 / 3 + 1 / 3) and row["ties"] == pytest.approx(2 / 3)
+    assert table.loc["b against a", "win rate"] == pytest.approx(1 / 3)
+
+
+def test_the_answers_table_has_loss_per_token_and_mean_length():
+    frames = {"a": judged([1, 0], tokens=5)}
+    table = tables.answers(frames, tables.exact_match(frames, wilson_interval))
+    assert table.loc["a"].tolist() == [0.5, 0.5, 5, 1]
 
 
 def test_samples_are_the_first_rows_of_each_language_in_order():
