@@ -1,9 +1,11 @@
-"""How the threads of PyTorch on the CPU wait for each other, and how many there are. Imported first, by `moxin_lab` itself.
+"""How the threads of PyTorch on the CPU wait for each other, and how many there are. Imported
+first, by `moxin_lab` itself.
 
-A training step on the CPU is some thousand parallel regions, and each ends with threads that wait for the last one. By
-default they spin for milliseconds. On cores that other processes want as well, a thread then spends its share of a core
-on waiting for a thread that this core would have to run: with one busy process beside it, a step of the tiny model took
-26.4 s instead of 0.69 s. Spinning for 1,000 turns and then sleeping:
+A training step on the CPU is some thousand parallel regions, and each ends with threads that wait
+for the last one. By default they spin for milliseconds. On cores that other processes want as well,
+a thread then spends its share of a core on waiting for a thread that this core would have to run:
+with one busy process beside it, a step of the tiny model took 26.4 s instead of 0.69 s. Here they
+spin for 1,000 turns and then sleep:
 
     busy processes beside a training on 2 cores             0       1       2       4
     seconds per step, default                            0.69   26.45    3.39    4.22
@@ -12,11 +14,13 @@ on waiting for a thread that this core would have to run: with one busy process 
     seconds per step, no spinning                        0.80    1.47    1.80    3.36 (100 turns)
     seconds per step, its fair share of the cores        0.69    1.04    1.38    2.07
 
-(Two pinned cores of an Intel Xeon server, torch 2.11, two threads, tiny scale's decoder with 16 rows of 128 tokens, one
-run each, November 2026.)
+(Two pinned cores of an Intel Xeon server, torch 2.11, two threads, tiny scale's decoder with 16
+rows of 128 tokens, one run each, November 2026.)
 
-Guarantees: results do not depend on the spin count; what the user has set in the environment stays; imports nothing heavy.
-Out of scope: libraries with thread pools of their own (Daft, tokenizers), and a torch that was imported before.
+Guarantees: results do not depend on the spin count; what the user has set in the environment stays;
+imports nothing heavy.
+Out of scope: libraries with thread pools of their own (Daft, tokenizers), and a torch that was
+imported before.
 """
 
 import math
@@ -27,8 +31,8 @@ SPIN_COUNT = "1000"
 
 
 def configure() -> None:
-    """Set GOMP_SPINCOUNT, and OMP_NUM_THREADS where a CPU quota is lower than the number of cores, for this process and
-    its children. GNU OpenMP reads both once, when torch is imported.
+    """Set GOMP_SPINCOUNT, and OMP_NUM_THREADS where a CPU quota is lower than the number of cores,
+    for this process and its children. GNU OpenMP reads both once, when torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
@@ -37,7 +41,8 @@ def configure() -> None:
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use at once: the smaller of its affinity mask and its cgroup's CPU quota, at least 1.
+    """Cores that this process may use at once: the smaller of its affinity mask and its cgroup's
+    CPU quota, at least 1.
 
     `os.cpu_count` is neither: it counts the machine's cores.
     """

@@ -1,4 +1,6 @@
-"""Guarantees of moxin_lab.threads: waiting threads sleep soon, and a CPU quota limits how many there are."""
+"""Guarantees of moxin_lab.threads: waiting threads sleep soon, and a CPU quota limits how many
+there are.
+"""
 
 import os
 import subprocess
@@ -10,7 +12,9 @@ from moxin_lab import threads
 
 
 def environment(code: str, **variables: str) -> str:
-    """What `code` prints in a fresh interpreter with these variables, and none of those that `configure` sets."""
+    """What `code` prints in a fresh interpreter with these variables, and none of those that
+    `configure` sets.
+    """
     names = ("GOMP_SPINCOUNT", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
     clean = {name: value for name, value in os.environ.items() if name not in names}
     result = subprocess.run(
@@ -33,7 +37,8 @@ def test_importing_the_package_limits_spinning_and_leaves_what_the_user_set() ->
 
 
 def test_no_module_of_the_package_can_import_torch_before_threads_are_configured() -> None:
-    """`import moxin_lab.anything` runs moxin_lab/__init__.py first; that one must not import torch."""
+    """`import moxin_lab.anything` runs moxin_lab/__init__.py first; that one must not import torch.
+    """
     assert environment("import moxin_lab, sys; print('torch' in sys.modules)") == "False"
 
 
