@@ -56,7 +56,7 @@ def _cores_of_affinity() -> int:
 
 
 def _quota(cgroup: Path) -> float:
-    """CPU seconds per second that the cgroup (version 2, else 1) allows; infinity without a limit."""
+    """CPU seconds per second that the cgroup (version 2, else 1) allows; infinity for no limit."""
     try:
         limit, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):
