@@ -1,16 +1,18 @@
 r"""The answer verifier beside Math-Verify, TRL's `accuracy_reward` and a plain SymPy grader, on the
 same inputs in the same run.
 
-Suites: gold answers against themselves, the same answers written another way (which must be
-accepted), shuffled pairs (which must not), hostile answers (which must be decided at all), and a
-mixed batch of 512. Golds are MATH-500, GSM8K and AMC from the folder that MOXIN_BENCHMARKS names;
-pairs and hostile answers also come from the conformance corpus of the tests.
-Guarantees: a peer runs in its own process, gets `--peer-deadline` seconds an item and is killed
-after that, so its hang is a number in its row; its start is not counted. Wrong pairs that are the
-same text or the same rational number are left out by a reading that is not the verifier's own.
-Wrong pairs that any grader accepted are listed for human eyes.
-Does not: cap a peer's memory, or give peers several processes; their seconds are of one process,
-ours of `--workers`.
+Suites: by kind of answer, rewrites that must be accepted and near-misses that must be refused,
+generated from the gold answers of every set in the folder (`verifier_pairs`); gold answers against
+themselves; spellings of them; shuffled pairs; the tests' corpora; hostile answers (which must be
+decided at all); and a mixed batch of 512. MOXIN_BENCHMARKS names the folder.
+
+Guarantees: a peer runs in its own process, gets `--peer-deadline` seconds per item and is killed
+after that, so its hang is a number in its row; its start is not counted. Times are CPU time, of the
+calling thread and the process that decided, so that other work on the machine does not count.
+Shuffled pairs that are the same text or the same rational number are omitted by a reading that is
+not the verifier's own. Wrong pairs that any grader accepted are listed for human eyes.
+Out of scope: a limit on a peer's memory, and several processes for peers; their seconds are of one
+process, ours of `--workers`.
 """
 
 import argparse
@@ -32,33 +34,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from moxin_lab.bench.verifier_pairs import Item, golds, pairs
 from moxin_lab.lab.artifacts import LabError, find_root
+from moxin_lab.verifier.verifier import Verdict, Verifier
 
 CORPUS = Path("tests") / "verifier" / "verifier_corpus.json"
+KINDS = Path("tests") / "verifier" / "kinds.json"
+SPELLED = ("MATH-500", "AMC")  # sets whose answers are written in other ways
 MIXED = 512
-
-
-@dataclass(frozen=True)
-class Item:
-    gold: str
-    answer: str  # without a box
-
-
-# -------------------------------------------------------------------------------------------------------------
-# inputs
-
-
-def golds(folder: Path) -> dict[str, list[str]]:
-    """Gold answers of the three sets, as text."""
-
-    def read(name: str) -> list[dict[str, Any]]:
-        return json.loads((folder / "math" / name).read_text(encoding="utf-8"))
-
-    return {
-        "MATH-500": [row["answer"] for row in read("math500.json")],
-        "GSM8K": [row["solution"].rpartition("####")[2].strip() for row in read("gsm8k_test.json")],
-        "AMC": [str(Fraction(str(row["answer"]))) for row in read("amc.json")],
-    }
 
 
 def _integer(gold: str, make: Callable[[int], str]) -> str | None:
@@ -157,17 +140,22 @@ def mixed(sets: dict[str, list[str]], corpus: dict[str, Any], seed: int) -> list
 # peers
 
 
+def _in_a_box(gold: str) -> str:
+    """The gold answer as these peers read it; one that is a text with a box stays as it is."""
+    return gold if "boxed" in gold else rf"\boxed{{{gold}}}"
+
+
 def _math_verify(gold: str, completion: str) -> bool:
     from math_verify import parse, verify
 
-    return bool(verify(parse(rf"\boxed{{{gold}}}"), parse(completion)))
+    return bool(verify(parse(_in_a_box(gold)), parse(completion)))
 
 
 def _trl(gold: str, completion: str) -> bool:
     from trl.rewards import accuracy_reward
 
     return (
-        accuracy_reward([[{"role": "assistant", "content": completion}]], [rf"\boxed{{{gold}}}"])[0]
+        accuracy_reward([[{"role": "assistant", "content": completion}]], [_in_a_box(gold)])[0]
         == 1.0
     )
 
@@ -192,7 +180,8 @@ PEERS = {"math-verify": _math_verify, "trl accuracy_reward": _trl, "sympy": _sym
 
 
 def completion_of(item: Item) -> str:
-    return rf"The answer is \boxed{{{item.answer}}}."
+    """What a model would have written: the item's own completion, or a sentence with a box."""
+    return item.raw if item.raw is not None else rf"The answer is \boxed{{{item.answer}}}."
 
 
 def serve_peer(name: str, descriptor: int) -> None:
@@ -209,11 +198,13 @@ def serve_peer(name: str, descriptor: int) -> None:
         wire.sendall(b"ready\n")
         for line in lines:
             gold, completion = json.loads(line)
+            started = time.process_time()
             try:
                 verdict: Any = grade(gold, completion)
             except Exception as error:  # noqa: BLE001 (a peer's exception is its answer: not accepted, and counted)
                 verdict = type(error).__name__
-            wire.sendall(json.dumps(verdict).encode() + b"\n")
+            used = time.process_time() - started
+            wire.sendall(json.dumps([verdict, used]).encode() + b"\n")
 
 
 class Peer:
@@ -250,11 +241,12 @@ class Peer:
             line = self.lines.readline()
         except TimeoutError:
             line = b""
-        self.seconds = time.perf_counter() - started
+        self.seconds = time.perf_counter() - started  # of one without a reply
         if not line:
             self.close()
             return "no reply"
-        return json.loads(line)
+        verdict, self.seconds = json.loads(line)
+        return verdict
 
     def close(self) -> None:
         if self.process is not None:
@@ -286,10 +278,14 @@ def _row(suite: str, grader: str, outcomes: list[Any], seconds: list[float]) -> 
 def _measure(grade: Callable[[Item], Any], items: Iterable[Item]) -> tuple[list[Any], list[float]]:
     outcomes, seconds = [], []
     for item in items:
-        started = time.perf_counter()
-        outcomes.append(grade(item))
-        # A killed peer's restart is not part of the item.
-        seconds.append(grade.seconds if isinstance(grade, Peer) else time.perf_counter() - started)
+        started = time.thread_time()
+        outcome = grade(item)
+        if isinstance(outcome, Verdict):
+            outcomes.append(outcome.correct)
+            seconds.append(time.thread_time() - started + outcome.cpu_seconds)
+        else:  # a killed peer's restart is not part of the item
+            outcomes.append(outcome)
+            seconds.append(grade.seconds if isinstance(grade, Peer) else 0.0)
     return outcomes, seconds
 
 
@@ -302,7 +298,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="items of each suite, drawn with the seed (default: all)",
     )
     parser.add_argument(
-        "--pairs", type=int, default=1000, help="shuffled wrong pairs a seed (default 1000)"
+        "--kind-pairs",
+        type=int,
+        default=100,
+        help="rewrites, and near-misses, of each kind of answer (default 100)",
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=1000, help="shuffled wrong pairs per seed (default 1000)"
     )
     parser.add_argument(
         "--seeds",
@@ -321,7 +323,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peer-deadline",
         type=float,
         default=10.0,
-        help="seconds an item before a peer is killed (default 10)",
+        help="seconds per item before a peer is killed (default 10)",
     )
     parser.add_argument(
         "--all-hostile",
@@ -349,15 +351,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     folder = os.environ.get("MOXIN_BENCHMARKS")
     if not folder:
         raise LabError(
-            "set MOXIN_BENCHMARKS to the folder that holds math/math500.json, math/gsm8k_test.json and math/amc.json"
+            "set MOXIN_BENCHMARKS to the folder that holds math/math500.json, math/gsm8k_test.json, "
+            "math/amc.json or other sets of gold answers"
         )
     load = os.getloadavg()[0]
-    sets = golds(Path(folder))
-    corpus = json.loads(
-        ((find_root(options.root) if options.root else find_root()) / CORPUS).read_text(
-            encoding="utf-8"
-        )
-    )
+    try:
+        sets = golds(Path(folder))
+    except (OSError, ValueError) as error:
+        raise LabError(f"MOXIN_BENCHMARKS is {folder}: {error}") from error
+    root = find_root(options.root) if options.root else find_root()
+    corpus = json.loads((root / CORPUS).read_text(encoding="utf-8"))
+    kinds = json.loads((root / KINDS).read_text(encoding="utf-8"))
     pool = [gold for answers in sets.values() for gold in answers]
 
     def some(items: list[Item]) -> list[Item]:
@@ -368,19 +372,30 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         )
 
     suites: dict[str, list[Item]] = {
+        f"{kind}: {'rewrites' if equal else 'near-misses'}": items
+        for (kind, equal), items in pairs(sets, options.kind_pairs).items()
+    }
+    suites |= {
         f"{name}: gold itself": some([Item(g, g) for g in answers])
         for name, answers in sets.items()
     }
     for name, rewrite in REWRITES.items():
         written = [
             Item(gold, answer)
-            for gold in sets["MATH-500"] + sets["AMC"]
+            for gold in (gold for name in SPELLED for gold in sets.get(name, []))
             if (answer := rewrite(gold)) is not None
         ]
         if written:
             suites[name] = some(written)
     suites["corpus: equal"] = [Item(gold, answer) for gold, answer in corpus["equal"]]
     suites["corpus: different"] = [Item(gold, answer) for gold, answer in corpus["different"]]
+    for label in ("equal", "different"):
+        suites[f"kinds of the tests: {label}"] = [
+            Item(*pair)
+            for kind, cases in kinds.items()
+            if kind != "gold in a box"
+            for pair in cases[label]
+        ]
     for seed in range(options.seeds):
         suites[f"shuffled pairs, seed {seed}"] = wrong_pairs(pool, options.pairs, seed)
     suites["hostile, published"] = hostile(corpus, "3c")
@@ -438,6 +453,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "rows": rows,
         "accepted_wrong": told,
         "verifier": settings,
+        "sets": {name: len(answers) for name, answers in sets.items()},
         "load": [load, os.getloadavg()[0]],
     }
 
@@ -449,12 +465,10 @@ def _ours(
     add: Any,
     rows: list[Any],
 ) -> dict[str, Any]:
-    from moxin_lab.verifier.verifier import Verifier
-
     def from_a_thread(verifier: Verifier) -> None:
         for suite in ("hostile, published", "hostile, our own"):
             outcomes, seconds = _measure(
-                lambda item: verifier.verify(completion_of(item), item.gold).correct, suites[suite]
+                lambda item: verifier.verify(completion_of(item), item.gold), suites[suite]
             )
             rows.append(_row(f"{suite}, from a thread", "ours", outcomes, seconds))
 
@@ -464,7 +478,7 @@ def _ours(
     ) as verifier:  # times of verdicts, not of remembering them
         start_seconds = time.perf_counter() - started
         for suite in suites:
-            add(suite, "ours", lambda item: verifier.verify(completion_of(item), item.gold).correct)
+            add(suite, "ours", lambda item: verifier.verify(completion_of(item), item.gold))
         counts = verifier.counts()
     with Verifier(workers=options.workers, cache_size=1) as verifier:
         thread = threading.Thread(target=from_a_thread, args=(verifier,))

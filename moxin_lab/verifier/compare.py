@@ -236,6 +236,7 @@ class Comparison:
         """The rule of numbers and expressions."""
         if a == b:
             return not self._is_nothing(a)
+        a, b = _percent_outside(a), _percent_outside(b)
         signs = {"pm", "mp"}
         if contains(a, signs) or contains(b, signs):
             return self._plus_minus(a, b)
@@ -656,6 +657,11 @@ _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 def _scaled(quantity: Quantity) -> Tree:
     factor = quantity.unit.factor
     return quantity.tree if factor == 1 else ("mul", quantity.tree, ("num", factor, None, 0))
+
+
+def _percent_outside(tree: Tree) -> Tree:
+    """`-50%` as (-50)%."""
+    return ("pct", ("neg", tree[1][1])) if tree[0] == "neg" and tree[1][0] == "pct" else tree
 
 
 def _is_name(tree: Tree) -> bool:

@@ -417,7 +417,9 @@ def _is_inequality(reading: Reading) -> bool:
 
 
 def _is_named_value(reading: Reading) -> bool:
-    return (isinstance(reading, Relation) and set(reading.ops) == {"="}) or isinstance(reading, Named)
+    return (isinstance(reading, Relation) and set(reading.ops) == {"="}) or isinstance(
+        reading, Named
+    )
 
 
 def _relation(tokens: list[Token]) -> Readings:

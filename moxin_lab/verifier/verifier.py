@@ -243,7 +243,13 @@ class Verifier:
         if not question.answer:
             detail = "nothing is left of it but spacing and punctuation"
             return _verdict(found, "unparsable", "string", detail, "text", "the same text")
-        if question.answer == question.gold and not _is_undefined(question.gold):
+        texts = {question.answer, _without_name(question.answer)} & {
+            question.gold,
+            _without_name(question.gold),
+        }
+        if any(text and not _is_undefined(text) for text in texts) and (
+            question.gold in texts or question.answer in texts
+        ):
             detail = "the same text after normalisation"
             return _verdict(found, "correct", "string", detail, "text", "the same text")
         for name, text in (("answer", question.answer), ("gold", question.gold)):
@@ -442,6 +448,11 @@ def _gold_answer(gold: str) -> str:
     """A gold answer, out of its box or tag where it has one."""
     boxed = extract(gold) if "box" in gold or "<answer>" in gold.lower() else None
     return boxed.text if boxed is not None and boxed.how in ("boxed", "tagged") else gold.strip()
+
+
+def _without_name(text: str) -> str:
+    """A normalised answer without the `x =` in front of it."""
+    return re.sub(r"^\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=\s*(?![=<>])", "", text)
 
 
 def _is_undefined(text: str) -> bool:
