@@ -1,9 +1,11 @@
-"""Stage 01, the ledger: how many documents and bytes each step left, and the files of the artifact
-`documents`.
+"""Stage 01, the ledger: how many documents and bytes are left after each step, and the files of the
+artifact `documents`.
 
-    documents/  train.parquet heldout.parquet udhr.parquet   id, source, language, page, text, num_bytes
-                rejected.parquet                              the same keys with step, reason, detail, content (bytes)
-                funnel.json                                   documents and bytes after each step, by source and language
+    documents/train.parquet      id, source, language, page, text, num_bytes
+              heldout.parquet    likewise
+              udhr.parquet       likewise
+              rejected.parquet   the same keys, then step, reason, detail, content (bytes)
+              funnel.json        documents and bytes after each step, by source and language
 
 Guarantees: the same documents give the same bytes (rows sorted by id, fixed writer settings, locked
 pyarrow); every document that entered is in train, heldout or rejected, which `Funnel.write` checks
@@ -84,12 +86,14 @@ class Funnel:
         left = train.num_rows + heldout.num_rows + udhr.num_rows + rejected.num_rows
         if left != entered:
             raise CurationError(
-                f"{entered} rows entered curation and {left} left it: a step lost or invented documents"
+                f"{entered} rows entered curation and {left} left it: "
+                "a step lost or invented documents"
             )
         ids = [key for table in (train, heldout, udhr, rejected) for key in table["id"].to_pylist()]
         if len(set(ids)) != len(ids):
             raise CurationError(
-                "two rows of the curated documents have the same id: a source names two documents alike"
+                "two rows of the curated documents have the same id: "
+                "a source gives two documents one id"
             )
         folder.mkdir(parents=True)
         for name, table in (("train", train), ("heldout", heldout), ("udhr", udhr)):

@@ -2,7 +2,7 @@
 
     data card or hub set -> rows -> decode UTF-8 -> text by kind -> documents
                                         |              |
-                                        +--------------+---> rejected, with the raw bytes and the reason
+                                        +--------------+---> rejected: raw bytes and the reason
 
 HTML becomes text with resiliparse, the extractor of DCLM-BASELINE (main content only: no
 navigation, no footer, no script); reStructuredText and code stay as they are; the dialogues of a

@@ -1,12 +1,12 @@
-"""Stage 01, last step: which pages are held out, and what of them still stands in the training
+"""Stage 01, last step: which pages are held out, and how much of their text is also in the training
 text.
 
 Guarantees: all documents of a page (its translations) are on one side; the side of a page depends
 on its name and the seed alone, so adding or removing other pages moves nothing; no training
 document is an exact copy of a held-out one, or has a Jaccard similarity at or above the threshold
-with one that `straddling` was given.
-Does not: remove shared passages. `overlap` measures what is left of them, in tokens whose 13-gram
-also stands in training.
+with one in a pair that `drop_straddling` was given.
+Out of scope: removal of shared passages. `overlap` measures them, in tokens of 13-grams that also
+occur in training.
 """
 
 import hashlib
@@ -94,13 +94,11 @@ def overlap(train: pa.Table, heldout: pa.Table) -> pd.DataFrame:
         hashes = _ngram_hashes(text, vocabulary)
         count = len(tokens(text))
         covered = np.zeros(count, dtype=bool)
-        place = np.searchsorted(
-            seen, hashes
-        )  # np.isin would sort all of `seen` again for each document
-        for start in (
-            np.flatnonzero(seen[np.minimum(place, len(seen) - 1)] == hashes) if len(seen) else ()
-        ):
-            covered[start : start + NGRAM_TOKENS] = True
+        # np.isin would sort all of `seen` again for each document
+        position = np.searchsorted(seen, hashes)
+        if len(seen):
+            for start in np.flatnonzero(seen[np.minimum(position, len(seen) - 1)] == hashes):
+                covered[start : start + NGRAM_TOKENS] = True
         rows.append((key, language, count, float(covered.mean()) if count else 0.0))
     return pd.DataFrame(rows, columns=["id", "language", "tokens", "covered"])
 

@@ -1,19 +1,21 @@
 """The Tülu 3 mixtures that Moxin's instruct models were tuned on, read from the hub or from local
 files of the same schema.
 
-    allenai/tulu-3-sft-mixture                        id, messages, source            messages: list of {content, role}
-    allenai/llama-3.1-tulu-3-8b-preference-mixture    id, prompt, chosen, rejected,   prompt: text; chosen, rejected: whole
-                                                      source                          conversations, the prompt included
+    allenai/tulu-3-sft-mixture
+        id, source, messages (list of {content, role})
+    allenai/llama-3.1-tulu-3-8b-preference-mixture
+        id, source, prompt (text), chosen and rejected (whole conversations, the prompt included)
 
 Columns: dataset_info of the two sets' cards (one split, train; 939,343 and 271,409 rows). Which
 sets: Moxin-LLM, finetune/sft_finetune.sh and finetune/dpo_finetune.sh. Both are ODC-BY with parts
 under other licences: nothing of them is kept in this repository.
 
-Does: stream rows in the form of `data_cards/instructions` and `data_cards/preferences` as far as
+Rows are streamed in the form of `data_cards/instructions` and `data_cards/preferences`, as far as
 post-training reads them.
+
 Guarantees: a row that cannot be used is counted with its reason, never skipped in silence; a set
-with other columns is refused before the first row.
-Does not: download when imported, filter by source, or correct a conversation.
+with other columns is refused before the first row; importing this module downloads nothing.
+Out of scope: filtering by source, and correcting a conversation.
 """
 
 from collections import Counter
@@ -40,10 +42,9 @@ def instructions(limit: int | None = None, *, path: str = SFT, revision: str | N
     """Rows of the SFT mixture: id, messages, origin (`tulu-3/<source>`), source_item (the id),
     task, language, verifier None.
 
-    limit: read at most so many rows, None for all. path: the hub name, or a folder or file that
-    `datasets` loads.
-    revision: a commit of the hub set, so that a run names the very rows. Raises TuluError for other
-    columns, and whatever `datasets` raises when a set cannot be reached.
+    limit: rows that are read at most, None for all. path: the hub name, or a local folder of files
+    with the set's columns. revision: a commit of the hub set, so that a run names its exact rows.
+    Raises TuluError for other columns, and whatever `datasets` raises when a set cannot be reached.
     """
     left_out: Counter[str] = Counter()
 
@@ -67,7 +68,7 @@ def preferences(
 
     The prompt is taken from the two conversations, which repeat it, because the column `prompt` is
     text without roles. A pair whose conversations differ before the answer, or do not differ at
-    all, is left out and counted. Parameters and errors as in `instructions`.
+    all, is omitted and counted. Parameters and errors as in `instructions`.
     """
     left_out: Counter[str] = Counter()
 
@@ -118,7 +119,7 @@ def _fault(conversation: Any) -> str | None:
     ):
         return "empty message"
     spoken = roles[1:] if roles[0] == "system" else roles
-    if any(role != ("user", "assistant")[place % 2] for place, role in enumerate(spoken)):
+    if any(role != ("user", "assistant")[index % 2] for index, role in enumerate(spoken)):
         return "roles out of order"
     return None if roles[-1] == "assistant" else "does not end with an answer"
 

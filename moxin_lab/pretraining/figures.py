@@ -1,20 +1,24 @@
-"""Pictures of stage 04. Each function takes plain values and returns a matplotlib figure; nothing
-is computed here.
+"""Figures of stage 04. Each function takes plain values and returns a matplotlib figure.
+
+Guarantees: phases and models can be distinguished without colour. Out of scope: computing what is
+shown, beyond a running mean.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from moxin_lab.pretraining.packing import PhasePlan
 
 PHASE_SHADES = ("#FFFFFF", "#EDEDED", "#DADADA")
 
 
-def _shade_phases(axes: Any, phases: Sequence[Any], label: bool) -> None:
-    """Grey bands a phase, so that phases are told apart without colour."""
+def _shade_phases(axes: Axes, phases: Sequence[PhasePlan], label: bool) -> None:
+    """One grey band per phase, and with `label` its name and context above it."""
     for phase, shade in zip(phases, PHASE_SHADES, strict=False):
         axes.axvspan(
             phase.first_step, phase.first_step + phase.steps, color=shade, zorder=0, linewidth=0
@@ -34,9 +38,12 @@ def _shade_phases(axes: Any, phases: Sequence[Any], label: bool) -> None:
 
 
 def schedule(
-    rates: Sequence[float], phases: Sequence[Any], mixtures: Sequence[Mapping[str, float]]
+    rates: Sequence[float], phases: Sequence[PhasePlan], mixtures: Sequence[Mapping[str, float]]
 ) -> Figure:
-    """Learning rate by step, and below it the mixture of each phase as shares of rows."""
+    """Learning rate by step, and below it the mixture of each phase as shares of rows.
+
+    rates: one per step. mixtures: share by pool, one mapping per phase.
+    """
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(7.0, 5.2), height_ratios=(3, 2), layout="constrained"
     )
@@ -70,9 +77,9 @@ def schedule(
     return figure
 
 
-def losses(log: pd.DataFrame, phases: Sequence[Any]) -> Figure:
-    """Training loss a step with a running mean inside each phase, and the gradient norm before
-    clipping.
+def losses(log: pd.DataFrame, phases: Sequence[PhasePlan]) -> Figure:
+    """Training loss by step with a running mean inside each phase, and the gradient norm before
+    clipping. log: as `trainer.fit` returns it.
     """
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(7.0, 5.4), sharex=True, height_ratios=(3, 1), layout="constrained"
@@ -91,7 +98,7 @@ def losses(log: pd.DataFrame, phases: Sequence[Any]) -> Figure:
             linewidth=2,
             label="mean of 15 steps" if index == 0 else None,
         )
-    top.set(ylabel="loss (nats a token)")
+    top.set(ylabel="loss (nats per token)")
     top.legend(frameon=False)
     bottom.semilogy(log["step"], log["gradient_norm"], color="#D55E00", linewidth=0.9)
     bottom.axhline(1.0, color="#000000", linewidth=0.8, linestyle=":")
@@ -109,10 +116,11 @@ def bits_per_byte(table: pd.DataFrame) -> Figure:
     width = 0.75 / len(models)
     for index, model in enumerate(models):
         part = table[table["model"] == model].set_index("group").loc[groups]
-        places = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * width
+        # models side by side around the tick of their language
+        positions = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * width
         spread = np.abs(part[["low", "high"]].to_numpy().T - part["bits_per_byte"].to_numpy())
         axes.errorbar(
-            places,
+            positions,
             part["bits_per_byte"],
             yerr=spread,
             fmt=markers[index % len(markers)],

@@ -110,10 +110,11 @@ def pool_of_documents(documents: pd.DataFrame, phases: Iterable[PhaseSettings]) 
     pools = documents["source"].where(documents["source"].isin(drawn), documents["language"])
     absent = sorted(drawn - set(pools))
     if absent:
+        languages = sorted(set(pools) - set(documents["source"]))
         raise ValueError(
-            f"the mixtures draw from {', '.join(absent)}, which the documents do not have; there are "
-            f"the sources {', '.join(sorted(set(documents['source'])))} and, in what no mixture draws "
-            f"by its source, the languages {', '.join(sorted(set(pools) - drawn)) or 'none'}"
+            f"the mixtures draw from {', '.join(absent)}, which the documents do not have; there "
+            f"are the sources {', '.join(sorted(set(documents['source'])))} and, outside the "
+            f"sources drawn from, the languages {', '.join(languages) or 'none'}"
         )
     return pools
 
@@ -220,8 +221,8 @@ class TrainingStream:
                 )
             if tokens_per_step % phase.sequence_length:
                 raise ValueError(
-                    f"phase {phase.name!r}: {tokens_per_step} tokens per step are not whole rows of "
-                    f"{phase.sequence_length}"
+                    f"phase {phase.name!r}: {tokens_per_step} tokens per step are not whole rows "
+                    f"of {phase.sequence_length}"
                 )
             rows_per_step = tokens_per_step // phase.sequence_length
             names = tuple(sorted(phase.mixture))
@@ -325,7 +326,7 @@ class TrainingStream:
 
 
 def _draw_order(shares: Sequence[float], rows: int, generator: np.random.Generator) -> np.ndarray:
-    """Pool index of each row, int16 [rows]: exact proportions (largest remainders), order seeded."""
+    """Pool index of each row, int16 [rows]: exact proportions (largest remainders), seeded."""
     exact = np.array(shares, dtype=np.float64) / sum(shares) * rows
     counts = np.floor(exact).astype(np.int64)
     for index in np.argsort(-(exact - counts), kind="stable")[: rows - int(counts.sum())]:

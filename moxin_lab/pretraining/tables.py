@@ -1,10 +1,18 @@
-"""Tables of stage 04: the recipe beside the full scale, a packed row, what the stated cost would
-have to mean.
+"""Tables of stage 04: the recipe beside the full scale's, the documents of a packed row, and the
+arithmetic behind the stated cost.
+
+Guarantees: constants carry their source. Out of scope: measurements; everything here is read or
+computed from settings.
 """
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from transformers import PreTrainedTokenizerFast
+
+from moxin_lab.scales.sections import PretrainingSettings
+from moxin_lab.training.loss import IGNORE_INDEX
 
 FULL_PARAMETERS = 8_114_180_096  # of the 36-block model; counted in notebook 03
 STATED_TOKENS = 2e12  # technical report v6, section 3.4: "over 2 trillion"
@@ -13,13 +21,14 @@ STATED_DOLLARS = 160_000  # technical report v6, abstract and section 3.4
 PEAKS = {"H100": 989e12, "A100": 312e12}
 
 
-def recipe(settings: Any, full: Any) -> pd.DataFrame:
+def recipe(settings: PretrainingSettings, full: PretrainingSettings) -> pd.DataFrame:
     """Two `pretraining` sections side by side, as text."""
     rows: list[tuple[str, Any, Any]] = []
-    for number, (here, there) in enumerate(zip(settings.phases, full.phases, strict=True), start=1):
-        rows.append((f"phase {number}: steps", here.steps, there.steps))
+    pairs = zip(settings.phases, full.phases, strict=True)
+    for phase, (here, there) in enumerate(pairs, start=1):
+        rows.append((f"phase {phase}: steps", here.steps, there.steps))
         rows.append(
-            (f"phase {number}: context, tokens", here.sequence_length, there.sequence_length)
+            (f"phase {phase}: context, tokens", here.sequence_length, there.sequence_length)
         )
     for field in (
         "tokens_per_step",
@@ -38,9 +47,9 @@ def recipe(settings: Any, full: Any) -> pd.DataFrame:
     return table.map(lambda value: f"{value:,}" if isinstance(value, int) else str(value))
 
 
-def packed_row(batch: dict[str, Any], tokenizer: Any, *, ignore: int = -100) -> pd.DataFrame:
-    """The documents of the row that packs most of them: tokens, labels, and the text each begins
-    with.
+def packed_row(batch: dict[str, np.ndarray], tokenizer: PreTrainedTokenizerFast) -> pd.DataFrame:
+    """The documents of the row that packs most of them, one row per document: tokens, labels, and
+    the text that it begins with. batch: one of `TrainingStream.batch`.
     """
     row = int(batch["document_ids"].max(axis=1).argmax())
     columns = {"document": "document_ids", "token": "input_ids", "label": "labels"}
@@ -49,15 +58,15 @@ def packed_row(batch: dict[str, Any], tokenizer: Any, *, ignore: int = -100) -> 
     return pd.DataFrame(
         {
             "tokens": parts.size(),
-            "labels": parts["label"].apply(lambda labels: int((labels != ignore).sum())),
+            "labels": parts["label"].apply(lambda labels: int((labels != IGNORE_INDEX).sum())),
             "begins with": parts["token"].apply(lambda ids: tokenizer.decode(ids.tolist()[:12])),
         }
     )
 
 
 def stated_cost(utilisations: tuple[float, ...] = (0.3, 0.4, 0.5)) -> pd.DataFrame:
-    """Device hours of 6ND operations (Kaplan et al. 2020, arXiv 2001.08361) and the price an hour
-    that fits the stated cost.
+    """Device hours of 6ND operations (Kaplan et al. 2020, arXiv 2001.08361) and the price per hour
+    at which they cost what is stated. utilisations: shares of a device's peak.
     """
     operations = 6 * FULL_PARAMETERS * STATED_TOKENS
     rows = []
@@ -72,5 +81,5 @@ def stated_cost(utilisations: tuple[float, ...] = (0.3, 0.4, 0.5)) -> pd.DataFra
                 )
             )
     return pd.DataFrame(
-        rows, columns=["device and utilisation", "device hours", "dollars an hour"]
+        rows, columns=["device and utilisation", "device hours", "dollars per hour"]
     ).set_index("device and utilisation")

@@ -4,7 +4,9 @@ Guarantees: the loss of a step is the mean over the step's targets, however the 
 micro-batches and ranks; a run killed and started again continues from its last resume point with
 bitwise the same weights and losses on the CPU (batches are a function of the step, random states
 are in the checkpoint); weights at the end of each phase are saved as a Hugging Face folder in one
-lineage. Does not: shard the model (later: ModelParallelStrategy), skip loss spikes, compile.
+lineage.
+Out of scope: sharding of the model (later: ModelParallelStrategy), skipping of loss spikes,
+compilation.
 """
 
 import math
@@ -19,6 +21,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from moxin_lab.lab.progress import Progress
+from moxin_lab.pretraining.packing import TrainingStream
+from moxin_lab.scales.sections import PretrainingSettings
 from moxin_lab.training.loss import IGNORE_INDEX, linear_cross_entropy
 from moxin_lab.training.optimizer import adamw_of
 from moxin_lab.training.resume import ExactResume, run_to_end, with_defaults, world_size
@@ -36,7 +40,9 @@ class Pretraining(ExactResume):
     `lm_head`) under AdamW and a cosine.
     """
 
-    def __init__(self, model: nn.Module, stream: Any, settings: Any) -> None:
+    def __init__(
+        self, model: nn.Module, stream: TrainingStream, settings: PretrainingSettings
+    ) -> None:
         super().__init__(stream)
         self.model = model
         self._settings = settings
@@ -77,7 +83,7 @@ class Pretraining(ExactResume):
 class PhaseEnds(Callback):
     """Calls `save(phase index)` after the last step of every phase."""
 
-    def __init__(self, stream: Any, save: Callable[[int], None]) -> None:
+    def __init__(self, stream: TrainingStream, save: Callable[[int], None]) -> None:
         self._last_steps = {
             phase.first_step + phase.steps: index for index, phase in enumerate(stream.phases)
         }
@@ -100,6 +106,7 @@ class PhaseEnds(Callback):
 
 def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Sum of the cross-entropy over the targets of a (micro-)batch, in nats."""
+    # input_ids [B, T] -> states [B, T, C]
     states = model.hidden_states(batch["input_ids"], document_ids=batch["document_ids"])
     chunk = LOSS_CHUNK.get(states.device.type, LOSS_CHUNK["cuda"])
     return linear_cross_entropy(
@@ -107,15 +114,15 @@ def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     )
 
 
-def adamw(model: nn.Module, settings: Any) -> torch.optim.AdamW:
+def adamw(model: nn.Module, settings: PretrainingSettings) -> torch.optim.AdamW:
     """AdamW with a `pretraining` section's constants. Weight decay acts on the matrices of the
     blocks and on the head, not on norms and the embedding table (our choice).
     """
     decayed = [
         p for name, p in model.named_parameters() if p.ndim >= 2 and "embed_tokens" not in name
     ]
-    chosen = {id(p) for p in decayed}
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    decayed_ids = {id(p) for p in decayed}
+    others = [p for p in model.parameters() if id(p) not in decayed_ids]
     return adamw_of(
         [
             {"params": decayed, "weight_decay": settings.weight_decay},
@@ -125,31 +132,32 @@ def adamw(model: nn.Module, settings: Any) -> torch.optim.AdamW:
     )
 
 
-def accumulation(settings: Any, world_size: int) -> int:
-    """Micro-batches a step. Raises ValueError if the step does not divide evenly."""
+def accumulation(settings: PretrainingSettings, world_size: int) -> int:
+    """Micro-batches per step on one rank. Raises ValueError if the step does not divide evenly."""
     micro, step = settings.micro_batch_tokens * world_size, settings.tokens_per_step
     if step % micro:
         raise ValueError(
-            f"tokens_per_step {step} is not a multiple of micro_batch_tokens x ranks = {micro}; change one of them"
+            f"tokens_per_step {step} is not a multiple of micro_batch_tokens x ranks = {micro}; "
+            "change one of them"
         )
     return step // micro
 
 
 def fit(
     model: nn.Module,
-    stream: Any,
-    settings: Any,
+    stream: TrainingStream,
+    settings: PretrainingSettings,
     *,
     resume_folder: Path,
     save_phase: Callable[[int], None],
     progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """Train `model` in place over the whole stream; the log, one row a step.
+    """Train `model` in place over the whole stream; the log, one row per step.
 
-    stream: `moxin_lab.pretraining.packing.TrainingStream`; settings: a scale's `pretraining`
-    section; resume_folder: where resume points are kept and looked for (a run found there is
-    continued); save_phase: called with 0, 1, 2 when that phase has ended.
+    resume_folder: where resume points are kept and looked for; a run that is there is continued.
+    save_phase: called with 0, 1, 2 when that phase has ended. Raises ValueError if a step does not
+    divide into micro-batches, ArithmeticError at a loss that is not finite.
     """
 
     def row(step: int, sums: dict[str, float]) -> dict[str, float]:

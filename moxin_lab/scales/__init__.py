@@ -1,7 +1,8 @@
 """Scales: one YAML file each, one section per stage, checked here before any work starts.
 
-Only sizes differ between the three scales of the package; depth, stage order, losses and the shapes
-of schedules are the recipe. In `full.yaml` each value carries its source, or the words `our choice`.
+Only sizes differ between the three scales of the package; depth, stage order, losses and the
+shapes of schedules are the recipe. In `full.yaml` each value carries its source, or the words `our
+choice`.
 
     scale = load("tiny")
     scale.pretraining.phases[0].sequence_length
@@ -122,8 +123,8 @@ def _find(scale: str, folders: list[Path]) -> Path:
             if (folder / f"{scale}.yaml").is_file():
                 return folder / f"{scale}.yaml"
     raise ScaleError(
-        f"unknown scale {scale!r}: choose one of {', '.join(SCALES)}, give the path of a .yaml file, "
-        f"or put {scale}.yaml into the repository's scales/ or a folder of {FOLDERS_VARIABLE}"
+        f"unknown scale {scale!r}: choose one of {', '.join(SCALES)}, give the path of a .yaml "
+        f"file, or put {scale}.yaml into the repository's scales/ or a folder of {FOLDERS_VARIABLE}"
     )
 
 
@@ -173,7 +174,8 @@ def _load_base(
         )
     if not isinstance(extends, str):
         raise ScaleError(
-            f"{path}: a scale outside the package needs `extends`: {', '.join(SCALES)} or another scale"
+            f"{path}: a scale outside the package needs `extends`: {', '.join(SCALES)} or another "
+            "scale"
         )
     if extends.endswith((".yaml", ".yml")):
         extends = str(path.parent / extends)
@@ -193,7 +195,8 @@ class _Whole(dict[str, Any]):
 
 
 def _whole(loader: yaml.SafeLoader, node: yaml.MappingNode) -> _Whole:
-    return _Whole(loader.construct_mapping(node, deep=True))
+    values = loader.construct_mapping(node, deep=True)
+    return _Whole((str(key), value) for key, value in values.items())
 
 
 _Loader.add_constructor("!replace", _whole)
@@ -204,12 +207,10 @@ def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in values.items():
         before = merged.get(key)
-        both = isinstance(before, dict) and isinstance(value, dict)
-        merged[key] = (
-            _merge(before, value)
-            if both and not isinstance(value, _Whole)
-            else _without_tags(value)
-        )
+        if isinstance(before, dict) and isinstance(value, dict) and not isinstance(value, _Whole):
+            merged[key] = _merge(before, value)
+        else:
+            merged[key] = _without_tags(value)
     return merged
 
 

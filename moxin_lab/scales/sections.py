@@ -77,7 +77,7 @@ class DataSettings(Section):
     minhash_permutations: int = Field(gt=0)
     minhash_ngram_size: int = Field(gt=0, description="characters")
     minhash_bands: int = Field(gt=0, le=256)
-    minhash_rows: int = Field(gt=0, description="minima a band")
+    minhash_rows: int = Field(gt=0, description="minima per band")
     jaccard_threshold: float = Field(gt=0, le=1)
     heldout_share: float = Field(gt=0, lt=1, description="share of pages held out")
     heldout_bands: int = Field(
@@ -89,7 +89,7 @@ class DataSettings(Section):
 
     @property
     def source_names(self) -> tuple[str, ...]:
-        """Every source, the corpora behind the data cards and hub sets."""
+        """Every source: data cards and hub sets, then the corpora."""
         return (*self.sources, *(corpus.name for corpus in self.corpora))
 
     @model_validator(mode="after")
@@ -132,7 +132,7 @@ class TokenizerSettings(Section):
     )
     max_token_length: int = Field(gt=1, description="characters of the longest token")
     training_bytes_per_language: int = Field(
-        gt=0, description="the first documents of each language up to so much text"
+        gt=0, description="each language's first documents, up to this many bytes"
     )
     bootstrap_samples: int = Field(gt=0, description="draws of pages for the 95 % intervals")
 
@@ -162,7 +162,7 @@ class Phase(Section):
 
     name: str
     steps: int = Field(gt=0, description="optimizer steps")
-    sequence_length: int = Field(gt=1, description="tokens a row")
+    sequence_length: int = Field(gt=1, description="tokens per row")
     mixture: dict[str, float] = Field(
         description="share of rows by pool, which is a source of stage 01 or a language; "
         "normalised to one (see pretraining/packing.py)"
@@ -204,7 +204,7 @@ class PretrainingSettings(Section):
 
 
 class Optimisation(Section):
-    """What every training behind pretraining has; how the rate goes on after its warm-up is the
+    """What every training after pretraining has; how the rate changes after its warm-up is the
     training's own.
     """
 
@@ -228,7 +228,7 @@ class Tuning(Optimisation):
         gt=0, description="conversations or pairs of one optimizer step over all ranks"
     )
     max_tokens: int = Field(
-        gt=1, description="longest conversation; later turns are left out, a pair that is longer is"
+        gt=1, description="longest conversation: later turns are omitted, a longer pair as a whole"
     )
     label_smoothing: float = Field(ge=0, lt=1)
 
@@ -265,7 +265,7 @@ class ReductionExperiment(Section):
     steps: int = Field(gt=0)
     examples_per_step: int = Field(gt=0)
     micro_batches: tuple[int, ...] = Field(
-        min_length=2, description="examples of one forward pass, each a run"
+        min_length=2, description="examples of one forward pass; one run for each value"
     )
     num_hidden_layers: int = Field(gt=0, description="of the fresh model that each run trains")
     learning_rate: float = Field(gt=0)
@@ -510,7 +510,8 @@ class ReasoningSettings(Section):
     )
     answer_rows: int = Field(gt=0, description="completions decoded together")
     decoding: Literal["graph", "kernels", "plain"] = Field(
-        description="of rollouts on a GPU: a CUDA graph a token, the same kernels one by one, or PyTorch's attention"
+        description="of rollouts on a GPU: one CUDA graph per token, the same kernels one by one, "
+        "or PyTorch's attention"
     )
     seeds: int = Field(
         gt=0, description="trainings of the instruct model, judged on the same questions"
@@ -536,7 +537,8 @@ class ReasoningSettings(Section):
             not self.families or self.cot_examples is None or self.problems is None
         ):
             raise ValueError(
-                "generated questions need families, cot_examples and problems: a generator has no end"
+                "generated questions need families, cot_examples and problems: "
+                "a generator has no end"
             )
         missing = set(GRPOSettings.model_fields) - EXPERIMENT_FIELDS - self.grpo.model_fields_set
         if missing:
@@ -738,7 +740,7 @@ class EvaluationSettings(Section):
     )
     cloze_items_per_language: int = Field(gt=3)
     ngram_training_bytes_per_language: int = Field(
-        gt=0, description="training text behind the trigram baseline"
+        gt=0, description="training text of the trigram baseline"
     )
     published_tables: tuple[str, ...] = Field(
         description="files of papers/tables (without .csv) to attempt on the hub's weights"
