@@ -56,6 +56,42 @@ def gains_in_words(gains: pd.DataFrame, comparison: str, languages: Sequence[str
     )
 
 
+def gains_over_peers(gains: pd.DataFrame, languages: Sequence[str]) -> str:
+    """What the gains over Mistral v0.1 and over the joint BPE are in these languages, in sentences.
+
+    gains: the table of `measures.gain` with both comparisons. languages: some or none of zh, ja
+    and ko.
+    """
+    if not languages:
+        return "The text of this scale has no Chinese, Japanese or Korean to see a gain in."
+    rows = gains[gains["language"].isin(list(languages))].set_index("language")
+    over_mistral = rows.loc[rows["tokenizer"] == "over Mistral v0.1", "gain"]
+    over_joint = rows[rows["tokenizer"] == "over joint BPE"]
+    better = ", ".join(over_joint.index[over_joint["low"] > 0]) or "none of them"
+    worse = ", ".join(over_joint.index[over_joint["high"] < 0]) or "none of them"
+    return (
+        f"Over Mistral's tokenizer the routed one gains {over_mistral.min():.0f} to "
+        f"{over_mistral.max():.0f} % in Chinese, Japanese and Korean. Over the joint BPE it gains "
+        f"in {better} and loses in {worse}. A joint vocabulary may hold tokens that run from kanji "
+        "into kana, as Japanese words do; a router by script rules them out."
+    )
+
+
+def spread_of_premiums(premiums: pd.DataFrame) -> str:
+    """The largest premium over the smallest for each tokenizer, in a sentence.
+
+    premiums: the table of `measures.premium`, or an empty one if no page is translated.
+    """
+    if premiums.empty:
+        return "The sets of this scale hold no translations of one page."
+    by_tokenizer = premiums.groupby("tokenizer", sort=False)["premium"]
+    spread = by_tokenizer.max() / by_tokenizer.min()
+    words = ", ".join(
+        f"{value:.2f} times the cheapest with {name}" for name, value in spread.items()
+    )
+    return f"The most expensive of the languages costs {words}."
+
+
 def tokens_and_premiums(
     counts: pd.DataFrame, premiums: pd.DataFrame, tokenizers: Sequence[str]
 ) -> pd.DataFrame:

@@ -79,3 +79,25 @@ def test_block_use_is_in_percent_and_omits_special_tokens():
     table = tables.block_use(usage)
     assert table.index.tolist() == ["han"]
     assert table.loc["han"].tolist() == [10, 25.0, 50.0]
+
+
+def test_gains_over_peers_name_the_languages_whose_interval_is_above_or_below_zero():
+    frame = pd.DataFrame(
+        {
+            "language": ["zh", "ja", "ko", "zh", "ja", "ko"],
+            "tokenizer": ["over Mistral v0.1"] * 3 + ["over joint BPE"] * 3,
+            "gain": [40.0, 60.0, 50.0, 2.0, -3.0, 0.1],
+            "low": [39.0, 59.0, 49.0, 1.0, -4.0, -1.0],
+            "high": [41.0, 61.0, 51.0, 3.0, -2.0, 1.0],
+        }
+    )
+    words = tables.gains_over_peers(frame, ["zh", "ja", "ko"])
+    assert "gains 40 to 60 %" in words and "gains in zh and loses in ja." in words
+    assert "has no Chinese" in tables.gains_over_peers(frame, [])
+
+
+def test_the_spread_of_premiums_is_the_largest_over_the_smallest():
+    premiums = pd.DataFrame({"tokenizer": ["a", "a", "b"], "premium": [1.0, 1.5, 1.0]})
+    words = tables.spread_of_premiums(premiums)
+    assert "1.50 times the cheapest with a, 1.00 times the cheapest with b" in words
+    assert "no translations" in tables.spread_of_premiums(premiums.iloc[:0])
