@@ -1,5 +1,5 @@
-"""The verifier on real gold answers, MATH-500, GSM8K and AMC, beside Math-Verify, and the bench
-that compares graders.
+"""The verifier on real gold answers, MATH-500, GSM8K and AMC, beside Math-Verify, on pairs generated
+from them, and the bench that compares graders.
 
 The answers are in the folder that MOXIN_BENCHMARKS names; `.ci/run` sets it.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from moxin_lab.bench import verifier as bench
+from moxin_lab.bench import verifier_pairs
 from moxin_lab.lab.artifacts import LabError
 from moxin_lab.verifier.verifier import Verifier
 
@@ -59,6 +60,24 @@ def test_every_gold_answer_accepts_itself(verifier, sets):
 
 
 @needs_sets
+@pytest.mark.parametrize("kind", verifier_pairs.GENERATORS)
+def test_rewrites_and_near_misses_made_from_gold_answers_get_the_right_verdict(
+    verifier, sets, kind
+):
+    made = verifier_pairs.pairs(sets, 40, seed=1)
+    for equal, share in ((True, 0.99), (False, 0.995)):
+        items = made[kind, equal]
+        assert items
+        verdicts = judge(verifier, items)
+        failed = [
+            item
+            for item, verdict in zip(items, verdicts, strict=True)
+            if verdict.correct is not equal
+        ]
+        assert len(failed) <= (1 - share) * len(items), failed
+
+
+@needs_sets
 @pytest.mark.parametrize("rewrite", bench.REWRITES)
 def test_an_answer_written_another_way_is_accepted_at_math_verifys_rate_or_above(
     verifier, sets, rewrite
@@ -92,13 +111,14 @@ def test_at_most_one_of_a_thousand_shuffled_pairs_is_accepted(verifier, sets, se
 
 
 @needs_sets
-def test_512_mixed_answers_take_less_than_ten_seconds(sets):
+def test_512_mixed_answers_take_less_than_ten_seconds_of_two_cores(sets):
     items = bench.mixed(sets, CORPUS, seed=0)
     assert len(items) == 512
     with Verifier(workers=2) as verifier:
-        started = time.perf_counter()
+        started = time.thread_time()  # CPU time: of this thread and of the workers
         verdicts = judge(verifier, items)
-        assert time.perf_counter() - started < 10
+        worked = sum({id(verdict): verdict.cpu_seconds for verdict in verdicts}.values())
+        assert time.thread_time() - started + worked < 20
     assert sum(verdict.correct for verdict in verdicts) == 300
 
 

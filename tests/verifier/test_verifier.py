@@ -19,10 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moxin_lab.verifier import pool
+from moxin_lab.verifier.compare import RULES
 from moxin_lab.verifier.pool import acquire
 from moxin_lab.verifier.screen import Limits
 from moxin_lab.verifier.verifier import REASONS, Verdict, Verifier, VerifierClosed
 
+KINDS = json.loads((Path(__file__).parent / "kinds.json").read_text(encoding="utf-8"))
 CORPUS = json.loads((Path(__file__).parent / "verifier_corpus.json").read_text(encoding="utf-8"))
 HOSTILE = ["".join(text * times for text, times in entry["pieces"]) for entry in CORPUS["hostile"]]
 UNLIMITED = Limits(bits=math.inf, power=math.inf, terms=math.inf)
@@ -246,6 +248,87 @@ def test_equal_inputs_give_the_same_verdict_from_the_cache(verifier):
         assert hasty.verify(SLOW, "7") is timed_out and hasty.counts()["workers_killed"] == 1
 
 
+def test_no_reply_on_a_loaded_machine_is_undecided_after_a_second_try_and_never_cached(monkeypatch):
+    tries = []
+
+    def starved(self, job, seconds, backstop):
+        tries.append(backstop)
+        raise pool.Unanswered
+
+    with Verifier(workers=1, timeout=0.3) as verifier:
+        with monkeypatch.context() as patch:
+            patch.setattr(pool.Worker, "ask", starved)
+            verdict = verifier.verify(boxed(r"\sqrt{50}"), r"5\sqrt{2}")
+        assert (verdict.reason, verdict.reward, len(tries)) == ("undecided", 0.0, 2)
+        assert verifier.counts()["undecided"] == 1
+        assert verifier.verify(boxed(r"\sqrt{50}"), r"5\sqrt{2}").correct
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells another process's CPU time")
+def test_other_processes_time_is_not_counted_against_an_answer():
+    with Verifier(workers=1, timeout=0.2) as verifier:
+        assert verifier.verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}").correct
+        (pid,) = workers_of(verifier)[1]
+        os.kill(pid, signal.SIGSTOP)  # the machine gives it no time for three limits
+        threading.Timer(0.6, os.kill, (pid, signal.SIGCONT)).start()
+        verdict = verifier.verify(boxed(r"\sqrt{18}"), r"3\sqrt{2}")
+        assert verdict.correct and verdict.cpu_seconds < 0.2
+        assert verifier.counts()["workers_killed"] == 0
+
+
+def test_verdicts_are_the_same_while_all_cores_are_busy():
+    pairs = [(r"\sqrt{50}", r"5\sqrt{2}"), ("x^2-1", "(x-1)(x+1)"), ("y=x^2", "x^2-y=0")]
+    pairs += [
+        ("xy=1", r"y=\frac{1}{x}"),
+        ("x^2<4", "-2<x<2"),
+        (r"\sin 2x", r"2\sin x"),
+        ("x+1", "x"),
+    ]
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        with Verifier(workers=2) as verifier:
+            verdicts = [verifier.verify(boxed(answer), gold) for gold, answer in pairs]
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    assert [v.reason for v in verdicts] == ["correct"] * 5 + ["wrong"] * 2
+
+
+def test_a_verdict_carries_the_type_and_the_rule_that_decided(verifier):
+    for gold, answer, kind in [
+        (r"\frac{1}{2}", "0.5", "number"),
+        (r"5\text{ cm}", "6 cm", "quantity"),
+        (r"30^\circ", "30", "angle"),
+        ("(1,2]", "1<x\\le 2", "interval"),
+        (r"\{1,2\}", "2,1", "set"),
+        ("(1,2)", "(2,1)", "tuple"),
+        ("y=x^2", "x^2=y", "equation"),
+        (r"t\ge 2", r"2\le t", "inequality"),
+        ("f(x)=2x", "f(t)=2t", "function"),
+        (r"\text{(C)}", "D", "choice"),
+        (r"\text{Evelyn}", "Bob", "text"),
+    ]:
+        verdict = verifier.verify(boxed(answer), gold)
+        assert (verdict.type, verdict.rule) == (kind, RULES[kind]), (gold, verdict)
+
+
+SIDES = st.sampled_from(
+    [pair for cases in KINDS.values() for pair in cases["equal"] + cases["different"]]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDES, SIDES)
+def test_a_verdict_does_not_depend_on_the_order_of_the_pair(verifier, one, other):
+    for gold, answer in (one, (one[0], other[1])):
+        if "box" in gold + answer:
+            continue
+        straight = verifier.verify(boxed(answer), gold)
+        swapped = verifier.verify(boxed(gold), answer)
+        assert straight.correct == swapped.correct, (gold, answer, straight, swapped)
+
+
 def test_the_cache_forgets_the_least_recently_used():
     with Verifier(workers=1, lazy=True, cache_size=2) as verifier:
         for answer in ("1", "2", "1", "3", "1", "2"):
@@ -356,6 +439,7 @@ def test_closing_ends_all_processes_and_later_use_is_refused():
 SCRIPT = """
 import sys, time
 from moxin_lab.verifier.verifier import Verifier
+from moxin_lab.verifier.compare import RULES
 from moxin_lab.verifier.pool import acquire
 verifier = Verifier(workers=2, timeout=30)           # no guard for the main module, and never closed
 pids = [acquire(id(verifier)).process.pid, *[worker.pid for worker in verifier._live]]
