@@ -202,6 +202,17 @@ def similarities(
 # ---- on the driver
 
 
+def verified_pairs(
+    signed: daft.DataFrame, documents: daft.DataFrame, bands: tuple[int, int], ngram_size: int
+) -> pa.Table:
+    """[a, b, jaccard] of the pairs that share a bucket, sorted by a and b.
+
+    signed: the frame of `signatures`. bands: number of bands and rows of each.
+    """
+    candidates = candidate_pairs(signed, *bands)
+    return collect(similarities(candidates, documents, ngram_size), ["a", "b"])
+
+
 def near_duplicates(pairs: pa.Table, threshold: float) -> pa.Table:
     """[id, duplicate_of, jaccard] of the documents to remove, sorted by id.
 
@@ -263,6 +274,18 @@ def similar_pairs(documents: pa.Table, ngram_size: int, threshold: float) -> pa.
     return pa.Table.from_pylist(rows, schema=schema).sort_by(
         [("a", "ascending"), ("b", "ascending")]
     )
+
+
+def similar_pairs_by_language(
+    documents: pa.Table, ngram_size: int, threshold: float, *, max_documents: int
+) -> pa.Table:
+    """`similar_pairs` within each language, over its first `max_documents` documents."""
+    languages = sorted(set(documents["language"].to_pylist()))
+    parts = (
+        documents.filter(pa.compute.equal(documents["language"], language)).slice(0, max_documents)
+        for language in languages
+    )
+    return pa.concat_tables(similar_pairs(part, ngram_size, threshold) for part in parts)
 
 
 def drop_exact(documents: pa.Table) -> tuple[pa.Table, pa.Table]:

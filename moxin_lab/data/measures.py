@@ -147,6 +147,23 @@ def expected_found(
     return float(probability.sum()), float(np.sqrt((probability * (1 - probability)).sum()))
 
 
+def recall_above(
+    all_pairs: pa.Table,
+    found: dict[str, pa.Table],
+    bandings: dict[str, tuple[int, int]],
+    threshold: float,
+) -> pd.DataFrame:
+    """Recall of the pairs with at least the similarity `threshold`: one row per banding.
+
+    The columns of `recall_by_similarity`, then the theoretical mean and standard deviation of the
+    number of pairs found: expected, deviation.
+    """
+    table = recall_by_similarity(all_pairs, found, [threshold, 1.0]).set_index("bands")
+    theory = [expected_found(all_pairs, threshold, *bandings[name]) for name in table.index]
+    table["expected"], table["deviation"] = zip(*theory, strict=True)
+    return table
+
+
 def wilson(hits: int, total: int) -> tuple[float, float]:
     """Wilson's score interval at 95 %; (0, 1) if `total` is 0."""
     if total == 0:
