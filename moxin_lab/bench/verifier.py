@@ -29,7 +29,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -304,6 +303,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rewrites, and near-misses, of each kind of answer (default 100)",
     )
     parser.add_argument(
+        "--peer-items",
+        type=int,
+        default=0,
+        help="items of each suite that peers get, drawn with a seed (default: all)",
+    )
+    parser.add_argument(
         "--pairs", type=int, default=1000, help="shuffled wrong pairs per seed (default 1000)"
     )
     parser.add_argument(
@@ -406,11 +411,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     accepted_wrong: list[dict[str, str]] = []
 
     def add(suite: str, grader: str, grade: Callable[[Item], Any]) -> None:
-        outcomes, seconds = _measure(grade, suites[suite])
+        items = suites[suite]
+        if isinstance(grade, Peer) and 0 < options.peer_items < len(items):
+            items = random.Random(0).sample(items, options.peer_items)
+        outcomes, seconds = _measure(grade, items)
         rows.append(_row(suite, grader, outcomes, seconds))
         _progress(rows[-1])
         if suite.startswith("shuffled"):
-            for item, outcome in zip(suites[suite], outcomes, strict=True):
+            for item, outcome in zip(items, outcomes, strict=True):
                 if outcome is True:
                     accepted_wrong.append(
                         {"grader": grader, "gold": item.gold, "answer": item.answer}

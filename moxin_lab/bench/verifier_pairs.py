@@ -62,8 +62,8 @@ def _rows(path: Path) -> list[Any]:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return rows if isinstance(rows, list) else []
     if path.suffix == ".jsonl":
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as lines:
             return list(csv.DictReader(lines))
@@ -101,7 +101,10 @@ def _is_value(gold: str) -> bool:
     """One expression without relation, list, unit, words or chemistry."""
     if re.search(r"(?<![\\A-Za-z])[A-Za-z]{3,}| and |\d [A-Za-z]|[.\[] ?[A-Z]|[A-Z][a-z]?\d", gold):
         return False
-    return re.search(r"[=<>,;:%$]|\\(?:le|ge|ne|in|text|mbox|cup|pm|circ|begin)(?![A-Za-z])|_", gold) is None  # fmt: skip
+    return (
+        re.search(r"[=<>,;:%$]|\\(?:le|ge|ne|in|text|mbox|cup|pm|circ|begin)(?![A-Za-z])|_", gold)
+        is None
+    )
 
 
 def _equation(gold: str) -> Pairs:
@@ -218,7 +221,17 @@ def _scientific(gold: str) -> Pairs:
 def _forms(gold: str) -> Pairs:
     if not _is_value(gold):
         return
-    for form in (r"\color{{red}}{{{}}}", r"\underline{{{}}}", r"\mathbf{{{}}}", r"\boldsymbol{{{}}}", r"\approx {}", r"${}$", r"\({}\)", r"\displaystyle {}", r"\textcolor{{blue}}{{{}}}"):  # fmt: skip
+    for form in (
+        r"\color{{red}}{{{}}}",
+        r"\underline{{{}}}",
+        r"\mathbf{{{}}}",
+        r"\boldsymbol{{{}}}",
+        r"\approx {}",
+        r"${}$",
+        r"\({}\)",
+        r"\displaystyle {}",
+        r"\textcolor{{blue}}{{{}}}",
+    ):
         yield Item(gold, form.format(gold)), True
         yield Item(gold, form.format(f"{gold}+1")), False
     if (value := _fraction(gold)) is not None:
@@ -284,7 +297,11 @@ def _choices(gold: str) -> Pairs:
 def _case(gold: str) -> Pairs:
     bare = re.sub(r"\\[A-Za-z]+(?:\{[a-z]*matrix\})?", lambda m: " " * len(m.group()), gold)
     places = [i for i, c in enumerate(bare) if c.isalpha() and c not in "eixX"]
-    if places and not re.search(r"\\(?:text|mbox)|[A-Za-z]{3}", gold.replace("\\", " \\")) and "_" not in gold:  # fmt: skip
+    if (
+        places
+        and not re.search(r"\\(?:text|mbox)|[A-Za-z]{3}", gold.replace("\\", " \\"))
+        and "_" not in gold
+    ):
         for i in places[:2]:
             yield Item(gold, gold[:i] + gold[i].swapcase() + gold[i + 1 :]), False
     n = _integer(gold)
@@ -411,7 +428,12 @@ def pairs(
                 draw = random.Random(f"{seed}/{kind}/{equal}/{name}")
                 distinct = sorted(set(answers))
                 draw.shuffle(distinct)
-                one = [item for gold in distinct[:400] for item, label in generate(gold) if label == equal]  # fmt: skip
+                one = [
+                    item
+                    for gold in distinct[:400]
+                    for item, label in generate(gold)
+                    if label == equal
+                ]
                 draw.shuffle(one)
                 by_set.append(one)
             chosen: list[Item] = []

@@ -180,11 +180,8 @@ class Comparison:
     def same(self, a: Reading, b: Reading) -> bool:
         """Whether two readings say the same; symmetric."""
         if a == b and not isinstance(a, Unread):
-            return self._meaningful(a)
+            return True
         return self._same(a, b) or (type(a) is not type(b) and self._same(b, a))
-
-    def _meaningful(self, reading: Reading) -> bool:
-        return True
 
     def _same(self, a: Reading, b: Reading) -> bool:
         match a, b:
@@ -250,17 +247,29 @@ class Comparison:
         left, right = evaluate.exact(a, 4_096), evaluate.exact(b, 4_096)
         if left is None or right is None:
             raise NeedsWorker
-        return left == right or _float_noise(a, b, left, right) or evaluate.rounds_to(a, b) or evaluate.rounds_to(b, a)  # fmt: skip
+        return (
+            left == right
+            or _float_noise(a, b, left, right)
+            or evaluate.rounds_to(a, b)
+            or evaluate.rounds_to(b, a)
+        )
 
     def _is_nothing(self, tree: Tree) -> bool:
         """Equal spellings of no value, such as 0/0."""
-        return tree[0] == "div" and evaluate.exact(tree, 4_096) is None and not symbols(tree) and evaluate.exact(tree[2], 4_096) == 0  # fmt: skip
+        return (
+            tree[0] == "div"
+            and evaluate.exact(tree, 4_096) is None
+            and not symbols(tree)
+            and evaluate.exact(tree[2], 4_096) == 0
+        )
 
     def _plus_minus(self, a: Tree, b: Tree) -> bool:
         both = [[expand_signs(tree, upper) for upper in (True, False)] for tree in (a, b)]
         if not (contains(a, {"pm", "mp"}) and contains(b, {"pm", "mp"})):
             return False
-        return self._collections([(Expression(t),) for t in both[0]], [(Expression(t),) for t in both[1]])  # fmt: skip
+        return self._collections(
+            [(Expression(t),) for t in both[0]], [(Expression(t),) for t in both[1]]
+        )
 
     def _signs(self, items: Items, tree: Tree) -> bool:
         """`1 \\pm \\sqrt 2` against its two values; a set of one against the value."""
@@ -328,9 +337,8 @@ class Comparison:
             if len(a.parameters) != len(b.parameters) or (a.name and b.name and a.name != b.name):
                 return False
             body = b.body
-            for i, (old, new) in enumerate(zip(b.parameters, a.parameters, strict=True)):
+            for i, old in enumerate(b.parameters):
                 body = _renamed(body, old, f"parameter{i}")
-                del new
             mine = a.body
             for i, old in enumerate(a.parameters):
                 mine = _renamed(mine, old, f"parameter{i}")
@@ -342,12 +350,12 @@ class Comparison:
         if isinstance(b, Relation):
             if a.name + "()" not in {n for s in b.sides for n in symbols(s)}:
                 return False
-            body = next((r.tree for r in a.body if isinstance(r, Expression)), None)
+            trees = [r.tree for r in a.body if isinstance(r, Expression)]
             name: Tree = ("call", a.name, tuple(("sym", p) for p in a.parameters))
-            return body is not None and self.in_worker_equation(Relation((name, body), ("=",)), b)
+            return bool(trees) and self._same_solutions(Relation((name, trees[0]), ("=",)), b)
         return self.any_same(a.body, (b,))
 
-    def in_worker_equation(self, a: Relation, b: Relation) -> bool:
+    def _same_solutions(self, a: Relation, b: Relation) -> bool:
         if not self.in_worker:
             raise NeedsWorker
         return equations.same_relations(a, b)
@@ -468,8 +476,8 @@ class Comparison:
                 for i in (0, 1)
             )
         values = [self._value_of(r) for r in (a, b)]
-        if values[0] is not None and values[1] is not None:
-            (first, left), (second, right) = values
+        if (one := values[0]) is not None and (two := values[1]) is not None:
+            (first, left), (second, right) = one, two
             if first is not None and second is not None:
                 if self._same_name(first, second):
                     return self.values(left, right)
@@ -482,11 +490,13 @@ class Comparison:
                 and self._chained_names(a, b)
                 and self.values(values[0][1], values[1][1])
             )
-        for one, other in ((values[0], b), (values[1], a)):  # x = \\pm 2 against x^2 = 4
-            if one is not None and one[0] is not None and contains(one[1], {"pm", "mp"}):
-                both = tuple((Expression(expand_signs(one[1], upper)),) for upper in (True, False))
-                return self._polynomial_roots(Named(one[0], (Items("", both),)), other)
-        return self.in_worker_equation(a, b)
+        for value, other in ((values[0], b), (values[1], a)):  # x = \\pm 2 against x^2 = 4
+            if value is not None and value[0] is not None and contains(value[1], {"pm", "mp"}):
+                both = tuple(
+                    (Expression(expand_signs(value[1], upper)),) for upper in (True, False)
+                )
+                return self._polynomial_roots(Named(value[0], (Items("", both),)), other)
+        return self._same_solutions(a, b)
 
     def _chained_names(self, a: Relation, b: Relation) -> bool:
         """`x = y = 5` names x and y: the two relations share a name."""
@@ -617,11 +627,19 @@ class Comparison:
     def _parts(self, a: Reading, b: Reading) -> bool:
         if isinstance(a, SetOperation) and isinstance(b, SetOperation) and a.op == b.op:
             straight = self.any_same(a.left, b.left) and self.any_same(a.right, b.right)
-            return straight or (a.op != "setminus" and self.any_same(a.left, b.right) and self.any_same(a.right, b.left))  # fmt: skip
+            return straight or (
+                a.op != "setminus"
+                and self.any_same(a.left, b.right)
+                and self.any_same(a.right, b.left)
+            )
         if isinstance(a, Logic) and isinstance(b, Logic) and a.op == b.op:
             return self._collections(list(a.parts), list(b.parts))
         if isinstance(a, IndexedUnion) and isinstance(b, IndexedUnion):
-            return self.any_same(a.body, _renamed(b.body, b.variable, a.variable)) and self.values(a.low, b.low) and self.values(a.high, b.high)  # fmt: skip
+            return (
+                self.any_same(a.body, _renamed(b.body, b.variable, a.variable))
+                and self.values(a.low, b.low)
+                and self.values(a.high, b.high)
+            )
         if isinstance(a, Member) and isinstance(b, Member):
             return a.name == b.name and self.any_same(a.group, b.group)
         if isinstance(a, Member) and isinstance(b, Items | SetOperation | NamedSet):
@@ -643,7 +661,11 @@ class Comparison:
         return False
 
     def _builders(self, a: SetBuilder, b: SetBuilder) -> bool:
-        conditions: list[Readings] = [_renamed(c, b.variable, a.variable) for c in b.conditions] if a.variable and b.variable else list(b.conditions)  # fmt: skip
+        conditions: list[Readings] = (
+            [_renamed(c, b.variable, a.variable) for c in b.conditions]
+            if a.variable and b.variable
+            else list(b.conditions)
+        )
         if (a.tree is None) != (b.tree is None):
             return False
         if a.tree is not None and b.tree is not None and not self.values(a.tree, b.tree):
@@ -750,7 +772,14 @@ def _renamed(readings: Readings, old: str, new: str) -> Readings:
 
 def _float_noise(a: Tree, b: Tree, left: Fraction, right: Fraction) -> bool:
     """A decimal of 15 digits or more, as a computer prints 0.1 + 0.2, against a shorter one."""
-    figures = [tree[3] if tree[0] == "num" else tree[1][3] if tree[0] == "neg" and tree[1][0] == "num" else 0 for tree in (a, b)]  # fmt: skip
+    figures = [
+        tree[3]
+        if tree[0] == "num"
+        else tree[1][3]
+        if tree[0] == "neg" and tree[1][0] == "num"
+        else 0
+        for tree in (a, b)
+    ]
     if max(figures) < 16 or min(figures) > 14:
         return False
     return abs(left - right) * 10**15 <= max(abs(left), abs(right))

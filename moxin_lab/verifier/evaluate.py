@@ -148,7 +148,7 @@ _RATIONAL: dict[str, Callable[[list[Fraction], int], Fraction]] = {
     "min": lambda v, _: min(v),
     "pow": _power,
     "root": _root,
-}  # fmt: skip
+}
 
 
 # ---------------------------------------------------------------------- numbers of many digits
@@ -436,7 +436,11 @@ def equal(a: Tree, b: Tree) -> bool:
 def _plain_log(tree: Tree) -> bool:
     if tree[0] == "log" and tree[1] is None:
         return True
-    return any(_plain_log(part) for part in tree[1:] if isinstance(part, tuple) and part and isinstance(part[0], str))  # fmt: skip
+    return any(
+        _plain_log(part)
+        for part in tree[1:]
+        if isinstance(part, tuple) and part and isinstance(part[0], str)
+    )
 
 
 def _infinite(tree: Tree) -> int:
@@ -475,7 +479,10 @@ def rounds_to(value: Tree, decimal: Tree) -> bool:
     At least `FIGURES` significant digits must be printed. A decimal has no rounding of its own.
     """
     sign, printed = _decimal(decimal)
-    if printed is None or printed[2] is None or printed[3] < FIGURES or (_decimal(value)[1] is not None and _decimal(value)[1][2] is not None):  # type: ignore[index]  # fmt: skip
+    if printed is None or printed[2] is None or printed[3] < FIGURES:
+        return False
+    other = _decimal(value)[1]
+    if other is not None and other[2] is not None:  # two decimals: exactly
         return False
     if symbols(value):
         return False
@@ -489,7 +496,10 @@ def rounds_to(value: Tree, decimal: Tree) -> bool:
     except (Undefined, ZeroDivisionError, OverflowError, ValueError):
         return False
     mp = numbers.mp
-    return bool(abs(got - mp.mpf(target.numerator) / target.denominator) <= mp.mpf(half.numerator) / half.denominator)  # fmt: skip
+    return bool(
+        abs(got - mp.mpf(target.numerator) / target.denominator)
+        <= mp.mpf(half.numerator) / half.denominator
+    )
 
 
 def _decimal(tree: Tree) -> tuple[int, Tree | None]:

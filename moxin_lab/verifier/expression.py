@@ -39,7 +39,15 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _REPEATS = re.compile(r"\\(?:overline|dot|bar)(?![A-Za-z])")
-OPENING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}", r"\langle": r"\rangle", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}  # fmt: skip
+OPENING = {
+    "(": ")",
+    "[": "]",
+    "{": "}",
+    r"\{": r"\}",
+    r"\langle": r"\rangle",
+    r"\lfloor": r"\rfloor",
+    r"\lceil": r"\rceil",
+}
 CLOSING = frozenset(OPENING.values())
 
 
@@ -56,27 +64,91 @@ def tokenise(text: str) -> list[Token]:
 
 
 FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch"
-    " arcsinh arccosh arctanh ln exp lg".split()
+    str.split(
+        "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch"
+        " arcsinh arccosh arctanh ln exp lg"
+    )
 )
-_ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "arsinh": "arcsinh", "arcosh": "arccosh", "artanh": "arctanh", "tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan"}  # fmt: skip
-_MANY = frozenset("gcd lcm max min".split())
+_ALIASES = {
+    "asin": "arcsin",
+    "acos": "arccos",
+    "atan": "arctan",
+    "arsinh": "arcsinh",
+    "arcosh": "arccosh",
+    "artanh": "arctanh",
+    "tg": "tan",
+    "ctg": "cot",
+    "cosec": "csc",
+    "arctg": "arctan",
+}
+_MANY = frozenset(str.split("gcd lcm max min"))
 _NAMES = sorted(
-    [*FUNCTIONS, *_ALIASES, *_MANY, "log", "sqrt", "cbrt", "abs", "floor", "ceil", "pi", "theta",
-     "alpha", "beta", "gamma", "lambda", "omega", "sigma", "phi", "infinity", "infty", "inf", "binom"],
-    key=len, reverse=True,
-)  # fmt: skip
+    [
+        *FUNCTIONS,
+        *_ALIASES,
+        *_MANY,
+        "log",
+        "sqrt",
+        "cbrt",
+        "abs",
+        "floor",
+        "ceil",
+        "pi",
+        "theta",
+        "alpha",
+        "beta",
+        "gamma",
+        "lambda",
+        "omega",
+        "sigma",
+        "phi",
+        "infinity",
+        "infty",
+        "inf",
+        "binom",
+    ],
+    key=len,
+    reverse=True,
+)
 _SPELLED = re.compile("|".join(_NAMES))
 GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon"
-    " phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar uniti unitj"
-    " unitk imath jmath nabla partial triangle angle square".split()
+    str.split(
+        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon"
+        " phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar uniti unitj"
+        " unitk imath jmath nabla partial triangle angle square"
+    )
 )
 CALLED = frozenset(["f", "g", "F", "G"])
 """Letters that are functions before a parenthesis; any other letter is a factor there."""
 _STOPS = frozenset(
-    ["+", "-", r"\pm", r"\mp", ")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil", ",", ";", "=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", r"\in", ":", "&", r"\\", ""]
-)  # fmt: skip
+    [
+        "+",
+        "-",
+        r"\pm",
+        r"\mp",
+        ")",
+        "]",
+        "}",
+        r"\}",
+        r"\rangle",
+        r"\rfloor",
+        r"\rceil",
+        ",",
+        ";",
+        "=",
+        "<",
+        ">",
+        r"\le",
+        r"\ge",
+        r"\ne",
+        r"\approx",
+        r"\in",
+        ":",
+        "&",
+        r"\\",
+        "",
+    ]
+)
 
 
 def split_word(word: str) -> list[Token]:
@@ -577,9 +649,13 @@ def contains(tree: Tree, kinds: frozenset[str] | set[str]) -> bool:
     return any(
         contains(part, kinds)
         for piece in tree[1:]
-        for part in (piece if piece and isinstance(piece, tuple) and isinstance(piece[0], tuple) else (piece,))
+        for part in (
+            piece
+            if piece and isinstance(piece, tuple) and isinstance(piece[0], tuple)
+            else (piece,)
+        )
         if isinstance(part, tuple) and part
-    )  # fmt: skip
+    )
 
 
 def expand_signs(tree: Tree, upper: bool) -> Tree:
@@ -589,7 +665,10 @@ def expand_signs(tree: Tree, upper: bool) -> Tree:
         plus = upper == (tree[0] == "pm")
         return ("add", left, right if plus else ("neg", right))
     return tuple(
-        expand_signs(part, upper) if isinstance(part, tuple) and part and isinstance(part[0], str) else
-        tuple(expand_signs(one, upper) for one in part) if isinstance(part, tuple) else part
+        expand_signs(part, upper)
+        if isinstance(part, tuple) and part and isinstance(part[0], str)
+        else tuple(expand_signs(one, upper) for one in part)
+        if isinstance(part, tuple)
+        else part
         for part in tree
-    )  # fmt: skip
+    )

@@ -122,12 +122,10 @@ def _undressed(text: str) -> str:
 def _said(text: str) -> Extracted | None:
     """What follows the last `the answer is`, where it ends the text and is one expression."""
     tail = text[-TAIL:].rstrip()
-    says = None
-    for says in _SAYS.finditer(tail):
-        pass
-    if says is None:
+    ends = [says.end() for says in _SAYS.finditer(tail)]
+    if not ends:
         return None
-    rest = tail[says.end() :]
+    rest = tail[ends[-1] :]
     if (letter := _LETTER.match(rest)) is not None and not re.match(
         r"\s*[=<>+*/^-]", rest[letter.end() :]
     ):

@@ -16,8 +16,10 @@ _VULGAR = re.compile("[¼½¾⅐-⅞]")
 _GREEK = dict(
     zip(
         "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩϕ",
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau"
-        " upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega phi".split(),
+        str.split(
+            "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau"
+            " upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega phi"
+        ),
         strict=True,
     )
 )
@@ -97,7 +99,10 @@ _SUBSTITUTIONS = [
     ),
     (re.compile(r"\\(?:[hv]space\*?|phantom|label|tag)\s*\{[^{}]*\}"), " "),
     # A colour or a rule under the answer is no part of it.
-    (re.compile(r"\\(?:color|textcolor|colorbox)\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\color\s+\w+"), ""),
+    (
+        re.compile(r"\\(?:color|textcolor|colorbox)\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\color\s+\w+"),
+        "",
+    ),
     (
         re.compile(
             r"\\(?:underline|uline|boldsymbol|bm|pmb|emph|mathit|mathsf|mathtt|mathcal|mathnormal"
@@ -106,7 +111,10 @@ _SUBSTITUTIONS = [
         ),
         "",
     ),
-    (re.compile(r"\\(?:vec|hat|mathbf|overrightarrow|bf)\s*\{?\s*\\?([ijk])(?:math)?\s*\}?"), r"\\unit\1 "),
+    (
+        re.compile(r"\\(?:vec|hat|mathbf|overrightarrow|bf)\s*\{?\s*\\?([ijk])(?:math)?\s*\}?"),
+        r"\\unit\1 ",
+    ),
     (re.compile(r"\\(?:mathbf|vec)(?![A-Za-z])\s*(?=\{\s*\d)"), ""),
     (re.compile(r"\\(?:mathbb|Bbb|mathds)\s*\{?\s*R\s*\}?|\\R(?:eals)?(?![A-Za-z])"), r"\\Reals "),
     (re.compile(r"\\(?:mathbb|Bbb)\s*\{?\s*Z\s*\}?|\\Z(?![A-Za-z])"), r"\\Integers "),
@@ -115,23 +123,39 @@ _SUBSTITUTIONS = [
     (re.compile(r"\\(?:mathbb|Bbb)\s*\{?\s*C\s*\}?"), r"\\Complexes "),
     # Degrees before fonts: ^{\circ}\mathrm{C}.
     (
-        re.compile(r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\(?:degrees?|textdegree)(?![A-Za-z])"),
+        re.compile(
+            r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\(?:degrees?|textdegree)(?![A-Za-z])"
+        ),
         r"\\degree ",
     ),
-    (re.compile(r"\\degree\s*(?:\\(?:text|mathrm|rm)\s*\{\s*([CF])\s*\}|([CF])(?![A-Za-z]))"), r"\\text{ deg\1\2}"),
+    (
+        re.compile(r"\\degree\s*(?:\\(?:text|mathrm|rm)\s*\{\s*([CF])\s*\}|([CF])(?![A-Za-z]))"),
+        r"\\text{ deg\1\2}",
+    ),
     (re.compile(r"\^\s*\{?\s*\\(?:text|mathrm)\s*\{\s*o\s*\}\s*\}?"), r"\\degree "),
     (re.compile(r"(?<=\d)\s*(?:\\text\s*\{\s*to\s*\}|(?<= )to )\s*(?=\d)"), ":"),
     (re.compile(r"\^\s*(?:\\prime(?![A-Za-z])|\{\s*((?:\\prime\s*)+)\})"), "'"),
     (re.compile(r"\\(?:mathrm|text|mathup)\s*\{\s*([eid])\s*\}"), r" \1"),
-    (re.compile(rf"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{{\s*({_OPERATORS})\s*\}}"), r"\\\1 "),
-    (re.compile(r"\\(?:mbox|mathrm|textrm|textbf|textit|textsf|texttt|textnormal|textup|hbox|mathup|textsc|textsl)\s*(?=\{)"), r"\\text"),
+    (
+        re.compile(rf"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{{\s*({_OPERATORS})\s*\}}"),
+        r"\\\1 ",
+    ),
+    (
+        re.compile(
+            r"\\(?:mbox|mathrm|textrm|textbf|textit|textsf|texttt|textnormal|textup|hbox|mathup|textsc|textsl)\s*(?=\{)"
+        ),
+        r"\\text",
+    ),
     (re.compile(r"\\(?:mathbf|mathfrak|mathscr|vec)\s*(?=\{|\s*[A-Za-z\\])"), ""),
     (re.compile(r"\\(?:[dtc]?frac|nicefrac|sfrac|flatfrac|xfrac)(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:d|t)binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}"), r"\\binom{\1}{\2}"),
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
     # A power of ten as computers print it.
-    (re.compile(r"(?<![\dA-Za-z.])(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,4})(?![\d._A-Za-z])"), r"\1\\times 10^{\2}"),
+    (
+        re.compile(r"(?<![\dA-Za-z.])(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,4})(?![\d._A-Za-z])"),
+        r"\1\\times 10^{\2}",
+    ),
     (re.compile(r"\\(?:surd|sqrt)(?![A-Za-z])"), r"\\sqrt"),
     # Relations and sets.
     (re.compile(r"<=|=<|\\(?:leqslant|leqq|leq|le)(?![A-Za-z])"), r"\\le "),
@@ -152,16 +176,24 @@ _SUBSTITUTIONS = [
     (re.compile(r"\\(?:varepsilon)(?![A-Za-z])"), r"\\epsilon"),
     (re.compile(r"\\(?:vartheta)(?![A-Za-z])"), r"\\theta"),
     (re.compile(r"\\(?:lor|vee)(?![A-Za-z])|\\text\s*\{\s*,?\s*or\s*,?\s*\}"), r"\\lor "),
-    (re.compile(r"\\(?:land|wedge)(?![A-Za-z])|\\text\s*\{\s*,?\s*(?:and|&)\s*,?\s*\}|\\&"), r"\\land "),
+    (
+        re.compile(r"\\(?:land|wedge)(?![A-Za-z])|\\text\s*\{\s*,?\s*(?:and|&)\s*,?\s*\}|\\&"),
+        r"\\land ",
+    ),
     (re.compile(r"\\(?:ast|star|centerdot|bullet)(?![A-Za-z])"), r"\\cdot "),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\.\.\.+|\\(?:dots|cdots|ldots|dotsc|dotsb|dotso)(?![A-Za-z])"), r"\\ldots "),
-    (re.compile(r"(?<=[\d}])\s+(?:percent|pct)(?![A-Za-z])|\\(?:%|percent)|\\text\s*\{\s*(?:percent|pct)\s*\}"), "%"),
+    (
+        re.compile(
+            r"(?<=[\d}])\s+(?:percent|pct)(?![A-Za-z])|\\(?:%|percent)|\\text\s*\{\s*(?:percent|pct)\s*\}"
+        ),
+        "%",
+    ),
     (re.compile(r"\{\s*,\s*\}"), ","),
     (re.compile(r"\*\*"), "^"),
     # A letter x between digits and a power of ten is a multiplication sign.
     (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)"), r"\\times "),
-]  # fmt: skip
+]
 _WITHOUT_COMMANDS = [
     (pattern, replacement)
     for pattern, replacement in _SUBSTITUTIONS

@@ -169,9 +169,37 @@ class Unread(Reading):
 
 # ---------------------------------------------------------------------- whole answers
 
-_RELATIONS = frozenset(["=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", r"\in", r"\equiv", r"\notin", r"\mapsto", r"\to", r"\ll", r"\gg", r"\sim", r"\subset", r"\subseteq", r"\propto"])  # fmt: skip
+_RELATIONS = frozenset(
+    [
+        "=",
+        "<",
+        ">",
+        r"\le",
+        r"\ge",
+        r"\ne",
+        r"\approx",
+        r"\in",
+        r"\equiv",
+        r"\notin",
+        r"\mapsto",
+        r"\to",
+        r"\ll",
+        r"\gg",
+        r"\sim",
+        r"\subset",
+        r"\subseteq",
+        r"\propto",
+    ]
+)
 _SET_OPS = {r"\cup": "cup", r"\cap": "cap", r"\setminus": "setminus"}
-_SETS = {r"\Reals": "Reals", r"\Integers": "Integers", r"\Naturals": "Naturals", r"\Rationals": "Rationals", r"\Complexes": "Complexes", r"\emptyset": "empty"}  # fmt: skip
+_SETS = {
+    r"\Reals": "Reals",
+    r"\Integers": "Integers",
+    r"\Naturals": "Naturals",
+    r"\Rationals": "Rationals",
+    r"\Complexes": "Complexes",
+    r"\emptyset": "empty",
+}
 _EMPTY = re.compile(
     r"(?:there (?:is|are) )?no (?:real |such |integer |possible |valid )?(?:solutions?|roots?|values?|numbers?|answers?)(?: exists?)?"
     r"|none|(?:the )?empty set|no such \w+(?: exists?)?"
@@ -179,7 +207,9 @@ _EMPTY = re.compile(
 _ALL_REAL = re.compile(
     r"(?:x is )?(?:all|any|every)(?: the)? (?:real numbers?|reals?|real values?(?: of \w)?|real \w)|(?:the )?real numbers|(?:the )?reals"
 )
-_EXCEPT = re.compile(r"^(?P<all>.*?)(?:,)?\s*(?:except(?: for)?|excluding|other than|but not)\s+(?P<rest>.+)$")  # fmt: skip
+_EXCEPT = re.compile(
+    r"^(?P<all>.*?)(?:,)?\s*(?:except(?: for)?|excluding|other than|but not)\s+(?P<rest>.+)$"
+)
 _TIME = re.compile(
     r"(\d{1,2})(?::(\d{2}))?\s*(?:\\text\s*\{)?\s*([ap])\.?\s*m\.?\s*\}?", re.IGNORECASE
 )
@@ -196,11 +226,18 @@ _SAME_WORDS = {
     "no it is not": "no",
 }
 _WORDS = frozenset(
-    "yes no true false odd even none east west north south left right red blue green black white"
-    " yellow orange brown both neither never always sometimes zero one two three four five six seven"
-    " eight nine ten eleven twelve mon tue wed thu fri sat sun heads tails".split()
+    str.split(
+        "yes no true false odd even none east west north south left right red blue green black white"
+        " yellow orange brown both neither never always sometimes zero one two three four five six seven"
+        " eight nine ten eleven twelve mon tue wed thu fri sat sun heads tails"
+    )
 )
-_COUNT_WORDS = {w: n for n, w in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())}  # fmt: skip
+_COUNT_WORDS = {
+    w: n
+    for n, w in enumerate(
+        str.split("zero one two three four five six seven eight nine ten eleven twelve")
+    )
+}
 _CHOICE = re.compile(
     r"^(?:\\text\s*\{\s*\(?\s*([A-Ja-j])\s*\)?\s*[.:)]?\s*\}\s*[.:)]?|\(\s*(?:\\text\s*\{)?\s*([A-Ja-j])\s*\}?\s*\)|([A-J])\s*[.:](?![\d.])|([A-Ja-j])\s*\))\s*(.*)$",
     re.DOTALL,
@@ -271,7 +308,12 @@ def _thousands(text: str) -> list[str]:
     if ", " in text or re.search(r"\\dollar|\.\d|%|\\text", text):
         separated = _THOUSANDS.sub("1", text)
         if ", " not in separated or re.search(r",\S", separated) is None:
-            return [joined] if (", " in text and "," in separated) or ("," not in separated and not re.fullmatch(r"[\d, ]+", text)) else [joined, text]  # fmt: skip
+            return (
+                [joined]
+                if (", " in text and "," in separated)
+                or ("," not in separated and not re.fullmatch(r"[\d, ]+", text))
+                else [joined, text]
+            )
     return [joined, text]
 
 
@@ -354,11 +396,15 @@ def _cut(tokens: list[Token], at: Callable[[Token], bool]) -> tuple[list[list[To
 
 
 def _is_or(token: Token) -> bool:
-    return (token.kind == "cmd" and token.text == r"\lor") or (token.kind == "word" and token.text == "or")  # fmt: skip
+    return (token.kind == "cmd" and token.text == r"\lor") or (
+        token.kind == "word" and token.text == "or"
+    )
 
 
 def _is_and(token: Token) -> bool:
-    return (token.kind == "cmd" and token.text == r"\land") or (token.kind == "word" and token.text == "and")  # fmt: skip
+    return (token.kind == "cmd" and token.text == r"\land") or (
+        token.kind == "word" and token.text == "and"
+    )
 
 
 def _is_comma(token: Token) -> bool:
@@ -492,7 +538,10 @@ def _tuple_of_names(left: Items, value: Readings) -> Readings:
 def _definition(left: list[Token], right: list[Token]) -> Reading | None:
     """`f(x) = ...`: a letter, perhaps with an index, before letters in parentheses."""
     texts = [token.text for token in left]
-    match = re.fullmatch(r"(\\?[A-Za-z]+'*(?:_ ?(?:\{ [^{}]* \}|\S))?(?: \^ (?:\{ - 1 \}|- 1))?'*) \( (\\?[A-Za-z]+(?: , \\?[A-Za-z]+)*) \)", " ".join(texts))  # fmt: skip
+    match = re.fullmatch(
+        r"(\\?[A-Za-z]+'*(?:_ ?(?:\{ [^{}]* \}|\S))?(?: \^ (?:\{ - 1 \}|- 1))?'*) \( (\\?[A-Za-z]+(?: , \\?[A-Za-z]+)*) \)",
+        " ".join(texts),
+    )
     if match is None:
         return None
     parameters = tuple(match.group(2).split(" , "))
@@ -673,7 +722,7 @@ def _environment(tokens: list[Token]) -> Readings:
         if not rows or not all(all(row) for row in rows) or name == "vmatrix":
             return ()
         return (Matrix(tuple(tuple(row) for row in rows)),)
-    parts = []
+    parts: list[Readings] = []
     for line in lines:
         cells = [cell for cell in _cut(line, lambda t: t.text == "&")[0] if cell]
         if name == "cases" and len(cells) == 2:
@@ -687,7 +736,14 @@ def _environment(tokens: list[Token]) -> Readings:
 
 
 def _without_if(tokens: list[Token]) -> list[Token]:
-    return [t for t in tokens if not (t.kind in ("text", "word") and t.text.strip() in ("if", "for", "when", "otherwise", "where"))] or tokens  # fmt: skip
+    return [
+        t
+        for t in tokens
+        if not (
+            t.kind in ("text", "word")
+            and t.text.strip() in ("if", "for", "when", "otherwise", "where")
+        )
+    ] or tokens
 
 
 def _special(tokens: list[Token]) -> Readings:
@@ -695,9 +751,24 @@ def _special(tokens: list[Token]) -> Readings:
     if len(tokens) == 1 and tokens[0].text in _SETS:
         return (NamedSet(_SETS[tokens[0].text]),)
     spelled = "".join(f"{{{t.text}}}" if t.kind == "text" else t.text for t in tokens)
-    if (based := re.fullmatch(r"\(?([0-9A-Fa-f]*\d[0-9A-Fa-f]*)\)?_\{?\{?(\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\}?\}?", spelled)):  # fmt: skip
+    if based := re.fullmatch(
+        r"\(?([0-9A-Fa-f]*\d[0-9A-Fa-f]*)\)?_\{?\{?(\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\}?\}?",
+        spelled,
+    ):
         name = based.group(2)
-        names = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12, "sixteen": 16}  # fmt: skip
+        names = {
+            "two": 2,
+            "three": 3,
+            "four": 4,
+            "five": 5,
+            "six": 6,
+            "seven": 7,
+            "eight": 8,
+            "nine": 9,
+            "ten": 10,
+            "twelve": 12,
+            "sixteen": 16,
+        }
         return (Based(based.group(1).upper(), int(names.get(name, name))),)
     pieces, colons = _cut(tokens, lambda t: t.text == ":")
     if colons and all(pieces):
@@ -717,7 +788,9 @@ def _tree(tokens: list[Token]) -> Tree | None:
         return None
 
 
-_UNIT_OPS = frozenset(["/", "^", "{", "}", "-", r"\cdot", r"\times", "*", "(", ")", ".", r"\mu", r"\Omega", r"\ohm"])  # fmt: skip
+_UNIT_OPS = frozenset(
+    ["/", "^", "{", "}", "-", r"\cdot", r"\times", "*", "(", ")", ".", r"\mu", r"\Omega", r"\ohm"]
+)
 
 
 def _value(tokens: list[Token]) -> Readings:
@@ -809,9 +882,7 @@ def _unambiguous(tail: list[Token]) -> bool:
     return any(
         w in units.UNAMBIGUOUS or (len(w) >= 4 and units.parse(w, marked=False) is not None)
         for w in words
-    ) or (  # fmt: skip
-        len(words) >= 1 and all(len(w) >= 3 for w in words)
-    )
+    ) or (len(words) >= 1 and all(len(w) >= 3 for w in words))
 
 
 def _scaled_matrix(tokens: list[Token]) -> Reading | None:
@@ -830,7 +901,9 @@ def _scaled_matrix(tokens: list[Token]) -> Reading | None:
 
 def _times(factor: Tree, reading: Reading) -> Reading | None:
     def scaled(item: Readings) -> Readings:
-        return tuple(Expression(("mul", factor, one.tree)) for one in item if isinstance(one, Expression))  # fmt: skip
+        return tuple(
+            Expression(("mul", factor, one.tree)) for one in item if isinstance(one, Expression)
+        )
 
     if isinstance(reading, Matrix):
         rows = tuple(tuple(scaled(cell) for cell in row) for row in reading.rows)

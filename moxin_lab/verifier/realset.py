@@ -207,7 +207,14 @@ class Solver:
         value = self.end(right)
         below = Piece(-INFINITE, False, value, op == r"\le")
         above = Piece(value, op == r"\ge", INFINITE, False)
-        pieces = {"<": [below], r"\le": [below], ">": [above], r"\ge": [above], r"\ne": [below, above], "=": [Piece(value, True, value, True)]}  # fmt: skip
+        pieces = {
+            "<": [below],
+            r"\le": [below],
+            ">": [above],
+            r"\ge": [above],
+            r"\ne": [below, above],
+            "=": [Piece(value, True, value, True)],
+        }
         return RealSet(tuple(pieces[op]), name)
 
     def _solved(self, left: Tree, op: str, right: Tree, name: str) -> RealSet:
@@ -222,7 +229,14 @@ class Solver:
                 return None
 
         roots = self._roots(at)
-        holds = {"<": lambda v: v < 0, ">": lambda v: v > 0, r"\le": lambda v: v <= 0, r"\ge": lambda v: v >= 0, r"\ne": lambda v: v != 0, "=": lambda v: v == 0}[op]  # fmt: skip
+        holds = {
+            "<": lambda v: v < 0,
+            ">": lambda v: v > 0,
+            r"\le": lambda v: v <= 0,
+            r"\ge": lambda v: v >= 0,
+            r"\ne": lambda v: v != 0,
+            "=": lambda v: v == 0,
+        }[op]
         pieces = []
         marks = [-INFINITE, *roots, INFINITE]
         for i, (low, high) in enumerate(pairwise(marks)):
@@ -340,9 +354,10 @@ class Solver:
                 if gap < 0 or (gap == 0 and (piece.low_closed or last.high_closed)):
                     further = self.compare(piece.high, last.high)
                     high, closed = (
-                        (piece.high, piece.high_closed) if further > 0 else
-                        (last.high, last.high_closed or (further == 0 and piece.high_closed))
-                    )  # fmt: skip
+                        (piece.high, piece.high_closed)
+                        if further > 0
+                        else (last.high, last.high_closed or (further == 0 and piece.high_closed))
+                    )
                     result[-1] = Piece(last.low, last.low_closed, high, closed)
                     continue
             result.append(piece)
@@ -371,8 +386,20 @@ class Solver:
     def _overlap(self, a: Piece, b: Piece) -> Piece:
         low = self.compare(a.low, b.low)
         high = self.compare(a.high, b.high)
-        start = (a.low, a.low_closed) if low > 0 else (b.low, b.low_closed) if low < 0 else (a.low, a.low_closed and b.low_closed)  # fmt: skip
-        end = (a.high, a.high_closed) if high < 0 else (b.high, b.high_closed) if high > 0 else (a.high, a.high_closed and b.high_closed)  # fmt: skip
+        start = (
+            (a.low, a.low_closed)
+            if low > 0
+            else (b.low, b.low_closed)
+            if low < 0
+            else (a.low, a.low_closed and b.low_closed)
+        )
+        end = (
+            (a.high, a.high_closed)
+            if high < 0
+            else (b.high, b.high_closed)
+            if high > 0
+            else (a.high, a.high_closed and b.high_closed)
+        )
         return Piece(*start, *end)
 
     def same(self, left: RealSet, right: RealSet) -> bool:
@@ -395,10 +422,13 @@ def substitute(tree: Tree, name: str, value: Tree) -> Tree:
     if tree == ("sym", name):
         return value
     return tuple(
-        tuple(substitute(one, name, value) for one in part) if isinstance(part, tuple) and part and isinstance(part[0], tuple)
-        else substitute(part, name, value) if isinstance(part, tuple) and part else part
+        tuple(substitute(one, name, value) for one in part)
+        if isinstance(part, tuple) and part and isinstance(part[0], tuple)
+        else substitute(part, name, value)
+        if isinstance(part, tuple) and part
+        else part
         for part in tree
-    )  # fmt: skip
+    )
 
 
 def substitute_readings(readings: Readings, name: str, value: Fraction) -> Readings:
@@ -412,6 +442,8 @@ def substitute_readings(readings: Readings, name: str, value: Fraction) -> Readi
             items = tuple(substitute_readings(item, name, value) for item in reading.items)
             result.append(Items(reading.brackets, items))
         elif isinstance(reading, SetOperation):
-            left, right = (substitute_readings(part, name, value) for part in (reading.left, reading.right))  # fmt: skip
+            left, right = (
+                substitute_readings(part, name, value) for part in (reading.left, reading.right)
+            )
             result.append(SetOperation(reading.op, left, right))
     return tuple(result)

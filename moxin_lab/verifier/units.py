@@ -194,20 +194,23 @@ def _fill() -> None:
 
 _fill()
 UNAMBIGUOUS = frozenset(
-    "mm cm km dm kg ml mL dL kPa MPa GPa kJ MJ kN MN kW MW GW kWh kHz MHz GHz Hz nm eV keV MeV GeV"
-    " mol mph kmh sec secs hr hrs ft lb lbs yd oz usd USD cc degC degF kmph kph cms kgs min mins"
-    " atm rad deg".split()
+    str.split(
+        "mm cm km dm kg ml mL dL kPa MPa GPa kJ MJ kN MN kW MW GW kWh kHz MHz GHz Hz nm eV keV MeV GeV"
+        " mol mph kmh sec secs hr hrs ft lb lbs yd oz usd USD cc degC degF kmph kph cms kgs min mins"
+        " atm rad deg"
+    )
 )
 """Symbols that are read as a unit beside a number without `\\text`: no product of letters that an
 answer is likely to be."""
 _STOP = frozenset(
-    "is are was were be not no never wrong right correct incorrect answer or and but if then than the"
-    " a an because since so thus hence more less least most at about approximately between plus"
-    " minus times equals equal to actually rather instead nor either neither both only else where"
-    " when for with without mod modulo base divided multiplied over squared cubed half double triple"
-    " remainder remaining maybe perhaps infinity infinitely none all every except exceeds exactly"
-    .split()
-)  # fmt: skip
+    str.split(
+        "is are was were be not no never wrong right correct incorrect answer or and but if then than the"
+        " a an because since so thus hence more less least most at about approximately between plus"
+        " minus times equals equal to actually rather instead nor either neither both only else where"
+        " when for with without mod modulo base divided multiplied over squared cubed half double triple"
+        " remainder remaining maybe perhaps infinity infinitely none all every except exceeds exactly"
+    )
+)
 _TOKEN = re.compile(
     r"\s*(?:(?P<power>\^\s*\{?\s*(-?\d)\s*\}?)|(?P<over>/|\bper\b|\ba(?=n?\s))"
     r"|(?P<times>\\cdot|\\times|\*|\.(?=\s*[A-Za-z]))"
@@ -223,11 +226,13 @@ def parse(text: str, *, marked: bool) -> tuple[Unit, int] | None:
     words = (
         text.replace("a.m.", "am").replace("p.m.", "pm").replace("a.m", "am").replace("p.m", "pm")
     )
-    words = words.replace(r"\mu ", "u").replace(r"\Omega", "ohm").strip()  # fmt: skip
+    words = words.replace(r"\mu ", "u").replace(r"\Omega", "ohm").strip()
     multiplier = 1
     first, _, rest = words.partition(" ")
     while first.lower().rstrip("s") in MULTIPLIERS or first.lower() in MULTIPLIERS:
-        multiplier *= MULTIPLIERS[first.lower() if first.lower() in MULTIPLIERS else first.lower().rstrip("s")]  # fmt: skip
+        multiplier *= MULTIPLIERS[
+            first.lower() if first.lower() in MULTIPLIERS else first.lower().rstrip("s")
+        ]
         words = rest.strip()
         first, _, rest = words.partition(" ")
     if not words:
@@ -301,7 +306,11 @@ def _lookup(name: str) -> tuple[Fraction, dict[str, int]] | None:
         return _SYMBOLS[name]
     if name.lower() in _WORDS:
         return _WORDS[name.lower()]
-    return _SYMBOLS.get(name.lower()) if len(name) >= 2 and name.lower() in UNAMBIGUOUS and name.isupper() else None  # fmt: skip
+    return (
+        _SYMBOLS.get(name.lower())
+        if len(name) >= 2 and name.lower() in UNAMBIGUOUS and name.isupper()
+        else None
+    )
 
 
 def _noun(text: str) -> Unit | None:

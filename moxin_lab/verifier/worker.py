@@ -159,13 +159,16 @@ def judge(gold: str, answer: str, limits: screen.Limits | None = None) -> dict[s
     except screen.Refused as refusal:
         return _refused(str(refusal))
     except (ArithmeticError, LookupError, ValueError) as error:
-        detail = f"cannot be compared: {type(error).__name__}"
-        return {"reason": "unparsable", "detail": detail, "type": "unread", "rule": RULES["unread"]}
+        return _unparsable(f"cannot be compared: {type(error).__name__}")
     except MemoryError:
         return _refused("needed more memory than a worker has") | {"spent": True}
     except RecursionError:
-        detail = {"reason": "unparsable", "detail": "nested too deeply to be compared"}
-        return detail | {"type": "unread", "rule": RULES["unread"], "spent": True}
+        return _unparsable("nested too deeply to be compared") | {"spent": True}
+
+
+def _unparsable(detail: str) -> dict[str, Any]:
+    said = {"type": "unread", "rule": RULES["unread"]}
+    return said | {"reason": "unparsable", "detail": detail}
 
 
 def _refused(detail: str) -> dict[str, Any]:
