@@ -303,12 +303,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rewrites, and near-misses, of each kind of answer (default 100)",
     )
     parser.add_argument(
-        "--peer-items",
-        type=int,
-        default=0,
-        help="items of each suite that peers get, drawn with a seed (default: all)",
-    )
-    parser.add_argument(
         "--pairs", type=int, default=1000, help="shuffled wrong pairs per seed (default 1000)"
     )
     parser.add_argument(
@@ -316,6 +310,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=3,
         help="seeds of shuffled pairs for ours; peers get the first (default 3)",
+    )
+    parser.add_argument(
+        "--peer-items",
+        type=int,
+        default=0,
+        help="items of each suite that peers get, drawn with a seed (default: all)",
     )
     parser.add_argument(
         "--peers",

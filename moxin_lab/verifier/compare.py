@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from moxin_lab.verifier import equations, evaluate, realset
-from moxin_lab.verifier.evaluate import NeedsWorker
-from moxin_lab.verifier.expression import Tree, contains, expand_signs, symbols
-from moxin_lab.verifier.reading import (
+from moxin_lab.verifier.answers import (
     Based,
     Choice,
     Congruence,
@@ -37,8 +35,10 @@ from moxin_lab.verifier.reading import (
     SetOperation,
     Text,
     Unread,
-    read,
 )
+from moxin_lab.verifier.exact import NeedsWorker, exact
+from moxin_lab.verifier.expression import Tree, contains, expand_signs, symbols
+from moxin_lab.verifier.reading import read
 
 RULES: dict[str, str] = {
     "number": "exactly equal; a decimal of six digits or more may be a rounded value; 50% is 50 and 0.5",
@@ -105,9 +105,7 @@ def kind(reading: Reading) -> str:
     """The type of a reading, as `RULES` names it."""
     match reading:
         case Expression(tree):
-            return (
-                "expression" if symbols(tree) or evaluate.exact(tree, 4_096) is None else "number"
-            )
+            return "expression" if symbols(tree) or exact(tree, 4_096) is None else "number"
         case Quantity(_, unit):
             return "angle" if unit.dimensions in _ANGLES else "quantity"
         case Items("{}", _):
@@ -244,7 +242,7 @@ class Comparison:
                 return True
         if self.in_worker:
             return evaluate.equal(a, b) or evaluate.rounds_to(a, b) or evaluate.rounds_to(b, a)
-        left, right = evaluate.exact(a, 4_096), evaluate.exact(b, 4_096)
+        left, right = exact(a, 4_096), exact(b, 4_096)
         if left is None or right is None:
             raise NeedsWorker
         return (
@@ -258,9 +256,9 @@ class Comparison:
         """Equal spellings of no value, such as 0/0."""
         return (
             tree[0] == "div"
-            and evaluate.exact(tree, 4_096) is None
+            and exact(tree, 4_096) is None
             and not symbols(tree)
-            and evaluate.exact(tree[2], 4_096) == 0
+            and exact(tree[2], 4_096) == 0
         )
 
     def _plus_minus(self, a: Tree, b: Tree) -> bool:
@@ -315,10 +313,10 @@ class Comparison:
         )
 
     def _congruences(self, a: Congruence, b: Congruence) -> bool:
-        modulus = evaluate.exact(a.modulus, 4_096)
-        if not modulus or modulus != evaluate.exact(b.modulus, 4_096):
+        modulus = exact(a.modulus, 4_096)
+        if not modulus or modulus != exact(b.modulus, 4_096):
             return False
-        residues = [evaluate.exact(x.right, 4_096) for x in (a, b)]
+        residues = [exact(x.right, 4_096) for x in (a, b)]
         if residues[0] is None or residues[1] is None:
             return self.values(a.left, b.left) and self.values(a.right, b.right)
         return self.values(a.left, b.left) and (residues[0] - residues[1]) % modulus == 0

@@ -8,9 +8,12 @@ Out of scope: systems, and equations whose solutions no bisection on the sampled
 from itertools import pairwise
 from typing import Any
 
-from moxin_lab.verifier.evaluate import Numbers, Undefined, points
+from moxin_lab.verifier.answers import (
+    Relation,
+)
+from moxin_lab.verifier.evaluate import Numbers, points
+from moxin_lab.verifier.exact import Undefined
 from moxin_lab.verifier.expression import Tree, contains, symbols
-from moxin_lab.verifier.reading import Relation
 
 LINES = 8  # sampled lines for each unknown
 SOLUTIONS = 4  # points of one equation that must lie on the other, each way

@@ -14,9 +14,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
-from moxin_lab.verifier.evaluate import NeedsWorker, Numbers, Undefined, exact
-from moxin_lab.verifier.expression import Tree, contains, symbols
-from moxin_lab.verifier.reading import (
+from moxin_lab.verifier.answers import (
     Expression,
     IndexedUnion,
     Items,
@@ -31,6 +29,9 @@ from moxin_lab.verifier.reading import (
     SetBuilder,
     SetOperation,
 )
+from moxin_lab.verifier.evaluate import Numbers
+from moxin_lab.verifier.exact import NeedsWorker, Undefined, exact
+from moxin_lab.verifier.expression import Tree, contains, symbols
 
 WINDOW = 40  # endless unions are compared between -WINDOW and WINDOW
 INFINITE = float("inf")

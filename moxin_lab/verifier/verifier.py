@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from moxin_lab.verifier.compare import RULES, compare
-from moxin_lab.verifier.evaluate import NeedsWorker
+from moxin_lab.verifier.exact import NeedsWorker
 from moxin_lab.verifier.extraction import Extracted, How, extract
 from moxin_lab.verifier.normalise import normalise
 from moxin_lab.verifier.pool import CPUTimeExceeded, Unanswered, Worker, acquire, release

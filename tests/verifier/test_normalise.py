@@ -13,11 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from moxin_lab.verifier.answers import Expression, Quantity
 from moxin_lab.verifier.compare import compare
-from moxin_lab.verifier.evaluate import NeedsWorker, exact
+from moxin_lab.verifier.exact import NeedsWorker, exact
 from moxin_lab.verifier.extraction import extract
 from moxin_lab.verifier.normalise import normalise
-from moxin_lab.verifier.reading import Expression, Quantity, read
+from moxin_lab.verifier.reading import read
 from moxin_lab.verifier.screen import Limits, screen
 
 CORPUS = json.loads((Path(__file__).parent / "verifier_corpus.json").read_text(encoding="utf-8"))
