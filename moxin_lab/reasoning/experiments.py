@@ -319,6 +319,20 @@ def forward_tokens(log: pd.DataFrame, prompt_tokens: float, settings: Any) -> fl
     return float(sampled + (2 + BACKWARD) * trained)
 
 
+def grpo_cost(log: pd.DataFrame, problems: Sequence[Task], tokenizer: Any, settings: Any) -> float:
+    """`forward_tokens` of a GRPO run on `problems`."""
+    lengths = [len(chat.encode_prompt(task.prompt(), tokenizer)) for task in problems]
+    return forward_tokens(log, sum(lengths) / len(lengths), settings)
+
+
+def step_seconds(log: pd.DataFrame) -> pd.DataFrame:
+    """Seconds of all steps by part of a step, and their share: columns seconds and share."""
+    names = [name for name in log if name.startswith("seconds/") and name != "seconds/step"]
+    seconds = log[names].sum().rename("seconds").rename_axis("part of a step")
+    seconds.index = seconds.index.str.removeprefix("seconds/")
+    return seconds.to_frame().assign(share=seconds / log["seconds/step"].sum())
+
+
 # --------------------------------------------------------------------------------------------------
 # evaluation
 

@@ -61,6 +61,18 @@ def reward_curve(log: pd.DataFrame) -> Figure:
     return figure
 
 
+def reward_curve_alt(log: pd.DataFrame) -> str:
+    """The figure of `reward_curve` in words: means over the first and the last fifth."""
+    fifth = max(1, len(log) // 5)
+    first, last = log.head(fifth), log.tail(fifth)
+    return (
+        f"Reward over {len(log)} steps: {first['reward'].mean():.2f} in the first fifth, "
+        f"{last['reward'].mean():.2f} in the last. Groups without variance: "
+        f"{first['frac_reward_zero_std'].mean():.2f} at first, "
+        f"{last['frac_reward_zero_std'].mean():.2f} at last."
+    )
+
+
 def pass_at(table: pd.DataFrame) -> Figure:
     """pass@k with intervals: one panel per test group, one row per model, one mark per k. table:
     `reasoning.pass_table`'s columns.
@@ -92,6 +104,22 @@ def pass_at(table: pd.DataFrame) -> Figure:
     axes[0, len(groups) // 2].set_xlabel("share of questions, 95 % interval over questions")
     axes[0, -1].legend()
     return figure
+
+
+def pass_at_alt(table: pd.DataFrame) -> str:
+    """The figure of `pass_at` in words, for k = 1."""
+    first = table[table["k"] == 1]
+    return "; ".join(
+        f"{row.model}, {row.group}: pass@1 {row.value:.2f}" for row in first.itertuples()
+    )
+
+
+def staleness_alt(levels: pd.DataFrame) -> str:
+    """The figure of `staleness` in words. levels: of `experiments.staleness_table`."""
+    return "; ".join(
+        f"{name}, staleness {level}: {row['pass_at_1']:.3f}"
+        for (name, level), row in levels.iterrows()
+    )
 
 
 def staleness(ends: pd.DataFrame) -> Figure:

@@ -99,6 +99,28 @@ def test_the_compute_of_grpo_is_counted_by_hand():
     assert experiments.forward_tokens(log, 5, settings) == 80 + 10 + 4 * 8 * 15
 
 
+def test_parts_of_a_step_have_their_seconds_and_their_share_of_the_whole_step():
+    log = pd.DataFrame(
+        {"seconds/rollout": [3.0, 1.0], "seconds/reward": [0.5, 0.5], "seconds/step": [6.0, 4.0]}
+    )
+    table = experiments.step_seconds(log)
+    assert table.index.tolist() == ["rollout", "reward"]
+    assert table["seconds"].tolist() == [4.0, 1.0]
+    assert table["share"].tolist() == [0.4, 0.1]
+
+
+def test_the_alternatives_of_the_figures_have_their_numbers():
+    log = pd.DataFrame({"reward": [0.1] * 5 + [0.9] * 5, "frac_reward_zero_std": [0.25] * 10})
+    text = figures.reward_curve_alt(log)
+    assert "Reward over 10 steps: 0.10 in the first fifth, 0.90 in the last" in text
+    row = {"model": "GRPO", "group": "harder", "k": 1, "value": 0.25}
+    passed = pd.DataFrame([row, {**row, "k": 4, "value": 0.5}])
+    assert figures.pass_at_alt(passed) == "GRPO, harder: pass@1 0.25"
+    index = pd.MultiIndex.from_tuples([("naive", 4)], names=["objective", "staleness"])
+    levels = pd.DataFrame({"pass_at_1": [0.125]}, index=index)
+    assert figures.staleness_alt(levels) == "naive, staleness 4: 0.125"
+
+
 def test_fine_tuning_for_as_long_costs_as_much_within_half_a_step():
     settings = scales.load("tiny").reasoning
     tokens = [
