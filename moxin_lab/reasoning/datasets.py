@@ -44,7 +44,7 @@ def open_thoughts(
 ) -> Rows:
     """Conversations (lists of role and content) of OpenThoughts-114k, the system message first.
 
-    limit: read at most so many rows, None for all. path: the hub name, or a folder or file that
+    limit: rows to read at most, None for all. path: the hub name, or a folder or file that
     `datasets` loads. revision: a commit of the hub set. Raises ReasoningSetError for other columns,
     and whatever `datasets` raises.
     """
@@ -116,7 +116,7 @@ def _rows(
     limit: int | None,
     convert: Callable[[dict[str, Any]], Any],
 ) -> Rows:
-    """`convert` gives what is kept of a row, or the reason (text) for which it is left out."""
+    """`convert` maps a row to the value to yield, or to the reason (a string) for omitting it."""
     stream = open_set(
         path,
         name=name,
@@ -125,14 +125,14 @@ def _rows(
         limit=limit,
         error=ReasoningSetError,
     )
-    left_out: Counter[str] = Counter()
+    omitted: Counter[str] = Counter()
 
     def rows() -> Iterator[Any]:
         for row in stream:
-            kept = convert(row)
-            if isinstance(kept, str):
-                left_out[kept] += 1
+            value = convert(row)
+            if isinstance(value, str):
+                omitted[value] += 1
             else:
-                yield kept
+                yield value
 
-    return Rows(rows(), left_out)
+    return Rows(rows(), omitted)

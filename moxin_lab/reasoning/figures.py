@@ -1,5 +1,7 @@
-"""Pictures of stage 06. Each function takes plain values and returns a matplotlib figure; nothing
-is computed here.
+"""Figures of stage 06, from plain values to a matplotlib figure.
+
+Guarantees: a function draws the numbers that it is given; it writes no file.
+Out of scope: computing the numbers (experiments.py, grpo_trainer.py, asynchronous.py).
 """
 
 import numpy as np
@@ -83,24 +85,24 @@ def pass_at(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(
         1, len(groups), figsize=size, sharex=True, sharey=True, squeeze=False
     )
-    places = {model: len(models) - 1 - place for place, model in enumerate(models)}
+    height_of = {model: len(models) - 1 - i for i, model in enumerate(models)}
     for axis, group in zip(axes[0], groups, strict=True):
-        for place, k in enumerate(ks):
+        for i, k in enumerate(ks):
             rows = table[(table["group"] == group) & (table["k"] == k)]
-            heights = np.array([places[model] for model in rows["model"]]) + 0.13 * (1 - 2 * place)
+            heights = np.array([height_of[model] for model in rows["model"]]) + 0.13 * (1 - 2 * i)
             spread = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
             axis.errorbar(
                 rows["value"],
                 heights,
                 xerr=spread,
-                fmt=MARKERS[place],
-                color=COLORS[place],
+                fmt=MARKERS[i],
+                color=COLORS[i],
                 capsize=2,
                 markersize=5,
                 label=f"pass@{k}",
             )
         axis.set(title=group, xlim=(-0.04, 1.04), ylim=(-0.6, len(models) - 0.4))
-    axes[0, 0].set_yticks(list(places.values()), list(places))
+    axes[0, 0].set_yticks(list(height_of.values()), list(height_of))
     axes[0, len(groups) // 2].set_xlabel("share of questions, 95 % interval over questions")
     axes[0, -1].legend()
     return figure
@@ -130,12 +132,12 @@ def staleness(ends: pd.DataFrame) -> Figure:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 3.4), width_ratios=(3, 2))
     levels = sorted(ends["staleness"].unique())
-    where = {level: place for place, level in enumerate(levels)}
-    for place, (objective, runs) in enumerate(ends.groupby("objective", sort=False)):
-        shift = 0.08 * (2 * place - 1)
-        color, marker = COLORS[place], MARKERS[place]
+    x_of = {level: i for i, level in enumerate(levels)}
+    for i, (objective, runs) in enumerate(ends.groupby("objective", sort=False)):
+        shift = 0.08 * (2 * i - 1)
+        color, marker = COLORS[i], MARKERS[i]
         left.plot(
-            [where[level] + shift for level in runs["staleness"]],
+            [x_of[level] + shift for level in runs["staleness"]],
             runs["pass_at_1"],
             marker,
             color=color,
@@ -143,7 +145,7 @@ def staleness(ends: pd.DataFrame) -> Figure:
         )
         mean = runs.groupby("staleness")["pass_at_1"].mean()
         left.plot(
-            [where[level] + shift for level in mean.index],
+            [x_of[level] + shift for level in mean.index],
             mean,
             color=color,
             marker=marker,
@@ -152,7 +154,7 @@ def staleness(ends: pd.DataFrame) -> Figure:
     left.set(ylabel="pass@1 of the last weights", ylim=(0, None))
     left.legend()
     faster = ends.groupby("staleness")["times_faster"].mean()
-    right.plot([where[level] for level in faster.index], faster, "o-", color=COLORS[2])
+    right.plot([x_of[level] for level in faster.index], faster, "o-", color=COLORS[2])
     right.axhline(1, color="#000000", linewidth=0.8, linestyle=":")
     right.set(ylabel="times faster (modelled)", ylim=(0, None))
     for axis in (left, right):

@@ -1,11 +1,13 @@
-"""reasoning-gym, imported without the one package of its that needs a C compiler.
+"""reasoning-gym, imported without its one dependency that needs a C compiler.
 
-`import reasoning_gym` imports every family, and its zebra puzzles import pycosat, which is published as source only: on
-a machine without a C compiler the whole set-up would fail for a family that this lab does not use. The lock file
-therefore leaves pycosat out (`override-dependencies` in pyproject.toml), and `load` lets the import pass without it.
+`import reasoning_gym` imports every family, and its zebra puzzles import pycosat, which is
+published as source only: on a machine without a C compiler the whole set-up would fail for a
+family that this lab does not use. The lock file therefore omits pycosat (`override-dependencies` in
+pyproject.toml), and `load` lets the import pass without it.
 
-Guarantees: pycosat is used where it is installed; otherwise every other family works, and zebra puzzles raise an
-ImportError that says what is missing. Nothing stays in `sys.modules` under the name of a package that is not there.
+Guarantees: pycosat is used where it is installed; otherwise every other family works, and zebra
+puzzles raise an ImportError that says what is missing. Nothing stays in `sys.modules` under the
+name of a package that is not there.
 Out of scope: any other missing dependency, which fails as usual.
 """
 
@@ -29,7 +31,7 @@ def load() -> ModuleType:
 
 def _missing_pycosat() -> ModuleType:
     def refuse(name: str) -> None:
-        if name.startswith("__"):  # what the import system itself asks of a module
+        if name.startswith("__"):  # read by the import system
             raise AttributeError(name)
         raise ImportError(
             f"pycosat.{name} is needed by reasoning-gym's zebra puzzles and is not installed: "

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 HEAD_TOKENS = 8192
-"""Tokens whose logits are held at once: 1 GB in float32 at 32,000 ids."""
+"""Tokens whose logits are in memory at once: 1 GB in float32 at 32,000 ids."""
 CPU_HEAD_TOKENS = 512
-"""The same without gradients on the CPU, whose cache they then fit: a third less time."""
+"""The same without gradients on the CPU, where the logits then fit the cache: a third less time."""
 
 
 def completion_log_probs(
@@ -30,7 +30,7 @@ def completion_log_probs(
     targets = input_ids[:, 1:][mask]  # [N]
 
     def head(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = (model.lm_head(states).float() / temperature).log_softmax(dim=-1)
+        log_probs = (model.lm_head(states).float() / temperature).log_softmax(dim=-1)  # [n, V]
         with torch.no_grad():
             entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
         return log_probs.gather(-1, tokens[:, None])[:, 0], entropy

@@ -1,18 +1,18 @@
-r"""Questions with one checkable answer: reasoning-gym's generators at every scale, and who may see
-which question.
+r"""Questions with one checkable answer: reasoning-gym's generators at every scale, and which part
+of the data a question belongs to.
 
     family + difficulty + seed -> question -> hash of its text -> part: cot | rl | test
     completion + task -> judge -> Verdict (reason code)
 
 A question belongs to one of three parts by the hash of its text alone, so chain-of-thought
 training, reinforcement learning and tests never share one, whatever the seeds. Tests come in three
-groups: the trained families (`in-family`), the trained families made harder than training ever was
-(`harder`), and families that training never saw (`new family`).
+groups: the trained families (`in-family`), the same families at a higher difficulty than training
+uses (`harder`), and families that training never saw (`new family`).
 
 Guarantees: equal arguments give equal tasks, byte for byte, in any process; a numeric answer is
 judged by our verifier, any other by the family's own `score_answer`, and only full marks count.
-Does not: balance answers, or use families whose questions depend on today's date or whose scorer
-evaluates the answer as code (`FAMILIES` is what is known to be safe).
+Out of scope: balancing answers; families whose questions depend on today's date or whose scorer
+evaluates the answer as code (`FAMILIES` lists those known to be safe).
 """
 
 import hashlib
@@ -34,9 +34,13 @@ Part = Literal["cot", "rl", "test"]
 Group = Literal["in-family", "harder", "new family"]
 GROUPS: tuple[Group, ...] = ("in-family", "harder", "new family")
 SHARES: dict[Part, int] = {"cot": 40, "rl": 40, "test": 20}  # % of all questions
-TRIES = 40  # questions looked at for each one wanted or found, before a small question space counts as used up
-USED_UP = 400  # and as many more without a new one
-LONGEST_ANSWER = 400  # characters that a family's own scorer gets to read
+TRIES = 40
+"""Questions generated per requested question. Also, per question found so far, how many in a row
+may bring nothing new before a family counts as exhausted."""
+USED_UP = 400
+"""Questions in a row without a new one that are always allowed, on top of `TRIES` per question."""
+LONGEST_ANSWER = 400
+"""Characters of an answer that a family's own scorer may read."""
 NUMERIC = frozenset(
     (
         "basic_arithmetic",
@@ -88,12 +92,14 @@ class Task:
 
 
 def part_of(question: str) -> Part:
-    """Who may see a question: depends on its text alone, white space aside."""
+    """The part of the data that a question belongs to: a function of its text alone, white space
+    aside.
+    """
     digest = hashlib.sha256(" ".join(question.split()).encode()).digest()
-    place = int.from_bytes(digest[:8], "big") % 100
+    bucket = int.from_bytes(digest[:8], "big") % 100
     for part, share in SHARES.items():
-        place -= share
-        if place < 0:
+        bucket -= share
+        if bucket < 0:
             return part
     raise AssertionError("the shares do not add up to 100")
 
@@ -101,12 +107,12 @@ def part_of(question: str) -> Part:
 def draw(
     family: str, difficulty: Mapping[str, Any], *, part: Part, count: int, seed: int, traced: bool
 ) -> list[Task]:
-    """`count` different questions of one family that belong to `part`, or all there are if the
-    family has fewer.
+    """`count` different questions of one family that belong to `part`, fewer if the family has no
+    more.
 
     difficulty: reasoning-gym's parameters of the family. Raises ValueError for an unknown family or
-    difficulty, a family that needs a trace and has no solver, and where not a single question was
-    found.
+    difficulty, a family that needs a trace and has no solver, and a difficulty that gives no
+    question.
     """
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}: known are {', '.join(sorted(FAMILIES))}")
@@ -116,26 +122,26 @@ def draw(
         )
     key = hashlib.sha256(f"{family}/{part}/{seed}".encode()).digest()
     source = _dataset(family, difficulty, int.from_bytes(key[:4], "big") % 2**31, count * TRIES)
-    found: dict[str, Task] = {}
-    newest = 0
-    for place in range(len(source)):
-        if place - newest > USED_UP + TRIES * len(found):
+    chosen: dict[str, Task] = {}  # by question
+    newest = 0  # index of the last question that was new
+    for index in range(len(source)):
+        if index - newest > USED_UP + TRIES * len(chosen):
             break
-        entry = source[place]
+        entry = source[index]
         question = entry["question"].strip()
-        if question in found or part_of(question) != part or not _has_one_answer(family, entry):
+        if question in chosen or part_of(question) != part or not _has_one_answer(family, entry):
             continue
         trace = traces.trace(family, entry) if traced else ""
-        kept = {"answer": entry["answer"], "metadata": entry["metadata"]}
-        found[question] = Task(family, question, entry["answer"], trace, kept)
-        newest = place
-        if len(found) == count:
+        for_scorer = {"answer": entry["answer"], "metadata": entry["metadata"]}
+        chosen[question] = Task(family, question, entry["answer"], trace, for_scorer)
+        newest = index
+        if len(chosen) == count:
             break
-    if not found:
+    if not chosen:
         raise ValueError(
             f"{family} with {dict(difficulty)} gave no question for {part!r}: widen its difficulty"
         )
-    return list(found.values())
+    return list(chosen.values())
 
 
 def draw_all(
@@ -147,23 +153,22 @@ def draw_all(
     traced: bool = False,
     apart_from: Iterable[Task] = (),
 ) -> list[Task]:
-    """About `count` tasks in equal parts from each family, the families by turns; none whose
-    question is in `apart_from`.
+    """About `count` tasks, equally many per family, the families in turn; none whose question is in
+    `apart_from`.
     """
-    each = -(-count // len(families))
+    per_family = -(-count // len(families))  # rounded up
     taken = {task.question for task in apart_from}
     drawn = [
         [
             task
-            for task in draw(name, level, part=part, count=each, seed=seed, traced=traced)
+            for task in draw(name, level, part=part, count=per_family, seed=seed, traced=traced)
             if task.question not in taken
         ]
         for name, level in families.items()
     ]
     longest = max(map(len, drawn))
-    return [tasks[place] for place in range(longest) for tasks in drawn if place < len(tasks)][
-        :count
-    ]
+    in_turn = [tasks[i] for i in range(longest) for tasks in drawn if i < len(tasks)]
+    return in_turn[:count]
 
 
 def _has_one_answer(family: str, entry: Mapping[str, Any]) -> bool:
@@ -193,18 +198,18 @@ def _scorer(family: str) -> Any:
 
 
 def judge(verifier: Verifier, completions: Sequence[str], tasks: Sequence[Task]) -> list[Verdict]:
-    """A verdict for each completion of its task, in order. Raises ValueError for differing lengths."""
+    """The verdict on each completion of its task. Raises ValueError if the lengths differ."""
     if len(completions) != len(tasks):
         raise ValueError(
-            f"{len(completions)} completions but {len(tasks)} tasks: give one task for each completion"
+            f"{len(completions)} completions but {len(tasks)} tasks: give one task per completion"
         )
-    numeric = [place for place, task in enumerate(tasks) if task.family in NUMERIC]
+    numeric = [i for i, task in enumerate(tasks) if task.family in NUMERIC]
     decided = verifier.verify_batch(
         [completions[i] for i in numeric], [tasks[i].answer for i in numeric]
     )
     verdicts: list[Verdict | None] = [None] * len(tasks)
-    for place, verdict in zip(numeric, decided, strict=True):
-        verdicts[place] = verdict
+    for i, verdict in zip(numeric, decided, strict=True):
+        verdicts[i] = verdict
     return [
         scored(completion, task) if verdict is None else verdict
         for completion, task, verdict in zip(completions, tasks, verdicts, strict=True)
@@ -215,26 +220,34 @@ def scored(completion: str, task: Task) -> Verdict:
     """The family's own scorer on the extracted answer: `correct` for full marks, else `wrong` or
     `no_answer`.
     """
-    found = extract(completion)
-    if found is None:
+    extracted = extract(completion)
+    if extracted is None:
         return Verdict("no_answer", "extraction", detail="no box, tag, expression or number in it")
-    if len(found.text) > LONGEST_ANSWER:
+    if len(extracted.text) > LONGEST_ANSWER:
         return Verdict(
-            "wrong", "string", found.text[:200], found.how, "longer than any answer of the family"
+            "wrong",
+            "string",
+            extracted.text[:200],
+            extracted.how,
+            "longer than any answer of the family",
         )
     try:
-        score = _score(found.text, task)
+        score = _score(extracted.text, task)
     except (ValueError, TypeError, OverflowError, ZeroDivisionError, IndexError) as error:
         return Verdict(
             "unparsable",
             "string",
-            found.text[:200],
-            found.how,
+            extracted.text[:200],
+            extracted.how,
             f"{task.family}'s scorer: {error}"[:200],
         )
     reason: Literal["correct", "wrong"] = "correct" if score == 1.0 else "wrong"
     return Verdict(
-        reason, "string", found.text[:200], found.how, f"{task.family}'s score_answer: {score:g}"
+        reason,
+        "string",
+        extracted.text[:200],
+        extracted.how,
+        f"{task.family}'s score_answer: {score:g}",
     )
 
 
@@ -289,6 +302,6 @@ def majority_answers(train: Sequence[Task], tests: Sequence[Task]) -> list[str]:
 
 
 def shown_question(task: Task, limit: int = 80) -> str:
-    """A question on one line, its end kept: the operands stand there."""
+    """A question on one line, cut at its beginning if too long: the operands are at its end."""
     text = re.sub(r"\s+", " ", task.question)
     return text if len(text) <= limit else "… " + text[-limit + 2 :]

@@ -1,5 +1,5 @@
-r"""Chains of thought that solvers write for reasoning-gym's questions: short steps, one a line, and
-the answer in a box.
+r"""Chains of thought that solvers write for reasoning-gym's questions: short steps, one per line,
+and the answer in a box.
 
     "... problem: 4 - 1 - 7 ="   ->   4-1=3
                                       3-7=-4
@@ -10,7 +10,7 @@ not read. So a trace that ends in that answer is a check of both (tests/reasonin
 holds every trace against the family's own scorer).
 
 Guarantees: pure functions of an entry; a line follows from the question and the lines above it.
-Does not: write a trace for a family that is not in `SOLVERS`, or vary its words.
+Out of scope: families that are not in `SOLVERS`; varied wording.
 """
 
 import math
@@ -46,35 +46,37 @@ def _chain_sum(entry: Entry) -> Iterator[str]:
 
 
 def _products(entry: Entry) -> Iterator[str]:
-    """The first factor times each digit of the second, with its place, then running sums."""
+    """The first factor times each digit of the second, with its power of ten, then running sums."""
     first, *rest = (int(number) for number in entry["metadata"]["expression"].split(" * "))
     total = first
     for factor in rest:
         parts = [
-            int(digit) * 10**place
-            for place, digit in enumerate(reversed(str(abs(factor))))
+            int(digit) * 10**power
+            for power, digit in enumerate(reversed(str(abs(factor))))
             if digit != "0"
         ]
         parts = [part if factor > 0 else -part for part in parts] or [0]
-        made = [total * part for part in parts]
-        yield from (f"{total}*{part}={product}" for part, product in zip(parts, made, strict=True))
-        total = made[0]
-        for product in made[1:]:
+        products = [total * part for part in parts]
+        yield from (
+            f"{total}*{part}={product}" for part, product in zip(parts, products, strict=True)
+        )
+        total = products[0]
+        for product in products[1:]:
             yield f"{total}+{product}={total + product}"
             total += product
     yield str(total)
 
 
 def _gcd(entry: Entry) -> Iterator[str]:
-    """Euclid's remainders, number after number."""
-    found, *rest = entry["metadata"]["numbers"]
+    """Euclid's remainders, one number after the other."""
+    divisor, *rest = entry["metadata"]["numbers"]
     for other in rest:
-        larger, smaller = max(found, other), min(found, other)
+        larger, smaller = max(divisor, other), min(divisor, other)
         while smaller:
             yield f"{larger}%{smaller}={larger % smaller}"
             larger, smaller = smaller, larger % smaller
-        found = larger
-    yield str(found)
+        divisor = larger
+    yield str(divisor)
 
 
 def _simple_equations(entry: Entry) -> Iterator[str]:
@@ -101,18 +103,18 @@ def _simple_equations(entry: Entry) -> Iterator[str]:
 
 def _base_conversion(entry: Entry) -> Iterator[str]:
     """To a decimal number digit by digit, then remainders of divisions by the target base."""
-    about = entry["metadata"]
-    source, target = about["source_base"], about["target_base"]
+    metadata = entry["metadata"]
+    source, target = metadata["source_base"], metadata["target_base"]
     value = 0
-    for digit in about["source_repr"]:
+    for digit in metadata["source_repr"]:
         number = int(digit, 36)
         before, value = value, value * source + number
         yield f"{before}*{source}+{number}={value}"
     digits = ""
     while True:
-        rest = "0123456789abcdefghijklmnopqrstuvwxyz"[value % target]
-        yield f"{value}={value // target}*{target}+{rest}"
-        digits, value = rest + digits, value // target
+        remainder = "0123456789abcdefghijklmnopqrstuvwxyz"[value % target]
+        yield f"{value}={value // target}*{target}+{remainder}"
+        digits, value = remainder + digits, value // target
         if not value:
             break
     yield digits
@@ -148,7 +150,7 @@ def _leg_counting(entry: Entry) -> Iterator[str]:
 
 
 def _number_sorting(entry: Entry) -> Iterator[str]:
-    """The next number taken out again and again: what was taken, what is left."""
+    """Selection sort: the number taken out, then those that are left."""
     left = list(entry["metadata"]["original_numbers"])
     pick = min if entry["metadata"]["direction"] == "ascending" else max
     taken = []

@@ -65,12 +65,9 @@ class WeightProbe:
         elif difference > self._tolerance:
             raise StaleWeightsError(
                 "the rollout engine gives a probe exactly the log-probabilities from before its "
-                "last "
-                "update_weights, and the trainer's weights give others (difference "
-                f"{difference:.2g} "
-                f"nats, tolerance {self._tolerance:.2g}): the update did not reach the weights "
-                "that "
-                "sample"
+                "last update_weights, and the trainer's weights give others (difference "
+                f"{difference:.2g} nats, tolerance {self._tolerance:.2g}): the update did not "
+                "reach the weights that sample"
             )
 
     @torch.no_grad()
