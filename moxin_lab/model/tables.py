@@ -1,0 +1,95 @@
+"""Tables of notebook 03, built from configurations, measurements and committed records.
+
+Guarantees: the numbers are those of the inputs, unrounded.
+Out of scope: running a model (see `experiments` and `measures`); captions.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from moxin_lab.model import measures
+from moxin_lab.model.config import MoxinConfig, count_parameters
+
+PARTS_OF_A_BLOCK = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "norms",
+    "block",
+)
+OTHER_PARTS = ("embed_tokens", "lm_head", "final_norm", "total")
+TABLE_1 = {
+    "num_hidden_layers": 36,
+    "hidden_size": 4096,
+    "head_dim": 128,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+"""Table 1 of the technical report, in the names of `MistralConfig`."""
+
+
+def in_words(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with spaces instead of underscores in the names of its columns."""
+    return frame.rename(columns=lambda name: str(name).replace("_", " "))
+
+
+def parameters_by_part(configs: dict[str, MoxinConfig]) -> pd.DataFrame:
+    """Parameters of each part: one row per part, one column per configuration, named by its key.
+
+    Further columns: part, and how many times it occurs. All configurations must have the same
+    number of blocks; otherwise ValueError.
+    """
+    depths = {config.num_hidden_layers for config in configs.values()}
+    if len(depths) != 1:
+        raise ValueError(f"the configurations have different numbers of blocks: {sorted(depths)}")
+    names = [*PARTS_OF_A_BLOCK, *OTHER_PARTS]
+    table: dict[str, list[Any]] = {
+        "part": [
+            "one block" if name == "block" else f"one block: {name}" for name in PARTS_OF_A_BLOCK
+        ]
+        + list(OTHER_PARTS),
+        "times": [*depths] * len(PARTS_OF_A_BLOCK) + [1] * len(OTHER_PARTS),
+    }
+    for title, config in configs.items():
+        counts = count_parameters(config)
+        table[title] = [counts[name] for name in names]
+    return pd.DataFrame(table)
+
+
+def reach_and_span(frames: dict[int, pd.DataFrame], window: int) -> pd.DataFrame:
+    """Theoretical and measured reach, and spans, in tokens: one row per number of blocks.
+
+    frames: number of blocks -> the frame of `measures.influence`.
+    """
+    return pd.DataFrame(
+        {
+            "blocks": depth,
+            "reach by theory": depth * (window - 1),
+            "reach measured": measures.reach(frame),
+            "half of the influence within": measures.span(frame, 0.5),
+            "99 % within": measures.span(frame, 0.99),
+            "influence at the end": frame["influence"][measures.reach(frame)],
+        }
+        for depth, frame in frames.items()
+    )
+
+
+def expansion_results(record: dict[str, Any]) -> pd.DataFrame:
+    """Steps, tokens and held-out bits per byte of each arm of `bench expansion`: one column per
+    seed.
+    """
+    bits = pd.DataFrame(record["rows"]).pivot(index="arm", columns="seed", values="bits_per_byte")
+    compute = pd.DataFrame(record["compute"]).set_index("arm")[["steps", "tokens"]]
+    return compute.join(bits.rename(columns=lambda seed: f"seed {seed}"))
+
+
+def first_loss_spread(record: dict[str, Any]) -> float:
+    """Largest difference between the rows of `bench train-step` in any of their first losses."""
+    losses = pd.DataFrame(row["first_losses"] for row in record["rows"] if "first_losses" in row)
+    return float((losses.max() - losses.min()).max())

@@ -1,0 +1,84 @@
+"""Tables and experiments of notebook 03: counts are those of the parts, masks those of the rule,
+and expansion by identity changes nothing.
+"""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moxin_lab.model import experiments, tables
+from moxin_lab.model.config import MoxinConfig, count_parameters
+
+CONFIG = MoxinConfig(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=112,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    sliding_window=16,
+    max_position_embeddings=128,
+    initializer_range=0.2,
+)
+
+
+def test_parts_times_their_occurrences_add_up_to_the_total():
+    table = tables.parameters_by_part({"here": CONFIG}).set_index("part")
+    parts = table.drop(index=["one block", "total"])
+    total = count_parameters(CONFIG)["total"]
+    assert (parts["times"] * parts["here"]).sum() == table.loc["total", "here"] == total
+    with pytest.raises(ValueError, match="different numbers of blocks"):
+        deeper = dataclasses.replace(CONFIG, num_hidden_layers=5)
+        tables.parameters_by_part({"a": CONFIG, "b": deeper})
+
+
+def test_reach_by_theory_is_measured_in_the_models_that_are_built():
+    steps = []
+    frames = experiments.influence_by_depth(
+        CONFIG, (1, 3), 4, 0, lambda step, total, text: steps.append((step, total))
+    )
+    spans = tables.reach_and_span(frames, 4)
+    assert spans["reach measured"].tolist() == spans["reach by theory"].tolist() == [3, 9]
+    assert steps == [(1, 4), (3, 4)]
+
+
+def test_example_masks_show_window_and_documents():
+    causal, window, packed = experiments.example_masks().values()
+    query, key = np.indices((48, 48))
+    assert (causal == (key <= query)).all()
+    assert (window == (causal & (key > query - 12))).all()
+    assert not packed[20:42, :20].any() and packed[25, 20] and not packed[43, 42]
+
+
+def test_parity_is_measured_at_every_deviation():
+    table = experiments.parity_by_deviation(CONFIG, [0.02, 0.2], [8, 40], 0)
+    assert table.groupby("deviation").size().to_dict() == {0.02: 4, 0.2: 4}
+    assert table["largest_difference"].max() < 1e-4
+
+
+def test_expansion_by_identity_changes_no_logit_and_copies_do():
+    changes = experiments.changes_by_expansion(CONFIG, 2, 4, 0, num_tokens=40)
+    assert changes["identity"] == 0 and min(changes["interleaved"], changes["top"]) > 0
+
+
+def test_committed_records_are_tabulated_by_arm_and_compared_by_loss():
+    record = {
+        "rows": [
+            {"arm": "a", "seed": 0, "bits_per_byte": 2.0},
+            {"arm": "a", "seed": 1, "bits_per_byte": 3.0},
+        ],
+        "compute": [{"arm": "a", "steps": 5, "tokens": 10, "flops": 1.0}],
+    }
+    expected = {"steps": 5, "tokens": 10, "seed 0": 2.0, "seed 1": 3.0}
+    assert tables.expansion_results(record).loc["a"].to_dict() == expected
+    losses = {"rows": [{"first_losses": [3.0, 2.0]}, {"first_losses": [3.0, 2.5]}, {"reason": "x"}]}
+    assert tables.first_loss_spread(losses) == 0.5
+
+
+def test_underscores_of_columns_become_spaces():
+    assert tables.in_words(pd.DataFrame({"largest_difference": [1]})).columns.tolist() == [
+        "largest difference"
+    ]
