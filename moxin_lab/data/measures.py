@@ -164,6 +164,27 @@ def recall_above(
     return table
 
 
+def recall_verdict(above: pd.DataFrame, source: str, threshold: float) -> tuple[str, str]:
+    """Verdict and evidence on the recipe's near-duplicate search, from `recall_above`.
+
+    Reproduced if the recipe (the first row) finds more than half of the pairs at the lower end of
+    its 95 % interval; not attempted where the source has no such pair.
+    """
+    if not above["pairs"].any():
+        return "not attempted", f"No pair of {source} has a true similarity of {threshold} or more."
+    sentences = "; ".join(
+        f"{row.Index} find {row.found:.0f} ({row.share:.0%}; theory expects {row.expected:.1f}, "
+        f"standard deviation {row.deviation:.1f})"
+        for row in above.itertuples()
+    )
+    recipe = above.iloc[0]
+    evidence = (
+        f"Of {recipe['pairs']:.0f} pairs of {source} with a true similarity of {threshold} or "
+        f"more, {sentences}. Every pair that removes a document was checked by its true similarity."
+    )
+    return ("reproduced" if recipe["share_low"] > 0.5 else "contradicted"), evidence
+
+
 def wilson(hits: int, total: int) -> tuple[float, float]:
     """Wilson's score interval at 95 %; (0, 1) if `total` is 0."""
     if total == 0:

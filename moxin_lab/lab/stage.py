@@ -20,6 +20,7 @@ run by hand `moxin-lab status` says so.
 import ast
 import fcntl
 import json
+import math
 import os
 import shutil
 import time
@@ -287,16 +288,24 @@ class Stage:
 
         interval: (low, high) in the same unit. headline: show it on the report's first page, where
         a stage without a headline shows its first measure. labels: what was measured, such as
-        language="zh" or model="untrained".
+        language="zh" or model="untrained". Raises LabError for a value or a bound that is not a
+        finite number: a mean over nothing is no measure.
         """
+        number = value.item() if hasattr(value, "item") else value
+        bounds = None if interval is None else [float(interval[0]), float(interval[1])]
+        if not all(math.isfinite(each) for each in (number, *(bounds or ()))):
+            raise LabError(
+                f"{self.name} measures {name} {labels} as {number}, interval {bounds}: record only "
+                f"finite numbers; mend the cell in notebooks/{self.name}.ipynb"
+            )
         self._measures.append(
             {
                 **({"headline": True} if headline else {}),
                 "name": name,
-                "value": value.item() if hasattr(value, "item") else value,
+                "value": number,
                 "unit": unit,
                 "labels": labels,
-                "interval": None if interval is None else [float(interval[0]), float(interval[1])],
+                "interval": bounds,
             }
         )
         return value
@@ -389,7 +398,7 @@ class Stage:
             "peak_memory_bytes": self._memory.stop(),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        # A NaN measure is a fault of the stage: fail before the old result is replaced.
+        # What JSON cannot hold is a fault of the stage: fail before the old result is replaced.
         json.dumps(record, allow_nan=False)
         (self.folder / "stage.json").unlink(missing_ok=True)
         for name in self._info.leaves:

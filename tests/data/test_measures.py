@@ -80,3 +80,11 @@ def test_short_shares_distinguish_pages_that_are_long_enough_in_english() -> Non
         100.0,
         100.0,
     ]
+
+
+def test_a_source_without_similar_pairs_decides_nothing_about_the_near_duplicate_search() -> None:
+    schema = pairs(*PAIRS).schema
+    for rows, verdict in ((PAIRS[:], "contradicted"), (PAIRS[:1], "not attempted")):
+        found = {"recipe": schema.empty_table()}
+        above = measures.recall_above(pairs(*rows), found, {"recipe": (9, 13)}, 0.8)
+        assert measures.recall_verdict(above, "cards", 0.8)[0] == verdict

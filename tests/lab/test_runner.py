@@ -360,7 +360,10 @@ def test_unknown_claims_verdicts_beyond_the_scale_and_nan_measures_are_refused(l
             'stage.claim("large.claim", "reproduced", "x")',
             r"'large\.claim', but only full scale can decide that claim",
         ),
-        (f'stage.measure("m", float("nan"), unit="1")\n{WRITE_DOCUMENTS}', "not JSON compliant"),
+        (
+            f'stage.measure("m", float("nan"), unit="1")\n{WRITE_DOCUMENTS}',
+            r"measures m .* as nan, .*record only finite numbers",
+        ),
     ):
         write_notebook(lab_root, FIRST.name, cell)
         with pytest.raises(LabError, match=message):
