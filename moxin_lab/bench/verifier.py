@@ -135,7 +135,7 @@ def mixed(sets: dict[str, list[str]], corpus: dict[str, Any], seed: int) -> list
     return items
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------
 # peers
 
 
@@ -215,7 +215,10 @@ class Peer:
 
     def _start(self) -> None:
         self.wire, theirs = socket.socketpair()
-        code = f"from moxin_lab.bench.verifier import serve_peer; serve_peer({self.name!r}, {theirs.fileno()})"
+        code = (
+            "from moxin_lab.bench.verifier import serve_peer; "
+            f"serve_peer({self.name!r}, {theirs.fileno()})"
+        )
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -256,7 +259,7 @@ class Peer:
             self.process = None
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------
 # measure
 
 
@@ -356,7 +359,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     folder = os.environ.get("MOXIN_BENCHMARKS")
     if not folder:
         raise LabError(
-            "set MOXIN_BENCHMARKS to the folder that holds math/math500.json, math/gsm8k_test.json, "
+            "set MOXIN_BENCHMARKS to the folder that holds math/math500.json,"
+            " math/gsm8k_test.json,"
             "math/amc.json or other sets of gold answers"
         )
     load = os.getloadavg()[0]

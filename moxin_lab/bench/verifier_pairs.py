@@ -1,8 +1,9 @@
-r"""Pairs of a gold answer and a model's answer, by kind, generated from the gold answers of public sets.
+r"""Pairs of a gold answer and a model's answer, by kind, generated from the gold answers of
+public sets.
 
-For each kind of fault that answer checkers have (issue 19) there is a generator: from one gold answer
-it makes rewrites, which must be accepted, and near-misses, which must be refused. What is right
-follows from how a pair is built, never from a checker.
+For each kind of fault that answer checkers have (issue 19) there is a generator: from one gold
+answer it makes rewrites, which must be accepted, and near-misses, which must be refused. What is
+right follows from how a pair is built, never from a checker.
 
 Guarantees: pure and seeded; a pair is labelled by arithmetic on Python integers and fractions or by
 its construction.
@@ -39,9 +40,9 @@ _FIELDS = ("answer", "final_answer", "expected_answer", "solution", "target", "C
 def golds(folder: Path) -> dict[str, list[str]]:
     """Gold answers of every set in a folder (or its `math` folder), by file name.
 
-    A set is a .json list or .jsonl file of rows, or a .csv file, with the answer in the first of the
-    fields `answer`, `final_answer`, `expected_answer`, `solution` (what follows `####`), `target`.
-    Raises ValueError for a folder without any.
+    A set is a .json list or .jsonl file of rows, or a .csv file, with the answer in the first of
+    the fields `answer`, `final_answer`, `expected_answer`, `solution` (what follows `####`),
+    `target`. Raises ValueError for a folder without any.
     """
     root = folder / "math" if (folder / "math").is_dir() else folder
     found: dict[str, list[str]] = {}

@@ -4,8 +4,8 @@ each type, in workers that can be killed. Imports nothing else of this package.
 
 
 def kinds_table() -> list[dict[str, str]]:
-    """Which types of answers are decided how: one row per type with `type`, `example` (a gold answer
-    and a right answer in another form) and `decided by`.
+    """Which types of answers are decided how: one row per type with `type`, `example` (a gold
+    answer and a right answer in another form) and `decided by`.
     """
     from moxin_lab.verifier.compare import EXAMPLES, RULES
 

@@ -1,11 +1,12 @@
 r"""One comparison rule for each type of answer.
 
-`compare(gold, answer)` takes the readings of two normalised answers and gives a `Decision`: equal or
-not, the type, and the rule. Rules are symmetric.
+`compare(gold, answer)` takes the readings of two normalised answers and gives a `Decision`: equal
+or not, the type, and the rule. Rules are symmetric.
 
-Guarantees: every pair of strings gets a decision. Outside a worker (`in_worker=False`) only text and
-exact rationals are used, and `NeedsWorker` is raised where that is not enough.
-Out of scope: integrals, limits and derivatives; `Decision.unread` says that Math-Verify must be asked.
+Guarantees: every pair of strings gets a decision. Outside a worker (`in_worker=False`) only text
+and exact rationals are used, and `NeedsWorker` is raised where that is not enough.
+Out of scope: integrals, limits and derivatives; `Decision.unread` says that Math-Verify must be
+asked.
 """
 
 from collections.abc import Iterable
@@ -41,7 +42,9 @@ from moxin_lab.verifier.expression import Tree, contains, expand_signs, symbols
 from moxin_lab.verifier.reading import read
 
 RULES: dict[str, str] = {
-    "number": "exactly equal; a decimal of six digits or more may be a rounded value; 50% is 50 and 0.5",
+    "number": (
+        "exactly equal; a decimal of six digits or more may be a rounded value; 50% is 50 and 0.5"
+    ),
     "expression": "equal at every sampled point where both are defined; constants to 100 digits",
     "quantity": "equal after conversion; a unit may be missing, not be another one",
     "angle": "as a quantity; degrees against radians by pi/180",
@@ -71,7 +74,7 @@ EXAMPLES: dict[str, str] = {
     "set": r"\{1,2\} | 2, 1",
     "list": r"1 \pm \sqrt{2} | 1-\sqrt{2}, 1+\sqrt{2}",
     "tuple": r"\langle 1,2 \rangle | (1, 2)",
-    "matrix": r"\begin{pmatrix} 0.5 \\ 1 \end{pmatrix} | \begin{bmatrix} \frac{1}{2} \\ 1 \end{bmatrix}",
+    "matrix": r"\begin{pmatrix} 0.5 \\ 1 \end{pmatrix} | \begin{bmatrix} 1/2 \\ 1 \end{bmatrix}",
     "equation": r"y=x^2 | x^2-y=0",
     "inequality": r"t \ge 2 | 2 \le t",
     "function": r"f(x)=2x | f(t)=2t",
@@ -365,9 +368,9 @@ class Comparison:
             return self.any_same(a.value, b.value)
         if isinstance(b, Relation) and set(b.ops) == {"="}:
             for name, value in (b.sides[:2], b.sides[1::-1]):
-                if a.name is None or self._same_name(a.name, name):
-                    if self.any_same(a.value, (Expression(value),)):
-                        return True
+                named = a.name is None or self._same_name(a.name, name)
+                if named and self.any_same(a.value, (Expression(value),)):
+                    return True
             return self._polynomial_roots(a, b)
         if isinstance(b, Member):
             return (a.name is None or a.name == b.name) and self.any_same(a.value, b.group)

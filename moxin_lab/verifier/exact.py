@@ -24,7 +24,9 @@ class NeedsWorker(Exception):
 
 
 def exact(tree: Tree, bits: int = _BITS) -> Fraction | None:
-    """The rational value of a tree, or None where it has none or exact arithmetic does not give it."""
+    """The rational value of a tree, or None where it has none or exact arithmetic does not give
+    it.
+    """
     try:
         return _exact(tree, bits, {})
     except (Undefined, ZeroDivisionError, OverflowError, RecursionError):

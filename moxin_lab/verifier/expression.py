@@ -6,8 +6,8 @@ Nodes: `("num", value, step, figures)`, where step is the unit of the last digit
 for an integer) and figures its significant digits; `("sym", name)`; `("const", name)`; `("add" |
 "mul" | "pow" | "div" | ..., ...)`; `("fn", name, argument)`; `("call", name, arguments)`.
 
-Guarantees: symbols keep their case, index and primes; `2(13)` is a product and `2\frac{1}{3}` a mixed
-number; `i` is the imaginary unit unless it is the index of a sum; time linear in the tokens.
+Guarantees: symbols keep their case, index and primes; `2(13)` is a product and `2\frac{1}{3}` a
+mixed number; `i` is the imaginary unit unless it is the index of a sum; time linear in the tokens.
 Out of scope: integrals, limits and derivatives (`NotAnExpression`; Math-Verify's parser is asked),
 and relations, sets and units (`reading`).
 """
@@ -27,7 +27,8 @@ class NotAnExpression(ValueError):
 
 FUNCTIONS = frozenset(
     str.split(
-        "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch"
+        "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth"
+        " sech csch"
         " arcsinh arccosh arctanh ln exp lg"
     )
 )
@@ -75,7 +76,8 @@ _NAMES = sorted(
 _SPELLED = re.compile("|".join(_NAMES))
 GREEK = frozenset(
     str.split(
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon"
+        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma"
+        " tau upsilon"
         " phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar uniti unitj"
         " unitk imath jmath nabla partial triangle angle square"
     )

@@ -1,5 +1,5 @@
-r"""The final answer of a completion: the last box, the last answer tag, what follows "the answer is",
-or the last expression or number.
+r"""The final answer of a completion: the last box, the last answer tag, what follows "the answer
+is", or the last expression or number.
 
 Guarantees: `extract` is pure, takes time linear in the text, whatever the text is, and
 `extract(text + r"\boxed{x}")` is `x` for every `x` with balanced braces and no box in it.
@@ -61,7 +61,8 @@ def _nested(depth: int) -> str:
 
 BOX_AT_END = (
     rf".*(?:\\f?boxed|\\fbox)\s*(?:\{{{_nested(6)}\}}|(?<=\s)[^\s{{}}\\$.,;]+)"
-    r"(?:[\s.,;:!$*_`]|\\[\])!,;. ]|\\(?:quad|qquad|blacksquare|square)(?![A-Za-z])|\\end\{[a-z]+\*?\}"
+    r"(?:[\s.,;:!$*_`]|\\[\])!,;. ]|\\(?:quad|qquad|blacksquare|square)(?![A-Za-z])"
+    r"|\\end\{[a-z]+\*?\}"
     r"|</answer>)*"
 )
 """A regular expression for a completion that ends in a box (use with `re.fullmatch` and

@@ -1,5 +1,5 @@
-"""The owner's ends of the verifier's processes: a `ForkServer` forks workers, a `Worker` answers one
-question at a time.
+"""The owner's ends of the verifier's processes: a `ForkServer` forks workers, a `Worker` answers
+one question at a time.
 
 All verifiers of a process share one fork server: `acquire` starts it for the first, `release` ends
 it after the last.
@@ -166,7 +166,8 @@ class ForkServer:
         worker.pid = hello["pid"]
         if not hello["memory_limited"]:
             warnings.warn(
-                "this system does not limit a process's memory: only the deadline guards the verifier",
+                "this system does not limit a process's memory: "
+                "only the deadline guards the verifier",
                 stacklevel=4,
             )
         return worker
@@ -185,7 +186,7 @@ class ForkServer:
             self.process.wait()
 
 
-# ---------------------------------------------------------------------- the fork server of this process
+# ------------------------------------------------------------------ the fork server of this process
 
 _guard = threading.Lock()
 _server: ForkServer | None = None
@@ -213,8 +214,8 @@ def release(user: int) -> None:
 
 
 def _forget() -> None:
-    """In a fork of this process: the fork server, and whatever held the lock at that moment, are the
-    parent's.
+    """In a fork of this process: the fork server, and whatever held the lock at that moment, are
+    the parent's.
     """
     global _guard, _server
     _guard, _server = threading.Lock(), None

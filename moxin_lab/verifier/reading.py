@@ -5,9 +5,9 @@ r"""A typed reading of an answer: what kind of thing it is, and its parts.
     y = 2x             Relation        x < 1 \text{ or } x > 3     Logic
     f(x) = 2x          Function        \text{(C)}         Choice
 
-Some spellings mean two things: `100,200` is a number or a list, `(1,2)` a pair or an interval, `5 m`
-a product or a length. `read` gives all readings, the likeliest first; `compare` takes the pair of
-readings that fit each other.
+Some spellings mean two things: `100,200` is a number or a list, `(1,2)` a pair or an interval, `5
+m` a product or a length. `read` gives all readings, the likeliest first; `compare` takes the pair
+of readings that fit each other.
 
 Guarantees: pure, time linear in the text for bounded nesting, at most `MOST` readings of a part.
 Out of scope: values. Nothing is evaluated here.
@@ -87,11 +87,14 @@ _SETS = {
     r"\emptyset": "empty",
 }
 _EMPTY = re.compile(
-    r"(?:there (?:is|are) )?no (?:real |such |integer |possible |valid )?(?:solutions?|roots?|values?|numbers?|answers?)(?: exists?)?"
+    r"(?:there (?:is|are) )?no (?:real |such |integer |possible |valid )?"
+    r"(?:solutions?|roots?|values?|numbers?|answers?)(?: exists?)?"
     r"|none|(?:the )?empty set|no such \w+(?: exists?)?"
 )
 _ALL_REAL = re.compile(
-    r"(?:x is )?(?:all|any|every)(?: the)? (?:real numbers?|reals?|real values?(?: of \w)?|real \w)|(?:the )?real numbers|(?:the )?reals"
+    r"(?:x is )?(?:all|any|every)(?: the)? "
+    r"(?:real numbers?|reals?|real values?(?: of \w)?|real \w)"
+    r"|(?:the )?real numbers|(?:the )?reals"
 )
 _EXCEPT = re.compile(
     r"^(?P<all>.*?)(?:,)?\s*(?:except(?: for)?|excluding|other than|but not)\s+(?P<rest>.+)$"
@@ -113,8 +116,10 @@ _SAME_WORDS = {
 }
 _WORDS = frozenset(
     str.split(
-        "yes no true false odd even none east west north south left right red blue green black white"
-        " yellow orange brown both neither never always sometimes zero one two three four five six seven"
+        "yes no true false odd even none east west north south left right red blue green black"
+        " white"
+        " yellow orange brown both neither never always sometimes zero one two three four five"
+        " six seven"
         " eight nine ten eleven twelve mon tue wed thu fri sat sun heads tails"
     )
 )
@@ -425,7 +430,8 @@ def _definition(left: list[Token], right: list[Token]) -> Reading | None:
     """`f(x) = ...`: a letter, perhaps with an index, before letters in parentheses."""
     texts = [token.text for token in left]
     match = re.fullmatch(
-        r"(\\?[A-Za-z]+'*(?:_ ?(?:\{ [^{}]* \}|\S))?(?: \^ (?:\{ - 1 \}|- 1))?'*) \( (\\?[A-Za-z]+(?: , \\?[A-Za-z]+)*) \)",
+        r"(\\?[A-Za-z]+'*(?:_ ?(?:\{ [^{}]* \}|\S))?(?: \^ (?:\{ - 1 \}|- 1))?'*)"
+        r" \( (\\?[A-Za-z]+(?: , \\?[A-Za-z]+)*) \)",
         " ".join(texts),
     )
     if match is None:
@@ -523,11 +529,11 @@ _ENVIRONMENT = re.compile(r"^[pbBv]?matrix|smallmatrix|array|cases|aligned|align
 
 def _bracketed(tokens: list[Token]) -> Readings:
     first, last = tokens[0].text, tokens[-1].text
-    if first in (r"\begin", "(", "[") and any(t.text == r"\begin" for t in tokens[:2]):
-        if readings := _environment(tokens):
-            return readings
+    begins = first in (r"\begin", "(", "[") and any(t.text == r"\begin" for t in tokens[:2])
+    if begins and (readings := _environment(tokens)):
+        return readings
     if tokens[0].kind == "text" or first not in OPENING or _match(tokens, 0) != len(tokens) - 1:
-        return _mixed_interval(tokens)
+        return ()
     inner = tokens[1:-1]
     if first == r"\{":
         return _braces(inner)
@@ -541,15 +547,11 @@ def _bracketed(tokens: list[Token]) -> Readings:
                 last, last
             )
             return (Items(brackets, tuple(items)),)
-        if first == "(" and len(inner) > 1 and (inner_readings := _read(inner)):
-            if not isinstance(inner_readings[0], Expression):
-                return inner_readings
+        inside = _read(inner) if first == "(" and len(inner) > 1 else ()
+        if inside and not isinstance(inside[0], Expression):
+            return inside
     if first == "{":
         return _read(inner)
-    return ()
-
-
-def _mixed_interval(tokens: list[Token]) -> Readings:
     return ()
 
 

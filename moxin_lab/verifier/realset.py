@@ -1,12 +1,13 @@
 r"""Sets of real numbers: what intervals, unions, inequalities and set-builders describe.
 
-A set is a sorted list of pieces with ends in the reals. It comes from `(a, b]`, `\cup`, `\setminus`,
-`x < 2`, `x^2 \le 4`, `x \in [0, 1)`, `\{x \mid x > 0\}`, `\mathbb{R}`, `\bigcup_{k \in \mathbb{Z}}`.
+A set is a sorted list of pieces with ends in the reals. It comes from `(a, b]`, `\cup`,
+`\setminus`, `x < 2`, `x^2 \le 4`, `x \in [0, 1)`, `\{x \mid x > 0\}`, `\mathbb{R}`, `\bigcup_{k
+\in \mathbb{Z}}`.
 
 Guarantees: pure and deterministic; two sets are equal when their merged pieces are, with ends that
 agree in 40 digits. Inequalities in one unknown are solved at their roots and tested between them.
-Out of scope: ends with unknowns in them (`compare` takes those part by part) and sets of points that
-are no union of finitely many pieces within the window of `WINDOW`.
+Out of scope: ends with unknowns in them (`compare` takes those part by part) and sets of points
+that are no union of finitely many pieces within the window of `WINDOW`.
 """
 
 from dataclasses import dataclass
@@ -252,9 +253,9 @@ class Solver:
             value = at(middle)
             if value is not None and holds(value):
                 pieces.append(Piece(low, False, high, False))
-            if i + 1 < len(marks) - 1 and at(high) is not None and holds(mp.mpf(0)):
-                if abs(at(high)) < mp.mpf(10) ** -30 * (1 + abs(high)):
-                    pieces.append(Piece(high, True, high, True))
+            end = at(high) if i + 1 < len(marks) - 1 and holds(mp.mpf(0)) else None
+            if end is not None and abs(end) < mp.mpf(10) ** -30 * (1 + abs(high)):
+                pieces.append(Piece(high, True, high, True))
         return RealSet(self.merged(pieces), name)
 
     def _roots(self, at: Any) -> list[Any]:

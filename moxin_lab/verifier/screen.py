@@ -32,7 +32,8 @@ class Limits:
     parentheses: int = 9  # nested parentheses: the parser's time grows fast with them
     radicals: int = 6  # nested roots: denesting them is exponential
     bits: float = 65_536.0
-    power: float = 2_048.0  # exponent of anything with a letter in it: expanding is what simplification tries first
+    # Exponent of anything with a letter in it: expanding is what simplification tries first.
+    power: float = 2_048.0
     terms: float = 2_000.0  # of a sum or product with numbers as bounds
 
 
@@ -140,7 +141,8 @@ class _Reader:
     def checked(self, bound: _Bound, what: str) -> _Bound:
         if not bound.bits <= self.limits.bits:
             raise Refused(
-                f"{what} may need 2^{math.log2(bound.bits):.0f} bits or more, at most {self.limits.bits:,.0f}"
+                f"{what} may need 2^{math.log2(bound.bits):.0f} bits or more, "
+                f"at most {self.limits.bits:,.0f}"
                 if bound.bits < math.inf
                 else f"{what} is larger than any number that could be written out"
             )
@@ -219,7 +221,8 @@ class _Reader:
         most = exponent.top
         if not base.constant and most > self.limits.power:
             raise Refused(
-                f"an exponent of {most:.3g} on an expression with unknowns, at most {self.limits.power:,.0f}"
+                f"an exponent of {most:.3g} on an expression with unknowns, "
+                f"at most {self.limits.power:,.0f}"
             )
         bits = base.bits * max(1.0, most)
         return self.checked(

@@ -195,8 +195,10 @@ def _fill() -> None:
 _fill()
 UNAMBIGUOUS = frozenset(
     str.split(
-        "mm cm km dm kg ml mL dL kPa MPa GPa kJ MJ kN MN kW MW GW kWh kHz MHz GHz Hz nm eV keV MeV GeV"
-        " mol mph kmh sec secs hr hrs ft lb lbs yd oz usd USD cc degC degF kmph kph cms kgs min mins"
+        "mm cm km dm kg ml mL dL kPa MPa GPa kJ MJ kN MN kW MW GW kWh kHz MHz GHz Hz nm eV keV"
+        " MeV GeV"
+        " mol mph kmh sec secs hr hrs ft lb lbs yd oz usd USD cc degC degF kmph kph cms kgs min"
+        " mins"
         " atm rad deg"
     )
 )
@@ -204,11 +206,15 @@ UNAMBIGUOUS = frozenset(
 answer is likely to be."""
 _STOP = frozenset(
     str.split(
-        "is are was were be not no never wrong right correct incorrect answer or and but if then than the"
+        "is are was were be not no never wrong right correct incorrect answer or and but if"
+        " then than the"
         " a an because since so thus hence more less least most at about approximately between plus"
-        " minus times equals equal to actually rather instead nor either neither both only else where"
-        " when for with without mod modulo base divided multiplied over squared cubed half double triple"
-        " remainder remaining maybe perhaps infinity infinitely none all every except exceeds exactly"
+        " minus times equals equal to actually rather instead nor either neither both only else"
+        " where"
+        " when for with without mod modulo base divided multiplied over squared cubed half"
+        " double triple"
+        " remainder remaining maybe perhaps infinity infinitely none all every except exceeds"
+        " exactly"
     )
 )
 _TOKEN = re.compile(

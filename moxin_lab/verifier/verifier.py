@@ -14,9 +14,9 @@ Guarantees: one of seven reasons for every pair of strings, with the type of the
 that decided; no signals, so any thread, event loop or notebook will do; a worker is ended after
 `timeout` seconds of its own CPU time for one answer, so that a verdict does not depend on the load;
 a worker holds at most `memory_bytes`, decides one answer at a time, and its death costs no other
-answer; equal inputs give equal verdicts within one verifier (cached, except `undecided`); no process
-is left when the verifier or the interpreter ends, however it ends.
-Out of scope: judging reasoning, several boxes as one answer, asking a model.
+answer; equal inputs give equal verdicts within one verifier (cached, except `undecided`); no
+process is left when the verifier or the interpreter ends, however it ends. Out of scope: judging
+reasoning, several boxes as one answer, asking a model.
 """
 
 import asyncio
@@ -30,13 +30,15 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, Self
 
-from moxin_lab.verifier.compare import RULES, compare
+from moxin_lab.verifier.compare import RULES, compare, kind
 from moxin_lab.verifier.exact import NeedsWorker
 from moxin_lab.verifier.extraction import Extracted, How, extract
 from moxin_lab.verifier.normalise import normalise
 from moxin_lab.verifier.pool import CPUTimeExceeded, Unanswered, Worker, acquire, release
+from moxin_lab.verifier.reading import read
 from moxin_lab.verifier.screen import Limits, screen
 
 Reason = Literal[
@@ -235,14 +237,16 @@ class Verifier:
     def _decide_here(self, gold: str, found: Extracted) -> Verdict | _Question:
         boxed = _gold_answer(gold)
         if found.text == boxed:
-            return _verdict(found, "correct", "string", "the same text", "text", "the same text")
+            return _verdict(
+                found, "correct", "string", "the same text", _type(boxed), "the same text"
+            )
         for name, text in (("answer", found.text), ("gold", boxed)):
             if len(text) > 2 * self.limits.length:
                 return _refused(found, f"the {name} has {len(text):,} characters")
         question = _Question(normalise(boxed), normalise(found.text), found)
         if not question.answer:
             detail = "nothing is left of it but spacing and punctuation"
-            return _verdict(found, "unparsable", "string", detail, "text", "the same text")
+            return _verdict(found, "unparsable", "string", detail, _type(boxed), "the same text")
         texts = {question.answer, _without_name(question.answer)} & {
             question.gold,
             _without_name(question.gold),
@@ -251,7 +255,7 @@ class Verifier:
             question.gold in texts or question.answer in texts
         ):
             detail = "the same text after normalisation"
-            return _verdict(found, "correct", "string", detail, "text", "the same text")
+            return _verdict(found, "correct", "string", detail, _type(boxed), "the same text")
         for name, text in (("answer", question.answer), ("gold", question.gold)):
             if (refusal := screen(text, self.limits)) is not None:
                 return _refused(found, f"the {name}: {refusal}")
@@ -448,6 +452,18 @@ def _gold_answer(gold: str) -> str:
     """A gold answer, out of its box or tag where it has one."""
     boxed = extract(gold) if "box" in gold or "<answer>" in gold.lower() else None
     return boxed.text if boxed is not None and boxed.how in ("boxed", "tagged") else gold.strip()
+
+
+@lru_cache(maxsize=65_536)
+def _type(gold: str) -> str:
+    """The type of a gold answer, as `compare.RULES` names it."""
+    text = normalise(gold) if len(gold) <= Limits().length else ""
+    if not text or screen(text) is not None:
+        return "text"
+    try:
+        return kind(read(text)[0])
+    except (RecursionError, ArithmeticError, LookupError, ValueError):
+        return "unread"
 
 
 def _without_name(text: str) -> str:

@@ -1,14 +1,16 @@
 """The process that may hang: comparison by numbers and Math-Verify's parser, behind a time and a
 memory limit.
 
-`main` is a fork server: one process without threads that imports mpmath and SymPy once, then forks a
-worker in milliseconds whenever its owner asks for one over its control socket (16-byte messages; the
-worker's own socket travels with the request). A worker answers one JSON line with one JSON line.
+`main` is a fork server: one process without threads that imports mpmath and SymPy once, then
+forks a worker in milliseconds whenever its owner asks for one over its control socket (16-byte
+messages; the worker's own socket travels with the request). A worker answers one JSON line with
+one JSON line.
 
 Guarantees: the fork server and all workers end when their owner does, however it ends; a worker's
 address space is limited, and the kernel ends it after a few CPU seconds even if nobody is left to
 kill it.
-Out of scope: extraction, screening what `screen` has screened, and the deadline (`pool` watches it).
+Out of scope: extraction, screening what `screen` has screened, and the deadline (`pool` watches
+it).
 """
 
 import contextlib

@@ -1,5 +1,5 @@
-"""The verifier on real gold answers, MATH-500, GSM8K and AMC, beside Math-Verify, on pairs generated
-from them, and the bench that compares graders.
+"""The verifier on real gold answers, MATH-500, GSM8K and AMC, beside Math-Verify, on pairs
+generated from them, and the bench that compares graders.
 
 The answers are in the folder that MOXIN_BENCHMARKS names; `.ci/run` sets it.
 """

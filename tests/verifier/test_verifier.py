@@ -314,7 +314,12 @@ def test_a_verdict_carries_the_type_and_the_rule_that_decided(verifier):
 
 
 SIDES = st.sampled_from(
-    [pair for cases in KINDS.values() for pair in cases["equal"] + cases["different"]]
+    [
+        pair
+        for kind, cases in KINDS.items()
+        if kind != "gold in a box"  # a completion, not an answer
+        for pair in cases["equal"] + cases["different"]
+    ]
 )
 
 
@@ -441,7 +446,7 @@ import sys, time
 from moxin_lab.verifier.verifier import Verifier
 from moxin_lab.verifier.compare import RULES
 from moxin_lab.verifier.pool import acquire
-verifier = Verifier(workers=2, timeout=30)           # no guard for the main module, and never closed
+verifier = Verifier(workers=2, timeout=30)   # no guard for the main module, and never closed
 pids = [acquire(id(verifier)).process.pid, *[worker.pid for worker in verifier._live]]
 print(verifier.verify(r"\\boxed{\\sqrt{4}}", "2").reason, *pids, flush=True)
 if sys.argv[1] == "busy":                            # both workers stuck while the owner is killed
