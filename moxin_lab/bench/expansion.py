@@ -26,7 +26,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -395,9 +394,10 @@ def train(
 
     from moxin_lab.pretraining.packing import TrainingStream
     from moxin_lab.pretraining.trainer import adamw, token_loss
+    from moxin_lab.scales.sections import Phase
 
     settings = plan.scale.pretraining
-    phase = SimpleNamespace(
+    phase = Phase(
         name="expansion",
         steps=plan.steps["stem"] + plan.steps[CONTINUED],  # the longest arm
         sequence_length=plan.phase.sequence_length,

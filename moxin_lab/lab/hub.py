@@ -31,7 +31,8 @@ def open_set(
 ) -> Any:
     """Split `train` as an iterable of at most `limit` rows (None: all).
 
-    path: name on the hub, or a local folder of files that `datasets` loads (parquet, JSON lines, also
+    path: name on the hub, or a local folder of files that `datasets` loads (parquet, JSON lines,
+    also
     compressed). name, columns: the published set and its documented columns. revision: a commit of
     the hub set. configuration, split: of the hub set; of a local folder all files are read. Raises
     `error` for missing columns, and whatever `datasets` raises.

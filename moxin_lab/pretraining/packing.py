@@ -23,23 +23,14 @@ less context); shuffling below the document; token files on disk (`Tokens.ids` m
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.lab.progress import Progress
+from moxin_lab.scales.sections import Phase
 from moxin_lab.training.loss import IGNORE_INDEX
-
-
-class PhaseSettings(Protocol):
-    """A phase of a scale's `pretraining` section (`moxin_lab.scales.sections.Phase`)."""
-
-    name: str
-    steps: int
-    sequence_length: int
-    mixture: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,7 @@ def tokenize(
     )
 
 
-def pool_of_documents(documents: pd.DataFrame, phases: Iterable[PhaseSettings]) -> pd.Series:
+def pool_of_documents(documents: pd.DataFrame, phases: Iterable[Phase]) -> pd.Series:
     """The pool of each document of a table with the columns source and language.
 
     A document belongs to its source if a phase's mixture names that source, else to its language:
@@ -122,7 +113,7 @@ def pool_of_documents(documents: pd.DataFrame, phases: Iterable[PhaseSettings]) 
 def tokenize_pools(
     documents: pd.DataFrame,
     tokenizer: PreTrainedTokenizerFast,
-    phases: Iterable[PhaseSettings],
+    phases: Iterable[Phase],
     *,
     progress: Progress | None = None,
 ) -> dict[str, Tokens]:
@@ -201,7 +192,7 @@ class TrainingStream:
     def __init__(
         self,
         pools: Mapping[str, Tokens],
-        phases: Iterable[PhaseSettings],
+        phases: Iterable[Phase],
         *,
         tokens_per_step: int,
         seed: int,

@@ -302,7 +302,7 @@ class InstructionTuningSettings(Section):
 
 
 class RewardSettings(Section):
-    """One reward of GRPO, see reasoning/rewards.py. A completion is paid the weighted sum of all."""
+    """One reward of GRPO (reasoning/rewards.py); a completion is paid the weighted sum of all."""
 
     name: str = Field(description="registered name, or module:function of an installed package")
     weight: float = Field(default=1.0, allow_inf_nan=False, description="negative for a penalty")
@@ -313,8 +313,9 @@ class RewardSettings(Section):
 
 
 class GRPOSettings(Optimisation):
-    """Group-relative policy optimisation, as `reasoning.grpo_trainer.train_grpo` takes it. Names are
-    those of TRL's GRPOConfig and of verl; the learning rate is constant after its warm-up.
+    """Settings of group-relative policy optimisation (`reasoning.grpo_trainer.train_grpo`).
+
+    Names are those of TRL's GRPOConfig and of verl. The learning rate is constant after warm-up.
 
     The defaults are Moxin's script (`train_7b.sh`) where it has a value, our choice elsewhere. A
     scale file states every field but those of `EXPERIMENT_FIELDS`.

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from moxin_lab.data import extract
 from moxin_lab.data.extract import Raw, html_to_text, keep_text, render
 
-PAGE = """<!DOCTYPE html><html lang="en"><head><title>Sorting</title><script>var menu = 1;</script></head><body>
-<nav><a href="a.html">Contents</a></nav><div id="DisplayArea"><h1>Sorting rows</h1><p>Choose Data and then Sort.</p></div>
-<footer><p>All rights reserved</p></footer></body></html>"""
+PAGE = (
+    '<!DOCTYPE html><html lang="en"><head><title>Sorting</title><script>var menu = 1;</script>'
+    '</head><body>\n<nav><a href="a.html">Contents</a></nav><div id="DisplayArea">'
+    "<h1>Sorting rows</h1><p>Choose Data and then Sort.</p></div>\n"
+    "<footer><p>All rights reserved</p></footer></body></html>"
+)
 
 
 def rows(*contents: bytes, read=html_to_text) -> tuple[pa.Table, pa.Table]:

@@ -135,7 +135,7 @@ def test_a_set_with_other_columns_is_refused_before_the_first_row(tmp_path: Path
     path.write_text(json.dumps({"id": "a", "conversations": []}) + "\n")
     with pytest.raises(
         TuluError,
-        match=r"has the columns id, conversations; allenai/tulu-3-sft-mixture .* messages, source missing",
+        match=r"columns id, conversations; allenai/tulu-3-sft-mixture .* messages, source missing",
     ):
         tulu.instructions(path=str(tmp_path))
     with pytest.raises(TuluError, match="prompt, chosen, rejected, source missing"):

@@ -1,4 +1,4 @@
-"""Choosing held-out documents: cut by bytes, up to the bytes of a language, whatever their order."""
+"""Choosing held-out documents: cut by bytes, up to a language's bytes, in any order."""
 
 import pandas as pd
 

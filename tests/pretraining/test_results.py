@@ -1,4 +1,4 @@
-"""Results of notebook 04: shares, gaps and learning rates are those of the tables they come from."""
+"""Results of notebook 04: shares, gaps and learning rates are those of their tables."""
 
 from types import SimpleNamespace
 

@@ -101,7 +101,8 @@ def test_a_wrong_file_is_refused_by_its_name_with_what_is_wrong(tmp_path, text, 
 
 
 def test_a_recipe_has_three_phases_and_benchmark_sources_are_sources(tmp_path):
-    two = "extends: tiny\npretraining: {phases: [{name: a, steps: 1, sequence_length: 2, mixture: {en: 1}}]}"
+    phase = "{name: a, steps: 1, sequence_length: 2, mixture: {en: 1}}"
+    two = f"extends: tiny\npretraining: {{phases: [{phase}]}}"
     with pytest.raises(scales.ScaleError, match=r"pretraining\.phases"):
         scales.load(write(tmp_path, "two", two))
     with pytest.raises(scales.ScaleError, match="benchmark_sources mmlu are not among the sources"):
