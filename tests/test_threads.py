@@ -2,7 +2,9 @@
 there are.
 """
 
+import json
 import os
+import re
 import subprocess
 import sys
 
@@ -27,6 +29,7 @@ def environment(code: str, **variables: str) -> str:
     return result.stdout.strip()
 
 
+IMPORT = re.compile(r"(from|import) \w").match
 SPIN = "import moxin_lab, os; print(os.environ.get('GOMP_SPINCOUNT'))"
 
 
@@ -37,8 +40,7 @@ def test_importing_the_package_limits_spinning_and_leaves_what_the_user_set() ->
 
 
 def test_no_module_of_the_package_can_import_torch_before_threads_are_configured() -> None:
-    """`import moxin_lab.anything` runs moxin_lab/__init__.py first; that one must not import torch.
-    """
+    """`import moxin_lab.anything` runs moxin_lab/__init__.py first; that one must not import torch."""
     assert environment("import moxin_lab, sys; print('torch' in sys.modules)") == "False"
 
 
@@ -63,3 +65,13 @@ def test_usable_cores_are_the_smaller_of_affinity_and_quota(tmp_path, files, cor
     large.mkdir()
     (large / "cpu.max").write_text(f"{(every + 5) * 100000} 100000")
     assert threads.usable_cores(large) == every
+
+
+def test_every_notebook_imports_the_package_before_torch(repository) -> None:
+    """JupyterLab's kernels do not get the runner's environment, and torch reads it once."""
+    for path in sorted((repository / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        modules = [line.split()[1].split(".")[0] for line in code.splitlines() if IMPORT(line)]
+        heavy = [name for name in modules if name in ("torch", "transformers", "moxin_lab")]
+        assert heavy[0] == "moxin_lab", path.name

@@ -420,7 +420,7 @@ GENERATORS: dict[str, Callable[[str], Pairs]] = {
 def pairs(
     sets: dict[str, list[str]], most: int, seed: int = 0
 ) -> dict[tuple[str, bool], list[Item]]:
-    """Pairs by kind and by whether they are equal: at most `most` of each, from all sets by turns."""
+    """Pairs by kind and by equality: at most `most` of each, taken from all sets by turns."""
     found: dict[tuple[str, bool], list[Item]] = {}
     for kind, generate in GENERATORS.items():
         for equal in (True, False):
