@@ -40,7 +40,7 @@ def test_importing_the_package_limits_spinning_and_leaves_what_the_user_set() ->
 
 
 def test_no_module_of_the_package_can_import_torch_before_threads_are_configured() -> None:
-    """`import moxin_lab.anything` runs moxin_lab/__init__.py first; that one must not import torch."""
+    """Every import of the package runs moxin_lab/__init__.py first; it must not import torch."""
     assert environment("import moxin_lab, sys; print('torch' in sys.modules)") == "False"
 
 

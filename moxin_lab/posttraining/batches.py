@@ -1,16 +1,15 @@
-"""Encoded conversations to training batches: order, rows packed or padded, and what each token
-weighs in the step's loss.
+"""Encoded conversations to training batches: order, packed or padded rows, and the weight of each
+token in the step's loss.
 
-    step 0           step 1          examples in a seeded order, a new one each epoch
-    [ 7  2 | 9  4 ]  [ 0  5 | ...    a step is cut into parts (micro-batches x ranks)
-    packed   A A A B B B C C C .    document_ids keep attention inside a conversation, -1 is padding
+    step 0           step 1         examples in a seeded order, a new one each epoch
+    [ 7  2 | 9  4 ]  [ 0  5 | ...   a step is cut into parts (micro-batches x ranks)
+    packed   A A A B B B C C C .    document_ids keep attention inside a conversation, -1: padding
     padded   A A A . . . | B B B . . . | ...
 
 Guarantees: a part is a pure function of (seed, step, part, parts), so a resumed run sees the same
 parts; every reduction of the loss is a weight per token, so the parts' losses add up to the step's
 loss however the step is cut; no token predicts another conversation's.
-Out of scope: keeping state; a partial step at the end (`left_over` counts the examples that no
-step reads).
+Out of scope: a partial step at the end (`Order.left_over` counts the examples that no step reads).
 """
 
 from collections.abc import Sequence
@@ -32,8 +31,8 @@ def lay_out(
     sequences: Sequence[Encoded], *, row_tokens: int, layout: Layout, pad_id: int
 ) -> dict[str, torch.Tensor]:
     """Sequences as rows: `input_ids`, `labels` (IGNORE_INDEX without loss), `sequences` (index of
-    the sequence that a label belongs to), all int64 [B, T]; packed rows also have `document_ids`.
-    T is the length of the fullest row.
+    the sequence that a label belongs to), all int64 [B, T]; packed rows also have `document_ids`
+    int64 [B, T], the position of the sequence in its row. T is the length of the fullest row.
 
     Packing is first fit, longest first. Padding is on the right, where a causal model does not
     see it. Raises ValueError for a sequence of more than `row_tokens` inputs.
@@ -44,21 +43,9 @@ def lay_out(
             f"a sequence has {max(lengths)} inputs, more than the {row_tokens} of a row: raise the "
             "context"
         )
-    rows: list[list[int]] = (
-        [[number] for number in range(len(sequences))] if layout == "padded" else []
-    )
-    if layout == "packed":
-        free: list[int] = []
-        for number in sorted(range(len(sequences)), key=lambda number: -lengths[number]):
-            place = next(
-                (row for row, left in enumerate(free) if left >= lengths[number]), len(rows)
-            )
-            if place == len(rows):
-                rows.append([])
-                free.append(row_tokens)
-            rows[place].append(number)
-            free[place] -= lengths[number]
-    width = max(sum(lengths[number] for number in row) for row in rows)
+    one_per_row = [[index] for index in range(len(sequences))]
+    rows = _first_fit(lengths, row_tokens) if layout == "packed" else one_per_row
+    width = max(sum(lengths[index] for index in row) for row in rows)
     shape = (len(rows), width)
     arrays = {
         "input_ids": np.full(shape, pad_id, dtype=np.int64),
@@ -66,20 +53,36 @@ def lay_out(
         "sequences": np.zeros(shape, dtype=np.int64),
         "document_ids": np.full(shape, -1, dtype=np.int64),
     }
-    for place, row in enumerate(rows):
+    for row, indices in enumerate(rows):
         start = 0
-        for document, number in enumerate(row):
-            sequence, end = sequences[number], start + lengths[number]
-            arrays["input_ids"][place, start:end] = sequence.input_ids[:-1]
-            arrays["labels"][place, start:end] = np.where(
+        for document, index in enumerate(indices):
+            sequence, end = sequences[index], start + lengths[index]
+            # Position t predicts token t + 1.
+            arrays["input_ids"][row, start:end] = sequence.input_ids[:-1]
+            arrays["labels"][row, start:end] = np.where(
                 sequence.answer[1:], sequence.input_ids[1:], IGNORE_INDEX
             )
-            arrays["sequences"][place, start:end] = number
-            arrays["document_ids"][place, start:end] = document
+            arrays["sequences"][row, start:end] = index
+            arrays["document_ids"][row, start:end] = document
             start = end
     if layout == "padded":
         del arrays["document_ids"]
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Indices of the sequences in each row: longest first, each into the first row with room."""
+    rows: list[list[int]] = []
+    free: list[int] = []  # tokens, one number per row
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fitting = (row for row, tokens in enumerate(free) if tokens >= lengths[index])
+        row = next(fitting, len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append(row_tokens)
+        rows[row].append(index)
+        free[row] -= lengths[index]
+    return rows
 
 
 class ConversationStream:
@@ -91,8 +94,8 @@ class ConversationStream:
     - `mean`: 1 / tokens with loss in the whole step. Independent of how the step is cut.
     - `sequence`: each conversation's mean, averaged over the step's conversations. Independent too.
     - `sum`: 1 / parts. What Moxin's script sets (`--reduce_loss sum`): sums over a micro-batch,
-      averaged over micro-batches and ranks by the trainer, so a step's scale depends on the cut and
-      its weight on the number of its tokens.
+      averaged over micro-batches and ranks by the trainer, so the scale of a step's loss depends on
+      the cut and on the number of its tokens.
     - `part_mean`: the mean over a micro-batch, averaged over micro-batches, as most trainers did
       before late 2024. A token in a micro-batch with few others weighs more, so the cut decides
       what is learned.
@@ -122,7 +125,7 @@ class ConversationStream:
         self._layout, self._reduction = layout, reduction
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, torch.Tensor]:
-        chosen = [self._encoded[number] for number in self.order.part(step, part, parts)]
+        chosen = [self._encoded[index] for index in self.order.part(step, part, parts)]
         batch = lay_out(
             chosen, row_tokens=self._row_tokens, layout=self._layout, pad_id=self._pad_id
         )
@@ -134,25 +137,24 @@ class ConversationStream:
         elif self._reduction == "part_mean":
             weight = torch.full_like(counts, 1 / (parts * float(counts.sum())))
         else:
-            total = sum(self._encoded[number].num_targets for number in self.order.step(step))
+            total = sum(self._encoded[index].num_targets for index in self.order.step(step))
             weight = torch.full_like(counts, 1 / total)
+        # One weight per sequence [N] -> one per label [B, T].
         batch["weights"] = weight[batch["sequences"]] * (batch["labels"] != IGNORE_INDEX)
         return batch
 
     def describe(self, step: int) -> str:
         """Which examples a step reads, for messages."""
-        chosen = [self._encoded[number].index for number in self.order.step(step)]
+        chosen = [self._encoded[i].index for i in self.order.step(step)]
         return f"conversations {chosen[:5]} and more"
 
 
 def rows_used(encoded: Sequence[Encoded], *, row_tokens: int, layout: Layout) -> dict[str, Any]:
-    """Tokens, rows and the share of the rows that is padding, if all sequences were laid out at
-    once.
-    """
+    """Tokens, rows and the share of padding in the rows, with all sequences laid out at once."""
     lengths = np.array([len(sequence) - 1 for sequence in encoded])
-    laid = lay_out(encoded, row_tokens=row_tokens, layout=layout, pad_id=0)["input_ids"]
+    input_ids = lay_out(encoded, row_tokens=row_tokens, layout=layout, pad_id=0)["input_ids"]
     return {
         "tokens": int(lengths.sum()),
-        "rows": len(laid),
-        "padding": 1 - lengths.sum() / laid.numel(),
+        "rows": len(input_ids),
+        "padding": 1 - lengths.sum() / input_ids.numel(),
     }

@@ -1,25 +1,25 @@
 """Conversations to tokens: the Tülu chat template, and which tokens carry loss.
 
-A conversation is a list of `{"role", "content"}`: perhaps a system turn, then user and assistant by
-turns. As text:
+A conversation is a list of `{"role", "content"}`: an optional system message, then user and
+assistant messages in turn. As text:
 
     <|system|>              loss is on the text in [ ]: the answer and the end token,
-    You help.               never on a role marker or on a user's or system's text
+    You help.               never on a role marker or on the text of a user or system message
     <|user|>
     Why?
     <|assistant|>
     [Because.</s>]
 
-Role markers are plain text, a turn has an end token only after an answer, and no text begins with
-`<s>`: this is the published template of Tülu 3 (chat_template of the Llama-3.1-Tulu-3-8B
-tokenizer; Moxin's cards print the same form).
+Role markers are plain text, only an answer ends with an end token, and no text begins with `<s>`:
+this is the published template of Tülu 3 (chat_template of the Llama-3.1-Tulu-3-8B tokenizer;
+Moxin's cards print the same form).
 
 Guarantees: an encoded conversation is token for token what `apply_chat_template` gives at
 inference; its loss tokens are exactly the answers' (tests check both against transformers); every
 conversation that cannot be learned from is counted with its reason, and refused above a stated
 share.
-Out of scope: cutting inside an answer. A conversation longer than the context loses its last turns
-until it fits.
+Out of scope: cutting inside an answer. A conversation longer than the context is cut after the last
+answer that fits.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.lab.progress import Progress
 
@@ -53,13 +54,13 @@ TULU_TEMPLATE = (
     "{{ '<|assistant|>\\n' if add_generation_prompt else '' }}"
 )
 MARKERS = {"system": "<|system|>\n", "user": "<|user|>\n", "assistant": "<|assistant|>\n"}
-# Reasons for which a conversation gives nothing to learn from; the order is that of the report.
+# Reasons why a conversation cannot be trained on, in the order of the report.
 MALFORMED = "malformed"
 SPECIAL_TOKEN = "spells a special token or a role marker"
 NOT_ROUND_TRIP = "tokens do not give the template back"
 NO_ANSWER_TOKEN = "no token carries loss"
 CUT = "first answer ends beyond the context"
-SHORTENED = "kept, last turns left out to fit the context"
+SHORTENED = "kept, last turns omitted to fit the context"
 REFUSED = (MALFORMED, SPECIAL_TOKEN, NOT_ROUND_TRIP, NO_ANSWER_TOKEN, CUT)
 
 
@@ -88,8 +89,8 @@ class Encoded:
 
 
 def check_conversation(conversation: Any, *, ends_with: str = "assistant") -> None:
-    """Raises ChatError for a wrong type, role, order, empty or non-text content, or another last
-    role than `ends_with`.
+    """Raises ChatError for a wrong type, role or order, content that is empty or not text, or a
+    last role other than `ends_with`.
     """
     if (
         not isinstance(conversation, Sequence)
@@ -101,26 +102,27 @@ def check_conversation(conversation: Any, *, ends_with: str = "assistant") -> No
             f"{str(conversation)[:80]!r}"
         )
     expected: tuple[str, ...] = ("system", "user")
-    for place, message in enumerate(conversation):
+    for position, message in enumerate(conversation):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ChatError(
-                f"message {place} is {str(message)[:80]!r}: it needs a role and a content"
+                f"message {position} is {str(message)[:80]!r}: it needs a role and a content"
             )
         role, content = message["role"], message["content"]
         if role not in MARKERS:
             raise ChatError(
-                f"message {place} has the role {role!r}: known are {', '.join(MARKERS)}"
+                f"message {position} has the role {role!r}: known are {', '.join(MARKERS)}"
             )
         if role not in expected:
             raise ChatError(
-                f"message {place} is a {role} message where {' or '.join(expected)} is due"
+                f"message {position} is a {role} message where {' or '.join(expected)} is due"
             )
         if not isinstance(content, str):
             raise ChatError(
-                f"message {place} ({role}) has a content of type {type(content).__name__}, not text"
+                f"message {position} ({role}) has a content of type {type(content).__name__}, not "
+                "text"
             )
         if not content.strip():
-            raise ChatError(f"message {place} ({role}) is empty")
+            raise ChatError(f"message {position} ({role}) is empty")
         expected = ("assistant",) if role == "user" else ("user",)
     if conversation[-1]["role"] != ends_with:
         raise ChatError(
@@ -133,21 +135,21 @@ def render(conversation: Conversation, eos_token: str) -> tuple[str, list[tuple[
     end excluded).
     """
     text, spans = "", []
-    for place, message in enumerate(conversation):
+    for position, message in enumerate(conversation):
         text += MARKERS[message["role"]]
         if message["role"] == "assistant":
             spans.append((len(text), len(text) + len(message["content"]) + len(eos_token)))
             text += (
-                message["content"] + eos_token + ("" if place == len(conversation) - 1 else "\n")
+                message["content"] + eos_token + ("" if position == len(conversation) - 1 else "\n")
             )
         else:
             text += message["content"] + "\n"
     return text, spans
 
 
-def install_template(tokenizer: Any) -> Any:
+def install_template(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """Put the Tülu template into a tokenizer, for `save_pretrained` to write; returns it. Raises
-    ChatError without an eos.
+    ChatError without an eos token.
     """
     if tokenizer.eos_token is None:
         raise ChatError(
@@ -158,7 +160,7 @@ def install_template(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def require_template(tokenizer: Any) -> None:
+def require_template(tokenizer: PreTrainedTokenizerFast) -> None:
     """Raises ChatError unless the tokenizer's own template gives the text that `render` gives."""
     if not tokenizer.chat_template:
         raise ChatError(
@@ -175,33 +177,35 @@ def require_template(tokenizer: Any) -> None:
             ("assistant", "e"),
         )
     ]
-    own, ours = (
-        tokenizer.apply_chat_template(example, tokenize=False),
-        render(example, tokenizer.eos_token)[0],
-    )
-    if own != ours:
+    text = tokenizer.apply_chat_template(example, tokenize=False)
+    expected, _ = render(example, tokenizer.eos_token)
+    if text != expected:
         raise ChatError(
-            f"the tokenizer's chat template is not Tülu's: it gives {own!r}, not {ours!r}"
+            f"the tokenizer's chat template is not Tülu's: it gives {text!r}, not {expected!r}"
         )
 
 
-def encode_prompt(conversation: Conversation, tokenizer: Any) -> list[int]:
-    """Token ids of a conversation that ends with a user message, and of the marker that asks for an
-    answer.
+def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Token ids of a conversation that ends with a user message, and of the assistant's role
+    marker.
     """
     check_conversation(conversation, ends_with="user")
     return tokenizer(_prompt_text(conversation, tokenizer), add_special_tokens=False)["input_ids"]
 
 
-def _prompt_text(conversation: Conversation, tokenizer: Any) -> str:
+def _prompt_text(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> str:
     return render(conversation, tokenizer.eos_token)[0] + MARKERS["assistant"]
 
 
 def encode(
-    conversation: Conversation, tokenizer: Any, *, max_tokens: int, index: int = 0
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    max_tokens: int,
+    index: int = 0,
 ) -> tuple[Encoded | None, str]:
     """A conversation as tokens or None, and the reason why it is None or was shortened ("" if
-    neither). Needs a fast tokenizer.
+    neither).
     """
     try:
         check_conversation(conversation)
@@ -210,8 +214,9 @@ def encode(
     text, spans = render(conversation, tokenizer.eos_token)
     if _spells_special(conversation, tokenizer):
         return None, SPECIAL_TOKEN
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = np.array(found["input_ids"], dtype=np.int64), np.array(found["offset_mapping"])
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = np.array(tokens["input_ids"], dtype=np.int64)  # [T]
+    offsets = np.array(tokens["offset_mapping"])  # [T, 2], characters of the text
     # A token across a border would be half marker, half answer; at inference the marker is
     # tokenised without the answer.
     crossed = any(
@@ -230,11 +235,11 @@ def encode(
     fitting = [end for end in ends if end <= max_tokens]
     if not fitting:
         return None, CUT
-    kept = fitting[-1]
-    return Encoded(ids[:kept], answer[:kept], index), SHORTENED if kept < ends[-1] else ""
+    end = fitting[-1]
+    return Encoded(ids[:end], answer[:end], index), SHORTENED if end < ends[-1] else ""
 
 
-def _spells_special(conversation: Conversation, tokenizer: Any) -> bool:
+def _spells_special(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> bool:
     """Text that a user typed must not become an end token or a turn of another role."""
     words = [*tokenizer.all_special_tokens, *(marker.strip() for marker in MARKERS.values())]
     return any(word in message["content"] for message in conversation for word in words)
@@ -242,26 +247,26 @@ def _spells_special(conversation: Conversation, tokenizer: Any) -> bool:
 
 def encode_all(
     conversations: Sequence[Any],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     *,
     max_tokens: int,
     max_refused_share: float,
     progress: Progress | None = None,
 ) -> tuple[list[Encoded], pd.DataFrame]:
-    """Encode a data set; those kept, and a report with columns `conversations`, `share`, `example`
-    per reason.
+    """Encode a data set: the conversations that can be trained on, and a report with the columns
+    `conversations`, `share` and `example`, one row per reason.
 
-    Raises ChatError if nothing is left, or if more than `max_refused_share` of the conversations
-    give nothing to learn from.
+    Raises ChatError if there are none, or if more than `max_refused_share` of the conversations
+    cannot be trained on.
     """
     require_template(tokenizer)
-    kept: list[Encoded] = []
+    usable: list[Encoded] = []
     counts = dict.fromkeys((*REFUSED, SHORTENED), 0)
     examples = dict.fromkeys(counts, "")
     for index, conversation in enumerate(conversations):
         encoded, reason = encode(conversation, tokenizer, max_tokens=max_tokens, index=index)
         if encoded is not None:
-            kept.append(encoded)
+            usable.append(encoded)
         if reason:
             examples[reason] = examples[reason] or f"{index}: {_why(conversation)}"[:160]
             counts[reason] += 1
@@ -276,17 +281,17 @@ def encode_all(
         }
     ).rename_axis("reason")
     refused = int(report["conversations"][list(REFUSED)].sum())
-    if not kept or refused > max_refused_share * len(conversations):
+    if not usable or refused > max_refused_share * len(conversations):
         reasons = "; ".join(
             f"{name}: {counts[name]} ({examples[name]})" for name in REFUSED if counts[name]
         )
         raise ChatError(
             f"{refused} of {len(conversations)} conversations give nothing to learn from, more "
-            "than the stated share of "
-            f"{max_refused_share:.1%}: {reasons or 'the data set is empty'}. Mend the data, or "
-            "raise the context or the share"
+            f"than the stated share of {max_refused_share:.1%}: "
+            f"{reasons or 'the data set is empty'}. Mend the data, or raise the context or the "
+            "share"
         )
-    return kept, report
+    return usable, report
 
 
 def _why(conversation: Any) -> str:

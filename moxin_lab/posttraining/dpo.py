@@ -1,9 +1,9 @@
-"""Direct preference optimisation: pairs, the three losses, the reference's log-probabilities
+"""Direct preference optimisation: pairs, three losses, and the reference's log-probabilities,
 computed once.
 
 Guarantees: losses equal TRL's `sigmoid`, `sigmoid_norm` and `ipo` to 1e-6; a step's loss and
 gradient do not depend on how it is cut (tests/posttraining/test_dpo.py); cached log-probabilities
-are used only with the very weights and pairs they were made from.
+are used only with the weights and pairs that they were computed from.
 Out of scope: a reference model in memory during training.
 
 Only the last answer of a conversation carries loss, so a shared history cancels and does not dilute
@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.lab.progress import Progress
 from moxin_lab.posttraining import chat
@@ -47,7 +48,7 @@ class Pair:
 def encode_pairs(
     chosen: Sequence[Any],
     rejected: Sequence[Any],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     *,
     max_tokens: int,
     max_refused_share: float,
@@ -70,10 +71,10 @@ def encode_pairs(
     for index, sides in enumerate(zip(chosen, rejected, strict=True)):
         reason, encoded = "", []
         for side in sides:
-            found, why = chat.encode(side, tokenizer, max_tokens=max_tokens, index=index)
+            whole, why = chat.encode(side, tokenizer, max_tokens=max_tokens, index=index)
             reason = reason or (chat.CUT if why == chat.SHORTENED else why)
-            if found is not None:
-                encoded.append(_last_answer(found))
+            if whole is not None:
+                encoded.append(_last_answer(whole))
         if not reason:
             (left, right), (first, second) = sides, encoded
             starts = [int(side.answer.argmax()) for side in encoded]
@@ -102,16 +103,17 @@ def encode_pairs(
         )
         raise chat.ChatError(
             f"{refused} of {len(chosen)} pairs cannot be compared, more than the stated share of "
-            f"{max_refused_share:.1%}: "
-            f"{reasons or 'there are no pairs'}. Mend the data, or raise the context or the share"
+            f"{max_refused_share:.1%}: {reasons or 'there are no pairs'}. Mend the data, or raise "
+            "the context or the share"
         )
     return pairs, report
 
 
 def _last_answer(encoded: chat.Encoded) -> chat.Encoded:
+    """The same conversation with loss on its last answer only."""
     before = np.flatnonzero(~encoded.answer)
     answer = encoded.answer.copy()
-    answer[: before[-1]] = False  # the last token without loss stands right before the last answer
+    answer[: before[-1]] = False  # the last token without loss is the one before the last answer
     return replace(encoded, answer=answer)
 
 
@@ -135,8 +137,8 @@ def preference_losses(
     - `ipo`: (r_c / |y_c| - r_r / |y_r| - 1 / (2 beta))^2. Azar et al. 2023, arXiv 2310.12036,
       equation 17; its authors use the mean over tokens (according to TRL's source).
 
-    label_smoothing s: the pair is held to be swapped with probability s (the two sigmoid losses
-    only).
+    label_smoothing s: the pair is assumed to be swapped with probability s (the two sigmoid losses
+    only). Raises ValueError for another loss, and for `ipo` with label smoothing.
     """
     if loss_type not in LOSS_TYPES:
         raise ValueError(
@@ -147,7 +149,7 @@ def preference_losses(
     ratios = log_probs - reference
     if loss_type != "sigmoid":
         ratios = ratios / num_tokens
-    margin = ratios[:, 0] - ratios[:, 1]
+    margin = ratios[:, 0] - ratios[:, 1]  # [N, 2] -> [N]
     if loss_type == "ipo":
         return (margin - 1 / (2 * beta)) ** 2
     return -(1 - label_smoothing) * F.logsigmoid(beta * margin) - label_smoothing * F.logsigmoid(
@@ -183,24 +185,22 @@ class PairStream:
         self._row_tokens, self._pad_id, self._layout = row_tokens, pad_id, layout
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
-        numbers = self.order.part(step, part, parts)
+        indices = self.order.part(step, part, parts)
         sequences = [
             side
-            for number in numbers
-            for side in (self._pairs[number].chosen, self._pairs[number].rejected)
+            for index in indices
+            for side in (self._pairs[index].chosen, self._pairs[index].rejected)
         ]
         batch = lay_out(
             sequences, row_tokens=self._row_tokens, layout=self._layout, pad_id=self._pad_id
         )
-        batch["reference"] = torch.from_numpy(self._reference[numbers])
+        batch["reference"] = torch.from_numpy(self._reference[indices])
         batch["num_tokens"] = torch.tensor([side.num_targets for side in sequences]).view(-1, 2)
         batch["pairs_in_step"] = torch.tensor(self.examples_per_step)
         return batch
 
     def describe(self, step: int) -> str:
-        return (
-            f"pairs {[self._pairs[number].index for number in self.order.step(step)][:5]} and more"
-        )
+        return f"pairs {[self._pairs[i].index for i in self.order.step(step)][:5]} and more"
 
 
 def dpo_loss(loss_type: LossType, beta: float, label_smoothing: float = 0.0) -> LossFunction:
@@ -307,15 +307,15 @@ def reference_log_probs(
     precision: str = "32-true",
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """`pair_log_probs` of the reference: read from `folder` if made from these weights and pairs,
-    else computed and kept.
+    """`pair_log_probs` of the reference, float64 [N, 2]: read from `folder` if computed from these
+    weights and pairs, else computed and saved there.
     """
     model_key, pairs_key = weights_hash(model), pairs_hash(pairs)
     path = folder / f"reference-{model_key[:16]}-{pairs_key[:16]}-{precision}.npz"
     if path.is_file():
-        with np.load(path) as kept:
-            if str(kept["model"]) == model_key and str(kept["pairs"]) == pairs_key:
-                return kept["log_probs"]
+        with np.load(path) as saved:
+            if str(saved["model"]) == model_key and str(saved["pairs"]) == pairs_key:
+                return saved["log_probs"]
     if progress is not None:
         progress(0, 1, "log-probabilities of the reference")
     log_probs = pair_log_probs(

@@ -1,12 +1,12 @@
-"""The two trainings of stage 05 as functions, so that one notebook can run them for several seeds.
+"""The two trainings of stage 05 as functions, which a notebook runs for several seeds.
 
     pretrained ─ fine_tune ─► SFT model ─ collect_pairs ─► pairs ─ prefer ─► preference-tuned model
 
-A seed decides the order of the examples, dropout and the sampled answers; the pretrained model is
-the same for all of them.
+A seed determines the order of the examples, dropout and the sampled answers; all seeds start from
+the same pretrained model.
 
 Guarantees: the same seed and settings give the same models and pairs (bitwise on the CPU); a killed
-training continues in the folder that it was given.
+training continues from its folder.
 Out of scope: choosing settings, judging models, writing artifacts.
 """
 
@@ -17,22 +17,27 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from transformers import pipeline
+from transformers import PreTrainedTokenizerFast, pipeline
 
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model import convert
+from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import batches, dpo, sampling, sft, tables
 from moxin_lab.posttraining.chat import Encoded
+from moxin_lab.scales.sections import InstructionTuningSettings
 from moxin_lab.training.fit import fit_language_model
 
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """Result of `collect_pairs`: `pairs` to train on, `lost` (omitted pairs by reason), `sampled`
-    on-policy pairs, `drawn` (number of prompts always, never and sometimes answered right), and the
-    numbers of prompts answered (`prompts`) and of pairs from the card (`of_card`).
+    """Result of `collect_pairs`.
+
+    pairs: to train on. lost: omitted pairs by reason. sampled: on-policy pairs. drawn: number of
+    prompts that were always, never and sometimes answered correctly. prompts: number of prompts
+    answered. of_card: number of pairs from the card.
     """
 
     pairs: list[dpo.Pair]
@@ -57,18 +62,16 @@ class Tests:
 def fine_tune(
     pretrained: Path,
     encoded: Sequence[Encoded],
-    settings: Any,
+    settings: InstructionTuningSettings,
     *,
     seed: int,
     pad_id: int,
     folder: Path,
     progress: Progress | None = None,
-) -> tuple[Any, pd.DataFrame]:
-    """The SFT model, in evaluation mode where it was trained, and its log. settings: a scale's
-    `instruction_tuning` section.
-    """
+) -> tuple[MoxinForCausalLM, pd.DataFrame]:
+    """The SFT model, in evaluation mode on the device of its training, and its log."""
     chosen = settings.sft
-    torch.manual_seed(seed)  # of dropout
+    torch.manual_seed(seed)  # dropout draws from the global generator
     model = sft.with_dropout(convert.from_pretrained(pretrained), chosen.dropout)
     stream = batches.ConversationStream(
         encoded,
@@ -89,21 +92,20 @@ def fine_tune(
 
 
 def collect_pairs(
-    sft_model: Any,
-    tokenizer: Any,
+    sft_model: MoxinForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
     train: pd.DataFrame,
     card_pairs: pd.DataFrame,
-    settings: Any,
+    settings: InstructionTuningSettings,
     *,
     seed: int,
     progress: Progress | None = None,
 ) -> PreferencePairs:
-    """On-policy pairs on verifiable training rows, beside pairs of the card. Column `row` of
-    `sampled` has `train`'s labels.
+    """On-policy pairs on verifiable training rows, and pairs of the card. Column `row` of `sampled`
+    has the index labels of `train`.
     """
-    labelled = (
-        train[train["verifier"].notna()].rename_axis("row").reset_index()
-    )  # `spread` numbers the rows again
+    # The index becomes a column, because `spread` resets it.
+    labelled = train[train["verifier"].notna()].rename_axis("row").reset_index()
     verifiable = tables.spread(labelled, settings.dpo.sampled_prompts).set_index("row")
     sampled, drawn = sampling.on_policy_pairs(
         sft_model,
@@ -118,18 +120,20 @@ def collect_pairs(
     )
     fixed = tables.spread(card_pairs, settings.dpo.constructed_pairs)
     sides = [tables.sides(fixed, name) + sampled[name].tolist() for name in ("chosen", "rejected")]
-    limits = {
-        "max_tokens": settings.dpo.max_tokens,
-        "max_refused_share": settings.max_refused_share,
-    }
-    pairs, lost = dpo.encode_pairs(sides[0], sides[1], tokenizer=tokenizer, **limits)
+    pairs, lost = dpo.encode_pairs(
+        sides[0],
+        sides[1],
+        tokenizer,
+        max_tokens=settings.dpo.max_tokens,
+        max_refused_share=settings.max_refused_share,
+    )
     return PreferencePairs(pairs, lost, sampled, drawn, len(verifiable), len(fixed))
 
 
 def prefer(
-    sft_model: Any,
+    sft_model: MoxinForCausalLM,
     pairs: Sequence[dpo.Pair],
-    settings: Any,
+    settings: InstructionTuningSettings,
     *,
     loss_type: dpo.LossType,
     beta: float,
@@ -137,10 +141,10 @@ def prefer(
     pad_id: int,
     folder: Path,
     progress: Progress | None = None,
-) -> tuple[Any, pd.DataFrame]:
-    """A copy of the SFT model tuned on the pairs with one DPO loss, and its log. The reference's
-    log-probabilities are kept in `folder` under the hash of its weights; while the copy trains, the
-    SFT model waits in the CPU's memory.
+) -> tuple[MoxinForCausalLM, pd.DataFrame]:
+    """A copy of the SFT model trained on the pairs with one DPO loss, and its log. The reference's
+    log-probabilities are cached in `folder` under the hash of its weights; while the copy trains,
+    the SFT model is in the CPU's memory.
     """
     chosen = settings.dpo
     device = next(sft_model.parameters()).device
@@ -164,7 +168,7 @@ def prefer(
         layout=settings.sft.layout,
     )
     model = copy.deepcopy(sft_model)
-    sft_model.cpu()  # its log-probabilities as the reference are computed already
+    sft_model.cpu()  # not needed: the reference's log-probabilities are computed
     loss = dpo.dpo_loss(loss_type, beta, chosen.label_smoothing)
     name = f"{loss_type}, beta {beta:g}"
     log = fit_language_model(
@@ -174,10 +178,13 @@ def prefer(
     return model.eval().to(device), log
 
 
-def preference_hits(scored: Any, reference: Any, pairs: Sequence[dpo.Pair], loss_type: str) -> Any:
-    """Bool [pairs]: the tuned model moved the chosen answer up against the rejected one, by the
-    ratio that its loss uses.
-    scored, reference: log-probabilities [pairs, 2] of `dpo.pair_log_probs`.
+def preference_hits(
+    scored: np.ndarray, reference: np.ndarray, pairs: Sequence[dpo.Pair], loss_type: str
+) -> np.ndarray:
+    """Whether the tuned model raised the chosen answer relative to the rejected one, by the ratio
+    that its loss uses, bool [N].
+
+    scored, reference: log-probabilities of `dpo.pair_log_probs`, float64 [N, 2].
     """
     ratios = (scored - reference) / (1 if loss_type == "sigmoid" else dpo.answer_lengths(pairs))
     return ratios[:, 0] > ratios[:, 1]
@@ -189,16 +196,16 @@ def repeat(
     train: pd.DataFrame,
     card_pairs: pd.DataFrame,
     tests: Tests,
-    tokenizer: Any,
-    settings: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: InstructionTuningSettings,
     losses: Mapping[str, tuple[dpo.LossType, float]],
     *,
     seed: int,
     folder: Path,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """All trainings with another seed, judged on the same test rows and pairs: `outcomes`. losses:
-    name to loss and beta.
+    """Both trainings with another seed, judged on the same test rows and pairs: `outcomes`. losses:
+    name to DPO loss and beta.
     """
     pad_id = tokenizer.pad_token_id
     tuned, _ = fine_tune(
@@ -210,7 +217,7 @@ def repeat(
         folder=folder / "sft",
         progress=progress,
     )
-    found = collect_pairs(
+    collected = collect_pairs(
         tuned, tokenizer, train, card_pairs, settings, seed=seed, progress=progress
     )
     scoring = {"batch_tokens": settings.batch_tokens, "device": next(tuned.parameters()).device}
@@ -219,7 +226,7 @@ def repeat(
     for name, (loss_type, beta) in losses.items():
         models[name], _ = prefer(
             tuned,
-            found.pairs,
+            collected.pairs,
             settings,
             loss_type=loss_type,
             beta=beta,
@@ -235,16 +242,14 @@ def repeat(
 
 
 def judge_all(
-    models: Mapping[str, Any],
-    tokenizer: Any,
+    models: Mapping[str, MoxinForCausalLM],
+    tokenizer: PreTrainedTokenizerFast,
     tests: Tests,
-    settings: Any,
+    settings: InstructionTuningSettings,
     *,
     progress: Progress | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """`tables.judge` of each model on the test rows. settings: a scale's `instruction_tuning`
-    section.
-    """
+    """`tables.judge` of each model on the test rows."""
     return {
         name: tables.judge(
             model,
@@ -277,24 +282,24 @@ def pipeline_answers(folder: Path, rows: pd.DataFrame, *, max_new_tokens: int) -
 
 
 def outcomes(judged: Mapping[str, pd.DataFrame], accuracy: Mapping[str, float]) -> dict[str, float]:
-    """What is compared between seeds, by name: exact match and tokens per answer of each model of
-    `judged` ("SFT" and the preference-tuned ones, in the order of `accuracy`), preference accuracy,
-    and the differences that a claim rests on.
+    """The numbers that are compared between seeds, by name: exact match and tokens per answer of
+    each model of `judged` ("SFT" and the preference-tuned ones, in the order of `accuracy`),
+    preference accuracy, and the differences that a claim rests on.
     """
-    right = {name: found["right"].dropna().astype(float) for name, found in judged.items()}
-    tokens = {name: float(found["tokens"].mean()) for name, found in judged.items()}
-    found = {f"exact match: {name}": float(each.mean()) for name, each in right.items()}
-    found |= {
+    right = {name: frame["right"].dropna().astype(float) for name, frame in judged.items()}
+    tokens = {name: float(frame["tokens"].mean()) for name, frame in judged.items()}
+    values = {f"exact match: {name}": float(each.mean()) for name, each in right.items()}
+    values |= {
         f"exact match: {name} minus SFT": float(right[name].mean() - right["SFT"].mean())
         for name in accuracy
     }
-    found |= {f"preference accuracy: {name}": value for name, value in accuracy.items()}
-    found |= {f"tokens per answer: {name}": value for name, value in tokens.items()}
+    values |= {f"preference accuracy: {name}": value for name, value in accuracy.items()}
+    values |= {f"tokens per answer: {name}": value for name, value in tokens.items()}
     for first, second in combinations(accuracy, 2):
         wins, ties = (right[first] > right[second]).mean(), (right[first] == right[second]).mean()
-        found[f"win rate: {first} against {second}"] = float(wins + ties / 2)
-        found[f"tokens per answer: {first} minus {second}"] = tokens[first] - tokens[second]
-    return found
+        values[f"win rate: {first} against {second}"] = float(wins + ties / 2)
+        values[f"tokens per answer: {first} minus {second}"] = tokens[first] - tokens[second]
+    return values
 
 
 def over_seeds(

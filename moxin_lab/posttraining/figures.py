@@ -1,5 +1,8 @@
-"""Pictures of stage 05. Each function takes plain values and returns a matplotlib figure; nothing
-is computed here.
+"""Figures of stage 05, from plain values to a matplotlib figure; a function `x_alt` describes the
+figure of `x` in words.
+
+Guarantees: a function draws the numbers that it is given; it writes no file.
+Out of scope: computing the numbers (tables.py, experiments.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,23 +93,23 @@ def dpo_curves_alt(logs: Mapping[str, pd.DataFrame]) -> str:
 
 
 def shares(table: pd.DataFrame, *, label: str) -> Figure:
-    """One share a row of `table` (columns value, low, high; the index names it), as points with
-    intervals.
+    """Points with intervals, one per row of `table` (columns value, low, high; the index has the
+    names).
     """
     figure, axes = plt.subplots(figsize=(7.0, 0.5 + 0.45 * len(table)))
-    places = np.arange(len(table))[::-1]
+    heights = np.arange(len(table))[::-1]
     spread = np.abs(table[["low", "high"]].to_numpy().T - table["value"].to_numpy())
-    axes.errorbar(table["value"], places, xerr=spread, fmt="o", capsize=3, color="#0072B2")
-    for place, value in zip(places, table["value"], strict=True):
+    axes.errorbar(table["value"], heights, xerr=spread, fmt="o", capsize=3, color="#0072B2")
+    for height, value in zip(heights, table["value"], strict=True):
         axes.annotate(
             f"{value:.2f}",
-            (value, place),
+            (value, height),
             xytext=(0, 7),
             textcoords="offset points",
             ha="center",
             fontsize=9,
         )
-    axes.set_yticks(places, table.index)
+    axes.set_yticks(heights, table.index)
     axes.set(xlabel=label, xlim=(-0.03, 1.03), ylim=(-0.6, len(table) - 0.3))
     return figure
 
@@ -125,14 +128,14 @@ def reduction_runs(runs: pd.DataFrame, variants: Sequence[str]) -> Figure:
     """
     figure, axes = plt.subplots(figsize=(7.0, 3.8))
     sizes = sorted(runs["micro_batch"].unique(), reverse=True)
-    for number, size in enumerate(sizes):
+    for i, size in enumerate(sizes):
         part = runs[runs["micro_batch"] == size]
-        places = part["variant"].map({name: place for place, name in enumerate(variants)})
-        shift = (number - (len(sizes) - 1) / 2) * 0.18
+        x = part["variant"].map({name: column for column, name in enumerate(variants)})
+        shift = (i - (len(sizes) - 1) / 2) * 0.18
         axes.plot(
-            places + shift,
+            x + shift,
             part["answer_loss"],
-            MARKERS[number],
+            MARKERS[i],
             label=f"micro-batches of {size}",
             alpha=0.8,
         )

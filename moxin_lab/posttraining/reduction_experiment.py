@@ -2,12 +2,12 @@
 
 Moxin's script sums the loss over the tokens of a micro-batch (`--reduce_loss sum`) and leaves the
 division by micro-batches and ranks to the trainer, whose DeepSpeed file clips the gradient at
-"auto", which accelerate fills with 1.0. The text around it says that this weighs all tokens
-equally. Here everything but the reduction, the clipping and the cut stays the same.
+"auto", which accelerate fills with 1.0. The script's description says that this weighs all tokens
+equally. Here only the reduction, the clipping and the cut vary.
 
 Guarantees: runs of one seed start from the same weights and read the same conversations in the same
 order.
-Out of scope: statements about 7B; a run is a small fresh model and a few dozen steps.
+Out of scope: statements about 7B; a run is a small model from scratch and a few dozen steps.
 """
 
 import tempfile
@@ -27,6 +27,7 @@ from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import sft
 from moxin_lab.posttraining.batches import REDUCTIONS, ConversationStream, Reduction
 from moxin_lab.posttraining.chat import Encoded
+from moxin_lab.scales.sections import ReductionExperiment, SupervisedSettings
 from moxin_lab.training.fit import fit_language_model
 
 VARIANTS: tuple[tuple[Reduction, bool], ...] = (
@@ -43,7 +44,7 @@ def gradients_of_a_step(
     model: nn.Module, stream_of: Callable[[Any], ConversationStream], parts: Sequence[int]
 ) -> pd.DataFrame:
     """Norm of the gradient of step 0 under each reduction and cut, and its cosine with the uncut
-    `mean`: what a step whose scale is normalised, as Adam's is, depends on. stream_of: a
+    `mean`, on which an update with a normalised scale, such as Adam's, depends. stream_of: a
     reduction's name to its stream.
     """
     device = next(model.parameters()).device
@@ -51,12 +52,12 @@ def gradients_of_a_step(
     model.eval()
     rows: list[dict[str, Any]] = []
     first: Tensor | None = None
-    for reduction, number in product(REDUCTIONS, parts):
+    for reduction, num_parts in product(REDUCTIONS, parts):
         model.zero_grad()
         stream = stream_of(reduction)
-        for part in range(number):
+        for part in range(num_parts):
             batch = {
-                name: tensor.to(device) for name, tensor in stream.batch(0, part, number).items()
+                name: tensor.to(device) for name, tensor in stream.batch(0, part, num_parts).items()
             }
             sft.sft_loss()(model, batch)["loss"].backward()
         gradient = torch.cat(
@@ -68,7 +69,7 @@ def gradients_of_a_step(
         rows.append(
             {
                 "reduction": reduction,
-                "micro-batches": number,
+                "micro-batches": num_parts,
                 "norm": float(norm),
                 "cosine": float(cosine),
             }
@@ -82,8 +83,8 @@ def train_all(
     model_of: Callable[[int], nn.Module],
     train: Sequence[Encoded],
     test: Sequence[Encoded],
-    experiment: Any,
-    tuning: Any,
+    experiment: ReductionExperiment,
+    tuning: SupervisedSettings,
     *,
     row_tokens: int,
     pad_id: int,
@@ -93,18 +94,18 @@ def train_all(
 ) -> pd.DataFrame:
     """One row per run: `reduction`, `clipped`, `micro_batch`, `seed`, `answer_loss` (nats per
     token of the held-out answers), and `gradient_norm`, the median before clipping. model_of: seed
-    to fresh model; experiment, tuning: scale sections.
+    to a model from scratch.
     """
     runs = list(product(range(experiment.seeds), VARIANTS, experiment.micro_batches))
     rows = []
-    for number, (seed, (reduction, clipped), micro_batch) in enumerate(runs):
+    for index, (seed, (reduction, clipped), micro_batch) in enumerate(runs):
         if progress is not None:
-            progress(number, len(runs), f"{reduction}, micro-batches of {micro_batch}, seed {seed}")
-        needed = experiment.steps * experiment.examples_per_step
+            progress(index, len(runs), f"{reduction}, micro-batches of {micro_batch}, seed {seed}")
+        examples = experiment.steps * experiment.examples_per_step
         stream = ConversationStream(
             train,
             examples_per_step=experiment.examples_per_step,
-            epochs=-(-needed // len(train)),
+            epochs=-(-examples // len(train)),
             row_tokens=row_tokens,
             seed=seed,
             pad_id=pad_id,
@@ -146,9 +147,9 @@ def train_all(
 
 def differences(runs: pd.DataFrame, interval: Callable[[Any], Any]) -> pd.DataFrame:
     """Held-out answer loss of each variant and cut minus that of `mean`, clipped, with the largest
-    micro-batch and the same seed: mean over seeds, and `interval(differences)` of a value and two
-    ends. An interval that holds 0 is no difference seen. Rounded to 1e-4 nats, below which float32
-    sums in another order differ too.
+    micro-batch and the same seed: mean over seeds and `interval(differences)`, which returns a
+    value and two bounds. Where the interval contains 0, no difference was seen. Rounded to 1e-4
+    nats, below which float32 sums in another order differ too.
     """
     largest = runs["micro_batch"].max()
     uncut = runs["clipped"] & (runs["reduction"] == "mean") & (runs["micro_batch"] == largest)
@@ -157,18 +158,19 @@ def differences(runs: pd.DataFrame, interval: Callable[[Any], Any]) -> pd.DataFr
         difference=runs["answer_loss"] - runs["seed"].map(base), variant=variant_names(runs)
     )
     groups = runs.groupby(["variant", "micro_batch"], sort=False)
-    found = groups.agg(
+    table = groups.agg(
         gradient_norm=("gradient_norm", "median"), answer_loss=("answer_loss", "mean")
     )
     columns = ["difference", "low", "high"]
-    found[columns] = pd.DataFrame(
-        [interval(part["difference"]) for _, part in groups], index=found.index
+    table[columns] = pd.DataFrame(
+        [interval(part["difference"]) for _, part in groups], index=table.index
     )
-    found[columns] = found[columns].round(4) + 0.0  # no minus sign before a zero
-    return found.reset_index()
+    table[columns] = table[columns].round(4) + 0.0  # no minus sign before a zero
+    return table.reset_index()
 
 
 def variant_names(runs: pd.DataFrame) -> pd.Series:
+    """The variant of each run, such as `sum` or `sum, not clipped`."""
     return runs["reduction"] + runs["clipped"].map({True: "", False: ", not clipped"})
 
 
@@ -191,10 +193,10 @@ def gradients_wide(gradients: pd.DataFrame) -> pd.DataFrame:
 
 def differences_sentence(compared: pd.DataFrame) -> str:
     """The rows of `differences` whose interval excludes 0."""
-    apart = compared[(compared["low"] > 0) | (compared["high"] < 0)]
+    different = compared[(compared["low"] > 0) | (compared["high"] < 0)]
     listed = "; ".join(
         f"{row.variant} with micro-batches of {row.micro_batch}: {row.difference:+.3f}"
-        for row in apart.itertuples()
+        for row in different.itertuples()
     )
     return (
         f"Intervals without 0: {listed or 'none; no difference seen'} (mean difference to `mean`, "

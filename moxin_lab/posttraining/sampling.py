@@ -1,17 +1,18 @@
 """Answers of a chat model, judged by the exact rule of the data card, and preference pairs sampled
 from them.
 
-Guarantees: an answer does not depend on which others it was batched with when greedy; sampling is
-seeded; a pair's chosen answer is right and its rejected one wrong, both the model's own.
+Guarantees: a greedy answer does not depend on the other prompts of its batch; sampling is seeded; a
+pair's chosen answer is right and its rejected one wrong, both sampled from the model.
 Out of scope: judging open answers (notebook 06 has the verifier for mathematics), scoring
 log-probabilities.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.data.tasks import is_right
 from moxin_lab.lab.progress import Progress
@@ -32,7 +33,7 @@ class Answer(NamedTuple):
 
 def respond(
     model: MoxinForCausalLM,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[chat.Conversation],
     *,
     max_new_tokens: int,
@@ -47,19 +48,19 @@ def respond(
     Prompts are sorted by length, longest first, and padded on the left. temperature 0 is greedy.
     """
     encoded = [chat.encode_prompt(prompt, tokenizer) for prompt in prompts]
-    order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]))
+    order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
     device = model.lm_head.weight.device
     generator = torch.Generator(device).manual_seed(seed)
     answers: list[Answer] = [Answer("", 0, False)] * len(encoded)
     for start in range(0, len(order), batch_size):
-        numbers = order[start : start + batch_size]
-        width = len(encoded[numbers[0]])
-        ids = torch.full((len(numbers), width), tokenizer.pad_token_id)
-        for row, number in enumerate(numbers):
-            ids[row, width - len(encoded[number]) :] = torch.tensor(encoded[number])
-        lengths = torch.tensor([len(encoded[number]) for number in numbers])
-        mask = torch.arange(width) >= width - lengths[:, None]
-        made = generate(
+        indices = order[start : start + batch_size]
+        width = len(encoded[indices[0]])
+        ids = torch.full((len(indices), width), tokenizer.pad_token_id)
+        for row, index in enumerate(indices):
+            ids[row, width - len(encoded[index]) :] = torch.tensor(encoded[index])
+        lengths = torch.tensor([len(encoded[index]) for index in indices])
+        mask = torch.arange(width) >= width - lengths[:, None]  # [B, width]
+        completions = generate(
             model,
             ids.to(device),
             attention_mask=mask.to(device),
@@ -69,14 +70,14 @@ def respond(
             pad_token_id=tokenizer.pad_token_id,
             generator=generator,
         )[:, width:].tolist()
-        for number, tokens in zip(numbers, made, strict=True):
+        for index, tokens in zip(indices, completions, strict=True):
             ended = tokenizer.eos_token_id in tokens
             tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1] if ended else tokens
-            answers[number] = Answer(
+            answers[index] = Answer(
                 tokenizer.decode(tokens, skip_special_tokens=True), len(tokens), ended
             )
         if progress is not None:
-            progress(start + len(numbers), len(order), "answering")
+            progress(start + len(indices), len(order), "answering")
     return answers
 
 
@@ -95,7 +96,7 @@ def majority_answers(train: pd.DataFrame) -> dict[tuple[str, str], str]:
 
 def on_policy_pairs(
     model: MoxinForCausalLM,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     rows: pd.DataFrame,
     *,
     num_generations: int,
@@ -124,22 +125,21 @@ def on_policy_pairs(
         progress=progress,
     )
     pairs, counts = [], {"all right": 0, "all wrong": 0, "mixed": 0}
-    for place, (label, prompt, verifier) in enumerate(
+    for position, (label, prompt, verifier) in enumerate(
         zip(rows.index, prompts, rows["verifier"], strict=True)
     ):
         drawn = [
             answer.text
-            for answer in answers[place * num_generations : (place + 1) * num_generations]
+            for answer in answers[position * num_generations : (position + 1) * num_generations]
         ]
         right = [text for text in drawn if is_right(verifier, text)]
         wrong = [text for text in drawn if not is_right(verifier, text) and text.strip()]
-        counts[
-            "mixed"
-            if right and len(right) < num_generations
-            else "all right"
-            if right
-            else "all wrong"
-        ] += 1
+        if not right:
+            counts["all wrong"] += 1
+        elif len(right) == num_generations:
+            counts["all right"] += 1
+        else:
+            counts["mixed"] += 1
         if right and wrong:
             sides = [
                 [*prompt, {"role": "assistant", "content": side[0]}] for side in (right, wrong)

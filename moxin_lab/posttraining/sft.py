@@ -26,8 +26,8 @@ from moxin_lab.training.fit import LossFunction
 
 
 def with_dropout(model: MoxinForCausalLM, dropout: float) -> MoxinForCausalLM:
-    """A model with the same weights and this dropout of attention and feed-forward, which acts in
-    training mode alone.
+    """A model with the same weights and this dropout rate in attention and feed-forward layers;
+    the model itself if it has this rate.
     """
     if model.config.attention_dropout == model.config.mlp_dropout == dropout:
         return model
@@ -52,8 +52,8 @@ def export(model: MoxinForCausalLM, tokenizer_folder: Path, folder: Path) -> Pat
 def token_losses(
     model: nn.Module, batch: dict[str, Tensor], *, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of the tokens that have a label, float32 [N] in row order: smoothed loss, plain
-    negative log-likelihood, and their positions (bool [B, T]).
+    """Losses of the N tokens that have a label, in row order: smoothed loss and plain negative
+    log-likelihood, float32 [N] each, and the tokens' positions, bool [B, T].
 
     Smoothing by s: (1 - s) x negative log-likelihood + s x its mean over the vocabulary (Szegedy et
     al. 2016, arXiv 1512.00567).
@@ -62,7 +62,7 @@ def token_losses(
     hidden_states: Tensor = model.hidden_states(
         batch["input_ids"], document_ids=batch.get("document_ids")
     )
-    logits = model.lm_head(hidden_states[chosen])
+    logits = model.lm_head(hidden_states[chosen])  # [B, T, C] -> [N, C] -> [N, V]
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     log_probs = logits.log_softmax(dim=-1)
     plain = F.nll_loss(log_probs, batch["labels"][chosen], reduction="none")
@@ -73,8 +73,8 @@ def token_losses(
 
 
 def sft_loss(label_smoothing: float = 0.0) -> LossFunction:
-    """The loss function for `fit_language_model`; logs `nats` and `targets`, whose quotient is the
-    loss per token of the step.
+    """The loss function for `fit_language_model`; logs `nats` and `targets`: nats / targets is the
+    step's loss per token.
     """
     return partial(_sft_loss, label_smoothing=label_smoothing)
 
@@ -91,21 +91,21 @@ def _sft_loss(
 def answer_nats(
     model: nn.Module, encoded: Sequence[Encoded], *, batch_tokens: int, device: Any = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Negative log-likelihood of each conversation's answers and how many tokens they have, float64
-    [N] each.
+    """Negative log-likelihood of each conversation's answers in nats, and their number of tokens,
+    float64 [N] each.
 
-    Sorted by length and padded; at most `batch_tokens` tokens a forward pass, padding included (at
-    least one conversation).
+    Sorted by length and padded; at most `batch_tokens` tokens per forward pass, padding included
+    (but at least one conversation).
     """
-    order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]))
+    order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
     nats = np.zeros(len(encoded))
     done = 0
     while done < len(order):
         width = len(encoded[order[done]]) - 1
-        # A power of two: few shapes to compile for.
+        # A power of two, so that there are few shapes to compile for.
         rows_at_once = 1 << max(0, (batch_tokens // width).bit_length() - 1)
-        numbers = order[done : done + rows_at_once]
-        rows = [encoded[number] for number in numbers]
+        indices = order[done : done + rows_at_once]
+        rows = [encoded[index] for index in indices]
         batch = {
             name: tensor.to(device)
             for name, tensor in lay_out(rows, row_tokens=width, layout="padded", pad_id=0).items()
@@ -113,6 +113,6 @@ def answer_nats(
         _, plain, chosen = token_losses(model, batch)
         sums = torch.zeros(len(rows), dtype=torch.float64, device=plain.device)
         sums.index_add_(0, batch["sequences"][chosen], plain.double())
-        nats[numbers] = sums.cpu().numpy()
-        done += len(numbers)
+        nats[indices] = sums.cpu().numpy()
+        done += len(indices)
     return nats, np.array([sequence.num_targets for sequence in encoded], dtype=np.float64)

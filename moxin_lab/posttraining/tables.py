@@ -1,5 +1,8 @@
-"""Tables and words of stage 05: the recipe, the data read, the tokens that carry loss, what each
-model answers.
+"""Tables of stage 05: the recipe, the data, the tokens that carry loss, the answers of each model.
+
+Guarantees: a judgement belongs to its row even where rows were omitted; shares count only rows with
+a verifier (tests/posttraining/test_tables.py).
+Out of scope: drawing (figures.py), training (experiments.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.lab.progress import Progress
+from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import chat, sampling, sft
 
 SHOWN = {
@@ -41,13 +46,13 @@ SHOWN = {
 
 
 def recipe(settings: Any, full: Any, shown: Mapping[str, Sequence[str]] = SHOWN) -> pd.DataFrame:
-    """Two sections of scale files side by side, as text. shown: fields by the part of the section
-    that holds them (default: what matters of `instruction_tuning`).
+    """Two sections of scale files side by side, as text. shown: names of fields by the subsection
+    that has them (default: the main ones of `instruction_tuning`).
     """
     rows = [
         (
             f"{part.upper()}: {field.replace('_', ' ')}",
-            *(str(getattr(getattr(one, part), field)) for one in (settings, full)),
+            *(str(getattr(getattr(section, part), field)) for section in (settings, full)),
         )
         for part, fields in shown.items()
         for field in fields
@@ -73,8 +78,8 @@ def up_to(frame: pd.DataFrame, max_difficulty: int | None) -> pd.DataFrame:
 
 
 def spread(frame: pd.DataFrame, count: int | None) -> pd.DataFrame:
-    """`count` rows at even distances in the frame's order, so that none is chosen by what it holds;
-    all for None or few rows.
+    """`count` rows at even distances in the frame's order, whatever they contain, with a new index;
+    all rows for None or if there are no more than `count`.
     """
     if count is None or count >= len(frame):
         return frame
@@ -82,7 +87,7 @@ def spread(frame: pd.DataFrame, count: int | None) -> pd.DataFrame:
 
 
 def tasks(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
-    """Rows by task, and how many of them a rule can judge."""
+    """Numbers of rows by task, and of test rows with a verifier."""
     frame = pd.DataFrame(
         {
             "training rows": train.groupby("task").size(),
@@ -93,20 +98,18 @@ def tasks(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
     return frame.fillna(0).astype(int).sort_values("training rows", ascending=False)
 
 
-def loss_tokens_html(encoded: chat.Encoded, tokenizer: Any) -> str:
-    """A conversation token by token: what carries loss is marked and underlined, borders show where
-    tokens end.
-
-    Bytes of a character that a token cuts are shown as one box when their last token comes.
+def loss_tokens_html(encoded: chat.Encoded, tokenizer: PreTrainedTokenizerFast) -> str:
+    """A conversation token by token: tokens with loss are marked and underlined, borders show where
+    tokens end. Tokens that share a character are shown as one box.
     """
     parts: list[str] = []
-    waiting: list[int] = []
+    pending: list[int] = []  # tokens that end within a character
     for token, loss in zip(encoded.input_ids.tolist(), encoded.answer.tolist(), strict=True):
-        waiting.append(token)
-        text = tokenizer.decode(waiting)
+        pending.append(token)
+        text = tokenizer.decode(pending)
         if text.endswith("\ufffd"):
             continue
-        waiting = []
+        pending = []
         shown = escape(text).replace("\n", "\u21b5<br>").replace(" ", "\u00b7")
         style = "border:1px solid #777;padding:0 1px;margin:1px"
         if loss:
@@ -118,8 +121,8 @@ def loss_tokens_html(encoded: chat.Encoded, tokenizer: Any) -> str:
 
 
 def judge(
-    model: Any,
-    tokenizer: Any,
+    model: MoxinForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
     rows: pd.DataFrame,
     encoded: Sequence[chat.Encoded],
     *,
@@ -128,13 +131,12 @@ def judge(
     batch_size: int,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """What a model does with test rows, one row each: `text`, `tokens` (of its answer), `ended`,
+    """A model's answers to test rows, one row each: `text`, `tokens` (of its answer), `ended`,
     `right` (missing without a verifier), and `nats` and `targets` of the reference answer.
-    `encoded[i].index` is the place of its row in `rows`.
+    `encoded[i].index` is the position of its row in `rows`.
     """
-    places = [one.index for one in encoded]
-    kept = rows.iloc[places]
-    prompts = [conversation[:-1] for conversation in conversations(kept)]
+    chosen = rows.iloc[[sequence.index for sequence in encoded]]
+    prompts = [conversation[:-1] for conversation in conversations(chosen)]
     answers = sampling.respond(
         model,
         tokenizer,
@@ -147,10 +149,10 @@ def judge(
     nats, targets = sft.answer_nats(model, encoded, batch_tokens=batch_tokens, device=device)
     right = [
         sampling.is_right(verifier, answer.text) if isinstance(verifier, str) else np.nan
-        for verifier, answer in zip(kept["verifier"], answers, strict=True)
+        for verifier, answer in zip(chosen["verifier"], answers, strict=True)
     ]
-    found = pd.DataFrame(answers, index=kept.index).rename(columns={"num_tokens": "tokens"})
-    return found.assign(right=pd.array(right, dtype="Float64"), nats=nats, targets=targets)
+    frame = pd.DataFrame(answers, index=chosen.index).rename(columns={"num_tokens": "tokens"})
+    return frame.assign(right=pd.array(right, dtype="Float64"), nats=nats, targets=targets)
 
 
 def exact_match(
@@ -160,8 +162,8 @@ def exact_match(
     high, right, rows.
     """
     rows = {}
-    for name, found in judged.items():
-        right = found["right"].dropna()
+    for name, frame in judged.items():
+        right = frame["right"].dropna()
         estimate = interval(int(right.sum()), len(right))
         rows[name] = {
             "value": estimate.value,
@@ -222,8 +224,8 @@ def contrasts(
 def by_task(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Share of right answers by task, one column per model."""
     table = {
-        name: found["right"].astype(float).groupby(rows["task"]).mean()
-        for name, found in judged.items()
+        name: frame["right"].astype(float).groupby(rows["task"]).mean()
+        for name, frame in judged.items()
     }
     counts = rows.groupby("task")["verifier"].count().rename("rows")
     return pd.concat([counts, pd.DataFrame(table)], axis=1)[lambda frame: frame["rows"] > 0]
@@ -246,8 +248,8 @@ def majority(train: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def samples(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame], *, each: int) -> pd.DataFrame:
-    """The first `each` test rows of each language, unselected: prompt, reference answer, and what
-    each model answers; long texts end with an ellipsis.
+    """The first `each` test rows of each language, in the card's order: prompt, reference answer,
+    and the answer of each model; long texts end with an ellipsis.
     """
     chosen = rows.groupby("language", sort=True).head(each).sort_values("language", kind="stable")
     table = pd.DataFrame(
@@ -260,8 +262,8 @@ def samples(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame], *, each: int
                 short(conversation[-1]["content"], 20) for conversation in conversations(chosen)
             ],
             **{
-                name: found.loc[chosen.index, "text"].map(lambda text: short(text, 20))
-                for name, found in judged.items()
+                name: frame.loc[chosen.index, "text"].map(lambda text: short(text, 20))
+                for name, frame in judged.items()
             },
         }
     )

@@ -30,7 +30,7 @@ Reward = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 class Groups:
     """advantages: float64 [N], in the order of the rewards. group_of: int64 [N], index of each
     completion's group, by first appearance. zero_variance: bool [G], groups whose rewards are all
-    equal: with the group's baseline they have advantage 0 and teach nothing.
+    equal: with the group's baseline they have advantage 0 and no gradient.
     """
 
     advantages: np.ndarray
@@ -47,7 +47,7 @@ def check_run(
     max_completion_length: int,
     prompts_per_step: int = 1,
 ) -> None:
-    """Refuse before the first rollout what would fail or learn nothing after it.
+    """Refuse, before the first rollout, a run that would fail or learn nothing.
 
     The reward is called once, on an empty and a short completion of the first problem. Raises
     ValueError for an empty or too small prompt set, a group of less than two, a budget below one
@@ -58,9 +58,9 @@ def check_run(
     if prompts_per_step < 1:
         raise ValueError(f"prompts_per_step is {prompts_per_step}; give 1 or more")
     if len(problems) < prompts_per_step:
-        what = f"has {len(problems)} prompts" if len(problems) else "is empty"
+        size = f"has {len(problems)} prompts" if len(problems) else "is empty"
         raise ValueError(
-            f"the prompt set {what}, a step takes {prompts_per_step}: load more prompts or check "
+            f"the prompt set {size}, a step takes {prompts_per_step}: load more prompts or check "
             "what filtered them"
         )
     trial = ["", "1"]
@@ -75,7 +75,7 @@ def check_run(
 def check_rewards(rewards: Any, expected: int) -> np.ndarray:
     """Rewards as float64 [expected].
 
-    Raises ValueError for another length or shape, for values that are no numbers, NaN and infinity.
+    Raises ValueError for another length or shape, values that are not numbers, NaN and infinity.
     """
     if isinstance(rewards, Tensor):
         rewards = rewards.detach().cpu()
@@ -90,12 +90,13 @@ def check_rewards(rewards: Any, expected: int) -> np.ndarray:
             f"rewards have shape {list(values.shape)}, not [{expected}]: return one float for each "
             "completion"
         )
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
+    not_finite = np.flatnonzero(~np.isfinite(values))
+    if len(not_finite):
+        first = not_finite[0]
         raise ValueError(
-            f"{len(bad)} of {expected} rewards are not finite, the first at position {bad[0]} "
-            f"({values[bad[0]]}): a completion that cannot be judged gets the lowest reward, not "
-            "NaN"
+            f"{len(not_finite)} of {expected} rewards are not finite, the first at position "
+            f"{first} ({values[first]}): a completion that cannot be judged gets the lowest "
+            "reward, not NaN"
         )
     return values
 
@@ -127,8 +128,8 @@ def group_advantages(
     al. 2025, arXiv 2503.20783, where `dr_grpo` comes from).
     baseline: `group`, the group's mean reward; `batch`, the mean of all rewards. `batch` for both
     is what PPO without a critic does with gamma = lambda = 1 (AReaL, arXiv 2505.24298, section 7):
-    a group of equal rewards then teaches, too. Baseline `batch` with scale `group` is refused: it
-    would divide such a group's distance from the mean by 1e-4.
+    a group of equal rewards then has a gradient, too. Baseline `batch` with scale `group` is
+    refused: it would divide such a group's distance from the mean by 1e-4.
     metrics: `reward`, `reward_std` (mean over groups), `frac_reward_zero_std`.
 
     Raises ValueError as `check_rewards`, for unknown or contradicting options, for no completions,
@@ -144,7 +145,7 @@ def group_advantages(
     members = np.argsort(group_of, kind="stable").reshape(-1, num_generations)
     grouped = values[members]  # [G, num_generations]
     deviations = grouped.std(axis=1, ddof=1)
-    # The mean of equal numbers may miss them by a rounding error, which 1e-4 would magnify.
+    # The mean of equal numbers may differ from them by rounding, which division by 1e-4 magnifies.
     zero_variance = grouped.max(axis=1) == grouped.min(axis=1)
     deviations[zero_variance] = 0.0
     if baseline == "group":

@@ -1,16 +1,16 @@
-"""What asynchronous rollouts cost in reward and give in time: AReaL's claim (arXiv 2505.24298),
-repeated small.
+"""What asynchronous rollouts cost in reward and save in time: AReaL's claim (arXiv 2505.24298),
+repeated at a small scale.
 
-    staleness k, simulated: rollout n is sampled with the weights that learn from rollout n - k;
-                            nothing runs at the same time
-    overlapped, for real:   a thread samples rollouts 1 .. k ahead, on another GPU or a stream of
-                            its own, while this thread trains
+    simulated staleness k: rollout n is sampled with the weights that learn from rollout n - k;
+                           nothing runs at the same time
+    overlapped:            a thread samples rollouts 1 .. k ahead, on another GPU or a stream of
+                           its own, while this thread trains
 
-Two objectives read stale rollouts: `naive` PPO, whose ratio starts from the weights that sampled,
-and `decoupled`, whose ratio starts from the weights that read and whose tokens are weighted by the
-one over the other. `staleness_grid` trains every pair of both for every seed, on the same number of
-samples; `modelled_seconds` says from the stages' measured seconds what overlapping would have
-taken; `train_overlapped` takes it.
+Two objectives use stale rollouts: `naive` PPO, whose ratio is to the weights that sampled, and
+`decoupled`, whose ratio is to the weights at the start of the update and whose tokens are weighted
+by the ratio of those to the weights that sampled. `staleness_grid` trains every combination of
+staleness, objective and seed on the same number of samples; `modelled_seconds` computes from
+measured seconds how long overlapped training would have taken; `train_overlapped` does overlap.
 
 Guarantees: the simulated grid is deterministic (bitwise on the CPU) and its runs resume; overlapped
 rollouts are at most `staleness` rollouts old, whatever the threads do
@@ -29,6 +29,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
@@ -41,7 +42,7 @@ from moxin_lab.reasoning.rollout import (
     RolloutEngine,
     SamplingSettings,
 )
-from moxin_lab.reasoning.rollout_stream import requests
+from moxin_lab.reasoning.rollout_requests import HasPrompt, requests
 from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.training.resume import with_defaults, world_size
 
@@ -66,8 +67,8 @@ COLUMNS = (
 
 def staleness_grid(
     make_model: Callable[[], MoxinForCausalLM],
-    tokenizer: Any,
-    problems: Sequence[Any],
+    tokenizer: PreTrainedTokenizerFast,
+    problems: Sequence[HasPrompt],
     reward: Reward,
     settings: GRPOSettings,
     *,
@@ -80,18 +81,20 @@ def staleness_grid(
     progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """One training for each staleness, objective and seed, all on as many samples; one row per
-    rollout, columns `COLUMNS`.
+    """One training for each staleness, objective and seed, all on the same number of samples; one
+    row per rollout, columns `COLUMNS`.
 
-    make_model: a fresh copy of the start model, on the device of the training. settings: its
-    staleness and correction are replaced. folder: each run has a folder of its own in it, where a
-    killed run continues. decoding: see `ring_engine.engine_options`.
-    completions: how many were read up to and with the step. reward: of the rollout that the step
-    reads, so of weights that are `staleness` rollouts older than those that learn; the result of a
-    run is `judged`, which is `judge` of its last weights, in evaluation mode, and the same in all
-    of its rows. seconds: since the start, had rollouts overlapped with training as in
-    `modelled_seconds`; seconds_synchronous: one after the other, as measured. Raises ValueError
-    before the first run for an unknown objective, a negative staleness, or less than one seed.
+    make_model: a new copy of the start model, on the device of the training. settings: its
+    staleness and correction are replaced. folder: each run has a subfolder of its own, from which
+    a killed run continues. decoding: see `ring_engine.engine_options`.
+    Columns. completions: used for training up to and including the step. reward: of the rollout
+    that the step trains on, so of weights that are `staleness` rollouts older than those that
+    learn. judged: the result of a run, `judge` of its last weights in evaluation mode, the same in
+    all of its rows. seconds: since the start, had rollouts overlapped with training as in
+    `modelled_seconds`; seconds_synchronous: one after the other, as measured.
+
+    Raises ValueError before the first run for an unknown objective, a negative staleness, or no
+    seed.
     """
     if not seeds or not staleness or not objectives:
         raise ValueError("give at least one seed, one staleness and one objective")
@@ -111,10 +114,10 @@ def staleness_grid(
         for seed in seeds
     ]
     runs = []
-    for number, (steps, objective, seed) in enumerate(plans):
+    for index, (steps, objective, seed) in enumerate(plans):
         name = f"staleness {steps}, {objective}, seed {seed}"
         if progress is not None:
-            progress(number, len(plans), name)
+            progress(index, len(plans), name)
         chosen = settings.model_copy(update={"staleness": steps, "correction": objective})
         model = make_model()
         device = next(model.parameters()).device
@@ -151,35 +154,35 @@ def grid_rows(log: pd.DataFrame, settings: GRPOSettings, objective: str, seed: i
 
 
 def stage_seconds(log: pd.DataFrame, updates_per_rollout: int = 1) -> pd.DataFrame:
-    """Seconds per rollout from a training's log: `made` (weights, sampling, reward) and `read`
-    (log-probabilities and updates).
+    """Seconds per rollout from a training's log: columns `made` (weights, sampling, reward) and
+    `read` (log-probabilities and updates).
     """
-    number = log.index // updates_per_rollout
+    rollout_index = log.index // updates_per_rollout
     made = (
         log[["seconds/weights", "seconds/rollout", "seconds/reward"]]
         .sum(axis=1)
-        .groupby(number)
+        .groupby(rollout_index)
         .mean()
         * updates_per_rollout
     )
-    read = log[["seconds/log_probs", "seconds/update"]].sum(axis=1).groupby(number).sum()
+    read = log[["seconds/log_probs", "seconds/update"]].sum(axis=1).groupby(rollout_index).sum()
     return pd.DataFrame({"made": made, "read": read})
 
 
 def modelled_seconds(made: Sequence[float], read: Sequence[float], staleness: int) -> list[float]:
-    """When each rollout has been learned from, if one device samples and another trains, from the
-    seconds of both.
+    """Seconds from the start until training on each rollout is done, if one device samples and
+    another trains. made, read: seconds of sampling and of training, one per rollout.
 
-    Rollout n may be begun when the trainer has read rollout n - 1 - staleness (its weights are then
-    not too old) and the sampler is free; it is read when it is made and the trainer is free.
-    Staleness 0 is one after the other.
+    Sampling of rollout n begins when training on rollout n - 1 - staleness is done (its weights are
+    then not too old) and the sampler is free; training on it begins when it is sampled and the
+    trainer is free. With staleness 0 the two alternate.
     """
-    sampler, learned = 0.0, list[float]()
-    for number, (making, reading) in enumerate(zip(made, read, strict=True)):
-        newest = learned[number - 1 - staleness] if number > staleness else 0.0
-        sampler = max(sampler, newest) + float(making)
-        learned.append(max(sampler, learned[-1] if learned else 0.0) + float(reading))
-    return learned
+    sampled, trained = 0.0, list[float]()
+    for n, (sampling, training) in enumerate(zip(made, read, strict=True)):
+        weights_ready = trained[n - 1 - staleness] if n > staleness else 0.0
+        sampled = max(sampled, weights_ready) + float(sampling)
+        trained.append(max(sampled, trained[-1] if trained else 0.0) + float(training))
+    return trained
 
 
 # --------------------------------------------------------------------------------------------------
@@ -187,12 +190,13 @@ def modelled_seconds(made: Sequence[float], read: Sequence[float], staleness: in
 
 
 class OverlappedEngine:
-    """A RolloutEngine that samples ahead in a thread; `generate` takes what is ready, or waits.
+    """A RolloutEngine that samples ahead in a thread; `generate` returns the next rollout, when it
+    is sampled.
 
     engine: does the sampling, on its own copy of the weights; only the thread touches it. requests:
-    the (prompts, sampling, seed) of each rollout in the order in which they will be asked for.
-    staleness: rollouts ahead at most. devices: GPUs that the thread works on, the engine's last; on
-    each it has a stream of its own, so that it does not queue behind the training. Errors in the
+    the arguments of `generate` (prompts, sampling, seed) of each rollout, in order. staleness:
+    rollouts to be ahead at most. devices: GPUs that the thread works on, the engine's last; on each
+    it has a stream of its own, so that it does not queue behind the training. Errors in the
     thread are raised by the next `generate`. Use as a context manager: leaving it ends the thread.
     """
 
@@ -213,7 +217,7 @@ class OverlappedEngine:
         self._change = threading.Condition()
         self._ready: list[Rollout] = []
         self._weights: tuple[dict[str, Tensor], int] | None = None
-        self._asked = 0  # rollouts the trainer has asked weights for, the one it waits for included
+        self._updates = 0  # calls of update_weights, one before each rollout that is read
         self._begun = 0
         self._error: BaseException | None = None
         self._closed = False
@@ -231,17 +235,16 @@ class OverlappedEngine:
         self._thread.join()
 
     def update_weights(self, state_dict: Mapping[str, Tensor], version: int) -> None:
-        """Leave a copy for the thread, which takes the newest before each rollout; a rollout under
-        way is not disturbed.
+        """Leave a copy for the thread, which takes the newest before each rollout; a rollout in
+        progress is not affected.
         """
         copied = {name: tensor.detach().clone() for name, tensor in state_dict.items()}
         for device in {tensor.device for tensor in copied.values() if tensor.is_cuda}:
-            torch.cuda.current_stream(
-                device
-            ).synchronize()  # the thread's stream does not wait for this one
+            # The thread's stream does not wait for this one.
+            torch.cuda.current_stream(device).synchronize()
         with self._change:
             self._weights = copied, version
-            self._asked += 1
+            self._updates += 1
             self._change.notify_all()
 
     def generate(
@@ -256,8 +259,8 @@ class OverlappedEngine:
                 raise self._error
             rollout = self._ready.pop(0)
             self._change.notify_all()
-        asked = [list(prompt) for prompt in prompts for _ in range(sampling.num_generations)]
-        if rollout.prompt_ids != asked:
+        expected = [list(prompt) for prompt in prompts for _ in range(sampling.num_generations)]
+        if rollout.prompt_ids != expected:
             raise RuntimeError(
                 "the rollout made ahead answers other prompts than those asked for: requests are "
                 "out of step"
@@ -265,15 +268,14 @@ class OverlappedEngine:
         return rollout
 
     def _may_begin(self) -> bool:
-        # Rollout n is read after n updates at the earliest, and the newest weights here know asked
-        # - 1 of them.
-        return self._weights is not None and self._begun <= self._asked - 1 + self._staleness
+        # Rollout n is trained on after n rollouts, and the newest weights have seen updates - 1.
+        return self._weights is not None and self._begun <= self._updates - 1 + self._staleness
 
     def _work(self) -> None:
         try:
-            with ExitStack() as own:
+            with ExitStack() as stack:
                 for stream in self._streams:
-                    own.enter_context(torch.cuda.stream(stream))
+                    stack.enter_context(torch.cuda.stream(stream))
                 for prompts, sampling, seed in self._requests:
                     with self._change:
                         self._change.wait_for(lambda: self._closed or self._may_begin())
@@ -297,8 +299,8 @@ class OverlappedEngine:
 
 def train_overlapped(
     model: MoxinForCausalLM,
-    tokenizer: Any,
-    problems: Sequence[Any],
+    tokenizer: PreTrainedTokenizerFast,
+    problems: Sequence[HasPrompt],
     reward: Reward,
     settings: GRPOSettings,
     *,
@@ -310,14 +312,14 @@ def train_overlapped(
     progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """`train_grpo` with rollouts sampled meanwhile, `settings.staleness` ahead; the log, whose
-    `staleness` is what happened.
+    """`train_grpo` with rollouts sampled at the same time, at most `settings.staleness` ahead;
+    returns the log, whose column `staleness` is the measured one.
 
     device: of the sampling (default: a second GPU where there is one, else the training's, on a
     stream of its own). folder: must not hold a run, since what a thread was doing cannot be
-    resumed. `seconds/rollout` is the time that the trainer waited, `seconds/step` the clock. Raises
-    ValueError as `train_grpo`, for staleness 0, and for resampled groups, which cannot be asked for
-    ahead.
+    resumed. `seconds/rollout` is the time that the trainer waited, `seconds/step` the wall clock.
+    Raises ValueError as `train_grpo`, for staleness 0, and for resampled groups, which cannot be
+    requested ahead.
     """
     if settings.resample_rounds:
         raise ValueError(
@@ -336,11 +338,10 @@ def train_overlapped(
     if engine is None:
         ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         engine = RingEngine(model, device=sampling, **ids, **engine_options(decoding))
-    gpus = [place for place in dict.fromkeys((training, sampling)) if place.type == "cuda"]
+    gpus = [each for each in dict.fromkeys((training, sampling)) if each.type == "cuda"]
     ahead = OverlappedEngine(engine, requests(problems, settings, seed), settings.staleness, gpus)
     with ahead:
-        # For the trainer the rollouts come when they are asked for; the log takes their age from
-        # their version.
+        # To the trainer these are fresh rollouts; the log computes their age from their version.
         return train_grpo(
             model,
             tokenizer,
@@ -350,7 +351,7 @@ def train_overlapped(
             seed=seed,
             resume_folder=folder,
             engine=ahead,
-            check_weights=False,  # the thread takes over weights later, and samples no probe
+            check_weights=False,  # the thread loads weights later, and samples no probe
             progress=progress,
             trainer_options=trainer_options,
         )

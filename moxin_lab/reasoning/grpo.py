@@ -1,8 +1,8 @@
 """The losses of group-relative policy optimisation as pure functions: masks, token losses, KL, the
 loss of a step.
 
-    completions, lengths -> completion_mask -> mask [N, T] -> totals        of the whole step
-    log-probabilities [B, T] of a part      -> policy_loss -> share of the step's loss, and sums
+    completions, lengths -> completion_mask -> mask [N, T] -> totals of the whole step
+    log-probabilities [B, T] of a part -> policy_loss -> share of the step's loss, and sums
 
 A step is cut into parts (micro-batches x ranks); the share of each part needs the totals of the
 whole step. Advantages come from advantages.py.
@@ -31,8 +31,8 @@ LEVELS: tuple[Level, ...] = ("token", "sequence")
 Estimator = Literal["k1", "k2", "k3"]
 ESTIMATORS: tuple[Estimator, ...] = ("k1", "k2", "k3")
 MAX_LOG_RATIO = 20.0
-"""Nats at which the exponent of a ratio is bounded, as in verl (core_algos.py): exp(89) is infinite
-in float32, and the gradient of a clipped token would be 0 x infinity, NaN.
+"""Bound in nats of a log-ratio, as in verl (core_algos.py): exp(89) is infinite in float32, and the
+gradient of a clipped token would be 0 x infinity, NaN.
 """
 
 
@@ -73,9 +73,9 @@ class Objective:
                 f"epsilon_low is {self.epsilon_low}; a ratio's lower bound 1 - epsilon_low must be "
                 "in 0..1"
             )
-        for name, number in (("epsilon_high", self.epsilon_high), ("kl_coef", self.kl_coef)):
-            if not (math.isfinite(number) and number >= 0):
-                raise ValueError(f"{name} is {number}; give a finite number, 0 or more")
+        for name, size in (("epsilon_high", self.epsilon_high), ("kl_coef", self.kl_coef)):
+            if not (math.isfinite(size) and size >= 0):
+                raise ValueError(f"{name} is {size}; give a finite number, 0 or more")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -103,10 +103,10 @@ def completion_mask(
     """Which tokens of padded completions, int64 [N, T], were generated: up to and including the
     first end token, within `lengths` [N].
 
-    `lengths` says where padding begins, not an id, so a pad token that is also the end token, or
-    that was sampled, does no harm.
+    Padding begins where `lengths` says and not at a pad token, which may also be the end token or
+    be sampled.
     mask_truncated_completions: completions cut by the budget carry no loss (Yu et al. 2025, arXiv
-    2503.14476, section 3.4), so that a good but long chain is not punished for its length.
+    2503.14476, section 3.4), so that a correct but long chain is not penalised for its length.
     metrics: `completions/mean_length`, `min_length`, `max_length`, `clipped_ratio`.
 
     Raises ValueError for lengths outside 1..T or no end token.
@@ -129,12 +129,12 @@ def completion_mask(
         raise ValueError(
             f"lengths lie in {int(lengths.min())}..{int(lengths.max())}, not in 1..{width}"
         )
-    inside = torch.arange(width, device=completion_ids.device) < lengths[:, None]
+    inside = torch.arange(width, device=completion_ids.device) < lengths[:, None]  # [N, T]
     ends = (
         torch.isin(completion_ids, torch.tensor(list(eos_ids), device=completion_ids.device))
         & inside
     )
-    mask = inside & (ends.cumsum(dim=1) - ends.long() == 0)
+    mask = inside & (ends.cumsum(dim=1) - ends.long() == 0)  # no end token before this one
     truncated = ~ends.any(dim=1)
     counts = mask.sum(dim=1)
     metrics = {
@@ -227,7 +227,7 @@ def token_losses(
       equation 7; separate bounds from Yu et al. 2025, arXiv 2503.14476, section 3.1. A clipped
       token has no gradient.
     - `cispo`: -stop_gradient(min(r, 1 + h)) A log p. MiniMax 2025, arXiv 2506.13585, section 3.1.
-      Every token keeps its gradient, its weight is bounded. In TRL `epsilon_high` is the bound
+      Every token keeps its gradient, with a bounded weight. In TRL `epsilon_high` is the bound
       itself, 1 + h.
     """
     ratio = ratios(log_probs, old_log_probs, mask, objective.importance_sampling_level)
@@ -245,7 +245,7 @@ def kl_estimates(log_probs: Tensor, reference_log_probs: Tensor, estimator: Esti
 
     With d = log p - log q:
 
-    - `k1`: d. Unbiased, may be negative. As a loss it teaches nothing: the expectation of its
+    - `k1`: d. Unbiased, may be negative. As a loss it has no effect: the expectation of its
       gradient is 0.
     - `k2`: d^2 / 2. Biased and low in variance; its gradient is in expectation that of KL(p || q).
     - `k3`: exp(-d) - 1 + d. Unbiased, never negative; its gradient is in expectation that of KL(q
@@ -309,8 +309,7 @@ def policy_loss(
     if objective.kl_coef and reference_log_probs is None:
         raise ValueError(
             f"kl_coef is {objective.kl_coef} and there are no reference_log_probs: compute them "
-            "once "
-            "with the reference model, or set it to 0"
+            "once with the reference model, or set it to 0"
         )
     mask = mask.bool()
     # Masked before any arithmetic: the gradient of a value masked after an infinity is NaN, not 0.
@@ -338,11 +337,11 @@ def metrics(sums: Mapping[str, Any]) -> dict[str, float]:
     `kl` and `entropy` in nats, mean over tokens; `clip_ratio/low_mean`, `high_mean` and
     `region_mean`, shares of the ratios (per token or per sequence) that the bounds clip.
     """
-    tokens, compared = max(1, int(sums["tokens"])), max(1, int(sums["ratios"]))
-    found = {name: float(sums[name]) / tokens for name in ("kl", "entropy") if name in sums}
-    low, high = float(sums["clipped_low"]) / compared, float(sums["clipped_high"]) / compared
+    tokens, num_ratios = max(1, int(sums["tokens"])), max(1, int(sums["ratios"]))
+    means = {name: float(sums[name]) / tokens for name in ("kl", "entropy") if name in sums}
+    low, high = float(sums["clipped_low"]) / num_ratios, float(sums["clipped_high"]) / num_ratios
     return {
-        **found,
+        **means,
         "clip_ratio/low_mean": low,
         "clip_ratio/high_mean": high,
         "clip_ratio/region_mean": low + high,
@@ -350,6 +349,7 @@ def metrics(sums: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:
+    """0 where the mask is off; half precision widened to float32."""
     wide = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
     return wide.masked_fill(~mask, 0.0)
 
@@ -357,6 +357,7 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
 def _clipped(
     log_probs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, objective: Objective
 ) -> dict[str, Tensor]:
+    """Numbers of ratios, and of those that the lower and the upper bound clip."""
     ratio = ratios(log_probs, old, mask, objective.importance_sampling_level)
     counted = (
         mask if objective.importance_sampling_level == "token" else mask.any(dim=1, keepdim=True)

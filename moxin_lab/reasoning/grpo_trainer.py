@@ -2,18 +2,18 @@
 of `training/fit.py`.
 
     step s: prompts of (seed, s) -> engine.generate -> texts -> reward -> group_advantages
-                 ^                                                              |  parts
-          weights, after each update <--------------- policy_loss <-------------+  (micro-batches)
+                                          ^                                  |  parts
+                 weights, after each update <--------- policy_loss <---------+  (micro-batches)
 
-`train_grpo` runs it; rollout_stream.py makes and cuts the rollouts. A rollout is made
-when the step that reads it begins, or `staleness` rollouts earlier (asynchronous.py). Log: one row
-an optimizer step under the names that TRL and `diagnose.py` use, as a table and as JSON lines.
+`train_grpo` runs it; rollout_stream.py samples and cuts the rollouts. A rollout is sampled when the
+first step that trains on it begins, or `staleness` rollouts earlier (asynchronous.py). Log: one row
+per optimizer step under the names that TRL and `diagnose.py` use, as a table and as JSON lines.
 
 Guarantees: a step does not depend on how it is cut into micro-batches; equal seeds give equal bytes
-on the CPU (all columns but `seconds/*` and `tokens_per_second`); a killed run goes on as if it had
-not been, rollouts that wait to be read included; what cannot work is refused before the first
-rollout (tests/reasoning/test_grpo_trainer.py); several ranks share prompts and gradients and learn
-what one would from the same completions (test_grpo_ranks.py).
+on the CPU (all columns but `seconds/*` and `tokens_per_second`); a killed run continues as if it
+had not been killed, waiting rollouts included; what cannot work is refused before the first rollout
+(tests/reasoning/test_grpo_trainer.py); several ranks share prompts and gradients and learn what one
+would from the same completions (test_grpo_ranks.py).
 Out of scope: judging answers (a reward does), evaluating (the notebook does), sharding a model.
 """
 
@@ -21,11 +21,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
@@ -40,11 +41,8 @@ from moxin_lab.reasoning.rollout import (
     SamplingSettings,
     end_token_ids,
 )
-from moxin_lab.reasoning.rollout_stream import (
-    KeptRollouts,
-    RolloutStream,
-    max_completion_length_of,
-)
+from moxin_lab.reasoning.rollout_requests import HasPrompt, max_completion_length_of
+from moxin_lab.reasoning.rollout_stream import CheckpointedRollouts, RolloutStream
 from moxin_lab.reasoning.weight_probe import WeightProbe
 from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.training import schedules
@@ -56,8 +54,8 @@ Correction = Literal["none", "naive", "decoupled"]
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt's token ids and the answer that is right. family, difficulty: for tables. More
-    fields are the reward's own.
+    """A prompt as token ids and the correct answer. family, difficulty: for tables. task: for the
+    reward.
     """
 
     prompt_ids: Sequence[int]
@@ -67,17 +65,12 @@ class Problem:
     task: Any = None
 
 
-class HasPrompt(Protocol):
-    @property
-    def prompt_ids(self) -> Sequence[int]: ...
-
-
 # --------------------------------------------------------------------------------------------------
 # settings
 
 
 def objective_of(settings: GRPOSettings, max_completion_length: int) -> grpo.Objective:
-    """The loss that these settings ask for, with the response budget of one rollout."""
+    """The loss of these settings, with the response budget of one rollout."""
     gspo = settings.loss_type == "gspo"
     return grpo.Objective(
         max_completion_length,
@@ -98,7 +91,7 @@ def grpo_loss(settings: GRPOSettings) -> LossFunction:
     """The loss function for `fit_language_model` over a `RolloutStream`."""
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        mask, sampling = batch["mask"], batch["sampling_log_probs"]
+        mask, sampling = batch["mask"], batch["sampling_log_probs"]  # [B, L - 1]
         log_probs, entropies = completion_log_probs(
             model, batch["input_ids"], mask, settings.temperature
         )
@@ -109,12 +102,12 @@ def grpo_loss(settings: GRPOSettings) -> LossFunction:
         weights, logged = None, {}
         if settings.correction == "decoupled":
             # Bounded like every ratio: 0 x infinity would be NaN.
-            ratio = grpo.ratios(start, sampling, mask, "token")
-            beyond = ratio > settings.behaviour_cap
-            weights = ratio.masked_fill(beyond, 0.0)
+            ratio = grpo.ratios(start, sampling, mask, "token")  # [B, L - 1]
+            beyond_cap = ratio > settings.behaviour_cap
+            weights = ratio.masked_fill(beyond_cap, 0.0)
             logged = {
                 "behaviour_weight": (ratio * mask).sum(),
-                "left_out": (beyond & mask).sum(),
+                "left_out": (beyond_cap & mask).sum(),
             }
         step = grpo.Totals(
             int(batch["step_sequences"]), int(batch["step_tokens"]), float(batch["rollout_tokens"])
@@ -138,8 +131,8 @@ def grpo_loss(settings: GRPOSettings) -> LossFunction:
 
 def train_grpo(
     model: MoxinForCausalLM,
-    tokenizer: Any,
-    problems: Sequence[Any],
+    tokenizer: PreTrainedTokenizerFast,
+    problems: Sequence[HasPrompt],
     reward: Reward,
     settings: GRPOSettings,
     *,
@@ -158,20 +151,20 @@ def train_grpo(
     The model as given is the KL's reference, so a run that continues from `resume_folder` must be
     given the same start model.
 
-    problems: `Problem`s, or objects with `prompt_ids` (how an answer is judged is the reward's
-    business). tokenizer: `eos_token_id`, `pad_token_id` and `batch_decode`. engine: default a
-    `RingEngine` of this model on the device of the training, which runs as `decoding` says
-    (`ring_engine.engine_options`). eos_token_id: one id or several that end a completion (default: the
-    tokenizer's). check_weights: probe the engine after each update of its weights
+    problems: `Problem`s, or other objects with `prompt_ids`; their other fields are for the reward.
+    tokenizer: only `eos_token_id`, `pad_token_id` and `batch_decode` are used. engine: default a
+    `RingEngine` of this model on the device of the training, with the options that `decoding` names
+    (`ring_engine.engine_options`). eos_token_id: one id or several that end a completion (default:
+    the tokenizer's). check_weights: probe the engine after each update of its weights
     (weight_probe.py). log_file: JSON lines (default: `log.jsonl` in resume_folder).
 
     Raises ValueError before the first rollout for an empty or too small prompt set, an empty
     prompt, a reward that returns NaN or the wrong number of values, prompts that do not fit the
-    positions, dropout, or fewer prompts than ranks; StaleWeightsError for an engine that does not
-    take over an update.
+    positions, dropout, or fewer prompts than ranks; StaleWeightsError for an engine that ignores an
+    update.
     """
     first_rollouts = (0, *(first for first, _ in settings.length_stages))
-    budgets = [max_completion_length_of(settings, number) for number in first_rollouts]
+    budgets = [max_completion_length_of(settings, index) for index in first_rollouts]
     _check_problems(model, problems, max(budgets))
     check_run(
         problems,
@@ -190,8 +183,8 @@ def train_grpo(
     probe = None
     if check_weights:
         probe = WeightProbe(problems[0].prompt_ids, min(budgets), settings.temperature)
-    wants_reference = settings.kl_coef > 0 or settings.log_kl
-    reference = copy.deepcopy(model).eval().requires_grad_(False) if wants_reference else None
+    needs_reference = settings.kl_coef > 0 or settings.log_kl
+    reference = copy.deepcopy(model).eval().requires_grad_(False) if needs_reference else None
     stream = RolloutStream(
         model,
         reference,
@@ -216,13 +209,13 @@ def train_grpo(
         trainer_options=trainer_options,
         rate=schedules.constant,
         finish=stream.finish,
-        callbacks=[KeptRollouts(stream)],
+        callbacks=[CheckpointedRollouts(stream)],
         log_file=log_file or resume_folder / "log.jsonl",
     )
 
 
 class _LazyRing:
-    """A RingEngine made at the first rollout, when Lightning has moved the model to its device."""
+    """A RingEngine created at the first rollout: by then Lightning has moved the model."""
 
     def __init__(
         self,
@@ -259,14 +252,13 @@ def _check_problems(model: MoxinForCausalLM, problems: Sequence[HasPrompt], budg
             "the model has dropout, so sampler and trainer would not agree: use "
             "`sft.with_dropout(model, 0.0)`"
         )
-    for place, problem in enumerate(problems):
+    for index, problem in enumerate(problems):
         tokens = len(problem.prompt_ids)
         if not tokens:
-            raise ValueError(f"problem {place} has an empty prompt: encode its question first")
+            raise ValueError(f"problem {index} has an empty prompt: encode its question first")
         if tokens + budget > config.max_position_embeddings:
             raise ValueError(
-                f"problem {place} has {tokens} tokens; with a response budget of {budget} it "
-                "exceeds the "
-                f"{config.max_position_embeddings} positions: shorten it or lower "
+                f"problem {index} has {tokens} tokens; with a response budget of {budget} it "
+                f"exceeds the {config.max_position_embeddings} positions: shorten it or lower "
                 "max_completion_length"
             )

@@ -1,4 +1,4 @@
-r"""Rewards by name: what a completion is paid, as a weighted sum over the entries of a scale file.
+r"""Rewards by name: the reward of a completion is a weighted sum over the entries of a scale file.
 
     reasoning.grpo.rewards:
       - {name: verified_answer, weight: 1.0}
@@ -11,11 +11,12 @@ A reward is a function of a batch of completions that returns one float per comp
     @register("short_steps")
     def short_steps(batch: Batch, *, characters: int = 40) -> list[float]: ...
 
-Guarantees: the one entry `verified_answer` of weight 1 pays what the verifier alone pays, bit for
-bit; completions are verified at most once per batch, whatever the number of entries; a reward that
-is unknown, takes other arguments, or returns something else than one finite number per completion
-is refused with its name. Out of scope: the gate on the format (`GRPOSettings.format_pattern`) and
-`reward_values`, which the trainer applies to the sum.
+Guarantees: `verified_answer` alone with weight 1 equals the verifier's reward bit for bit;
+completions are verified at most once per batch, whatever the number of entries; a reward that is
+unknown, takes other arguments, or returns anything but one finite number per completion is refused
+with its name.
+Out of scope: the gate on the format (`GRPOSettings.format_pattern`) and `reward_values`, which the
+trainer applies to the sum.
 """
 
 import importlib
@@ -38,8 +39,8 @@ from moxin_lab.verifier.extraction import BOX_AT_END
 from moxin_lab.verifier.verifier import Verdict, Verifier
 
 BOXED = BOX_AT_END
-"""A completion that ends in a box: stage 06 pays nothing else. A gate and not a bonus, which would
-raise wrong answers in a box.
+"""A completion that ends in a box: stage 06 rewards no other. It is a gate and not a bonus, which
+would reward wrong answers in a box.
 """
 
 
@@ -65,7 +66,7 @@ class RewardEntry(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Completions to be paid: `problems[i]` is the problem that `completions[i]` answers; its
+    """Completions to be rewarded: `problems[i]` is the problem that `completions[i]` answers; its
     `task` has `question`, `answer` and `family`.
     """
 
@@ -75,29 +76,29 @@ class Batch:
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
-        """The verdict on each completion, made at the first reading."""
+        """The verdict on each completion, computed at the first access."""
         return judge(self.verifier, self.completions, [problem.task for problem in self.problems])
 
 
 RewardFunction = Callable[..., Sequence[float]]
-"""A `Batch`, and the entry's `arguments` by name, to one float per completion."""
+"""(batch, **arguments of the entry) to one float per completion."""
 
 REGISTERED: dict[str, RewardFunction] = {}
-"""Rewards by the name that a scale file gives."""
+"""Rewards by the name used in a scale file."""
 
 
 def register(name: str) -> Callable[[RewardFunction], RewardFunction]:
-    """Decorator that makes a function a reward of this name. Raises ValueError where another
+    """Decorator that registers a function as the reward of this name. Raises ValueError if another
     function has the name.
     """
 
     def add(function: RewardFunction) -> RewardFunction:
-        known = REGISTERED.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (
+        existing = REGISTERED.get(name)
+        if existing is not None and (existing.__module__, existing.__qualname__) != (
             function.__module__,
             function.__qualname__,
         ):
-            raise ValueError(f"there is a reward {name!r} already, in {known.__module__}")
+            raise ValueError(f"there is a reward {name!r} already, in {existing.__module__}")
         REGISTERED[name] = function
         return function
 
@@ -154,7 +155,7 @@ def resolve(name: str, file: str | None = None, root: Path | None = None) -> Rew
 class WeightedReward:
     """The reward that the entries of a scale file describe, for `train_grpo`.
 
-    After each call, `reasons` counts the verifier's reasons (empty if no reward asked it), and
+    After each call, `reasons` counts the verifier's reasons (empty if no reward used it), and
     `values` has the unweighted values of each reward, float64 [N], by name.
     """
 

@@ -1,13 +1,13 @@
 """Our rollout engine: sampling on the ring of `model/cache.py` with a copy of the weights.
 
     prompts -> prefill, once per prompt -> ring -> [step, draw, record] x tokens -> Rollout
-                                                    ^ finished rows are dropped, the rest compacted
+                                                   finished rows are dropped, the rest compacted
 
-On a GPU a whole token, from embedding to the drawn id, is one CUDA graph, and the host looks at the
-device once every `check_every` tokens; on the CPU the same step runs eagerly.
+On a GPU a whole token, from embedding to the drawn id, is one CUDA graph, and the host reads from
+the device once every `check_every` tokens; on the CPU the same step runs eagerly.
 
 Guarantees: a completion depends on weights, prompt, seed and its row's index only, not on which
-rows end before it or how rows are batched (up to rounding of matrix products of other sizes); equal
+rows end earlier or how rows are batched (up to rounding of matrix products of other sizes); equal
 calls give equal bytes on the CPU; memory does not grow beyond the ring
 (tests/reasoning/test_rollout.py).
 Out of scope: admitting new prompts into a running batch, scoring a text, speaking to a server.
@@ -35,11 +35,12 @@ class RingEngine:
     """Sampling with a copy of `model`'s weights.
 
     dtype: of the copy; default bfloat16 on a GPU, else the model's. max_rows: completions decoded
-    together; others follow (default: 512, on a GPU no more than half of its free memory holds).
-    check_every: tokens between two looks at which rows have ended. kernels: attention by the ring
-    kernel (default: where it runs on a GPU); graph: a CUDA graph per token (default: with the
-    kernels on a GPU). Raises ValueError for kernels that cannot run here and a graph without them
-    or without a GPU.
+    together; the others follow in further batches (default: 512, on a GPU at most what half of its
+    free memory can hold). check_every: tokens between two checks of which rows have ended.
+    kernels: attention by the ring kernel (default: where it runs on a GPU). graph: a CUDA graph per
+    token (default: with the kernels on a GPU).
+
+    Raises ValueError for kernels that cannot run here and a graph without them or without a GPU.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class RingEngine:
                 "cuda",
                 torch.cuda.current_device() if self.device.index is None else self.device.index,
             )
-            gc.collect()  # a ring of an ended training may still be in a cycle of references
+            gc.collect()  # the ring of an earlier training may still be in a reference cycle
             torch.cuda.empty_cache()
         self.dtype = dtype or (torch.bfloat16 if on_gpu else weight.dtype)
         with torch.device("meta"):
@@ -80,9 +81,9 @@ class RingEngine:
         self.eos_token_ids = end_token_ids(eos_token_id)
         self.pad_token_id, self.version = pad_token_id, version
         if max_rows is None:
-            a_row = RollingCache(self.model.config, 1, dtype=self.dtype, device="meta").nbytes
+            row_bytes = RollingCache(self.model.config, 1, dtype=self.dtype, device="meta").nbytes
             max_rows = (
-                rows_that_fit(torch.cuda.mem_get_info(self.device)[0] // 2, a_row)
+                rows_that_fit(torch.cuda.mem_get_info(self.device)[0] // 2, row_bytes)
                 if on_gpu
                 else MAX_ROWS
             )
@@ -101,7 +102,7 @@ class RingEngine:
         self.prefill_tokens = prefill_tokens
         self._ring: RollingCache | None = None
         self._batches: dict[tuple[int, float], Batch] = {}
-        with self._own_device():
+        with self._on_device():
             self._step = TokenStep(
                 self.model,
                 eos_token_ids=self.eos_token_ids,
@@ -111,14 +112,14 @@ class RingEngine:
             )
 
     def update_weights(self, state_dict: Mapping[str, Tensor], version: int) -> None:
-        """Copy into the engine's own tensors, whose place captured graphs know. Raises RuntimeError
-        for other names or shapes.
+        """Copy into the engine's own tensors, whose addresses captured graphs hold. Raises
+        RuntimeError for other names or shapes.
         """
-        with self._own_device():
+        with self._on_device():
             self.model.load_state_dict(state_dict, strict=True)
         self.version = version
 
-    def _own_device(self) -> AbstractContextManager[Any]:
+    def _on_device(self) -> AbstractContextManager[Any]:
         """Triton and graph captures go to the current GPU, which need not be the one where this
         engine's tensors are.
         """
@@ -129,7 +130,7 @@ class RingEngine:
         self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, seed: int
     ) -> Rollout:
         """`num_generations` completions of each prompt. Raises ValueError for no prompts, an empty
-        one, or more tokens than positions.
+        one, or more tokens than the model has positions.
         """
         begin = time.perf_counter()
         if not len(prompts):
@@ -147,16 +148,18 @@ class RingEngine:
                 f"more than the {limit} positions"
             )
         num_generations, budget = sampling.num_generations, sampling.max_completion_length
-        number = len(prompts) * num_generations
-        noise = torch.rand(number, budget, generator=torch.Generator().manual_seed(seed)).clamp_(
+        num_rows = len(prompts) * num_generations
+        noise = torch.rand(num_rows, budget, generator=torch.Generator().manual_seed(seed)).clamp_(
             max=1 - 2**-22
         )
         # Prompts of similar length are decoded together, so that little is padded.
-        order = sorted(range(number), key=lambda row: (-len(prompts[row // num_generations]), row))
-        tokens = torch.full((budget, number), self.pad_token_id)
-        log_probs = torch.zeros(budget, number)
-        with self._own_device():
-            for start in range(0, number, self.max_rows):
+        order = sorted(
+            range(num_rows), key=lambda row: (-len(prompts[row // num_generations]), row)
+        )
+        tokens = torch.full((budget, num_rows), self.pad_token_id)
+        log_probs = torch.zeros(budget, num_rows)
+        with self._on_device():
+            for start in range(0, num_rows, self.max_rows):
                 rows = order[start : start + self.max_rows]
                 self._decode(
                     [prompts[row // num_generations] for row in rows],
@@ -166,14 +169,15 @@ class RingEngine:
                     tokens,
                     log_probs,
                 )
-        tokens, log_probs = tokens.T, log_probs.T
+        tokens, log_probs = tokens.T, log_probs.T  # [budget, N] -> [N, budget]
         ends = torch.isin(tokens, torch.tensor(self.eos_token_ids))  # [N, budget]
         mask = ends.cumsum(dim=1) - ends.long() == 0
         width = int(mask.sum(dim=1).max())
+        # [N, budget] -> [N, T], T the longest completion
         mask, tokens, log_probs = mask[:, :width], tokens[:, :width], log_probs[:, :width]
         finish: list[Finish] = ["eos" if ended else "length" for ended in ends.any(dim=1).tolist()]
         return Rollout(
-            [list(prompts[row // num_generations]) for row in range(number)],
+            [list(prompts[row // num_generations]) for row in range(num_rows)],
             tokens.masked_fill(~mask, self.pad_token_id),
             mask.contiguous(),
             log_probs.masked_fill(~mask, 0.0),
@@ -195,8 +199,8 @@ class RingEngine:
         tokens: Tensor,
         log_probs: Tensor,
     ) -> None:
-        """Complete `prompts`, the rollout's rows `rows`, into their columns of tokens and log_probs
-        [budget, N].
+        """Complete `prompts`, which are the rows `rows` of the rollout, and write the results into
+        these columns of tokens and log_probs [budget, N].
         """
         budget = sampling.max_completion_length
         logits, prompt_of, prompt_padding, prefilled = self._prefill(prompts)
@@ -205,21 +209,21 @@ class RingEngine:
         batch.padding.copy_(prompt_padding[prompt_of])
         batch.uniform[:budget].copy_(noise[rows].T)
         batch.ended.zero_()
-        batch.place.zero_()
+        batch.num_drawn.zero_()
         self._set_length(batch, prefilled.length)
         del prefilled
         columns = torch.tensor(rows)
         self._step.record(batch, logits[prompt_of])
-        done, written = 1, 0
+        done, written = 1, 0  # tokens per row, drawn and copied to the host
         while done < budget:
             if done % self.check_every == 0:
                 alive = (~batch.ended).nonzero()[:, 0]
                 if not len(alive):
                     break
-                smaller = self._smaller(len(alive), batch.rows)
-                if smaller is not None:
+                fewer_rows = self._fewer_rows(len(alive), batch.rows)
+                if fewer_rows is not None:
                     self._write(batch, columns, written, done, tokens, log_probs)
-                    batch, columns = self._compact(batch, columns, alive, smaller, sampling)
+                    batch, columns = self._compact(batch, columns, alive, fewer_rows, sampling)
                     written = done
             self._step.advance(batch)
             done += 1
@@ -247,19 +251,21 @@ class RingEngine:
         """Copy the prompts' keys and values into the ring's rows."""
         assert self._ring is not None
         end, slots, rows = prefilled.length, self._ring.num_slots, len(prompt_of)
-        places = torch.arange(max(0, end - slots), end, device=self.device)
+        positions = torch.arange(max(0, end - slots), end, device=self.device)
         for ring, full in (
             (self._ring.keys, prefilled.keys),
             (self._ring.values, prefilled.values),
         ):
-            for mine, theirs in zip(ring, full, strict=True):
+            for target, source in zip(
+                ring, full, strict=True
+            ):  # layers: [B, H, slots, D], [U, H, T, D]
                 if end <= slots:
-                    mine[:rows, :, :end] = theirs[prompt_of]
+                    target[:rows, :, :end] = source[prompt_of]
                 else:
-                    mine[:rows, :, places % slots] = theirs[:, :, places][prompt_of]
+                    target[:rows, :, positions % slots] = source[:, :, positions][prompt_of]
 
     def _batch(self, rows: int, sampling: SamplingSettings) -> Batch:
-        """Buffers for `rows` rows; where a graph uses them, they are kept with it between calls."""
+        """Buffers for `rows` rows; those of a graph are reused between calls."""
         if self._ring is None or self._ring.keys.shape[1] < rows:
             self._batches.clear()  # their graphs write into the old ring
             self._ring = None
@@ -278,9 +284,9 @@ class RingEngine:
         batch.cache.length = length
         batch.length.fill_(length)
 
-    def _smaller(self, alive: int, rows: int) -> int | None:
-        """Rows to continue with, if it pays to move them. A graph serves one number of rows, so on
-        a GPU rows are halved.
+    def _fewer_rows(self, alive: int, rows: int) -> int | None:
+        """Number of rows to continue with, None to leave the batch as it is. Each number of rows
+        needs a graph of its own, so on a GPU rows are only halved.
         """
         if not self.graph:
             return alive if alive <= 0.75 * rows else None
@@ -290,26 +296,27 @@ class RingEngine:
     def _compact(
         self, batch: Batch, columns: Tensor, alive: Tensor, rows: int, sampling: SamplingSettings
     ) -> tuple[Batch, Tensor]:
-        """The same rows without (most of) those that have ended, and the rollout's row of each."""
+        """The rows `alive`, filled up to `rows` with ended ones, and the rollout's row of each."""
         assert self._ring is not None
-        kept = torch.cat((alive, batch.ended.nonzero()[: rows - len(alive), 0]))
+        selected = torch.cat((alive, batch.ended.nonzero()[: rows - len(alive), 0]))
         smaller = self._batch(rows, sampling)
         held = min(batch.cache.length, batch.cache.num_slots)
         for ring in (self._ring.keys, self._ring.values):
             for layer in ring:
-                layer[:rows, :, :held] = layer[:, :, :held][kept]
+                layer[:rows, :, :held] = layer[:, :, :held][selected]
         for name in ("token", "ended", "padding"):
-            getattr(smaller, name).copy_(getattr(batch, name)[kept])
+            getattr(smaller, name).copy_(getattr(batch, name)[selected])
         smaller.uniform[: sampling.max_completion_length] = batch.uniform[
-            : sampling.max_completion_length, kept
+            : sampling.max_completion_length, selected
         ]
-        smaller.place.copy_(batch.place)
+        smaller.num_drawn.copy_(batch.num_drawn)
         self._set_length(smaller, batch.cache.length)
-        return smaller, columns[kept.cpu()]
+        return smaller, columns[selected.cpu()]
 
     def _write(
         self, batch: Batch, columns: Tensor, first: int, end: int, tokens: Tensor, log_probs: Tensor
     ) -> None:
+        """Copy tokens first .. end - 1 of each row to the host."""
         tokens[first:end, columns] = batch.tokens[first:end].cpu()
         log_probs[first:end, columns] = batch.log_probs[first:end].cpu()
 
@@ -329,9 +336,7 @@ def engine_options(decoding: Decoding) -> dict[str, bool]:
     return known[decoding]
 
 
-def rows_that_fit(memory: int, a_row: int) -> int:
-    """Rows of a ring of `memory` bytes, at most MAX_ROWS, in whole 32s where there are so many, at
-    least 1.
-    """
-    rows = min(MAX_ROWS, memory // a_row)
+def rows_that_fit(memory: int, row_bytes: int) -> int:
+    """Rows of a ring of `memory` bytes, from 1 to MAX_ROWS; a multiple of 32 above 32."""
+    rows = min(MAX_ROWS, memory // row_bytes)
     return max(1, rows if rows < 32 else rows // 32 * 32)

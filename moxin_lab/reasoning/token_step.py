@@ -1,20 +1,20 @@
 """One token for every row of a rollout: the decoder's step on the ring, the draw, and the record of
 the token and its log-probability, without leaving the device.
 
-    token [B] -> embedding -> blocks (joined matrices, ring) -> logits -> draw(uniform) -> token
-    [B], log-probability [B]
+    token [B] -> embedding -> blocks (fused projections, ring) -> logits -> draw(uniform)
+              -> token [B], log-probability [B]
 
 On a GPU this is one CUDA graph per batch, replayed without reading the result; on the CPU the same
-lines run eagerly.
+code runs eagerly.
 
-Guarantees: a row's token depends on its own logits and its own
-number only; attention by the ring kernel and by PyTorch agree (tests/reasoning/test_rollout.py).
-Out of scope: prompts, groups, which rows to keep (rollout.py).
+Guarantees: a row's token depends on its own logits and its own random number only; attention by the
+ring kernel and by PyTorch agree (tests/reasoning/test_rollout.py).
+Out of scope: prompts, groups, which rows to keep (ring_engine.py).
 """
 
 import copy
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,14 +32,13 @@ def draw(
     """One token per row, int64 [B], and its log-probability at the temperature, float32 [B], from
     logits [B, V] and uniform [B].
 
-    The first token whose cumulative probability exceeds `uniform`: one number per row decides, so a
+    Inverse transform sampling: the first token whose cumulative probability exceeds `uniform`, so a
     row's draws do not depend on other rows. uniform must lie in [0, 1 - 2^-22], so that no rounding
     leads past the last token.
     """
     scaled = logits.float() / temperature
-    scaled = scaled.sub_(
-        scaled.amax(dim=-1, keepdim=True)
-    )  # a tensor of our own, and the largest there is
+    # In place: the division made a new tensor, and it is the largest one here.
+    scaled = scaled.sub_(scaled.amax(dim=-1, keepdim=True))  # [B, V]
     weights = scaled.exp()
     total = weights.sum(dim=-1)
     if top_p < 1:
@@ -54,31 +53,39 @@ def draw(
 
 
 def _first_above(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Index of the first of weights [B, V] at which their cumulative sum exceeds uniform x the
-    whole, int64 [B].
+    """Index of the first of weights [B, V] at which their cumulative sum exceeds uniform [B] times
+    their total, int64 [B].
 
-    First among blocks of 128 and then within one: a running sum over the vocabulary is slow on the
-    CPU and on a GPU alike.
+    First among blocks of 128 and then within one: a cumulative sum over the vocabulary is slow on
+    the CPU and on a GPU alike.
     """
     rows, width = weights.shape
-    whole = F.pad(weights, (0, -width % 128)) if width % 128 else weights
-    blocks = whole.view(rows, -1, 128)
-    cumulative = blocks.sum(dim=-1).cumsum(dim=-1)
-    wanted = uniform[:, None] * cumulative[:, -1:]
-    block = torch.searchsorted(cumulative, wanted, right=True)
+    padded = F.pad(weights, (0, -width % 128)) if width % 128 else weights
+    blocks = padded.view(rows, -1, 128)  # [B, V] -> [B, V / 128, 128]
+    cumulative = blocks.sum(dim=-1).cumsum(dim=-1)  # [B, V / 128]
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    block = torch.searchsorted(cumulative, threshold, right=True)  # [B, 1]
     before = F.pad(cumulative, (1, 0)).gather(-1, block)
-    within = blocks.gather(1, block[:, :, None].expand(-1, -1, 128))[:, 0].cumsum(dim=-1)
-    # The two sums of a block differ by rounding; what lies behind the smaller one belongs to its
-    # last token.
-    place = torch.searchsorted(
-        within, torch.minimum(wanted - before, within[:, -1:] * (1 - 2**-22)), right=True
+    within = blocks.gather(1, block[:, :, None].expand(-1, -1, 128))[:, 0].cumsum(
+        dim=-1
+    )  # [B, 128]
+    # The two sums of a block differ by rounding; a threshold beyond the smaller one belongs to the
+    # last token of the block.
+    offset = torch.searchsorted(
+        within, torch.minimum(threshold - before, within[:, -1:] * (1 - 2**-22)), right=True
     )
-    return (block * 128 + place)[:, 0]
+    return (block * 128 + offset)[:, 0]
+
+
+Attend = Callable[[int, Tensor, int, int], Tensor]
+"""(layer, fused queries, keys and values [B, (H + 2 Hkv) D], H, Hkv) to attention's output
+[B, H D].
+"""
 
 
 @dataclass(eq=False)
 class Batch:
-    """Rows that are decoded together, in buffers that keep their address, so that a graph can be
+    """Rows that are decoded together, in buffers with fixed addresses, so that a graph can be
     replayed on them.
     """
 
@@ -88,7 +95,7 @@ class Batch:
     uniform: Tensor  # float32 [T, B]
     tokens: Tensor  # int64 [T, B], what was drawn
     log_probs: Tensor  # float32 [T, B]
-    place: Tensor  # int64 [1], tokens drawn so far
+    num_drawn: Tensor  # int64 [1], tokens drawn so far
     length: Tensor  # int32 [1], tokens in the ring
     temperature: Tensor  # float32 []
     cache: RollingCache  # the first B rows of the engine's ring
@@ -102,7 +109,7 @@ class Batch:
 
 
 class TokenStep:
-    """The step for one model, whose matrices it joins; see the module's text."""
+    """The step for one model, whose projections it fuses; see the module's docstring."""
 
     def __init__(
         self,
@@ -114,7 +121,7 @@ class TokenStep:
         graph: bool,
     ) -> None:
         self._model, self._device = model, model.lm_head.weight.device
-        self._joined = [_join(block) for block in model.model.layers]
+        self._fused = [_fuse(block) for block in model.model.layers]
         self._eos_token_ids = torch.tensor(list(eos_token_ids), device=self._device)  # [E]
         self._pad_token_id = pad_token_id
         self._kernels, self.graph = kernels, graph
@@ -140,7 +147,7 @@ class TokenStep:
             uniform=torch.zeros(budget, rows, device=device),
             tokens=torch.zeros(budget, rows, dtype=torch.int64, device=device),
             log_probs=torch.zeros(budget, rows, device=device),
-            place=torch.zeros(1, dtype=torch.int64, device=device),
+            num_drawn=torch.zeros(1, dtype=torch.int64, device=device),
             length=torch.zeros(1, dtype=torch.int32, device=device),
             temperature=torch.ones((), device=device),
             cache=cache,
@@ -149,7 +156,7 @@ class TokenStep:
         )
 
     def advance(self, batch: Batch) -> None:
-        """One token more for every row; with a graph, its replay and nothing else."""
+        """One more token for every row; with a graph, only its replay."""
         if not self.graph:
             self._token(batch)
         else:
@@ -166,23 +173,23 @@ class TokenStep:
 
     def record(self, batch: Batch, logits: Tensor) -> None:
         """Draw one token per row from logits [B, V] and record it."""
-        uniform = batch.uniform.index_select(0, batch.place)[0]
+        uniform = batch.uniform.index_select(0, batch.num_drawn)[0]
         token, log_probs = draw(logits, uniform, batch.temperature, batch.top_p)
         # Not `torch.where`: a number there becomes a tensor on the CPU, whose copy to the GPU no
         # capture allows.
         token = token.masked_fill(batch.ended, self._pad_token_id)
-        batch.tokens.index_copy_(0, batch.place, token[None])
-        batch.log_probs.index_copy_(0, batch.place, log_probs[None])
+        batch.tokens.index_copy_(0, batch.num_drawn, token[None])
+        batch.log_probs.index_copy_(0, batch.num_drawn, log_probs[None])
         batch.ended |= (token[:, None] == self._eos_token_ids).any(dim=1)  # [B, E] -> [B]
         batch.token.copy_(token)
-        batch.place += 1
+        batch.num_drawn += 1
 
     def _capture(self, batch: Batch) -> None:
-        """Compile outside the graph first; what that run changed is put back (the ring's slot is
-        written again, the same).
+        """Run once outside the graph first, to compile, and restore what that run changed (the
+        ring's slot will be written again with the same values).
         """
         state = {
-            name: getattr(batch, name).clone() for name in ("token", "ended", "place", "length")
+            name: getattr(batch, name).clone() for name in ("token", "ended", "num_drawn", "length")
         }
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)
@@ -208,29 +215,29 @@ class TokenStep:
         batch.graph = graph
 
     def _logits(self, batch: Batch) -> Tensor:
-        """The decoder for one token per row, [B, V], with joined matrices; the ring takes the
-        token's keys and values.
+        """The decoder for one token per row, logits [B, V], with fused projections; writes the
+        token's keys and values into the ring.
         """
         decoder, config = self._model.model, self._model.config
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         attend = self._kernel_attention(batch) if self._kernels else self._plain_attention(batch)
-        hidden = decoder.embed_tokens(batch.token)
+        hidden = decoder.embed_tokens(batch.token)  # [B] -> [B, C]
         for layer, (block, (qkv_weight, gate_up)) in enumerate(
-            zip(decoder.layers, self._joined, strict=True)
+            zip(decoder.layers, self._fused, strict=True)
         ):
-            qkv = F.linear(block.input_layernorm(hidden), qkv_weight)
-            attended = attend(layer, qkv, heads, kv_heads)
+            qkv = F.linear(block.input_layernorm(hidden), qkv_weight)  # [B, (H + 2 Hkv) D]
+            attended = attend(layer, qkv, heads, kv_heads)  # [B, H D]
             hidden = torch.addmm(hidden, attended, block.self_attn.o_proj.weight.T)
             gate, up = F.linear(block.post_attention_layernorm(hidden), gate_up).chunk(2, dim=1)
             hidden = torch.addmm(hidden, F.silu(gate).mul_(up), block.mlp.down_proj.weight.T)
-        return self._model.lm_head(decoder.norm(hidden))
+        return self._model.lm_head(decoder.norm(hidden))  # [B, V]
 
-    def _kernel_attention(self, batch: Batch) -> Any:
+    def _kernel_attention(self, batch: Batch) -> Attend:
         from moxin_lab.kernels.ring_attention import ring_attention
 
         cache = batch.cache
         position = (batch.length - batch.padding).clamp(min=0)
-        angles = position.float()[:, None] * self._frequencies
+        angles = position.float()[:, None] * self._frequencies  # [B, D / 2]
         cos, sin = angles.cos(), angles.sin()
 
         def attend(layer: int, qkv: Tensor, heads: int, kv_heads: int) -> Tensor:
@@ -248,26 +255,28 @@ class TokenStep:
 
         return attend
 
-    def _plain_attention(self, batch: Batch) -> Any:
+    def _plain_attention(self, batch: Batch) -> Attend:
         config, cache = self._model.config, batch.cache
         length, slots, dim = cache.length, cache.num_slots, config.head_dim
         slot, held = length % slots, min(length + 1, slots)
         cos, sin = rotary_angles((length - batch.padding)[:, None], config)  # [B, 1, 1, D]
         cos, sin = cos[:, 0], sin[:, 0]
-        places = torch.arange(held, device=self._device)
-        places = length - (length - places) % slots  # of the token in each slot
+        slots_held = torch.arange(held, device=self._device)
+        positions = length - (length - slots_held) % slots  # of the token in each slot
         seen = None
         if bool((batch.padding > max(0, length + 1 - slots)).any()):
-            seen = (places >= batch.padding[:, None])[:, None, None]  # [B, 1, 1, held]
+            seen = (positions >= batch.padding[:, None])[:, None, None]  # [B, 1, 1, held]
 
         def attend(layer: int, qkv: Tensor, heads: int, kv_heads: int) -> Tensor:
             rows = len(qkv)
-            turned = rotate(qkv[:, : (heads + kv_heads) * dim].view(rows, -1, dim), cos, sin)
+            # Queries and keys: [B, (H + Hkv) D] -> [B, H + Hkv, D]
+            rotated = rotate(qkv[:, : (heads + kv_heads) * dim].view(rows, -1, dim), cos, sin)
             keys, values = cache.keys[layer], cache.values[layer]
-            keys[:, :, slot] = turned[:, heads:]
+            keys[:, :, slot] = rotated[:, heads:]
             values[:, :, slot] = qkv[:, (heads + kv_heads) * dim :].view(rows, kv_heads, dim)
-            # The queries of one key/value head are its rows: nothing is repeated.
-            query = turned[:, :heads].reshape(rows, kv_heads, heads // kv_heads, dim)
+            # Queries that share a key/value head become its rows, so keys are not repeated:
+            # [B, H, D] -> [B, Hkv, H / Hkv, D]
+            query = rotated[:, :heads].reshape(rows, kv_heads, heads // kv_heads, dim)
             output = F.scaled_dot_product_attention(
                 query, keys[:, :, :held], values[:, :, :held], attn_mask=seen
             )
@@ -276,20 +285,20 @@ class TokenStep:
         return attend
 
 
-def _join(block: nn.Module) -> tuple[Tensor, Tensor]:
-    """The block's query, key, value matrices as one, and gate and up as one; its parameters become
-    views of these.
+def _fuse(block: nn.Module) -> tuple[Tensor, Tensor]:
+    """The block's query, key and value weights as one matrix, and gate and up as one; its
+    parameters become views of these.
     """
-    joined = []
+    fused = []
     for owner, names in (
         (block.self_attn, ("q_proj", "k_proj", "v_proj")),
         (block.mlp, ("gate_proj", "up_proj")),
     ):
         modules = [getattr(owner, name) for name in names]
-        together = torch.cat([module.weight.data for module in modules])
+        weight = torch.cat([module.weight.data for module in modules])
         for module, part in zip(
-            modules, together.split([len(module.weight) for module in modules]), strict=True
+            modules, weight.split([len(module.weight) for module in modules]), strict=True
         ):
             module.weight = nn.Parameter(part, requires_grad=False)
-        joined.append(together)
-    return joined[0], joined[1]
+        fused.append(weight)
+    return fused[0], fused[1]

@@ -1,5 +1,5 @@
-"""A training in which each part of a step returns its share of the step's loss: order, Lightning
-module, loop.
+"""A training in which each part of a step returns its share of the step's loss: order of examples,
+Lightning module, loop.
 
     stream.batch(step, part)  -> the tensors of one part (micro-batch of one rank)
     loss(model, batch)        -> {"loss": share with gradient, further sums}; shares add up
@@ -8,8 +8,8 @@ module, loop.
 Guarantees: a step's loss and gradient do not depend on micro-batches or ranks beyond what the
 shares say; a killed run started again continues from its last resume point with bitwise the same
 weights and log on the CPU, dropout included.
-Out of scope: knowing what is learned, putting the model in training or evaluation mode (but
-`fit_language_model` does), evaluating, sharding a model.
+Out of scope: losses, training and evaluation mode (`fit_language_model` sets them), evaluating,
+sharding a model.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from moxin_lab.lab.progress import Progress
 from moxin_lab.training import resume, schedules
-from moxin_lab.training.optimizer import decay_all
+from moxin_lab.training.optimizer import AdamWSettings, decay_all
 from moxin_lab.training.resume import ExactResume, run_to_end, with_defaults, world_size
 from moxin_lab.training.step_log import StepLog
 
@@ -54,9 +54,21 @@ class Stream(resume.Stream, Protocol):
     examples_per_step: int
 
 
+class FitSettings(resume.RunSettings, AdamWSettings, Protocol):
+    """Settings of a training, such as the sections of a scale."""
+
+    @property
+    def warmup_ratio(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def micro_batch_examples(self) -> int: ...
+
+
 class Order:
-    """Which examples a step reads: `epochs` shuffled passes over `count` examples, concatenated and
-    cut into steps of `examples_per_step`. `left_over`: examples at the end that fill no step.
+    """Which examples a step reads: `epochs` passes over `count` examples, each shuffled by its own
+    seed, concatenated and cut into steps of `examples_per_step`. `left_over`: number of examples at
+    the end that fill no step.
 
     Raises ValueError if there are too few examples for one step.
     """
@@ -75,10 +87,13 @@ class Order:
         self._order = np.concatenate(shuffled)
 
     def step(self, step: int) -> np.ndarray:
+        """Indices of a step's examples, int64 [examples_per_step]."""
         return self._order[step * self._size : (step + 1) * self._size]
 
     def part(self, step: int, part: int, parts: int) -> np.ndarray:
-        """Part `part` of a step. Raises ValueError if the step does not divide evenly."""
+        """Indices of part `part` of a step, int64 [examples_per_step / parts]. Raises ValueError if
+        the step does not divide evenly.
+        """
         if self._size % parts:
             raise ValueError(
                 f"a step of {self._size} examples does not divide into {parts} parts; change one "
@@ -102,7 +117,7 @@ class StepTraining(ExactResume):
         self,
         model: nn.Module,
         stream: Stream,
-        settings: Any,
+        settings: FitSettings,
         loss: LossFunction,
         optimizer: MakeOptimizer,
         rate: Rate,
@@ -113,8 +128,7 @@ class StepTraining(ExactResume):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
         sums = self._loss(self.model, batch)
-        # Lightning divides by the micro-batches and averages gradients over ranks; a share of the
-        # step needs neither.
+        # Undo Lightning's mean over micro-batches and over ranks: shares of a step are summed.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
         logged = {name: value.detach() for name, value in sums.items() if name != "loss"}
         return {"loss": sums["loss"] * scale, "share": sums["loss"].detach(), **logged}
@@ -128,21 +142,21 @@ class StepTraining(ExactResume):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def accumulation(stream: Stream, settings: Any, ranks: int) -> int:
+def accumulation(stream: Stream, settings: FitSettings, ranks: int) -> int:
     """Micro-batches per step on each rank. Raises ValueError if the step does not divide evenly."""
-    together = settings.micro_batch_examples * ranks
-    if stream.examples_per_step % together:
+    examples_at_once = settings.micro_batch_examples * ranks
+    if stream.examples_per_step % examples_at_once:
         raise ValueError(
             f"a step of {stream.examples_per_step} examples is not a multiple of "
-            f"micro_batch_examples x ranks = {together}; change one of them"
+            f"micro_batch_examples x ranks = {examples_at_once}; change one of them"
         )
-    return stream.examples_per_step // together
+    return stream.examples_per_step // examples_at_once
 
 
 def fit(
     model: nn.Module,
     stream: Stream,
-    settings: Any,
+    settings: FitSettings,
     loss: LossFunction,
     *,
     optimizer: MakeOptimizer,
@@ -155,11 +169,9 @@ def fit(
     callbacks: Sequence[Callback] = (),
     log_file: Path | None = None,
 ) -> pd.DataFrame:
-    """Train `model` in place over the whole stream; returns the log, one row per step, and writes
-    it as JSON lines to `log_file`, too.
+    """Train `model` in place over the whole stream; returns the log, one row per step, and also
+    writes it to `log_file` as JSON lines.
 
-    settings: learning_rate, warmup_ratio, weight_decay, adam_beta1, adam_beta2, adam_eps,
-    gradient_clip_norm (None: no clipping), precision, micro_batch_examples, checkpoint_every_steps.
     resume_folder: of this training alone; a run found there is continued. text: the training's name
     in messages. Raises ValueError before the first step for a step that does not divide into
     micro-batches and ranks, ArithmeticError at a gradient that is not finite.
@@ -189,7 +201,7 @@ def fit(
 def fit_language_model(
     model: nn.Module,
     stream: Stream,
-    settings: Any,
+    settings: FitSettings,
     loss: LossFunction,
     *,
     resume_folder: Path,

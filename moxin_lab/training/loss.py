@@ -1,13 +1,12 @@
 """Linear layer and cross-entropy as one operation over chunks of tokens: the logits of all tokens
-are never held.
+are never in memory at once.
 
     # hidden_states [B, T, C], weight [V, C], labels [B, T]
     loss = linear_cross_entropy(hidden_states, model.lm_head.weight, labels, reduction="sum")
 
-A chunk's gradients follow from its logits while these are at hand (softmax minus target), so both
-are computed in the forward pass and the logits thrown away: instead of tokens x vocabulary
-numbers, and as many again backward, chunk x vocabulary are held. Large chunks keep the matrix
-products large; small ones stay in a processor's cache.
+A chunk's gradients follow from its logits (softmax minus target), so both are computed in the
+forward pass and the logits discarded: chunk x vocabulary numbers are in memory instead of tokens x
+vocabulary, twice. Large chunks keep the matrix products large; small ones fit a processor's cache.
 
 Guarantees: loss and both gradients equal those of `F.cross_entropy` on the full logits to rounding
 (tests/training/test_loss.py); softmax and sums run in float32 at least, and the weight's gradient
@@ -53,9 +52,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             targets = labels[start : start + chunk_tokens, None]
             counted = targets != IGNORE_INDEX
             targets = torch.where(counted, targets, 0)
-            logits = states @ matrix.T
+            logits = states @ matrix.T  # [chunk, C] @ [C, V] -> [chunk, V]
             if logits.is_cuda and product_dtype != torch.float64:
-                # The kernel turns the logits into their gradient where they lie.
+                # The kernel overwrites the logits with their gradient.
                 from moxin_lab.kernels.cross_entropy import cross_entropy_
 
                 row_labels = targets[:, 0].where(counted[:, 0], IGNORE_INDEX)
@@ -71,9 +70,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if wants_hidden:
                 hidden_parts.append((gradient @ matrix).to(hidden.dtype))
             if wants_weight and num_tokens <= chunk_tokens:
-                grad_weight = (
-                    gradient.T @ states
-                )  # nothing to add up: the product's own rounding is all there is
+                # One chunk: there is no sum over chunks, so no float32 copy either.
+                grad_weight = gradient.T @ states  # [V, C]
             elif wants_weight and grad_weight is None:
                 grad_weight = (gradient.T @ states).to(exact)
             elif wants_weight and product_dtype == exact:
@@ -103,8 +101,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _plain(
     logits: Tensor, targets: Tensor, counted: Tensor, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Sum of losses and d sum / d logits, in the memory of the logits [N, V]; targets int64 [N, 1],
-    counted bool [N, 1].
+    """Sum of losses and its gradient, written over the logits [N, V]; targets int64 [N, 1], counted
+    bool [N, 1].
     """
     normaliser = logits.logsumexp(dim=-1, keepdim=True)
     losses = normaliser - (1 - label_smoothing) * logits.gather(1, targets)
@@ -133,7 +131,7 @@ def linear_cross_entropy(
     Args:
         hidden_states: [..., C]. weight: [V, C]. labels: int64 [...], `IGNORE_INDEX` (-100) where
         nothing is predicted.
-        chunk_tokens: tokens whose logits are held at once.
+        chunk_tokens: tokens whose logits are in memory at once.
         label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016,
         arXiv 1512.00567).
         reduction: "mean" over the labels that count (NaN if none does, as in PyTorch) or "sum".
@@ -148,8 +146,7 @@ def linear_cross_entropy(
     ):
         raise ValueError(
             f"hidden_states {tuple(hidden_states.shape)}, weight {tuple(weight.shape)}, labels "
-            f"{tuple(labels.shape)}: "
-            "expected [..., C], [V, C] and [...]"
+            f"{tuple(labels.shape)}: expected [..., C], [V, C] and [...]"
         )
     if chunk_tokens < 1 or not 0 <= label_smoothing < 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Shared by every Lightning training of the lab, so that a killed run continues bitwise: loader,
+"""What every Lightning training of the lab shares so that a killed run continues bitwise: loader,
 random states, trainer.
 
     class Pretraining(ExactResume): ...    # with its own training_step, configure_optimizers
@@ -7,7 +7,7 @@ random states, trainer.
 Guarantees: a batch is a function of (step, part of the step), so a resumed run reads what the
 killed one would have read; random states are in the checkpoint; a run found in `resume_folder` is
 continued.
-Out of scope: knowing a model, a loss or a schedule.
+Out of scope: models, losses, schedules.
 """
 
 import logging
@@ -29,6 +29,19 @@ class Stream(Protocol):
     num_steps: int
 
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Any]: ...
+
+
+class RunSettings(Protocol):
+    """What `run_to_end` needs of a training's settings. gradient_clip_norm: None for no
+    clipping.
+    """
+
+    @property
+    def gradient_clip_norm(self) -> float | None: ...
+    @property
+    def precision(self) -> Any: ...  # a name of Lightning's
+    @property
+    def checkpoint_every_steps(self) -> int: ...
 
 
 class StepParts(Dataset):
@@ -70,7 +83,7 @@ class FromStep(Sampler[int]):
 
 
 class ExactResume(L.LightningModule):
-    """Reads `stream` from the trainer's step on and carries random states through checkpoints."""
+    """Reads `stream` from the trainer's step onwards and saves random states in checkpoints."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__()
@@ -96,8 +109,8 @@ class ExactResume(L.LightningModule):
         names = ("random_state", "cuda_random_state")
         self._random_states = {name: checkpoint[name] for name in names if name in checkpoint}
 
-    # Set only now: making the loader's iterator draws a number, which the run that was not killed
-    # drew at its beginning.
+    # Not restored earlier, because creating the loader's iterator draws a number, which the run
+    # that was not killed drew at its start.
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if "random_state" in self._random_states:
             torch.set_rng_state(self._random_states["random_state"].cpu())
@@ -107,9 +120,7 @@ class ExactResume(L.LightningModule):
 
 
 def with_defaults(trainer_options: dict[str, Any] | None) -> dict[str, Any]:
-    """Trainer options of a run: whatever accelerator there is, one device, and what the caller
-    says.
-    """
+    """Trainer options of a run: any accelerator and one device, unless the caller sets others."""
     return {"accelerator": "auto", "devices": 1, **(trainer_options or {})}
 
 
@@ -127,7 +138,7 @@ def world_size(options: dict[str, Any]) -> int:
 def run_to_end(
     module: ExactResume,
     callbacks: list[Callback],
-    settings: Any,
+    settings: RunSettings,
     *,
     num_steps: int,
     accumulate: int,
@@ -136,8 +147,6 @@ def run_to_end(
 ) -> None:
     """Train over `num_steps` optimizer steps, from the resume point in `resume_folder` if there is
     one.
-
-    settings: gradient_clip_norm (None: no clipping), precision, checkpoint_every_steps.
     """
     resume = ModelCheckpoint(
         resume_folder,
@@ -165,15 +174,17 @@ def run_to_end(
             default_root_dir=resume_folder,
             **options,
         )
-        found = resume_folder / "resume.ckpt"
+        checkpoint = resume_folder / "resume.ckpt"
         with without_cudnn_attention():
-            trainer.fit(module, ckpt_path=found if found.exists() else None, weights_only=True)
+            trainer.fit(
+                module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
+            )
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Lightning logs warnings and errors only: in a notebook of many trainings its lines on
-    hardware, endings and packages would hide the results.
+    """Let Lightning log warnings and errors only: in a notebook of many trainings its other
+    messages would hide the results.
     """
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
@@ -186,10 +197,10 @@ def quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def without_cudnn_attention() -> Iterator[None]:
-    """PyTorch's attention takes another kernel than cuDNN's, whose backward pass gives gradients
-    that are not numbers for some lengths where scores are strongly negative (pytorch/pytorch issue
-    196678, NVIDIA/cudnn-frontend issue 1072). SigLIP's training on an H100 (torch 2.11, bf16, 64
-    patches) ended at step 368 by it, every time, and not without it.
+    """Keep PyTorch's attention from using cuDNN's kernel, whose backward pass gives NaN gradients
+    for some lengths where scores are strongly negative (pytorch/pytorch issue 196678,
+    NVIDIA/cudnn-frontend issue 1072). SigLIP's training on an H100 (torch 2.11, bf16, 64 patches)
+    always failed at step 368 with it, and never without.
     """
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -9,11 +9,11 @@ Out of scope: stepping an optimizer (fit.py, pretraining/trainer.py).
 """
 
 import math
-from typing import Any
+from typing import Protocol
 
 
 def linear(step: int, total_steps: int, warmup_ratio: float) -> float:
-    """Up in int(total x ratio) steps from 0, then down to 0 behind the last.
+    """Linear warm-up from 0 in int(total x ratio) steps, then linear decay to 0 after the last.
 
     The same numbers as `transformers.get_linear_schedule_with_warmup`, which both of Moxin's
     scripts use.
@@ -25,15 +25,15 @@ def linear(step: int, total_steps: int, warmup_ratio: float) -> float:
 
 
 def constant(step: int, total_steps: int, warmup_ratio: float) -> float:
-    """Up in int(total x ratio) steps, from 1 / steps so that no rollout is spent on a rate of 0,
-    then 1.
+    """Linear warm-up in int(total x ratio) steps, then 1. It starts at 1 / warm-up steps, so that
+    no rollout is spent on a learning rate of 0.
     """
     warmup = int(total_steps * warmup_ratio)
     return min(1.0, (step + 1) / max(1, warmup))
 
 
 def cosine(step: int, total_steps: int, warmup_ratio: float) -> float:
-    """Linear to 1 over the warm-up, then half a cosine to 0, as Prismatic's trainings."""
+    """Linear to 1 over the warm-up, then half a cosine to 0, as in Prismatic's trainings."""
     warmup = int(total_steps * warmup_ratio)
     if step < warmup:
         return (step + 1) / warmup
@@ -52,11 +52,24 @@ def pretraining_learning_rate(
     """
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)
-    done = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
-    return peak * (final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    return peak * (
+        final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    )
 
 
-def pretraining_learning_rates(settings: Any, total_steps: int) -> list[float]:
+class PretrainingRates(Protocol):
+    """What `pretraining_learning_rates` needs of a scale's `pretraining` section."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def final_learning_rate_ratio(self) -> float: ...
+
+
+def pretraining_learning_rates(settings: PretrainingRates, total_steps: int) -> list[float]:
     """The learning rate of every step of a `pretraining` section."""
     return [
         pretraining_learning_rate(

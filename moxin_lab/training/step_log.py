@@ -1,10 +1,10 @@
-"""The log of a training: one row per optimizer step, over all ranks, kept in checkpoints.
+"""The log of a training: one row per optimizer step, over all ranks, saved in checkpoints.
 
-    sums of the loss function over the parts of a step -> row(step, sums) -> {"step", "loss",
-    "gradient_norm", "learning_rate", ...}
+    sums of the loss function over the parts of a step
+        -> row(step, sums) -> {"step", "loss", "gradient_norm", "learning_rate", ...}
 
-Guarantees: a resumed run's log has no hole and no step twice; sums are added in float64.
-Out of scope: drawing (figures.py of each stage), judging what the numbers mean.
+Guarantees: a resumed run's log has every step exactly once; sums are added in float64.
+Out of scope: drawing (figures.py of each stage), interpreting the numbers.
 """
 
 import json
@@ -25,13 +25,13 @@ Row = Callable[[int, dict[str, float]], dict[str, float]]
 
 
 class StepLog(Callback):
-    """Loss, learning rate, gradient norm (before clipping) and what `row` makes of the sums.
+    """Loss, learning rate, gradient norm (before clipping) and the values that `row` computes.
 
-    The sums are those of the outputs of `training_step` but `loss`. text: the name of the training
-    in messages and progress, or a function of the step. stream: `num_steps`; if it has
-    `describe(step)`, errors say what the step reads. file: the rows as JSON lines, too.
-    check_gradient: stop with ArithmeticError at the first gradient that is not finite, before the
-    weights take it.
+    The sums are those of the outputs of `training_step` except `loss`. text: the name of the
+    training in messages and progress, or a function of the step. stream: `num_steps`; if it has
+    `describe(step)`, errors say what the step reads. file: where to write the rows as JSON lines,
+    None for nowhere. check_gradient: raise ArithmeticError at the first gradient that is not
+    finite, before the weights are updated.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class StepLog(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
-        if self._file is not None:  # steps after the resume point will be made again
+        if self._file is not None:  # steps after the resume point will be repeated
             write_lines(self._file, self.rows, "w")
 
 
 def write_lines(file: Path, rows: Sequence[dict[str, float]], mode: str) -> None:
-    """Rows as JSON lines, in a folder that is made if it is missing."""
+    """Write rows as JSON lines; creates the folder if it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open(mode, encoding="utf-8") as lines:
         lines.writelines(json.dumps(row) + "\n" for row in rows)

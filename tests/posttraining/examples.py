@@ -1,4 +1,4 @@
-"""Small tokenizer, model, conversations and pairs that the tests of moxin_lab.posttraining share."""
+"""A small tokenizer, a model, conversations and pairs for the tests of moxin_lab.posttraining."""
 
 import random
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "六", "七", "八", "�
 
 
 def make_tokenizer(template=True):
-    """One token a byte, so that any text round-trips, and three special tokens."""
+    """One token per byte, so that any text round-trips, and three special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
         PreTrainedTokenizerFast,

@@ -31,7 +31,8 @@ PUBLISHED = [
     (
         say("a", "b", "c", "d", system="You help."),
         False,
-        "<|system|>\nYou help.\n<|user|>\na\n<|assistant|>\nb</s>\n<|user|>\nc\n<|assistant|>\nd</s>",
+        "<|system|>\nYou help.\n<|user|>\na\n<|assistant|>\nb</s>\n"
+        "<|user|>\nc\n<|assistant|>\nd</s>",
     ),
     (say("a"), True, "<|user|>\na\n<|assistant|>\n"),
     (say("a", "b", "c"), True, "<|user|>\na\n<|assistant|>\nb</s>\n<|user|>\nc\n<|assistant|>\n"),
@@ -59,7 +60,7 @@ def test_template_is_saved_with_the_tokenizer(tmp_path):
 
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3), st.one_of(st.none(), TEXT))
 @settings(max_examples=60, deadline=None)
-def test_encoding_is_transformers_own_and_loss_stands_on_its_assistant_mask(turns, system):
+def test_encoding_and_loss_equal_transformers_tokens_and_assistant_mask(turns, system):
     conversation = say(*(text for turn in turns for text in turn), system=system)
     encoded, reason = chat.encode(conversation, TOKENIZER, max_tokens=10_000)
     if reason:
@@ -105,7 +106,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(("conversation", "words"), MALFORMED)
-def test_a_malformed_conversation_is_refused_with_place_and_reason(conversation, words):
+def test_a_malformed_conversation_is_refused_with_position_and_reason(conversation, words):
     with pytest.raises(chat.ChatError, match=words):
         chat.check_conversation(conversation)
     assert chat.encode(conversation, TOKENIZER, max_tokens=99) == (None, chat.MALFORMED)
@@ -140,7 +141,7 @@ def test_a_long_conversation_loses_whole_turns_and_never_keeps_half_an_answer():
     assert chat.encode(conversation, TOKENIZER, max_tokens=first - 1) == (None, chat.CUT)
 
 
-def test_a_tokenizer_that_joins_marker_and_answer_or_loses_text_is_noticed():
+def test_a_tokenizer_that_joins_marker_and_answer_or_loses_text_is_detected():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -160,7 +161,7 @@ def test_a_tokenizer_that_joins_marker_and_answer_or_loses_text_is_noticed():
     assert chat.encode(say("a", "bé"), tokenizer, max_tokens=99)[1] == chat.NOT_ROUND_TRIP
 
 
-def test_a_data_set_reports_what_it_lost_and_is_refused_above_the_stated_share():
+def test_a_data_set_reports_refused_conversations_and_fails_above_the_stated_share():
     bad = [say("a", "b", "c"), say("x", "</s>"), say("long", "y" * 200)]
     conversations = [*make_conversations(17), *bad]
     kept, report = chat.encode_all(conversations, TOKENIZER, max_tokens=200, max_refused_share=0.15)

@@ -251,7 +251,7 @@ def test_pairs_that_cannot_be_compared_are_counted_and_refused_above_the_share()
         dpo.encode_pairs(chosen, rejected[:5], TOKENIZER, max_tokens=200, max_refused_share=0.5)
 
 
-def test_the_reference_is_computed_once_and_kept_for_these_weights_and_pairs_only(
+def test_the_reference_is_computed_once_and_cached_for_these_weights_and_pairs_only(
     tmp_path, monkeypatch
 ):
     pairs, model = make_pairs(4), make_model()

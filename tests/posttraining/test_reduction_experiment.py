@@ -41,7 +41,7 @@ def stream_of(reduction):
     )
 
 
-def test_the_gradient_of_mean_and_sequence_does_not_turn_with_the_cut_that_of_part_mean_does():
+def test_the_cut_turns_the_gradient_of_part_mean_but_not_that_of_mean_and_sequence():
     found = reduction_experiment.gradients_of_a_step(make_model(), stream_of, parts=(1, 8))
     table = found.pivot(index="reduction", columns="micro-batches", values=["norm", "cosine"])
     norm, cosine = table["norm"], table["cosine"]

@@ -163,7 +163,7 @@ def test_eight_micro_batches_of_one_give_one_of_eight_with_unequal_answers(reduc
         )
 
 
-def test_the_reductions_are_what_they_say_they_are():
+def test_each_reduction_equals_its_definition():
     model, encoded = make_model(), encode()
     nats, targets = sft.answer_nats(model, encoded, batch_tokens=512)
     taken = make_stream(encoded).order.step(0)
@@ -260,6 +260,7 @@ def _run_two_ranks(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    search_path = [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]
     ranks = []
     for rank in range(2):
         variables = {
@@ -271,13 +272,13 @@ def _run_two_ranks(folder):
             "GROUP_RANK": "0",
             "TORCHELASTIC_RUN_ID": "test",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+            "PYTHONPATH": os.pathsep.join(filter(None, search_path)),
         }
         command = [sys.executable, str(HERE / "two_ranks.py"), str(folder)]
         ranks.append(
             subprocess.Popen(
                 command,
-                env={**os.environ, **variables, "PYTHONPATH": str(HERE.parents[1])},
+                env={**os.environ, **variables},
                 stderr=subprocess.PIPE,
                 text=True,
             )

@@ -56,7 +56,7 @@ def test_marked_text_is_the_answers_and_their_end_tokens():
     )
 
 
-def test_judgements_stay_with_their_rows_when_some_rows_were_left_out():
+def test_judgements_stay_with_their_rows_when_some_rows_were_omitted():
     rows, model = make_rows(), make_model()
     broken = tables.conversations(rows)
     broken[2] = broken[2][:-1]

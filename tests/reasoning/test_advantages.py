@@ -157,7 +157,7 @@ def test_bad_input_is_refused_before_the_first_rollout(changes, message):
         check_run(**changes)
 
 
-def test_what_a_reward_raises_itself_comes_through():
+def test_errors_that_a_reward_raises_are_passed_on():
     def broken(problems, completions):
         raise KeyError("answer")
 

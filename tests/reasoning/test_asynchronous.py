@@ -24,7 +24,7 @@ from moxin_lab.reasoning.grpo_trainer import grpo_loss
 from moxin_lab.reasoning.log_probs import completion_log_probs
 from moxin_lab.reasoning.ring_engine import RingEngine
 from moxin_lab.reasoning.rollout import SamplingSettings
-from moxin_lab.reasoning.rollout_stream import requests
+from moxin_lab.reasoning.rollout_requests import requests
 from tests.posttraining.examples import make_model
 from tests.reasoning.test_grpo_trainer import (
     EOS,
@@ -40,7 +40,7 @@ CPU = {"accelerator": "cpu"}
 
 
 def weight(model):
-    """Something that tells weights apart."""
+    """A number that differs between weights."""
     assert not model.training
     return float(model.lm_head.weight.detach().double().abs().sum())
 
@@ -147,7 +147,7 @@ def test_behaviour_weights_that_do_not_fit_are_refused():
 # grid
 
 
-def test_the_grid_is_tidy_deterministic_and_at_equal_samples(tmp_path):
+def test_the_grid_is_tidy_deterministic_and_with_equal_samples(tmp_path):
     table, again = (grid(tmp_path / name) for name in ("one", "two"))
     assert tuple(table.columns) == COLUMNS and len(table) == 2 * 2 * 3
     clock = ["seconds", "seconds_synchronous"]
@@ -208,7 +208,7 @@ def test_overlapping_is_never_slower_nor_faster_than_the_busier_side(seconds, st
 # overlapped
 
 
-def test_an_overlapped_run_learns_from_the_rollouts_asked_for_none_older_than_allowed(tmp_path):
+def test_an_overlapped_run_uses_the_requested_rollouts_none_older_than_allowed(tmp_path):
     settings = make_settings(steps=8, staleness=2, correction="decoupled")
     log = train_overlapped(
         make_model(),
@@ -230,8 +230,8 @@ def test_an_overlapped_run_learns_from_the_rollouts_asked_for_none_older_than_al
 )
 @pytest.mark.parametrize("sampler", ["cuda:0", "cuda:1"])
 def test_on_gpus_the_thread_captures_and_samples_while_the_trainer_trains(tmp_path, sampler):
-    """Weights hardly move, so sampler and trainer agree but for bfloat16, whichever of the two took
-    them when.
+    """Weights hardly move, so sampler and trainer agree up to bfloat16, whichever weights the
+    sampler had.
     """
     if torch.device(sampler).index >= torch.cuda.device_count():
         pytest.skip("needs two GPUs; run on the GPU machines")
@@ -256,8 +256,8 @@ def test_on_gpus_the_thread_captures_and_samples_while_the_trainer_trains(tmp_pa
 
 
 def test_rollouts_of_the_first_weights_are_those_of_the_simulated_run(tmp_path):
-    """Up to the staleness, rollouts know the first weights only, so both ways sample the very same
-    completions.
+    """The first `staleness` + 1 rollouts are sampled with the first weights, so both ways sample
+    the same completions.
     """
     settings = make_settings(steps=3, staleness=2)
     engine = Slow(RingEngine(make_model(), eos_token_id=EOS, pad_token_id=PAD))
@@ -278,7 +278,7 @@ def test_rollouts_of_the_first_weights_are_those_of_the_simulated_run(tmp_path):
 
 
 class Slow:
-    """An engine that notes which weights it was given, and takes its time."""
+    """A slow engine that records which weights it was given."""
 
     def __init__(self, engine, seconds=0.0):
         self.engine, self.seconds, self.seen = engine, seconds, []
@@ -308,8 +308,8 @@ def test_the_thread_stops_ahead_of_the_trainer_by_the_staleness(staleness):
 
 
 def test_sampling_and_training_take_less_together_than_one_after_the_other():
-    """With an engine that mostly waits, and so leaves the processor to the trainer. One after the
-    other would be the sum.
+    """With an engine that mostly waits and so leaves the processor to the trainer; without overlap,
+    the seconds would add up.
     """
     settings, model = make_settings(steps=6, staleness=2), make_model()
     engine = Slow(RingEngine(model, eos_token_id=EOS, pad_token_id=PAD), seconds=0.1)
@@ -379,8 +379,8 @@ def test_a_folder_with_a_run_is_refused(tmp_path):
         )
 
 
-def test_a_killed_grid_goes_on_with_what_it_had(tmp_path):
-    whole = grid(tmp_path / "whole", staleness=(1,))
+def test_a_killed_grid_continues_where_it_was(tmp_path):
+    uninterrupted = grid(tmp_path / "uninterrupted", staleness=(1,))
 
     def kill(done, total, text):
         if done == 1:
@@ -388,5 +388,5 @@ def test_a_killed_grid_goes_on_with_what_it_had(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         grid(tmp_path / "killed", staleness=(1,), progress=kill)
-    found = grid(tmp_path / "killed", staleness=(1,))
-    assert found["reward"].tolist() == whole["reward"].tolist()
+    resumed = grid(tmp_path / "killed", staleness=(1,))
+    assert resumed["reward"].tolist() == uninterrupted["reward"].tolist()

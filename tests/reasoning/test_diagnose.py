@@ -20,8 +20,8 @@ EOS, WIDTH, VOCABULARY, GROUPS, SIZE = 1, 12, 16, 32, 8
 
 @pytest.fixture(scope="module")
 def verifier():
-    with Verifier(lazy=True) as found:
-        yield found
+    with Verifier(lazy=True) as shared:
+        yield shared
 
 
 def simulate(
@@ -110,10 +110,13 @@ def names(diagnosis):
 
 
 def test_a_flat_run_without_a_known_cause_is_given_none(verifier):
-    found = diagnosis_of(simulate(verifier))
-    assert (found.trend, names(found), found.missing) == ("flat", [], ())
-    assert "Reward is flat" in found.paragraph and "None of the known causes" in found.paragraph
-    assert re.search(r"a change of less than 0\.\d+ over them would not show", found.paragraph)
+    diagnosis = diagnosis_of(simulate(verifier))
+    assert (diagnosis.trend, names(diagnosis), diagnosis.missing) == ("flat", [], ())
+    assert (
+        "Reward is flat" in diagnosis.paragraph
+        and "None of the known causes" in diagnosis.paragraph
+    )
+    assert re.search(r"a change of less than 0\.\d+ over them would not show", diagnosis.paragraph)
 
 
 def test_a_flat_run_says_what_change_its_log_would_have_shown():
@@ -131,8 +134,12 @@ def test_a_flat_run_says_what_change_its_log_would_have_shown():
 
 def test_a_rising_run_needs_no_explanation(verifier):
     log = simulate(verifier, skill=lambda step: (0.05 * step, 0.05 * step + 0.3), staleness=9.0)
-    found = diagnosis_of(log)
-    assert found.trend == "rising" and not found.causes and "nothing to explain" in found.paragraph
+    diagnosis = diagnosis_of(log)
+    assert (
+        diagnosis.trend == "rising"
+        and not diagnosis.causes
+        and "nothing to explain" in diagnosis.paragraph
+    )
     fallen = diagnosis_of(log[::-1])
     assert fallen.trend == "falling" and names(fallen)[0] == "stale_weights"
 
@@ -179,15 +186,19 @@ def test_a_rising_run_needs_no_explanation(verifier):
 )
 def test_each_cause_provoked_is_found_first(verifier, cause, also, changes, seen):
     log = simulate(verifier, **changes)
-    found = diagnosis_of(log)
-    assert found.trend == "flat" and names(found)[0] == cause and set(names(found)[1:]) <= also
-    assert re.search(f"Look first at this: .*{seen}", found.paragraph), found.paragraph
-    assert found.causes[0].advice in found.paragraph and "\n" not in found.paragraph
-    assert names(diagnosis_of(pd.DataFrame(log))) == names(found)
+    diagnosis = diagnosis_of(log)
+    assert (
+        diagnosis.trend == "flat"
+        and names(diagnosis)[0] == cause
+        and set(names(diagnosis)[1:]) <= also
+    )
+    assert re.search(f"Look first at this: .*{seen}", diagnosis.paragraph), diagnosis.paragraph
+    assert diagnosis.causes[0].advice in diagnosis.paragraph and "\n" not in diagnosis.paragraph
+    assert names(diagnosis_of(pd.DataFrame(log))) == names(diagnosis)
 
 
 @pytest.mark.parametrize(("rise", "trend"), [(0.0, "flat"), (0.004, "rising"), (0.05, "rising")])
-def test_weights_that_go_far_for_little_are_named_even_where_reward_rises(verifier, rise, trend):
+def test_drift_is_reported_even_where_reward_rises(verifier, rise, trend):
     log = simulate(verifier)
     for step, row in enumerate(log):
         row.update(
@@ -196,14 +207,17 @@ def test_weights_that_go_far_for_little_are_named_even_where_reward_rises(verifi
     assert names(diagnosis_of(log)) == []
     for row in log:
         row["completions/mean_length"] = 36.0
-    found = diagnosis_of(log)
-    assert found.trend == trend and names(found) == (["drift"] if rise < 0.01 else [])
+    diagnosis = diagnosis_of(log)
+    assert diagnosis.trend == trend and names(diagnosis) == (["drift"] if rise < 0.01 else [])
     if rise < 0.01:
         lead = "Yet" if trend == "rising" else "Look first at this:"
-        assert f"{lead} the policy is 18.0 nats per completion from the reference" in found.paragraph
         assert (
-            "best of 8 samples would be 1.2" in found.paragraph
-            and "nothing to explain" not in found.paragraph
+            f"{lead} the policy is 18.0 nats per completion from the reference"
+            in diagnosis.paragraph
+        )
+        assert (
+            "best of 8 samples would be 1.2" in diagnosis.paragraph
+            and "nothing to explain" not in diagnosis.paragraph
         )
     assert names(diagnose.diagnose(log)) == []  # without the group's size nothing says what is far
 
@@ -212,16 +226,19 @@ def test_solved_and_hopeless_prompts_together_are_named(verifier):
     log = simulate(verifier)
     for row in log:
         row.update(frac_reward_zero_std=0.95, reward=0.5, reward_std=0.02)
-    found = diagnosis_of(log)
-    assert names(found) == ["uniform_groups"] and "copies of one another" in found.paragraph
+    diagnosis = diagnosis_of(log)
+    assert names(diagnosis) == ["uniform_groups"] and "copies of one another" in diagnosis.paragraph
 
 
 def test_the_cause_stands_before_its_consequences(verifier):
     log = simulate(verifier, cut=1.0, skill=lambda step: (0.0, 0.01))
-    found = diagnosis_of(log)
-    assert names(found) == ["truncation", "no_answer", "all_zero_groups"]
-    places = [found.paragraph.index(cause.seen) for cause in found.causes]
-    assert places == sorted(places) and found.paragraph.count("Also, perhaps as a consequence") == 2
+    diagnosis = diagnosis_of(log)
+    assert names(diagnosis) == ["truncation", "no_answer", "all_zero_groups"]
+    places = [diagnosis.paragraph.index(cause.seen) for cause in diagnosis.causes]
+    assert (
+        places == sorted(places)
+        and diagnosis.paragraph.count("Also, perhaps as a consequence") == 2
+    )
 
 
 def test_a_weight_update_that_never_reaches_the_sampler_is_seen_in_the_log_probabilities(verifier):
@@ -229,14 +246,14 @@ def test_a_weight_update_that_never_reaches_the_sampler_is_seen_in_the_log_proba
         {**row, "sampling/sampling_logp_difference/mean": 0.02 * step}
         for step, row in enumerate(simulate(verifier))
     ]
-    found = diagnosis_of(log)
+    diagnosis = diagnosis_of(log)
     assert (
-        names(found) == ["stale_weights"]
-        and "sampler and trainer differ by 0.17 nats" in found.paragraph
+        names(diagnosis) == ["stale_weights"]
+        and "sampler and trainer differ by 0.17 nats" in diagnosis.paragraph
     )
 
 
-def test_mixed_groups_are_not_suspected_without_the_means_to_tell(verifier):
+def test_mixed_groups_are_not_suspected_without_the_numbers_to_decide(verifier):
     mixed = simulate(verifier, shuffled=True)
     assert names(diagnose.diagnose(mixed)) == []
     assert names(diagnosis_of(mixed[:1], prompts_per_step=2)) == []  # too few groups
@@ -254,9 +271,9 @@ def test_mixed_groups_are_not_suspected_without_the_means_to_tell(verifier):
 def test_prompts_that_are_all_equally_hard_look_like_mixed_groups_and_the_paragraph_says_so(
     verifier,
 ):
-    found = diagnosis_of(simulate(verifier, skill=lambda step: (0.5, 0.5)))
-    assert names(found) == ["wrong_grouping"]
-    assert "either all prompts are equally hard or groups mix prompts" in found.paragraph
+    diagnosis = diagnosis_of(simulate(verifier, skill=lambda step: (0.5, 0.5)))
+    assert names(diagnosis) == ["wrong_grouping"]
+    assert "either all prompts are equally hard or groups mix prompts" in diagnosis.paragraph
 
 
 def test_all_wrong_is_judged_by_the_rewards_range(verifier):
@@ -268,11 +285,11 @@ def test_all_wrong_is_judged_by_the_rewards_range(verifier):
 
 
 def test_what_the_log_lacks_is_named_and_not_guessed():
-    found = diagnose.diagnose([{"reward": 0.0}] * 8)
-    assert found.causes == () and found.missing == (*diagnose.NAMES, "verifier/<reason>")
+    diagnosis = diagnose.diagnose([{"reward": 0.0}] * 8)
+    assert diagnosis.causes == () and diagnosis.missing == (*diagnose.NAMES, "verifier/<reason>")
     assert (
         "Not checked, because the log lacks it: reward_std, frac_reward_zero_std, kl, entropy"
-        in found.paragraph
+        in diagnosis.paragraph
     )
     sparse = [{"reward": 0.3, "entropy": 2.0 if step < 4 else None} for step in range(8)]
     assert names(diagnose.diagnose(sparse)) == []
@@ -281,8 +298,8 @@ def test_what_the_log_lacks_is_named_and_not_guessed():
 
 
 def test_a_few_steps_are_not_called_flat():
-    found = diagnose.diagnose([{"reward": 0.1, "completions/clipped_ratio": 0.9}] * 3)
-    assert "3 step(s) are too few" in found.paragraph and names(found) == ["truncation"]
+    diagnosis = diagnose.diagnose([{"reward": 0.1, "completions/clipped_ratio": 0.9}] * 3)
+    assert "3 step(s) are too few" in diagnosis.paragraph and names(diagnosis) == ["truncation"]
     one = diagnose.diagnose([{"reward": 0.1}])
     assert "1 step(s) are too few" in one.paragraph
 

@@ -240,7 +240,7 @@ def test_a_steps_loss_and_gradient_do_not_depend_on_how_it_is_cut(loss, level):
         assert int(sums["sequences"]) == 8
 
 
-def test_of_a_rollouts_tokens_dapo_divides_by_the_mean_over_steps_and_bnpo_by_the_steps_own():
+def test_dapo_divides_by_the_mean_tokens_of_a_rollouts_steps_and_bnpo_by_those_of_its_step():
     masks = [torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 9, dtype=torch.bool)]
     assert grpo.totals(masks) == [grpo.Totals(2, 6, 12.0), grpo.Totals(2, 18, 12.0)]
     weights = {
@@ -292,7 +292,7 @@ def test_tokens_behind_the_first_end_token_carry_no_loss():
 
 @pytest.mark.parametrize("level", grpo.LEVELS)
 @pytest.mark.parametrize("loss", grpo.LOSS_TYPES)
-def test_what_stands_in_the_padding_never_reaches_loss_or_gradient(loss, level):
+def test_values_in_padding_never_reach_loss_or_gradient(loss, level):
     rollout, objective = (
         make_rollout(),
         make_objective(loss_type=loss, importance_sampling_level=level, kl_coef=0.1),
@@ -413,9 +413,7 @@ def test_an_objective_outside_its_range_is_refused(changes, message):
 def test_tensors_that_do_not_fit_are_refused():
     rollout = make_rollout()
     (step,) = grpo.totals([rollout.mask])
-    with pytest.raises(
-        ValueError, match=r"kl_coef is 0\.1 and there are no reference_log_probs"
-    ):
+    with pytest.raises(ValueError, match=r"kl_coef is 0\.1 and there are no reference_log_probs"):
         policy_loss(rollout, step, make_objective(kl_coef=0.1), reference_log_probs=None)
     with pytest.raises(ValueError, match=r"old_log_probs has shape \[8, 8\], log_probs \[8, 9\]"):
         policy_loss(rollout, step, make_objective(), old_log_probs=rollout.old[:, 1:])

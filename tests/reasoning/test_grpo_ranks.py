@@ -29,6 +29,7 @@ def runs(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    search_path = [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]
     ranks = []
     for rank in range(2):
         variables = {
@@ -40,13 +41,13 @@ def runs(tmp_path_factory):
             "GROUP_RANK": "0",
             "TORCHELASTIC_RUN_ID": "test",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+            "PYTHONPATH": os.pathsep.join(filter(None, search_path)),
         }
         command = [sys.executable, str(HERE / "grpo_two_ranks.py"), str(folder)]
         ranks.append(
             subprocess.Popen(
                 command,
-                env={**os.environ, **variables, "PYTHONPATH": str(HERE.parents[1])},
+                env={**os.environ, **variables},
                 stderr=subprocess.PIPE,
                 text=True,
             )
@@ -116,7 +117,7 @@ def test_ranks_that_sample_for_themselves_hold_the_same_rollouts_and_weights(run
 
 def test_fewer_prompts_than_ranks_and_overlapping_on_several_are_refused(tmp_path):
     common = {"seed": 0, "trainer_options": TWO}
-    with pytest.raises(ValueError, match="1 prompts a step are fewer than 2 ranks"):
+    with pytest.raises(ValueError, match="1 prompts per step are fewer than 2 ranks"):
         settings = make_settings(prompts_per_step=1)
         train_grpo(
             make_model(), TOKENIZER, PROBLEMS, letters, settings, resume_folder=tmp_path, **common

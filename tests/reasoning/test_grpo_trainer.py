@@ -24,7 +24,8 @@ from moxin_lab.reasoning.grpo_trainer import (
 from moxin_lab.reasoning.rewards import WeightedReward
 from moxin_lab.reasoning.ring_engine import RingEngine
 from moxin_lab.reasoning.rollout import Rollout
-from moxin_lab.reasoning.rollout_stream import RolloutStream, drawn_problems
+from moxin_lab.reasoning.rollout_requests import drawn_problems
+from moxin_lab.reasoning.rollout_stream import RolloutStream
 from moxin_lab.reasoning.tasks import Task
 from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.verifier.verifier import Verifier
@@ -181,8 +182,8 @@ def test_the_parts_of_a_rollout_hold_each_completion_once_with_its_own_groups_ad
 
 
 class Scripted:
-    """An engine of another kind: answers with z, zz, zzz .. and an end token; every log-probability
-    is `log_prob`.
+    """An engine without a model: it answers with z, zz, zzz .. and an end token; every
+    log-probability is `log_prob`.
     """
 
     def __init__(self, length=lambda row, samples: row % samples + 1, budget=4, log_prob=-1.0):
@@ -221,7 +222,7 @@ class Scripted:
         )
 
 
-def test_truncated_completions_carry_no_loss_where_that_is_asked():
+def test_truncated_completions_carry_no_loss_where_they_are_masked():
     engine = Scripted(lambda row, samples: 5 if row % samples == 0 else row % samples)
     for masked in (False, True):
         stream = make_stream(make_settings(mask_truncated_completions=masked), engine=engine)
@@ -229,7 +230,7 @@ def test_truncated_completions_carry_no_loss_where_that_is_asked():
         assert sorted(counts) == sorted([0 if masked else 5, 2, 3, 4] * 4)
 
 
-def test_the_end_token_has_loss_and_nothing_behind_it_nor_the_prompt():
+def test_the_end_token_has_loss_but_not_prompt_or_padding():
     batch = make_stream(make_settings(), engine=Scripted()).batch(0)
     for ids, mask in zip(batch["input_ids"], batch["mask"], strict=True):
         places = mask.nonzero()[:, 0]
@@ -258,7 +259,7 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path):
     [{}, {"updates_per_rollout": 2, "staleness": 2, "correction": "decoupled", "steps": 5}],
 )
 @pytest.mark.parametrize("stop_at", [3, 4])
-def test_a_killed_run_goes_on_with_bitwise_the_same_log_and_weights(tmp_path, stop_at, changes):
+def test_a_killed_run_continues_with_bitwise_the_same_log_and_weights(tmp_path, stop_at, changes):
     settings = make_settings(checkpoint_every_steps=3, **changes)
     whole, wanted = train(tmp_path / "whole", settings)
 
@@ -276,7 +277,7 @@ def test_a_killed_run_goes_on_with_bitwise_the_same_log_and_weights(tmp_path, st
     assert [line["step"] for line in lines] == list(range(len(wanted)))
 
 
-def test_stale_rollouts_come_from_the_weights_of_that_many_rollouts_before(tmp_path):
+def test_stale_rollouts_come_from_the_weights_of_that_many_rollouts_earlier(tmp_path):
     _, log = train(tmp_path, make_settings(staleness=2, steps=6))
     assert log["staleness"].tolist() == [0, 1, 2, 2, 2, 2]
     fresh = train(tmp_path / "fresh", make_settings(steps=6))[1][
@@ -320,7 +321,7 @@ def test_the_log_has_every_name_that_the_doctor_reads(tmp_path):
 
 
 def test_groups_without_variance_are_replaced_by_others_with_some():
-    """Problem 3 and 7 are hopeless: their groups must not be among those that are learned from."""
+    """Problems 3 and 7 have reward 0 only: their groups must not be trained on."""
     hopeless = {"3", "7"}
 
     def reward(problems, completions):
@@ -377,7 +378,7 @@ def test_the_response_budget_follows_its_stages():
     assert budgets == [2, 2, 5, 5] == [budget for _, budget in engine.calls]
 
 
-def test_a_pass_over_the_problems_takes_each_once():
+def test_an_epoch_has_each_problem_once():
     drawn = [number for rollout in range(5) for number in drawn_problems(10, 4, 0, rollout)]
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10)) and drawn[:10] != drawn[10:]
 
@@ -454,12 +455,12 @@ def test_a_reward_that_breaks_later_is_named(tmp_path):
     assert calls == [2, 16, 16]
 
 
-def test_only_what_was_named_decides_which_loss_runs():
+def test_gspo_is_the_grpo_loss_at_sequence_level():
     sequence_level = make_settings(importance_sampling_level="sequence")
     assert objective_of(make_settings(loss_type="gspo"), 4) == objective_of(sequence_level, 4)
 
 
-def test_a_decoupled_weight_beyond_every_number_is_left_out_and_not_nan():
+def test_an_infinite_behaviour_weight_is_masked_and_not_nan():
     """exp(200) is infinite in float32, and infinity times 0 is NaN."""
     stream = make_stream(make_settings(updates_per_rollout=2, correction="decoupled"))
     batch = stream.batch(0)

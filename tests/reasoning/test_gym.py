@@ -1,4 +1,4 @@
-"""Guarantees of moxin_lab.reasoning.gym: the families in use need no package that needs a C compiler."""
+"""Guarantees of moxin_lab.reasoning.gym: no family in use needs a package with a C compiler."""
 
 import re
 import subprocess

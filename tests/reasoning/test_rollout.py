@@ -29,7 +29,7 @@ def make_engine(model=None, **options):
 
 
 def eager_to_end(model, strength=3.0):
-    """The same model with an end token that is drawn often, so that rows end at different places."""
+    """The same model with a frequent end token, so that rows have different lengths."""
     width = model.config.hidden_size
     with torch.no_grad():
         model.lm_head.weight[EOS] = strength * model.lm_head.weight[3:].mean(dim=0) + 0.05
@@ -58,15 +58,19 @@ def test_log_probabilities_are_the_trainers(temperature, top_p):
         PROMPTS, SamplingSettings(6, 20, temperature, top_p), seed=4
     )
     assert {"eos", "length"} == set(rollout.finish_reasons)
-    for row, wanted in enumerate(trainers_log_probs(model, rollout, temperature)):
-        torch.testing.assert_close(rollout.log_probs[row, : len(wanted)], wanted, atol=1e-4, rtol=0)
+    for row, expected in enumerate(trainers_log_probs(model, rollout, temperature)):
+        torch.testing.assert_close(
+            rollout.log_probs[row, : len(expected)], expected, atol=1e-4, rtol=0
+        )
 
 
 def test_a_prompt_and_an_answer_longer_than_the_window_keep_agreeing():
     model = make_model(sliding_window=6)
     rollout = make_engine(model).generate(PROMPTS, SamplingSettings(3, 17), seed=0)
-    for row, wanted in enumerate(trainers_log_probs(model, rollout, 1.0)):
-        torch.testing.assert_close(rollout.log_probs[row, : len(wanted)], wanted, atol=1e-4, rtol=0)
+    for row, expected in enumerate(trainers_log_probs(model, rollout, 1.0)):
+        torch.testing.assert_close(
+            rollout.log_probs[row, : len(expected)], expected, atol=1e-4, rtol=0
+        )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +87,7 @@ def test_a_completion_does_not_depend_on_the_rows_beside_it(options):
     torch.testing.assert_close(together.log_probs, apart.log_probs, atol=1e-5, rtol=0)
 
 
-def test_the_mask_ends_with_the_first_end_token_and_nothing_is_left_behind_it():
+def test_the_mask_ends_with_the_first_end_token_and_only_padding_follows():
     rollout = make_engine(eager_to_end(make_model())).generate(
         PROMPTS, SamplingSettings(8, 20), seed=1
     )
@@ -120,15 +124,15 @@ def test_equal_calls_give_equal_bytes_and_seeds_differ():
     assert not torch.equal(first.completion_ids, other.completion_ids)
 
 
-def test_buffers_kept_from_a_longer_or_larger_call_leave_no_trace():
+def test_buffers_of_a_longer_or_larger_call_do_not_affect_the_next():
     used = make_engine()
     used.generate(PROMPTS, SamplingSettings(8, 30, 0.7), seed=9)
     used.generate(PROMPTS[:1], SamplingSettings(2, 3), seed=9)
-    found, fresh = (
+    actual, fresh = (
         engine.generate(PROMPTS, SamplingSettings(4, 12), 0) for engine in (used, make_engine())
     )
-    assert torch.equal(found.completion_ids, fresh.completion_ids) and torch.equal(
-        found.log_probs, fresh.log_probs
+    assert torch.equal(actual.completion_ids, fresh.completion_ids) and torch.equal(
+        actual.log_probs, fresh.log_probs
     )
 
 
@@ -137,11 +141,11 @@ def test_updated_weights_are_those_that_sample_and_the_trainers_own_are_not_touc
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     engine = make_engine(model)
     engine.update_weights(other.state_dict(), version=7)
-    found, wanted = (
+    actual, expected = (
         e.generate(PROMPTS, SamplingSettings(4, 12), 0) for e in (engine, make_engine(other))
     )
-    assert found.version == 7
-    assert torch.equal(found.log_probs, wanted.log_probs)
+    assert actual.version == 7
+    assert torch.equal(actual.log_probs, expected.log_probs)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(RuntimeError, match="Missing key"):
         engine.update_weights({"lm_head.weight": other.lm_head.weight}, version=8)
@@ -175,9 +179,9 @@ def test_the_engine_samples_from_the_models_distribution():
         [[5, 6]], SamplingSettings(6000, 1, 0.8), seed=0
     )
     with torch.no_grad():
-        wanted = (model(torch.tensor([[5, 6]]))[0, -1] / 0.8).softmax(-1).numpy() * 6000
+        expected = (model(torch.tensor([[5, 6]]))[0, -1] / 0.8).softmax(-1).numpy() * 6000
     seen = np.bincount(rollout.completion_ids[:, 0], minlength=24)
-    assert ((seen - wanted) ** 2 / wanted).sum() < 49.7  # 0.1 % of draws would be above
+    assert ((seen - expected) ** 2 / expected).sum() < 49.7  # 0.1 % of draws would be above
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
@@ -189,7 +193,7 @@ def test_the_engine_samples_from_the_models_distribution():
     scale=st.sampled_from([0.1, 3.0, 40.0]),
 )
 @example(width=3, seed=1, top_p=1.0, place=0.0, scale=40.0)
-def test_a_draw_is_the_token_at_which_the_cumulative_probability_passes_the_number(
+def test_a_draw_is_the_first_token_whose_cumulative_probability_exceeds_the_uniform_number(
     width, seed, top_p, place, scale
 ):
     logits = torch.randn(3, width, generator=torch.Generator().manual_seed(seed)) * scale
@@ -228,9 +232,9 @@ def test_what_cannot_be_completed_is_refused_before_any_work(prompts, budget, me
         make_engine().generate(prompts, SamplingSettings(2, budget), 0)
 
 
-def test_as_many_rows_as_memory_holds_are_decoded_together():
-    """An 80 GB card beside Moxin 7B's ring of 604 MB a row, a small model's, and one that does not
-    fit at all.
+def test_max_rows_follows_the_memory():
+    """An 80 GB GPU with Moxin 7B's ring of 604 MB per row, with a small model's, and with one that
+    does not fit.
     """
     assert [rows_that_fit(40 << 30, row) for row in (604 << 20, 19 << 20, 10 << 30, 99 << 30)] == [
         64,
@@ -261,21 +265,29 @@ from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.reasoning.ring_engine import RingEngine
 from moxin_lab.reasoning.rollout import SamplingSettings
 
-shape = {"hidden_size": 16, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2}
 config = MoxinConfig(
-    vocab_size=40, intermediate_size=32, sliding_window=16, max_position_embeddings=64, initializer_range=0.3, **shape
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    head_dim=32,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    sliding_window=16,
+    max_position_embeddings=64,
+    initializer_range=0.3,
 )
 model = MoxinForCausalLM(config, generator=torch.Generator().manual_seed(0)).eval()
 prompts = [[5, 6, 7, 8, 9], [10]]
-found, wanted = (
+actual, expected = (
     RingEngine(model, eos_token_id=2, pad_token_id=0, kernels=kernels, graph=False).generate(
         prompts, SamplingSettings(3, 20), 0
     )
     for kernels in (True, False)
 )
-assert set(wanted.finish_reasons) == {"eos", "length"}
-assert torch.equal(found.completion_ids, wanted.completion_ids)
-torch.testing.assert_close(found.log_probs, wanted.log_probs, atol=1e-4, rtol=0)
+assert set(expected.finish_reasons) == {"eos", "length"}
+assert torch.equal(actual.completion_ids, expected.completion_ids)
+torch.testing.assert_close(actual.log_probs, expected.log_probs, atol=1e-4, rtol=0)
 """
 
 
@@ -283,7 +295,7 @@ torch.testing.assert_close(found.log_probs, wanted.log_probs, atol=1e-4, rtol=0)
     torch.cuda.is_available(), reason="with a GPU the kernel itself runs, in the tests below"
 )
 def test_the_ring_kernel_gives_the_same_completions_in_tritons_interpreter():
-    """In a process of its own, because the interpreter is chosen when Triton is imported."""
+    """In a separate process, because the interpreter is chosen when Triton is imported."""
     pytest.importorskip("triton", reason="Triton is not installed on this system")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -335,8 +347,10 @@ def test_on_a_gpu_the_graph_gives_what_the_kernels_give_without_it():
     assert (plain.completion_ids == graph.completion_ids).all(
         dim=1
     ).float().mean() > 0.95  # rounding turns a draw now and then
-    for row, wanted in enumerate(trainers_log_probs(model, graph, 1.0)):
-        torch.testing.assert_close(graph.log_probs[row, : len(wanted)], wanted, atol=1e-3, rtol=0)
+    for row, expected in enumerate(trainers_log_probs(model, graph, 1.0)):
+        torch.testing.assert_close(
+            graph.log_probs[row, : len(expected)], expected, atol=1e-3, rtol=0
+        )
 
 
 @needs_gpu
@@ -354,13 +368,13 @@ def test_on_a_gpu_captured_graphs_see_updated_weights_new_prompts_and_larger_bat
         (PROMPTS, MANY),
         (PROMPTS, SamplingSettings(64, 100, 0.7, 0.9)),
     ):
-        found, wanted = (made.generate(prompts, sampling, 1) for made in (engine, fresh))
-        assert found.version == 3 and torch.equal(found.completion_ids, wanted.completion_ids)
-        torch.testing.assert_close(found.log_probs, wanted.log_probs, atol=1e-4, rtol=0)
+        actual, expected = (each.generate(prompts, sampling, 1) for each in (engine, fresh))
+        assert actual.version == 3 and torch.equal(actual.completion_ids, expected.completion_ids)
+        torch.testing.assert_close(actual.log_probs, expected.log_probs, atol=1e-4, rtol=0)
 
 
 @needs_gpu
-def test_on_a_gpu_an_engine_that_is_gone_gives_its_memory_back_and_another_captures():
+def test_on_a_gpu_a_deleted_engine_frees_its_memory_and_another_captures():
     model = make_model(**SHAPE)
     for _ in range(3):
         engine = gpu_engine(model, dtype=torch.bfloat16)
@@ -374,10 +388,10 @@ def test_on_a_gpu_an_engine_that_is_gone_gives_its_memory_back_and_another_captu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs; run on the GPU machines")
 def test_an_engine_on_the_second_gpu_samples_what_one_on_the_first_does():
     model = eager_to_end(make_model(**SHAPE)).cuda()
-    found, wanted = (
+    actual, expected = (
         make_engine(model, device=device, dtype=torch.float32, check_every=4).generate(
             PROMPTS, MANY, 0
         )
         for device in ("cuda:1", "cuda:0")
     )
-    assert torch.equal(found.completion_ids, wanted.completion_ids)
+    assert torch.equal(actual.completion_ids, expected.completion_ids)

@@ -16,8 +16,8 @@ ASKED = ("generate", "update_weights")
 
 
 class FromElsewhere:
-    """Stands for an engine of another library: its own copy of the weights, its own random numbers,
-    one sequence at a time and no cache, and lists for answers. Whatever else is asked of it fails.
+    """An engine as another library would have it: its own copy of the weights and random numbers,
+    one sequence at a time, no cache, and lists as results. Any other attribute raises an error.
     """
 
     def __init__(self, model):

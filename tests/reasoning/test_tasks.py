@@ -116,7 +116,7 @@ def test_the_parts_have_their_shares():
 
 
 @pytest.mark.parametrize("scale", ["tiny", "small"])
-def test_the_scales_families_exist_are_apart_and_trained_ones_have_solvers(scale):
+def test_the_scales_families_exist_are_disjoint_and_trained_ones_have_solvers(scale):
     chosen = scales.load(scale).reasoning
     assert set(chosen.families) <= set(traces.SOLVERS)
     assert set(chosen.harder) <= set(chosen.families)

@@ -1,4 +1,4 @@
-"""Guarantees of the probe: an engine that ignores its updates is found; no other engine is accused."""
+"""Guarantees of the probe: an engine that ignores updates is found; no other engine is accused."""
 
 import copy
 

@@ -39,7 +39,9 @@ def allowed(request):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_training_runs_without_cudnns_attention_and_leaves_it_as_it_was(allowed, fails, tmp_path):
+def test_a_training_runs_without_cudnns_attention_and_restores_the_setting(
+    allowed, fails, tmp_path
+):
     seen = []
 
     def loss(model, batch):
