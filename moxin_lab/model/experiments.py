@@ -5,19 +5,18 @@ Out of scope: the measurements themselves, which are in `measures`; verdicts.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 
+from moxin_lab.lab.progress import Progress
 from moxin_lab.model import measures
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.model.expansion import RECIPES, expand
 from moxin_lab.model.mask import AttentionMask
-
-Progress = Callable[[int, int, str], None]
 
 
 def new_model(config: MoxinConfig, seed: int) -> MoxinForCausalLM:
