@@ -13,7 +13,6 @@ Out of scope: the meaning of the files (`packaged.py`); registry hosts, none of 
 
 import bz2
 import gzip
-import hashlib
 import importlib.util
 import io
 import lzma
@@ -25,6 +24,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
+
+from moxin_lab.lab.artifacts import sha256_file
 
 Files = dict[str, bytes]
 """The regular files of an archive: name, without a leading `./`, to content."""
@@ -155,17 +156,11 @@ def find(archive: Archive, folder: Path) -> Path:
     named = [path for path in _files(folder) if _without_epoch(path.name) == archive.file_name]
     if named:
         raise ArchiveError(
-            f"{named[0]} is not the recorded {archive}: its SHA-256 is {sha256_of(named[0])}, "
+            f"{named[0]} is not the recorded {archive}: its SHA-256 is {sha256_file(named[0])}, "
             f"expected {archive.sha256}. Nothing was read from it. Get it again from a source that "
             "you trust; if upstream republished it, make a new version of the data set on purpose."
         )
     raise ArchiveError(f"the {archive} is not in {folder}. {_by_hand(archive)}")
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_files(path: Path, kind: Literal["deb", "npm", "pypi"]) -> Files:
@@ -247,7 +242,7 @@ def _by_hash(archive: Archive, folder: Path) -> Path | None:
     files = sorted(_files(folder), key=lambda path: _without_epoch(path.name) != archive.file_name)
     suffix = Path(archive.file_name).suffix
     return next(
-        (path for path in files if path.suffix == suffix and sha256_of(path) == archive.sha256),
+        (path for path in files if path.suffix == suffix and sha256_file(path) == archive.sha256),
         None,
     )
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from moxin_lab.data.archives import sha256_of
 from moxin_lab.data.card_files import CardError, read_card, remedy
 from moxin_lab.data.packaged import MESSAGES
 from moxin_lab.data.sources import Source, rows_sha256, source
+from moxin_lab.lab.artifacts import sha256_file
 
 MARKERS = ("<!-- numbers: begin, written by `moxin-lab cards build` -->", "<!-- numbers: end -->")
 
@@ -74,7 +74,7 @@ def measured_part(folder: Path) -> str:
         raw = sum(map(len, _raw(table, record)))
         lines.append(
             f"| `data/{name}` | {table.num_rows:,} | {raw:,} | {path.stat().st_size:,} "
-            f"| `{sha256_of(path)}` |"
+            f"| `{sha256_file(path)}` |"
         )
     rebuilt = " that a build makes" if sampled else ""
     lines += _measured(

@@ -20,7 +20,6 @@ import pyarrow as pa
 import yaml
 
 from moxin_lab.data import instructions, preferences
-from moxin_lab.data.archives import sha256_of
 from moxin_lab.data.card_files import CardError, read_card, remedy
 from moxin_lab.data.card_numbers import render, sampled_tables
 from moxin_lab.data.sources import (
@@ -33,6 +32,7 @@ from moxin_lab.data.sources import (
     write,
     write_table,
 )
+from moxin_lab.lab.artifacts import sha256_file
 
 MAX_FILE_BYTES = 9 * 2**20
 MAX_TOTAL_BYTES = 29 * 2**20
@@ -124,7 +124,7 @@ def _card_problems(folder: Path, record: Source) -> Iterator[str]:
     readme, licence = folder / "README.md", folder / "LICENSE"
     if not licence.is_file():
         yield f"{licence} is missing. {remedy(folder)}"
-    elif sha256_of(licence) != record.license_sha256:
+    elif sha256_file(licence) != record.license_sha256:
         yield f"{licence} is not upstream's licence text as recorded. {remedy(folder)}"
     surplus = (
         {file.name for file in (folder / "data").glob("*")}

@@ -55,6 +55,7 @@ def stage_folder(root: Path, scale: str, stage: str) -> Path:
 
 
 def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
