@@ -1,13 +1,13 @@
 # make reproduce   the whole recipe at tiny scale, then reports/tiny/index.html
 # make test        ruff, mypy, import contracts, pytest
 # make docs        docs/ and the API reference into site/index.html, links checked
-# make lock        resolve the dependencies of pyproject.toml anew into requirements.lock (environment.yml installs the same file)
+# make lock        resolve the dependencies of pyproject.toml again into requirements.lock (environment.yml installs the same file)
 # Each first makes .venv (uv by pip, the lock, the package) and does nothing twice. SCALE=small, PYTHON=python3.12 change the obvious.
 
 PYTHON ?= python3
 SCALE ?= tiny
 BIN := .venv/bin
-# After the environment stands, nothing is fetched: hub clients must not try.
+# Once the environment is set up, nothing is fetched: hub clients must not try.
 export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 

@@ -66,7 +66,7 @@ def test_conda_environment_is_python_and_pip_and_its_header_installs_the_same_lo
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     assert yaml.safe_load(text)["dependencies"] == [f"python{project['requires-python']}", "pip"]
     install = "pip install --no-deps --require-hashes -r requirements.lock"
-    assert install in text  # pip would insist on a package that the lock leaves out
+    assert install in text  # pip would insist on a package that the lock omits
     assert install.removeprefix("pip install ") in (repository / "Makefile").read_text()
 
 

@@ -10,7 +10,7 @@ Guarantees: a peer runs in its own process, gets `--peer-deadline` seconds per i
 after that, so its hang is a number in its row; its start is not counted. Times are CPU time, of the
 calling thread and the process that decided, so that other work on the machine does not count.
 Shuffled pairs that are the same text or the same rational number are omitted by a reading that is
-not the verifier's own. Wrong pairs that any grader accepted are listed for human eyes.
+not the verifier's own. Wrong pairs that any grader accepted are listed, to be read by a person.
 Out of scope: a limit on a peer's memory, and several processes for peers; their seconds are of one
 process, ours of `--workers`.
 """
@@ -458,12 +458,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         )
         _progress(rows[-1])
         peer.close()
-    told: Any = (
+    listed: Any = (
         Counter(pair["grader"] for pair in accepted_wrong) if options.no_texts else accepted_wrong
     )
     return {
         "rows": rows,
-        "accepted_wrong": told,
+        "accepted_wrong": listed,
         "verifier": settings,
         "sets": {name: len(answers) for name, answers in sets.items()},
         "load": [load, os.getloadavg()[0]],

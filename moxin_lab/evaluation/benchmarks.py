@@ -7,7 +7,7 @@ of the scale file.
 
     table = run_benchmarks(models, settings.tasks)
 
-Guarantees: an unknown task is refused with its name before any model is asked; a model that cannot
+Guarantees: an unknown task is refused with its name before any model runs; a model that cannot
 generate (the n-gram) is omitted from tasks that need it. Out of scope: the data. A task of the
 harness downloads them, or reads the hub's cache where the network is off; a task file may name
 files of its own, relative to the folder in which the notebook runs (the repository's root).

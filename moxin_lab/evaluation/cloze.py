@@ -74,7 +74,7 @@ def build_items(
     Args:
         heldout: held-out pages; columns id, source, language, page, text.
         train: training text, with the same columns.
-        num_items: most items to build; there are fewer if the pages do not yield so many.
+        num_items: most items to build; fewer if the pages do not yield that many.
         seed: of the order of the passages and the positions of the answers.
     The keys of an item: id, language, source, page, context, choices, label (the index of the right
     choice), choice_pages.

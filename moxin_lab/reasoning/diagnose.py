@@ -1,5 +1,5 @@
-"""The GRPO doctor: from a training log, one paragraph that says whether reward rises, and if not,
-why and what to change first.
+"""Diagnosis of a GRPO training: from its log, one paragraph that says whether reward rises, and if
+not, why and what to change first.
 
     log (one row per step, the field's names) -> trend of the reward -> checks, from cause to
     consequence -> Diagnosis.paragraph

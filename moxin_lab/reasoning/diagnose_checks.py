@@ -1,4 +1,4 @@
-"""The checks of the GRPO doctor: what a log of numbers can say about why reward does not rise.
+"""The checks of the GRPO diagnosis: what a log of numbers can say about why reward does not rise.
 
     Run (a log and the reward's range) -> each check of `CHECKS` -> Cause, or None
 

@@ -264,7 +264,7 @@ def staleness_runs(
 
 
 def staleness_ends(grid: pd.DataFrame) -> pd.DataFrame:
-    """A row a run of the grid: `pass_at_1` of its last weights, and how many times faster than
+    """One row per run of the grid: `pass_at_1` of its last weights, and how many times faster than
     synchronous it would have been.
     """
     ends = grid.groupby(["staleness", "objective", "seed"], sort=False).last().reset_index()

@@ -1,4 +1,4 @@
-"""One token for every row of a rollout: the decoder's step on the ring, the draw, and the record of
+"""One token for every row of a rollout: the decoder's step on the ring, sampling, and the record of
 the token and its log-probability, without leaving the device.
 
     token [B] -> embedding -> blocks (fused projections, ring) -> logits -> draw(uniform)

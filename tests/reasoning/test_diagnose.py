@@ -1,4 +1,4 @@
-"""Guarantees of the GRPO doctor: each cause, provoked in a simulated run, is found and named first;
+"""Guarantees of the GRPO diagnosis: each cause, provoked in a simulated run, is found and named first;
 a healthy run has none.
 """
 

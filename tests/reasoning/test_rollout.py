@@ -356,7 +356,7 @@ def test_on_a_gpu_the_graph_gives_what_the_kernels_give_without_it():
 @needs_gpu
 def test_on_a_gpu_captured_graphs_see_updated_weights_new_prompts_and_larger_batches():
     """The second call has other weights, the third more rows than the ring, the fourth a longer
-    budget: graphs made anew.
+    budget, so graphs are captured again.
     """
     first, second = (eager_to_end(make_model(seed, **SHAPE)) for seed in (0, 1))
     engine = gpu_engine(first)
