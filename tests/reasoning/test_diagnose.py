@@ -1,5 +1,5 @@
-"""Guarantees of the GRPO diagnosis: each cause, provoked in a simulated run, is found and named first;
-a healthy run has none.
+"""Guarantees of the GRPO diagnosis: each cause, provoked in a simulated run, is found and named
+first; a healthy run has none.
 """
 
 import math
