@@ -140,7 +140,7 @@ def mixed(sets: dict[str, list[str]], corpus: dict[str, Any], seed: int) -> list
 
 
 def _in_a_box(gold: str) -> str:
-    """The gold answer as these peers read it; one that is a text with a box stays as it is."""
+    """The gold answer as these peers read it; a text that has a box already is unchanged."""
     return gold if "boxed" in gold else rf"\boxed{{{gold}}}"
 
 

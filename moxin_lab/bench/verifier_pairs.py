@@ -23,7 +23,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Item:
-    """gold and answer without a box; raw: the whole completion, where the answer stands in none."""
+    """gold and answer without a box; raw: the whole completion, if the answer is in no box."""
 
     gold: str
     answer: str

@@ -108,7 +108,7 @@ def html_fault(html: str) -> str | None:
 
 
 def keep_text(text: str) -> str:
-    """The text as it stands: code, reStructuredText, rendered dialogues."""
+    """The text unchanged: code, reStructuredText, rendered dialogues."""
     return text
 
 
@@ -203,8 +203,8 @@ def _hellaswag_text(row: dict[str, Any]) -> str:
 
 
 def _without_brackets(text: str) -> str:
-    """WikiHow's `[title]` marks a heading; what else stands in brackets is left over from the
-    set's making.
+    """WikiHow's `[title]` marks a heading; other brackets are remains of how the
+    set was made.
     """
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 

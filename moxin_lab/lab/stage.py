@@ -296,7 +296,7 @@ class Stage:
         if not all(math.isfinite(each) for each in (number, *(bounds or ()))):
             raise LabError(
                 f"{self.name} measures {name} {labels} as {number}, interval {bounds}: record only "
-                f"finite numbers; mend the cell in notebooks/{self.name}.ipynb"
+                f"finite numbers; fix the cell in notebooks/{self.name}.ipynb"
             )
         self._measures.append(
             {

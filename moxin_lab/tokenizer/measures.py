@@ -308,7 +308,7 @@ def with_interval(
 ) -> list[str]:
     """Each row's value and interval as text, such as `4.12 [4.01, 4.23]`.
 
-    The value stands alone where the interval is NaN.
+    The value alone where the interval is NaN.
     """
     sign = "+" if signed else ""
     texts = []

@@ -230,7 +230,7 @@ def test_solved_and_hopeless_prompts_together_are_named(verifier):
     assert names(diagnosis) == ["uniform_groups"] and "copies of one another" in diagnosis.paragraph
 
 
-def test_the_cause_stands_before_its_consequences(verifier):
+def test_the_cause_is_named_before_its_consequences(verifier):
     log = simulate(verifier, cut=1.0, skill=lambda step: (0.0, 0.01))
     diagnosis = diagnosis_of(log)
     assert names(diagnosis) == ["truncation", "no_answer", "all_zero_groups"]

@@ -384,7 +384,7 @@ def test_another_seed_is_judged_on_the_same_questions_and_seeds_repeat(run, veri
     assert other["GRPO"]["text"].tolist() != first["GRPO"]["text"].tolist()
 
 
-def test_the_staleness_grid_has_a_run_each_and_the_pictures_draw(run, verifier):
+def test_the_staleness_grid_has_one_run_per_combination_and_its_figures_are_drawn(run, verifier):
     experiment = sections.StalenessExperiment(
         levels=(0, 1), steps=2, prompts_per_step=2, learning_rate=1e-3, seeds=3
     )

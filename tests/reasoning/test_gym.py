@@ -48,7 +48,7 @@ def test_a_family_that_needs_pycosat_says_so() -> None:
     )
 
 
-def test_the_lock_leaves_out_what_needs_a_c_compiler(repository) -> None:
+def test_the_lock_omits_what_needs_a_c_compiler(repository) -> None:
     lock = (repository / "requirements.lock").read_text()
     assert "reasoning-gym==" in lock
     assert not re.search(r"^pycosat==", lock, flags=re.M)
