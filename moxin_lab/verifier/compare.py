@@ -15,6 +15,7 @@ from fractions import Fraction
 
 from moxin_lab.verifier import equations, evaluate, realset
 from moxin_lab.verifier.answers import (
+    Approximate,
     Based,
     Choice,
     Congruence,
@@ -39,7 +40,7 @@ from moxin_lab.verifier.answers import (
 )
 from moxin_lab.verifier.exact import NeedsWorker, exact
 from moxin_lab.verifier.expression import Tree, contains, expand_signs, symbols
-from moxin_lab.verifier.reading import read
+from moxin_lab.verifier.reading import NO_NAME, read
 
 RULES: dict[str, str] = {
     "number": (
@@ -109,6 +110,8 @@ def kind(reading: Reading) -> str:
     match reading:
         case Expression(tree):
             return "expression" if symbols(tree) or exact(tree, 4_096) is None else "number"
+        case Approximate(given):
+            return kind(given[0])
         case Quantity(_, unit):
             return "angle" if unit.dimensions in _ANGLES else "quantity"
         case Items("{}", _):
@@ -132,6 +135,9 @@ def kind(reading: Reading) -> str:
 
 _ANGLES = ((("degree", 1),), (("radian", 1),))
 _DEGREE, _RADIAN = _ANGLES
+_POUND = (("pound", 1),)
+_POUNDS = {(("pound-sterling", 1),), (("kg", 1),)}
+_WHOLE_POUNDS = (1, Fraction("0.45359237"))
 
 
 class Comparison:
@@ -198,6 +204,10 @@ class Comparison:
                 return self._choices(a, b)
             case Choice(), (Text() | Unread()):
                 return False
+            case Choice(), Expression(("sym", letter)) if (
+                len(letter) == 1 and letter in "ABCDEFGHIJ"
+            ):
+                return False  # (D) C: the letter of the choice decides
             case Choice(_, False, rest), _ if rest:
                 return self.any_same(rest, (b,))
             case Based(), Based():
@@ -216,6 +226,8 @@ class Comparison:
                 return self._matrix(a, b)
             case Named(), _:
                 return self._named(a, b)
+            case Approximate(), _:
+                return self._approximate(a, b)
             case Relation(), (Relation() | Expression() | Quantity() | Items()):
                 if (verdict := self._relation(a, b)) is not None:
                     return verdict
@@ -285,12 +297,13 @@ class Comparison:
 
     def _quantities(self, a: Quantity, b: Quantity) -> bool:
         if a.unit.dimensions == b.unit.dimensions:
-            if a.weak and b.weak and a.unit != b.unit:
-                return False
             return self.values(_scaled(a), _scaled(b)) or (
                 a.unit == b.unit and self.values(a.tree, b.tree)
             )
         dims = {a.unit.dimensions, b.unit.dimensions}
+        if _POUND in dims and dims & _POUNDS:  # of weight or of money
+            pound, other = (a, b) if a.unit.dimensions == _POUND else (b, a)
+            return other.unit.factor in _WHOLE_POUNDS and self.values(pound.tree, other.tree)
         if dims == {_DEGREE, _RADIAN}:
             degrees, radians = (a, b) if a.unit.dimensions == _DEGREE else (b, a)
             return self.values(("deg", degrees.tree), radians.tree)
@@ -301,7 +314,7 @@ class Comparison:
         return False
 
     def _unit_missing(self, a: Quantity, tree: Tree) -> bool:
-        if a.weak:
+        if a.weak or tree[0] == "pct":
             return False
         if a.unit.dimensions == _DEGREE and contains(tree, {"pi"}):
             return self.values(("deg", a.tree), tree)
@@ -320,9 +333,11 @@ class Comparison:
         if not modulus or modulus != exact(b.modulus, 4_096):
             return False
         residues = [exact(x.right, 4_096) for x in (a, b)]
+        if NO_NAME not in (a.left, b.left) and not self.values(a.left, b.left):
+            return False
         if residues[0] is None or residues[1] is None:
-            return self.values(a.left, b.left) and self.values(a.right, b.right)
-        return self.values(a.left, b.left) and (residues[0] - residues[1]) % modulus == 0
+            return self.values(a.right, b.right)
+        return (residues[0] - residues[1]) % modulus == 0
 
     def _choices(self, a: Choice, b: Choice) -> bool:
         marked = not (a.bare or b.bare)
@@ -330,6 +345,14 @@ class Comparison:
         if not same:
             return False
         return not (a.rest and b.rest) or self.any_same(a.rest, b.rest)
+
+    def _approximate(self, a: Approximate, b: Reading) -> bool:
+        """Both sides count, where the decimal is the exact value rounded."""
+        if not self.in_worker and exact(a.value, 4_096) is None:
+            raise NeedsWorker
+        return evaluate.rounds_to(a.value, a.decimal, figures=1) and (
+            self.any_same(a.exact, (b,)) or self.same(Expression(a.decimal), b)
+        )
 
     # ------------------------------------------------------------------ names and relations
 
@@ -510,12 +533,15 @@ class Comparison:
             return None  # as sets of reals
         if len(a.sides) != len(b.sides):
             return False
-        flipped = Relation(b.sides[::-1], tuple(_FLIPPED.get(op, op) for op in b.ops[::-1]))
         if not self.in_worker:
             raise NeedsWorker
-        for other in (b, flipped):
+        others = [b]
+        if all(op in _FLIPPED for op in b.ops):
+            ops = tuple(_FLIPPED[op] for op in b.ops[::-1])
+            others.append(Relation(b.sides[::-1], ops))
+        for other in others:
             if a.ops == other.ops:
-                if len(a.sides) > 2:
+                if len(a.sides) > 2 or a.ops[0] not in _ORDERS:
                     if all(self.values(x, y) for x, y in zip(a.sides, other.sides, strict=True)):
                         return True
                 elif equations.proportional(
@@ -621,9 +647,21 @@ class Comparison:
         if any(isinstance(x, Items) and x.brackets == "<>" for x in (a, b)):
             return False
         try:
-            return self.solver.same(self.solver.of((a,)), self.solver.of((b,)))
+            one, other = self.solver.of((a,)), self.solver.of((b,))
+            if isinstance(a, Relation) and isinstance(b, Relation) and not one.pieces:
+                return not other.pieces and self._same_insoluble(a, b)
+            return self.solver.same(one, other)
         except realset.NotASet:
             return self._parts(a, b)
+
+    def _same_insoluble(self, a: Relation, b: Relation) -> bool:
+        """Two inequalities without a solution are the same only as multiples of each other."""
+        if len(a.ops) != 1 or len(b.ops) != 1 or a.ops[0] not in _ORDERS:
+            return False
+        strict = [relation.ops[0] in ("<", ">") for relation in (a, b)]
+        return strict[0] == strict[1] and equations.proportional(
+            _difference(a), _difference(b), positive=True
+        )
 
     def _parts(self, a: Reading, b: Reading) -> bool:
         if isinstance(a, SetOperation) and isinstance(b, SetOperation) and a.op == b.op:
@@ -674,7 +712,8 @@ class Comparison:
         return self._collections(list(a.conditions), conditions)
 
 
-_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+_ORDERS = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
+_FLIPPED = _ORDERS | {r"\ll": r"\gg", r"\gg": r"\ll", r"\sim": r"\sim", r"\propto": r"\propto"}
 
 
 def _scaled(quantity: Quantity) -> Tree:
@@ -782,5 +821,7 @@ def _float_noise(a: Tree, b: Tree, left: Fraction, right: Fraction) -> bool:
         for tree in (a, b)
     ]
     if max(figures) < 16 or min(figures) > 14:
+        return False
+    if left.denominator == right.denominator == 1:  # whole numbers are printed exactly
         return False
     return abs(left - right) * 10**15 <= max(abs(left), abs(right))

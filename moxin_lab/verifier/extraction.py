@@ -41,6 +41,17 @@ _FUNCTION_WORDS = "sqrt|sin|cos|tan|sec|csc|cot|log|ln|lg|exp|pi|max|min|gcd|lcm
 _LEADING_WORDS = re.compile(
     rf"\s*(?!(?:{_FUNCTION_WORDS})\b)(?:[A-Za-z]{{2,12}}[,:]?\s+){{1,2}}(?=\$|\\|[-+(\[|.\d]|[A-Za-z](?![A-Za-z])\s*[=<>^+*/(-])"
 )
+# An answer of words alone, a time of day or a ratio.
+_PHRASE = re.compile(
+    r"\s*(?:there (?:is|are) )?(?:no|infinitely many)(?: \w+)? (?:solutions?|roots?|values?)\s*\.?\s*"
+    r"|\s*(?:the (?:limit|value|answer) )?(?:does not exist|is undefined)\s*\.?\s*"
+    r"|\s*all (?:reals|real numbers)\s*\.?\s*"
+    r"|\s*\d+\s*:\s*\d+(?:\s*:\s*\d+)?(?:\s*[ap]\.?m\.?)?\s*",
+    re.IGNORECASE,
+)
+_SUBJECT = re.compile(r"\s*the (?:limit|value|answer) (?:is )?", re.IGNORECASE)
+_LABEL = re.compile(r"\s*\\text\s*\{[^{}\d]{0,40}?(?:answer|result)[^{}\d]{0,20}\}", re.IGNORECASE)
+_TUPLE_AT_END = re.compile(r"(?<![\w)}])[(\[]([^()\[\]\n$]{1,80},[^()\[\]\n$]{1,80})[)\]][.\s]*$")
 _CONCLUSION = r"\s*(?:so|hence|thus|therefore|then|finally|answer|result|solution)\b"
 _SAYS = re.compile(
     r"(?:final answer|answer|choice|option|result)\**\s*(?:is|are|:|=|would be|must be)[\s:*]*",
@@ -105,6 +116,10 @@ def extract(completion: str) -> Extracted | None:
         conclusion = re.match(_CONCLUSION, leading.group(), re.IGNORECASE) or not rest[:1].isdigit()
         if conclusion and _is_bare(rest) and not _PROSE.search(_MARKED.sub(" ", rest)):
             return _found(_undressed(rest), "bare")
+    if len(text) <= 200 and _PHRASE.fullmatch(text):
+        return _found(_SUBJECT.sub("", text), "bare")
+    if (label := _LABEL.match(text)) is not None and _is_bare(text[label.end() :]):
+        return _found(_undressed(text[label.end() :]), "bare")
     if _is_bare(text):
         return _found(text, "bare")
     return _said(text) or _last_expression(text)
@@ -184,14 +199,35 @@ def _is_bare(text: str) -> bool:
     return not words or _WORD_THEN_NUMBER.match(without) is None
 
 
+def _is_denied(before: str, after: str) -> bool:
+    """`not 9`, `9 is wrong`."""
+    return bool(
+        re.search(r"(?:\bnot|n't)(?: be| equal(?: to)?)?\s+(?:\$|\\\(\s*)?$", before)
+        or re.match(r"(?:\$|\s*\\\))?\s+is (?:wrong|false|incorrect|not)\b", after)
+    )
+
+
 def _last_expression(text: str) -> Extracted | None:
     math = number = None
     for match in _MATH.finditer(text, max(0, len(text) - TAIL)):
         content = next(group for group in match.groups() if group is not None)
+        if _is_denied(text[max(0, match.start() - 20) : match.start()], text[match.end() :][:20]):
+            continue
         if _is_bare(content) and content.strip():
             math = (match.end(), content)
+    ending = _TUPLE_AT_END.search(text, max(0, len(text) - 200))
+    if (
+        ending is not None
+        and not _PROSE.search(_MARKED.sub(" ", ending.group()))
+        and not re.search(r"(?:\b(?:not|and|or)|,)\s*$", text[: ending.start()][-20:])
+    ):  # the vertex is (1, 2)
+        return _found(ending.group().rstrip(". \n"), "math")
     for match in _LAST_NUMBER.finditer(text):
         number = (match.end(), match.group())
+    if number is not None:
+        start = number[0] - len(number[1])
+        if _is_denied(text[max(0, start - 20) : start], text[number[0] :][:20]):
+            number = None
     if math is not None and (number is None or math[0] >= number[0]):
         return _found(math[1], "math")
     return _found(number[1], "number") if number is not None else None

@@ -42,6 +42,7 @@ _UNICODE = {
     "≠": r"\ne ",
     "≈": r"\approx ",
     "≡": r"\equiv ",
+    "∴": "",
     "∪": r"\cup ",
     "∩": r"\cap ",
     "∖": r"\setminus ",
@@ -83,7 +84,7 @@ _ROOT_INDEX = {"√": "", "∛": "[3]", "∜": "[4]"}
 
 _OPERATORS = (
     "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|arccot|arcsec|arccsc|sinh|cosh|tanh|coth|sech|csch"
-    "|arcsinh|arccosh|arctanh|arsinh|arcosh|artanh|ln|log|lg|exp|lcm|gcd|max|min|Re|Im|tg|ctg"
+    "|arcsinh|arccosh|arctanh|arsinh|arcosh|artanh|ln|log|lg|exp|lcm|gcd|max|min|Re|Im|tg|ctg|cis"
 )
 _SUBSTITUTIONS = [
     # Thousands that LaTeX holds together: never a list.
@@ -135,7 +136,14 @@ _SUBSTITUTIONS = [
     ),
     (re.compile(r"\^\s*\{?\s*\\(?:text|mathrm)\s*\{\s*o\s*\}\s*\}?"), r"\\degree "),
     (re.compile(r"(?<=\d)\s*(?:\\text\s*\{\s*to\s*\}|(?<= )to )\s*(?=\d)"), ":"),
+    (re.compile(r"\^\s*\{\s*(?:\\prime\s*\\prime|'\s*')\s*\}"), "''"),
     (re.compile(r"\^\s*(?:\\prime(?![A-Za-z])|\{\s*((?:\\prime\s*)+)\})"), "'"),
+    (re.compile(r"\\(?:therefore|because)(?![A-Za-z])"), " "),
+    # Minutes, not a minimum: a number before, no bracket behind.
+    (
+        re.compile(r"(?<=[\d}])\s*\\(?:text|mathrm)\s*\{\s*min\s*\}(?!\s*[({\\])"),
+        r"\\text{ minutes}",
+    ),
     (re.compile(r"\\(?:mathrm|text|mathup)\s*\{\s*([eid])\s*\}"), r" \1"),
     (
         re.compile(rf"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{{\s*({_OPERATORS})\s*\}}"),
@@ -147,6 +155,8 @@ _SUBSTITUTIONS = [
         ),
         r"\\text",
     ),
+    # A power in a unit: \text{m s^{-1}}.
+    (re.compile(r"(?<=[A-Za-z])\^\{(-?\d)\}(?=[^{}\d]{0,40}\})"), r"^\1"),
     (re.compile(r"\\(?:mathbf|mathfrak|mathscr|vec)\s*(?=\{|\s*[A-Za-z\\])"), ""),
     (re.compile(r"\\(?:[dtc]?frac|nicefrac|sfrac|flatfrac|xfrac)(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:d|t)binom(?![A-Za-z])"), r"\\binom"),
@@ -234,7 +244,7 @@ def normalise(answer: str) -> str:
         text = _ESCAPED_TWICE.sub(r"\\", text)
     if (
         any(character in text for character in "\\{}%~*<>!.^\n\t")
-        or "  " in text
+        or re.search(r"\d[eE][-+\d]|  ", text)
         or "x" in text
         or " " in text
     ):

@@ -19,6 +19,7 @@ from fractions import Fraction
 
 from moxin_lab.verifier import units
 from moxin_lab.verifier.answers import (
+    Approximate,
     Based,
     Choice,
     Congruence,
@@ -46,10 +47,13 @@ from moxin_lab.verifier.expression import (
     NotAnExpression,
     Tree,
     parse,
+    symbols,
 )
 from moxin_lab.verifier.normalise import normalise, without_lead_in
 from moxin_lab.verifier.tokens import CLOSING, OPENING, Token, tokenise
 
+NO_NAME: Tree = ("sym", "")
+"""What is congruent in `3 \\pmod 7`: not said."""
 MOST = 4  # readings of one part
 
 
@@ -102,6 +106,9 @@ _EXCEPT = re.compile(
 _TIME = re.compile(
     r"(\d{1,2})(?::(\d{2}))?\s*(?:\\text\s*\{)?\s*([ap])\.?\s*m\.?\s*\}?", re.IGNORECASE
 )
+_CLOCK = re.compile(r"(\d{1,2})\s*:\s*(0\d)")
+"""A time of day: no ratio is written 3:00 or 3:05."""
+_ARC = re.compile(r"(-?\d+(?:\.\d+)?)\s*('{1,2})")
 _SAME_WORDS = {
     "dne": "undefined",
     "does not exist": "undefined",
@@ -163,6 +170,10 @@ def read(text: str) -> Readings:
         return (*found, *read(normalise(inner.group(1))))
     if (time := _TIME.fullmatch(text)) is not None:
         return (Text(f"{int(time.group(1))}:{time.group(2) or '00'} {time.group(3).lower()}m"),)
+    if (clock := _CLOCK.fullmatch(text)) is not None:
+        return (Text(f"{int(clock.group(1))}:{clock.group(2)}"),)
+    if (arc := _ARC.fullmatch(text)) is not None:
+        return _arc(Fraction(arc.group(1)), arc.group(2))
     if (beside := _EXCEPT.match(_bare(text))) and _ALL_REAL.fullmatch(_canonical(beside["all"])):
         points = read(beside["rest"])
         if isinstance(points[0], Expression):
@@ -182,6 +193,17 @@ def read(text: str) -> Readings:
     if not found:
         found.append(Text(_canonical(_bare(text))) if _is_prose(text) else Unread(text))
     return tuple(found[: 2 * MOST])
+
+
+def _arc(value: Fraction, mark: str) -> Readings:
+    """`30'` is minutes of arc or feet, `30''` seconds of arc or inches."""
+    scale, length = (60, "ft") if mark == "'" else (3600, "in")
+    found: list[Reading] = []
+    for number, name in ((value / scale, "degree"), (value, length)):
+        unit = units.parse(name, marked=True)
+        if unit is not None:
+            found.append(Quantity(("num", number, None, 0), unit[0]))
+    return tuple(found)
 
 
 def _thousands(text: str) -> list[str]:
@@ -313,12 +335,36 @@ def _read(tokens: list[Token]) -> Readings:
         if separators:
             return _joined(pieces, op)
     pieces, separators = _cut(tokens, _is_comma)
+    if separators and (family := _family(pieces)):
+        return family
     if separators:
         return _joined(pieces, "," if "," in separators else ";")
     for reader in (_relation, _set_operation, _bracketed, _special):
         if readings := reader(tokens):
             return readings[:MOST]
     return _value(tokens)[:MOST]
+
+
+def _family(pieces: list[list[Token]]) -> Readings:
+    """`n\\pi, n \\in \\mathbb{Z}` with the whole number under one name, k."""
+    *values, last = pieces
+    if len(last) != 3 or [t.text for t in last[1:]] != [r"\in", r"\Integers"]:
+        return ()
+    name = last[0].text
+    renamed: list[Token] = []
+    for value in values:
+        sides, ops = _cut(value, lambda t: t.kind != "text" and t.text in _RELATIONS)
+        letters = [token.text for token in value]
+        if set(ops) - {"="} or (ops and name in [t.text for t in sides[0]]) or letters == [name]:
+            return ()
+        if name != "k" and "k" in letters:
+            return ()
+        comma = [Token("op", ",")] if renamed else []
+        renamed += comma + [
+            Token(t.kind, "k", t.spaced) if t.kind == "word" and t.text == name else t
+            for t in value
+        ]
+    return _read(renamed) if any(t.text == "k" for t in renamed) else ()
 
 
 def _joined(pieces: list[list[Token]], op: str) -> Readings:
@@ -367,6 +413,8 @@ def _relation(tokens: list[Token]) -> Readings:
         return _read(pieces[1]) if len(ops) == 1 else ()
     if not all(pieces):
         return ()
+    if ops[-1] == r"\approx" and (rounded := _approximate(tokens, pieces[-2], pieces[-1])):
+        return (rounded,)
     ops = ["=" if op == r"\approx" else op for op in ops]
     if ops == [r"\equiv"]:
         return _congruence(pieces[0], pieces[1])
@@ -416,13 +464,35 @@ def _relation(tokens: list[Token]) -> Readings:
     return ()
 
 
+def _approximate(tokens: list[Token], left: list[Token], right: list[Token]) -> Reading | None:
+    """An exact value and its decimal: `\\frac{1}{3} \\approx 0.33`."""
+    value, decimal = _tree(left), _tree(right)
+    if value is None or decimal is None or symbols(value) or symbols(decimal):
+        return None
+    given = _read(tokens[: -len(right) - 1])
+    return Approximate(given, value, decimal) if given else None
+
+
 def _is_text(tokens: list[Token]) -> bool:
     return any(token.kind == "text" for token in tokens)
 
 
 def _tuple_of_names(left: Items, value: Readings) -> Readings:
     """`(x, y) = (1, 2)`."""
-    del left
+    names = [item[0].tree for item in left.items if isinstance(item[0], Expression)]
+    ordered = value[0]
+    if len(names) == len(left.items) and not any(symbols(name) for name in names):
+        return ()  # (1, 3) = (1, 2)
+    if (
+        isinstance(ordered, Items)
+        and ordered.brackets == "()"
+        and len(names) == len(left.items) == len(ordered.items)
+        and all(name[0] == "sym" for name in names)
+        and sorted(names, key=str) != names
+    ):  # (y, x) = (1, 2) says (x, y) = (2, 1)
+        pairs = sorted(zip(names, ordered.items, strict=True), key=lambda pair: str(pair[0]))
+        named = Items("", tuple((Named(name, item),) for name, item in pairs))
+        return (named,)
     return (Named(None, value),)
 
 
@@ -430,7 +500,7 @@ def _definition(left: list[Token], right: list[Token]) -> Reading | None:
     """`f(x) = ...`: a letter, perhaps with an index, before letters in parentheses."""
     texts = [token.text for token in left]
     match = re.fullmatch(
-        r"(\\?[A-Za-z]+'*(?:_ ?(?:\{ [^{}]* \}|\S))?(?: \^ (?:\{ - 1 \}|- 1))?'*)"
+        r"(\\?[A-Za-z]+(?: ?')*(?:_ ?(?:\{ [^{}]* \}|\S))?(?: \^ (?:\{ - 1 \}|- 1))?(?: ?')*)"
         r" \( (\\?[A-Za-z]+(?: , \\?[A-Za-z]+)*) \)",
         " ".join(texts),
     )
@@ -439,6 +509,9 @@ def _definition(left: list[Token], right: list[Token]) -> Reading | None:
     parameters = tuple(match.group(2).split(" , "))
     if any(len(p.lstrip("\\")) > 1 and p.lstrip("\\") not in GREEK for p in parameters):
         return None
+    events = match.group(1)[:1].isupper() and all(p.isupper() for p in parameters)
+    if events and not any(token.text in parameters for token in right):
+        return None  # P(A) = 0.3 and E(X) = 2 define nothing
     body = _read(right)
     return Function(match.group(1).replace(" ", ""), parameters, body) if body else None
 
@@ -460,7 +533,7 @@ def _congruence(left: list[Token], right: list[Token]) -> Readings:
     end = marks[0]
     opened = end > 0 and right[end - 1].text == "("
     modulus = right[end + 1 : -1] if opened else right[end + 1 :]
-    trees = _tree(left), _tree(right[: end - opened]), _tree(modulus)
+    trees = _tree(left) if left else NO_NAME, _tree(right[: end - opened]), _tree(modulus)
     if any(tree is None for tree in trees):
         return ()
     return (Congruence(*[tree for tree in trees if tree is not None]),)
@@ -640,7 +713,7 @@ def _special(tokens: list[Token]) -> Readings:
         return (NamedSet(_SETS[tokens[0].text]),)
     spelled = "".join(f"{{{t.text}}}" if t.kind == "text" else t.text for t in tokens)
     if based := re.fullmatch(
-        r"\(?([0-9A-Fa-f]*\d[0-9A-Fa-f]*)\)?_\{?\{?(\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\}?\}?",
+        r"\(?([0-9A-Fa-f]*\d[0-9A-Fa-f]*|[A-Fa-f]+(?=\)?_\{?16))\)?_\{?\{?(\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\}?\}?",
         spelled,
     ):
         name = based.group(2)
@@ -658,6 +731,8 @@ def _special(tokens: list[Token]) -> Readings:
             "sixteen": 16,
         }
         return (Based(based.group(1).upper(), int(names.get(name, name))),)
+    if any(t.text == r"\pmod" for t in tokens):  # 3 \pmod 7
+        return _congruence([], tokens)
     pieces, colons = _cut(tokens, lambda t: t.text == ":")
     if colons and all(pieces):
         parts = [_tree(piece) for piece in pieces]
@@ -783,6 +858,8 @@ def _scaled_matrix(tokens: list[Token]) -> Reading | None:
             inner = _bracketed(tokens[i:])
             if factor is None or not inner:
                 return None
+            if factor[0] == "sym" and re.fullmatch("[A-MO-TV-Z]", factor[1]):  # P(3, 4)
+                return Named(factor, inner)
             return _times(factor, inner[0])
     return None
 

@@ -123,6 +123,21 @@ def test_no_trick_is_accepted_for_every_gold(verifier, trick):
     )
 
 
+def test_an_answer_without_a_box_is_read_whole_or_not_at_all(verifier):
+    for answer, gold, right in [
+        ("the vertex is (1, 2)", "(1,2)", True),
+        ("The points are (1,2) and (3,4).", "(3,4)", False),
+        (r"\text{Answer: } 9", "9", True),
+        ("all reals", r"(-\infty,\infty)", True),
+        ("No solutions", r"\text{no solution}", True),
+        ("does not exist", r"\text{DNE}", True),
+        ("3 : 4", "3:4", True),
+        ("3:45 PM", r"3:45\text{ p.m.}", True),
+        ("It is not 5", "5", False),
+    ]:
+        assert verifier.verify(answer, gold).correct == right, (answer, gold)
+
+
 def test_each_reason_is_given_where_it_belongs(verifier):
     gold = r"\frac{1}{2}"
     for completion, reason, by in [
