@@ -106,6 +106,15 @@ class SetBuilder(Reading):
 
 
 @dataclass(frozen=True)
+class Approximate(Reading):
+    r"""`x = 2\sqrt2 \approx 2.83`. exact: what precedes the sign, value: its last side."""
+
+    exact: Readings
+    value: Tree
+    decimal: Tree
+
+
+@dataclass(frozen=True)
 class Logic(Reading):
     op: str  # or, and
     parts: tuple[Readings, ...]

@@ -345,13 +345,13 @@ def _sampled(numbers: Numbers, a: Tree, b: Tree, names: list[str]) -> bool | Non
     return True if compared >= (2 if names else 1) else None
 
 
-def rounds_to(value: Tree, decimal: Tree) -> bool:
+def rounds_to(value: Tree, decimal: Tree, figures: int = FIGURES) -> bool:
     """Whether a value, rounded to the digits that a decimal prints, is that decimal.
 
-    At least `FIGURES` significant digits must be printed. A decimal has no rounding of its own.
+    At least `figures` significant digits must be printed. A decimal has no rounding of its own.
     """
     sign, printed = _decimal(decimal)
-    if printed is None or printed[2] is None or printed[3] < FIGURES:
+    if printed is None or printed[2] is None or printed[3] < figures:
         return False
     other = _decimal(value)[1]
     if other is not None and other[2] is not None:  # two decimals: exactly

@@ -479,7 +479,13 @@ class _Parser:
         if name in ("infty", "infinity", "inf"):
             return ("const", "inf")
         if name == "overline" or name == "bar":
-            return ("call", name, (self.argument(),))
+            argument = self.argument()
+            if contains(argument, {"i"}):
+                return _conjugate(argument)
+            return ("call", name, (argument,))
+        if name == "cis":
+            angle = self.function_argument()
+            return ("add", ("fn", "cos", angle), ("mul", ("const", "i"), ("fn", "sin", angle)))
         if name in ("triangle", "angle", "square") and self.kind() == "word":
             letters = []
             while self.kind() == "word":
@@ -604,6 +610,13 @@ def symbols(tree: Tree) -> frozenset[str]:
         if isinstance(part, tuple):
             found |= symbols(part)
     return frozenset(found)
+
+
+def _conjugate(tree: Tree) -> Tree:
+    """The complex conjugate, with every symbol real."""
+    if tree == ("const", "i"):
+        return ("neg", tree)
+    return tuple(_conjugate(part) if isinstance(part, tuple) else part for part in tree)
 
 
 def contains(tree: Tree, kinds: frozenset[str] | set[str]) -> bool:

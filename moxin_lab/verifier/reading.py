@@ -520,7 +520,7 @@ def _mapping(left: list[Token], right: list[Token]) -> Readings:
     pieces, _ = _cut(left, lambda t: t.text == ":")
     variable = pieces[-1]
     body = _read(right)
-    if len(variable) != 1 or not body:
+    if len(variable) != 1 or variable[0].kind not in ("word", "cmd") or not body:
         return ()
     name = "".join(t.text for t in pieces[0]) if len(pieces) == 2 else ""
     return (Function(name, (variable[0].text,), body),)

@@ -213,6 +213,7 @@ _STOP = frozenset(
         " where"
         " when for with without mod modulo base divided multiplied over squared cubed half"
         " double triple"
+        " too enough"
         " remainder remaining maybe perhaps infinity infinitely none all every except exceeds"
         " exactly"
     )

@@ -449,9 +449,11 @@ def _extracted(completion: str, gold: str) -> Extracted | None:
 
 
 def _gold_answer(gold: str) -> str:
-    """A gold answer, out of its box or tag where it has one."""
+    """A gold answer, out of its box or tag, or behind GSM8K's mark, where it has one."""
     boxed = extract(gold) if "box" in gold or "<answer>" in gold.lower() else None
-    return boxed.text if boxed is not None and boxed.how in ("boxed", "tagged") else gold.strip()
+    if boxed is not None and boxed.how in ("boxed", "tagged"):
+        return boxed.text
+    return gold.rpartition("####")[2].strip() or gold.strip()  # GSM8K's mark
 
 
 @lru_cache(maxsize=65_536)
