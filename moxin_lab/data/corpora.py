@@ -16,7 +16,7 @@ true.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.json
@@ -24,33 +24,13 @@ import pyarrow.parquet
 
 from moxin_lab.data.extract import CurationError, Raw, Unreadable, keep_text, render
 from moxin_lab.lab.progress import Progress
+from moxin_lab.scales.sections import CorpusSettings
 
 SUFFIXES = (".parquet", ".jsonl")
 
 
-class CorpusEntry(Protocol):
-    """An entry of `corpora` in a scale file (`moxin_lab.scales.sections.CorpusSettings`)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def path(self) -> str | None: ...
-    @property
-    def hub(self) -> str | None: ...
-    @property
-    def subset(self) -> str | None: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def page(self) -> str | None: ...
-    @property
-    def language(self) -> str: ...
-    @property
-    def rows(self) -> int | None: ...
-
-
 def extract_corpus(
-    entry: CorpusEntry, root: Path, progress: Progress | None = None
+    entry: CorpusSettings, root: Path, progress: Progress | None = None
 ) -> tuple[pa.Table, pa.Table]:
     """Documents and rejected rows of one corpus, in the columns of `extract.DOCUMENTS` and
     `extract.REJECTED`.
@@ -62,7 +42,7 @@ def extract_corpus(
     return render(entry.name, raws, entry.rows or 0, progress)
 
 
-def _raw(entry: CorpusEntry, index: int, row: dict[str, Any]) -> Raw:
+def _raw(entry: CorpusSettings, index: int, row: dict[str, Any]) -> Raw:
     absent = [name for name in (entry.text, entry.page) if name and name not in row]
     if absent:
         raise CurationError(
@@ -81,7 +61,7 @@ def _no_text(text: str) -> str:
     raise Unreadable("no text", "the text column of the row is missing or empty")
 
 
-def _rows(entry: CorpusEntry, root: Path) -> Iterator[dict[str, Any]]:
+def _rows(entry: CorpusSettings, root: Path) -> Iterator[dict[str, Any]]:
     """The first `rows` rows, all if that is None."""
     left = entry.rows
     for row in _hub_rows(entry) if entry.hub else _file_rows(entry, root):
@@ -92,13 +72,13 @@ def _rows(entry: CorpusEntry, root: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _hub_rows(entry: CorpusEntry) -> Iterator[dict[str, Any]]:
+def _hub_rows(entry: CorpusSettings) -> Iterator[dict[str, Any]]:
     import datasets
 
     yield from datasets.load_dataset(entry.hub, entry.subset, split="train", streaming=True)
 
 
-def _file_rows(entry: CorpusEntry, root: Path) -> Iterator[dict[str, Any]]:
+def _file_rows(entry: CorpusSettings, root: Path) -> Iterator[dict[str, Any]]:
     assert entry.path is not None
     folder = root / entry.path
     files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)

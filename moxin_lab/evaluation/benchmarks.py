@@ -15,31 +15,19 @@ files of its own, relative to the folder in which the notebook runs (the reposit
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from moxin_lab.evaluation.harness import NGramLM, TokenLM, quiet
+from moxin_lab.scales.sections import TaskSettings
 
 COLUMNS = ("task", "shots", "items", "model", "metric", "value", "stderr")
 
 
-class TaskEntry(Protocol):
-    """An entry of `tasks` in a scale file (`moxin_lab.scales.sections.TaskSettings`)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def shots(self) -> int | None: ...
-    @property
-    def limit(self) -> int | None: ...
-    @property
-    def folder(self) -> str | None: ...
-
-
-def run_benchmarks(models: Mapping[str, TokenLM], entries: Sequence[TaskEntry]) -> pd.DataFrame:
+def run_benchmarks(models: Mapping[str, TokenLM], entries: Sequence[TaskSettings]) -> pd.DataFrame:
     """Each task with each model: one row per task, model and metric, in `COLUMNS`.
 
     value and stderr are the harness's (stderr is NaN where it gives none); items is the number of
@@ -65,7 +53,7 @@ def run_benchmarks(models: Mapping[str, TokenLM], entries: Sequence[TaskEntry]) 
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _manager(entry: TaskEntry) -> TaskManager:
+def _manager(entry: TaskSettings) -> TaskManager:
     if entry.folder is None:
         manager = TaskManager()  # indexes thousands of files
     elif not Path(entry.folder).is_dir():
@@ -78,7 +66,7 @@ def _manager(entry: TaskEntry) -> TaskManager:
     return manager
 
 
-def _generates(entry: TaskEntry, manager: TaskManager) -> bool:
+def _generates(entry: TaskSettings, manager: TaskManager) -> bool:
     """Whether any task of the entry asks for generated text."""
     with quiet():
         loaded = manager.load([entry.name])

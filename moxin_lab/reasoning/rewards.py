@@ -35,6 +35,7 @@ import numpy as np
 from moxin_lab.lab.artifacts import find_root
 from moxin_lab.reasoning.advantages import check_rewards
 from moxin_lab.reasoning.tasks import Task, judge
+from moxin_lab.scales.sections import RewardSettings
 from moxin_lab.verifier.extraction import BOX_AT_END
 from moxin_lab.verifier.verifier import Verdict, Verifier
 
@@ -49,19 +50,6 @@ class HasTask(Protocol):
 
     @property
     def task(self) -> Task: ...
-
-
-class RewardEntry(Protocol):
-    """An entry of `rewards` in a scale file (`moxin_lab.scales.sections.RewardSettings`)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def weight(self) -> float: ...
-    @property
-    def file(self) -> str | None: ...
-    @property
-    def arguments(self) -> dict[str, object]: ...
 
 
 @dataclass(frozen=True)
@@ -160,13 +148,13 @@ class WeightedReward:
     """
 
     def __init__(
-        self, entries: Sequence[RewardEntry], verifier: Verifier, *, root: Path | None = None
+        self, entries: Sequence[RewardSettings], verifier: Verifier, *, root: Path | None = None
     ) -> None:
         names = [entry.name for entry in entries]
         if not entries or len(set(names)) < len(names):
             raise ValueError(f"rewards are {names}: give at least one, and each name once")
         self._verifier = verifier
-        self._parts: list[tuple[RewardEntry, RewardFunction]] = []
+        self._parts: list[tuple[RewardSettings, RewardFunction]] = []
         for entry in entries:
             function = resolve(entry.name, entry.file, root)
             try:
