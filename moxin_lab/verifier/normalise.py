@@ -155,6 +155,7 @@ _SUBSTITUTIONS = [
         ),
         r"\\text",
     ),
+    (re.compile(r"^\\text\s*\{\s*(?:negative|minus)\s*\}"), "-"),
     # A power in a unit: \text{m s^{-1}}.
     (re.compile(r"(?<=[A-Za-z])\^\{(-?\d)\}(?=[^{}\d]{0,40}\})"), r"^\1"),
     (re.compile(r"\\(?:mathbf|mathfrak|mathscr|vec)\s*(?=\{|\s*[A-Za-z\\])"), ""),

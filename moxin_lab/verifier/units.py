@@ -213,7 +213,8 @@ _STOP = frozenset(
         " where"
         " when for with without mod modulo base divided multiplied over squared cubed half"
         " double triple"
-        " too enough"
+        " too enough factorial negative halves third thirds fourths fifths sixths eighths"
+        " tenths hundredths thousandths"
         " remainder remaining maybe perhaps infinity infinitely none all every except exceeds"
         " exactly"
     )
