@@ -212,8 +212,8 @@ def test_hostile_answers_from_asyncio_leave_the_loop_running():
 
 
 def test_a_killed_worker_costs_no_answer():
-    answers = [rf"\sqrt{{{n * n}}}+x-x" for n in range(2, 202)]
-    golds = [str(n if n % 3 else n + 1) for n in range(2, 202)]
+    answers = [rf"\sqrt{{{n * n}}}+x-x" for n in range(2, 1002)]
+    golds = [str(n if n % 3 else n + 1) for n in range(2, 1002)]
     results = []
     # The first death is forgiven once an answer: a second kill of the same answer's worker would
     # end in a refusal.
@@ -231,7 +231,7 @@ def test_a_killed_worker_costs_no_answer():
                     kills += 1
         thread.join()
     assert kills == 2
-    assert [verdict.correct for verdict in results] == [n % 3 != 0 for n in range(2, 202)]
+    assert [verdict.correct for verdict in results] == [n % 3 != 0 for n in range(2, 1002)]
 
 
 def test_a_killed_fork_server_is_replaced():
