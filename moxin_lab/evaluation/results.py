@@ -1,18 +1,17 @@
-"""Task files for the harness, and tables and figures from its results.
+"""Task files for the harness, and tables from its results.
 
     write_task_data(folder, texts, items)                 # <task>.jsonl for each language
     bits = bits_table({"trained": results, ...}, seed=0)
-    bits_figure(bits)
 
 Guarantees: every number comes from the samples that the harness logged; intervals are over
 documents (bootstrap) and items (Wilson); two models are compared on the same items.
-Out of scope: running a model (`harness`).
+Out of scope: running a model (harness.py), drawing (figures.py).
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,13 +20,8 @@ from moxin_lab.evaluation.bits_per_byte import bits_per_byte_by_group
 from moxin_lab.evaluation.cloze import NUM_CHOICES
 from moxin_lab.evaluation.statistics import Estimate, paired_bootstrap, wilson_interval
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 BITS_TASK = "moxin_bits_per_byte_"
 CLOZE_TASK = "moxin_cloze_"
-MARKERS = ("o", "s", "D", "^")
 METRICS = {"acc": "by log-likelihood", "acc_norm": "by log-likelihood per character"}
 """The harness's metrics of a multiple-choice task, and how each one ranks the choices."""
 
@@ -98,32 +92,10 @@ def cloze_difference(
     return paired_bootstrap(a[metric], b[metric], seed=seed)
 
 
-def bits_figure(table: pd.DataFrame) -> "Figure":
-    """Bits per byte by language: one marker per model, whiskers for the intervals."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.0, 3.6))
-    _points(axes, table, "bits_per_byte")
-    axes.set_ylabel("bits per byte (lower is better)")
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("language of the held-out text")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
-    return figure
-
-
 def bits_wide(table: pd.DataFrame) -> pd.DataFrame:
     """`bits_table` with one row per language and one column per model, in their order."""
     wide = table.pivot(index="language", columns="model", values="bits_per_byte")
     return wide.loc[table["language"].unique(), table["model"].unique()]
-
-
-def bits_alt(table: pd.DataFrame) -> str:
-    """The figure of `bits_figure` in words."""
-    rows = [
-        f"{language}: " + ", ".join(f"{model} {value:.2f}" for model, value in row.items())
-        for language, row in bits_wide(table).iterrows()
-    ]
-    return f"Held-out bits per byte by language. {'. '.join(rows)}."
 
 
 def cloze_wide(table: pd.DataFrame) -> pd.DataFrame:
@@ -151,17 +123,6 @@ def cloze_pooled(table: pd.DataFrame) -> pd.DataFrame:
     return pooled.assign(text=texts)
 
 
-def cloze_alt(table: pd.DataFrame) -> str:
-    """The figure of `cloze_figure` in words."""
-    values = "; ".join(
-        f"{model} {metric} {text}" for (model, metric), text in cloze_pooled(table)["text"].items()
-    )
-    return (
-        "Share of correct answers by language and model, chance 25 %. All languages together: "
-        f"{values}."
-    )
-
-
 def cloze_sentence(table: pd.DataFrame, gain: Estimate, metric: str) -> str:
     """Whether the trained model is above chance, and whether a difference from the untrained one is
     seen.
@@ -185,29 +146,6 @@ def cloze_sentence(table: pd.DataFrame, gain: Estimate, metric: str) -> str:
     )
 
 
-def cloze_figure(table: pd.DataFrame) -> "Figure":
-    """Cloze accuracy by language: one panel per metric, with a line at chance."""
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(2, 1, figsize=(7.0, 5.6), sharex=True, sharey=True)
-    for axes, (metric, title) in zip(panels, METRICS.items(), strict=True):
-        part = table[table["metric"] == metric]
-        percent = part.assign(**{name: 100 * part[name] for name in ("accuracy", "low", "high")})
-        axes.axhline(
-            100 / NUM_CHOICES, color="black", linewidth=1.2, linestyle="--", label="chance, 25 %"
-        )
-        _points(axes, percent, "accuracy")
-        axes.set_title(f"{metric}: choice {title}", pad=4)
-        axes.set_ylabel("correct answers, %")
-        axes.set_ylim(0, 100)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        [*handles[1:], handles[0]], [*labels[1:], labels[0]], loc="outside upper center", ncols=4
-    )
-    panels[-1].set_xlabel("language of the held-out text")
-    return figure
-
-
 def _samples(result: Mapping[str, Any], prefix: str, metric: str) -> pd.DataFrame:
     """One row per sample of the tasks that begin with `prefix`, in the order of the documents.
 
@@ -220,24 +158,3 @@ def _samples(result: Mapping[str, Any], prefix: str, metric: str) -> pd.DataFram
         for sample in sorted(samples, key=lambda sample: sample["doc_id"])
     ]
     return pd.DataFrame(rows, columns=["language", "id", metric])
-
-
-def _points(axes: "Axes", table: pd.DataFrame, column: str) -> None:
-    languages = list(dict.fromkeys(table["language"]))
-    models = list(dict.fromkeys(table["model"]))
-    for index, (model, marker) in enumerate(zip(models, MARKERS, strict=False)):
-        part = table[table["model"] == model].set_index("language").loc[languages]
-        positions = np.arange(len(languages)) + 0.18 * (index - (len(models) - 1) / 2)
-        whiskers = np.abs(part[["low", "high"]].to_numpy().T - part[column].to_numpy())
-        axes.errorbar(
-            positions,
-            part[column],
-            yerr=whiskers,
-            fmt=marker,
-            markersize=6,
-            linewidth=1.4,
-            capsize=2.5,
-            label=model,
-        )
-    axes.set_xticks(np.arange(len(languages)), languages)
-    axes.grid(axis="x", visible=False)

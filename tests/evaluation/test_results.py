@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 
-from moxin_lab.evaluation import results
+from moxin_lab.evaluation import figures, results
 
 
 def result(answers, nats):
@@ -69,12 +69,12 @@ def test_task_data_is_one_file_per_task_and_language(tmp_path):
 
 
 def test_figures_show_every_model_and_the_line_of_chance():
-    bits = results.bits_figure(results.bits_table(RESULTS, seed=0))
+    bits = figures.bits_figure(results.bits_table(RESULTS, seed=0))
     assert [text.get_text() for text in bits.axes[0].get_legend().get_texts()] == [
         "trained",
         "untrained",
     ]
-    cloze = results.cloze_figure(results.cloze_table(RESULTS))
+    cloze = figures.cloze_figure(results.cloze_table(RESULTS))
     assert {text.get_text() for text in cloze.legends[0].get_texts()} == {
         "trained",
         "untrained",
@@ -87,13 +87,13 @@ def test_wide_tables_and_alternatives_have_every_model_and_language_of_the_long_
     bits, cloze = results.bits_table(RESULTS, seed=0), results.cloze_table(RESULTS)
     assert results.bits_wide(bits).columns.tolist() == ["trained", "untrained"]
     assert results.bits_wide(bits).loc["en", "trained"] == bits["bits_per_byte"].iloc[0]
-    assert "en: trained 1.15, untrained 2.89" in results.bits_alt(bits)
+    assert "en: trained 1.15, untrained 2.89" in figures.bits_alt(bits)
     wide = results.cloze_wide(cloze)
     assert wide.index.tolist() == ["en", "zh", "all"]
     assert wide["items"].tolist() == [10, 4, 14]
     assert wide.loc["en", "trained, acc"] == pytest.approx(90)
-    assert "trained acc 93 %" in results.cloze_alt(cloze)
-    assert results.cloze_alt(cloze).count("%") == 1 + 4  # chance, two models, two metrics
+    assert "trained acc 93 %" in figures.cloze_alt(cloze)
+    assert figures.cloze_alt(cloze).count("%") == 1 + 4  # chance, two models, two metrics
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from moxin_lab.lab import claims
 from moxin_lab.lab.artifacts import LabError
-from moxin_lab.openness import mof, report
+from moxin_lab.openness import figures, mof, report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,13 +119,13 @@ def test_pictures_and_their_text_alternatives_come_from_the_same_numbers(reading
         counts.to_numpy().sum() == len(verdicts) and counts.loc["architecture", "reproduced"] == 1
     )
     left = counts.loc["architecture", "not attempted"]
-    assert f"architecture: 1 reproduced, {left} not attempted" in report.verdict_alt(verdicts)
-    figure = report.verdict_figure(verdicts)
+    assert f"architecture: 1 reproduced, {left} not attempted" in figures.verdict_alt(verdicts)
+    figure = figures.verdict_figure(verdicts)
     written = sum(int(text.get_text()) for text in figure.axes[0].texts)
     assert written == len(verdicts), "the counts in the bars add up to the number of claims"
-    grid = report.component_figure(readings)
+    grid = figures.component_figure(readings)
     assert len(grid.axes[0].collections) == 17 * len(readings)
-    assert "Data card" in report.component_alt(readings)
+    assert "Data card" in figures.component_alt(readings)
 
 
 def test_every_claim_is_in_exactly_one_of_the_two_claim_tables():
