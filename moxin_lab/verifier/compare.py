@@ -136,8 +136,7 @@ def kind(reading: Reading) -> str:
 _ANGLES = ((("degree", 1),), (("radian", 1),))
 _DEGREE, _RADIAN = _ANGLES
 _POUND = (("pound", 1),)
-_POUNDS = {(("pound-sterling", 1),), (("kg", 1),)}
-_WHOLE_POUNDS = (1, Fraction("0.45359237"))
+_POUNDS = {(("pound-sterling", 1),): Fraction(1), (("kg", 1),): Fraction("0.45359237")}
 
 
 class Comparison:
@@ -301,9 +300,9 @@ class Comparison:
                 a.unit == b.unit and self.values(a.tree, b.tree)
             )
         dims = {a.unit.dimensions, b.unit.dimensions}
-        if _POUND in dims and dims & _POUNDS:  # of weight or of money
-            pound, other = (a, b) if a.unit.dimensions == _POUND else (b, a)
-            return other.unit.factor in _WHOLE_POUNDS and self.values(pound.tree, other.tree)
+        if _POUND in dims and dims & set(_POUNDS):  # of weight or of money
+            unit = (b if a.unit.dimensions == _POUND else a).unit
+            return unit.factor == _POUNDS[unit.dimensions] and self.values(a.tree, b.tree)
         if dims == {_DEGREE, _RADIAN}:
             degrees, radians = (a, b) if a.unit.dimensions == _DEGREE else (b, a)
             return self.values(("deg", degrees.tree), radians.tree)

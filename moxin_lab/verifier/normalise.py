@@ -165,7 +165,9 @@ _SUBSTITUTIONS = [
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
     # A power of ten as computers print it.
     (
-        re.compile(r"(?<![\dA-Za-z.])(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,4})(?![\d._A-Za-z])"),
+        re.compile(
+            r"(?<![\dA-Za-z.])(?!\d+e[-+][0-4](?![\d.]))(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,4})(?![\d._A-Za-z])"
+        ),
         r"\1\\times 10^{\2}",
     ),
     (re.compile(r"\\(?:surd|sqrt)(?![A-Za-z])"), r"\\sqrt"),

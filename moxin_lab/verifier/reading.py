@@ -182,7 +182,7 @@ def read(text: str) -> Readings:
     words = _words(text)
     if words is not None and (reading := _phrase(words)) is not None:
         return (*found, reading)
-    for variant in _thousands(text):
+    for variant in _thousands(text) + _powers_of_ten(text):
         tokens = tokenise(variant)
         if len(tokens) <= 2_000 and _balanced(tokens):
             found += [one for one in _read(tokens) if one not in found]
@@ -228,6 +228,12 @@ def _thousands(text: str) -> list[str]:
                 else [joined, text]
             )
     return [joined, text]
+
+
+def _powers_of_ten(text: str) -> list[str]:
+    """`2e-1` is a fifth as well as twice e less one."""
+    power = re.compile(r"(?<![\dA-Za-z.])(\d+)e([-+][0-4])(?![\d.])")
+    return [power.sub(r"\1\\times 10^{\2}", text)] if power.search(text) else []
 
 
 def _words(text: str) -> str | None:
