@@ -27,7 +27,7 @@ from moxin_lab.model import convert
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import batches, dpo, sampling, sft, tables
 from moxin_lab.posttraining.chat import Encoded
-from moxin_lab.scales.sections import InstructionTuningSettings
+from moxin_lab.scales.sections import InstructionTuningSettings, ReasoningSettings
 from moxin_lab.training.fit import fit_language_model
 
 
@@ -62,7 +62,7 @@ class Tests:
 def fine_tune(
     pretrained: Path,
     encoded: Sequence[Encoded],
-    settings: InstructionTuningSettings,
+    settings: InstructionTuningSettings | ReasoningSettings,
     *,
     seed: int,
     pad_id: int,

@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.lab.progress import Progress
+from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import chat, experiments, tables
 from moxin_lab.reasoning import asynchronous, datasets
 from moxin_lab.reasoning.grpo_trainer import Problem, train_grpo
@@ -30,7 +32,7 @@ from moxin_lab.reasoning.rewards import BOXED, WeightedReward
 from moxin_lab.reasoning.ring_engine import RingEngine, engine_options
 from moxin_lab.reasoning.rollout import SamplingSettings
 from moxin_lab.reasoning.tasks import GROUPS, Task, draw_all, judge, part_of, shown_question
-from moxin_lab.scales.sections import GRPOSettings
+from moxin_lab.scales.sections import GRPOSettings, ReasoningSettings
 from moxin_lab.verifier.verifier import REASONS, Verifier
 
 BACKWARD = 2
@@ -92,7 +94,9 @@ class Questions:
         return pd.crosstab(frame["family"], frame["use"])[list(uses)]
 
 
-def questions(settings: Any, *, seed: int, hub_path: Callable[[str], str] = str) -> Questions:
+def questions(
+    settings: ReasoningSettings, *, seed: int, hub_path: Callable[[str], str] = str
+) -> Questions:
     """Everything that the stage asks, from generators or from the hub sets.
 
     settings: a scale's `reasoning` section. hub_path: where a hub set is read, by its name there
@@ -132,6 +136,8 @@ def questions(settings: Any, *, seed: int, hub_path: Callable[[str], str] = str)
         left_out["asks a test question"] = len(cot) - len(apart)
         cot = apart
     else:
+        # The section refuses generated questions without counts: a generator has no end.
+        assert settings.cot_examples is not None and settings.problems is not None
         cot_tasks = draw_all(
             settings.families, part="cot", count=settings.cot_examples, traced=True, **common
         )
@@ -155,7 +161,7 @@ def questions(settings: Any, *, seed: int, hub_path: Callable[[str], str] = str)
 
 
 def encode(
-    conversations: Sequence[Any], tokenizer: Any, settings: Any
+    conversations: Sequence[Any], tokenizer: PreTrainedTokenizerFast, settings: ReasoningSettings
 ) -> tuple[list[chat.Encoded], pd.DataFrame]:
     """Traces as tokens, and those left out or cut by reason; an answer that is longer than the
     context is left out, never cut.
@@ -169,7 +175,7 @@ def encode(
 
 
 def for_as_long(
-    encoded: Sequence[chat.Encoded], settings: Any, forward_tokens: float
+    encoded: Sequence[chat.Encoded], settings: ReasoningSettings, forward_tokens: float
 ) -> tuple[list[chat.Encoded], Any, float]:
     """Traces that cost as much fine-tuning as `forward_tokens` forward passes of a token, the
     settings for one pass over them, and what they cost.
@@ -185,11 +191,11 @@ def for_as_long(
 
 
 def reinforce(
-    model: Any,
-    tokenizer: Any,
+    model: MoxinForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
     tasks: Sequence[Task],
     verifier: Verifier,
-    settings: Any,
+    settings: ReasoningSettings,
     *,
     seed: int,
     folder: Path,
@@ -216,21 +222,23 @@ def reinforce(
     return trained.eval().to(device), log
 
 
-def areal(settings: Any) -> Any:
+def areal(settings: ReasoningSettings) -> ReasoningSettings:
     """The settings with the values of their `areal` section in GRPO's place: AReaL's variant for
     `reinforce`.
     """
+    if settings.areal is None:
+        raise ValueError("the scale has no `areal` section, so there is no variant to train")
     return settings.model_copy(
         update={"grpo": settings.grpo.model_copy(update=settings.areal.model_dump())}
     )
 
 
 def staleness_runs(
-    model: Any,
-    tokenizer: Any,
+    model: MoxinForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
     asked: Questions,
     verifier: Verifier,
-    settings: Any,
+    settings: ReasoningSettings,
     *,
     seed: int,
     folder: Path,
@@ -241,6 +249,8 @@ def staleness_runs(
     same completions' seed for all runs.
     """
     experiment = settings.staleness_experiment
+    if experiment is None:
+        raise ValueError("the scale has no `staleness_experiment` section, so there is no grid")
     own = {
         name: getattr(experiment, name) for name in ("steps", "prompts_per_step", "learning_rate")
     }
@@ -299,14 +309,14 @@ def staleness_table(ends: pd.DataFrame, interval: Callable[[Any], Any]) -> pd.Da
     return table.assign(times_faster=faster.reindex(table.index))
 
 
-def _problems(tasks: Sequence[Task], tokenizer: Any) -> list[Problem]:
+def _problems(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast) -> list[Problem]:
     return [
         Problem(chat.encode_prompt(task.prompt(), tokenizer), task.answer, task.family, task=task)
         for task in tasks
     ]
 
 
-def forward_tokens(log: pd.DataFrame, prompt_tokens: float, settings: Any) -> float:
+def forward_tokens(log: pd.DataFrame, prompt_tokens: float, settings: ReasoningSettings) -> float:
     """What a GRPO run cost, in forward passes of one token: sampling 1 per token, the reference 1,
     training 1 + BACKWARD.
 
@@ -319,7 +329,12 @@ def forward_tokens(log: pd.DataFrame, prompt_tokens: float, settings: Any) -> fl
     return float(sampled + (2 + BACKWARD) * trained)
 
 
-def grpo_cost(log: pd.DataFrame, problems: Sequence[Task], tokenizer: Any, settings: Any) -> float:
+def grpo_cost(
+    log: pd.DataFrame,
+    problems: Sequence[Task],
+    tokenizer: PreTrainedTokenizerFast,
+    settings: ReasoningSettings,
+) -> float:
     """`forward_tokens` of a GRPO run on `problems`."""
     lengths = [len(chat.encode_prompt(task.prompt(), tokenizer)) for task in problems]
     return forward_tokens(log, sum(lengths) / len(lengths), settings)
@@ -338,12 +353,12 @@ def step_seconds(log: pd.DataFrame) -> pd.DataFrame:
 
 
 def answer(
-    model: Any,
-    tokenizer: Any,
+    model: MoxinForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
     tests: Mapping[str, Sequence[Task]],
     verifier: Verifier,
     *,
-    settings: Any,
+    settings: ReasoningSettings,
     seed: int,
 ) -> pd.DataFrame:
     """`settings.num_generations_eval` sampled completions of each test question, judged. One row
@@ -554,9 +569,9 @@ def repeat(
     start: Path,
     encoded: Sequence[chat.Encoded],
     asked: Questions,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     verifier: Verifier,
-    settings: Any,
+    settings: ReasoningSettings,
     *,
     seed: int,
     folder: Path,
