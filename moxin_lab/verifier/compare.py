@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from moxin_lab.verifier import equations, evaluate, realset
+from moxin_lab.verifier import equations, evaluate, realset, units
 from moxin_lab.verifier.answers import (
     Approximate,
     Based,
@@ -136,7 +136,10 @@ def kind(reading: Reading) -> str:
 _ANGLES = ((("degree", 1),), (("radian", 1),))
 _DEGREE, _RADIAN = _ANGLES
 _POUND = (("pound", 1),)
-_POUNDS = {(("pound-sterling", 1),): Fraction(1), (("kg", 1),): Fraction("0.45359237")}
+_POUNDS: dict[units.Dimensions, Fraction] = {
+    (("pound-sterling", 1),): Fraction(1),
+    (("kg", 1),): Fraction("0.45359237"),
+}
 
 
 class Comparison:
