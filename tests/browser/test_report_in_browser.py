@@ -173,7 +173,7 @@ def test_accessibility_tree_names_pictures_tables_and_formulas(example, watch):
 
 def test_claims_stay_a_table_when_a_telephone_stacks_them(example, watch):
     page = watch(example / "index.html", 360).page
-    table = page.get_by_role("table", name="Claims that this scale can decide")
+    table = page.get_by_role("table", name="Claims with a verdict at this scale")
     assert table.get_by_role("rowheader").count() >= 1
     assert table.get_by_role("cell", name="reproduced").count() == 1
 
