@@ -13,17 +13,25 @@ Out of scope: any other missing dependency, which fails as usual.
 
 import importlib.util
 import sys
+import warnings
 from types import ModuleType
 
 
 def load() -> ModuleType:
     """The package `reasoning_gym`."""
-    if "reasoning_gym" not in sys.modules and importlib.util.find_spec("pycosat") is None:
-        sys.modules["pycosat"] = _missing_pycosat()
+    if "reasoning_gym" not in sys.modules:
+        without_pycosat = importlib.util.find_spec("pycosat") is None
+        if without_pycosat:
+            sys.modules["pycosat"] = _missing_pycosat()
         try:
-            import reasoning_gym
+            # A package of its compares with `is` and a literal: Python warns once, when it compiles
+            # it, and the warning would put a path of this machine on the stage's page.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)
+                import reasoning_gym
         finally:
-            del sys.modules["pycosat"]
+            if without_pycosat:
+                del sys.modules["pycosat"]
     import reasoning_gym
 
     return reasoning_gym

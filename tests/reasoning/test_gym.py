@@ -1,5 +1,6 @@
 """Guarantees of moxin_lab.reasoning.gym: no family in use needs a package with a C compiler."""
 
+import os
 import re
 import subprocess
 import sys
@@ -52,3 +53,14 @@ def test_the_lock_omits_what_needs_a_c_compiler(repository) -> None:
     lock = (repository / "requirements.lock").read_text()
     assert "reasoning-gym==" in lock
     assert not re.search(r"^pycosat==", lock, flags=re.M)
+
+
+def test_a_first_import_prints_nothing(tmp_path) -> None:
+    """Python compiles the package here, as on a fresh machine, and would warn of its code."""
+    result = subprocess.run(
+        [sys.executable, "-c", "from moxin_lab.reasoning import gym; gym.load()"],
+        env={**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
