@@ -28,11 +28,12 @@ from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import chat, experiments, tables
 from moxin_lab.reasoning import asynchronous, datasets
 from moxin_lab.reasoning.grpo_trainer import Problem, train_grpo
-from moxin_lab.reasoning.rewards import BOXED, WeightedReward
+from moxin_lab.reasoning.rewards import WeightedReward
 from moxin_lab.reasoning.ring_engine import RingEngine, engine_options
 from moxin_lab.reasoning.rollout import SamplingSettings
 from moxin_lab.reasoning.tasks import GROUPS, Task, draw_all, judge, part_of, shown_question
 from moxin_lab.scales.sections import GRPOSettings, ReasoningSettings
+from moxin_lab.verifier.extraction import BOX_AT_END
 from moxin_lab.verifier.verifier import REASONS, Verifier
 
 BACKWARD = 2
@@ -204,7 +205,8 @@ def reinforce(
     """A copy of the model after GRPO on the tasks, paid by the rewards of the scale, and its log.
     It is in evaluation mode.
     """
-    chosen = GRPOSettings(**(settings.grpo.model_dump() | {"format_pattern": BOXED}))
+    # A gate and not a bonus, which would reward wrong answers in a box.
+    chosen = GRPOSettings(**(settings.grpo.model_dump() | {"format_pattern": BOX_AT_END}))
     device = next(model.parameters()).device
     trained = copy.deepcopy(model)
     log = train_grpo(
@@ -254,7 +256,7 @@ def staleness_runs(
     own = {
         name: getattr(experiment, name) for name in ("steps", "prompts_per_step", "learning_rate")
     }
-    chosen = GRPOSettings(**(settings.grpo.model_dump() | own | {"format_pattern": BOXED}))
+    chosen = GRPOSettings(**(settings.grpo.model_dump() | own | {"format_pattern": BOX_AT_END}))
     tests = {"in-family": asked.tests["in-family"]}
     return asynchronous.staleness_grid(
         lambda: copy.deepcopy(model),

@@ -39,11 +39,6 @@ from moxin_lab.scales.sections import RewardSettings
 from moxin_lab.verifier.extraction import BOX_AT_END
 from moxin_lab.verifier.verifier import Verdict, Verifier
 
-BOXED = BOX_AT_END
-"""A completion that ends in a box: stage 06 rewards no other. It is a gate and not a bonus, which
-would reward wrong answers in a box.
-"""
-
 
 class HasTask(Protocol):
     """What a reward needs of a problem."""
@@ -100,7 +95,7 @@ def verified_answer(batch: Batch) -> list[float]:
 
 
 @register("format")
-def matches_format(batch: Batch, *, pattern: str = BOXED) -> list[float]:
+def matches_format(batch: Batch, *, pattern: str = BOX_AT_END) -> list[float]:
     """1 where the whole completion matches the regular expression, else 0."""
     return [float(re.fullmatch(pattern, text, re.DOTALL) is not None) for text in batch.completions]
 

@@ -23,6 +23,7 @@ from moxin_lab.reasoning import datasets, experiments, figures, tasks
 from moxin_lab.reasoning.tasks import Task
 from moxin_lab.scales import sections
 from moxin_lab.scales.sections import GRPOSettings
+from moxin_lab.verifier.extraction import BOX_AT_END
 from moxin_lab.verifier.verifier import Verifier
 from tests.posttraining.examples import make_model, make_tokenizer
 
@@ -137,7 +138,7 @@ def test_fine_tuning_for_as_long_costs_as_much_within_half_a_step():
 def test_the_scales_grpo_section_is_what_the_trainer_takes(scale):
     section = scales.load(scale).reasoning.grpo
     assert isinstance(section, GRPOSettings)
-    changed = {"format_pattern": experiments.BOXED}
+    changed = {"format_pattern": BOX_AT_END}
     assert GRPOSettings(**(section.model_dump() | changed)) == section.model_copy(update=changed)
 
 
@@ -202,7 +203,7 @@ def test_a_completion_must_end_in_a_box_to_be_paid():
     import re
 
     matches = {
-        text: re.fullmatch(experiments.BOXED, text, re.DOTALL) is not None
+        text: re.fullmatch(BOX_AT_END, text, re.DOTALL) is not None
         for text in (
             "1+1=2\n\\boxed{2}",
             "\\boxed{2} \n",
@@ -231,10 +232,10 @@ def test_the_gate_accepts_what_the_extraction_reads():
         r"\boxed 5",
         r"\begin{align*}\boxed{5}\end{align*}",
     ):
-        assert re.fullmatch(experiments.BOXED, text, re.DOTALL), text
+        assert re.fullmatch(BOX_AT_END, text, re.DOTALL), text
         assert extract(text) is not None, text
     for text in (r"\boxed{5} or 6", r"\boxed{5}{6}", r"\boxed{5}\text{ cm}", "5"):
-        assert not re.fullmatch(experiments.BOXED, text, re.DOTALL), text
+        assert not re.fullmatch(BOX_AT_END, text, re.DOTALL), text
 
 
 def tiny(**changes):
