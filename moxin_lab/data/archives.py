@@ -30,8 +30,8 @@ from moxin_lab.lab.artifacts import sha256_file
 Files = dict[str, bytes]
 """The regular files of an archive: name, without a leading `./`, to content."""
 
-_AR_MAGIC = b"!<arch>\n"
-_AR_HEADER = 60
+AR_MAGIC = b"!<arch>\n"
+AR_HEADER = 60
 _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "data.tar": bytes,
     "data.tar.xz": lzma.decompress,
@@ -181,22 +181,28 @@ def read_files(path: Path, kind: Literal["deb", "npm", "pypi"]) -> Files:
     return dict(sorted(files.items()))
 
 
+def member_name(name: str, path: Path) -> str:
+    """A member's name without a leading `./`. Raises `ArchiveError` if it leads out of a folder."""
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name:
+        raise ArchiveError(
+            f"{path} has the unsafe member name {name!r}; the whole archive is refused"
+        )
+    return str(parts)
+
+
 def _tar_files(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, bytes]]:
     seen: set[str] = set()
     for member in tar:
-        name = PurePosixPath(member.name)
-        if name.is_absolute() or ".." in name.parts or "\\" in member.name or "\0" in member.name:
-            raise ArchiveError(
-                f"{path} has the unsafe member name {member.name!r}; the whole archive is refused"
-            )
+        name = member_name(member.name, path)
         if not member.isfile():  # folders, symbolic and hard links, devices
             continue
-        if str(name) in seen:
+        if name in seen:
             raise ArchiveError(f"{path} has {name} twice; the whole archive is refused")
-        seen.add(str(name))
+        seen.add(name)
         file = tar.extractfile(member)
         assert file is not None, "a regular member has content"
-        yield str(name), file.read()
+        yield name, file.read()
 
 
 def _deb_data(content: bytes, path: Path) -> bytes:
@@ -205,19 +211,19 @@ def _deb_data(content: bytes, path: Path) -> bytes:
     A Debian package is an `ar` archive: an 8-byte magic number, then members with 60-byte headers
     at even offsets.
     """
-    if not content.startswith(_AR_MAGIC):
+    if not content.startswith(AR_MAGIC):
         raise ArchiveError(
             f"{path} is not a Debian package: it does not begin with the ar magic number"
         )
-    offset = len(_AR_MAGIC)
-    while offset + _AR_HEADER <= len(content):
-        header = content[offset : offset + _AR_HEADER]
+    offset = len(AR_MAGIC)
+    while offset + AR_HEADER <= len(content):
+        header = content[offset : offset + AR_HEADER]
         name = header[:16].decode("ascii", "replace").strip().rstrip("/")
         size_text = header[48:58].strip()
         if header[58:60] != b"`\n" or not size_text.isdigit():
             raise ArchiveError(f"{path} is damaged: no ar header at byte {offset}")
         size = int(size_text)
-        start = offset + _AR_HEADER
+        start = offset + AR_HEADER
         if start + size > len(content):
             raise ArchiveError(f"{path} is cut short: {name} should have {size:,} bytes")
         if name.startswith("data.tar"):

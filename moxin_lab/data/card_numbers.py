@@ -192,14 +192,17 @@ def _facts(table: pa.Table, raws: list[bytes], record: Source) -> list[tuple[str
 def _facts_about_images(table: pa.Table, columns: tuple[str, ...]) -> list[tuple[str, int]]:
     """Facts about a set of images: their sizes, and the numbers of texts and questions.
 
-    Raises Pillow's error for bytes that are no image.
+    Raises CardError for bytes that are no PNG.
     """
     from PIL import Image
 
     facts = [("rows", table.num_rows)]
     for column in columns:
         images = table[column].to_pylist()
-        sizes = {Image.open(io.BytesIO(image)).size for image in images}
+        try:
+            sizes = {Image.open(io.BytesIO(image), formats=("PNG",)).size for image in images}
+        except (OSError, ValueError, TypeError) as error:
+            raise CardError(f"an image in the column `{column}` is no PNG: {error}") from error
         facts += [
             (f"bytes of all images in `{column}`", sum(map(len, images))),
             (f"distinct images in `{column}`", len(_digests(images))),

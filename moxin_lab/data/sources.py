@@ -123,11 +123,20 @@ def write(name: str, tables: dict[str, pa.Table], out: Path) -> list[Path]:
     return [write_table(table, out / "data" / file_name) for file_name, table in tables.items()]
 
 
-def write_table(table: pa.Table, path: Path) -> Path:
-    """Writes `table` as a zstd parquet file of one row group; returns `path`.
+def write_table(
+    table: pa.Table,
+    path: Path,
+    *,
+    compression_level: int = 19,
+    row_group_size: int | None = None,
+    use_dictionary: list[str] | None = None,
+) -> Path:
+    """Writes `table` as a zstd parquet file, at once or not at all; returns `path`.
 
-    The same table gives the same bytes with the same version of pyarrow.
+    row_group_size: rows; by default all in one group. use_dictionary: columns; by default those of
+    type string. The same table gives the same bytes with the same version of pyarrow.
     """
+    strings = [field.name for field in table.schema if field.type == pa.string()]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     # No column statistics: with one row group they do not help a reader, and for raw files they
@@ -137,9 +146,9 @@ def write_table(table: pa.Table, path: Path) -> Path:
         partial,
         version="2.6",
         compression="zstd",
-        compression_level=19,
-        row_group_size=max(1, table.num_rows),
-        use_dictionary=[field.name for field in table.schema if field.type == pa.string()],
+        compression_level=compression_level,
+        row_group_size=row_group_size or max(1, table.num_rows),
+        use_dictionary=strings if use_dictionary is None else use_dictionary,
         write_statistics=False,
         store_schema=False,
     )

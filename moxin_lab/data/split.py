@@ -1,29 +1,47 @@
 """Stage 01, last step: which pages are held out, and how much of their text is also in the training
 text.
 
-Guarantees: all documents of a page (its translations) are on one side; the side of a page depends
-on its name and the seed alone, so adding or removing other pages moves nothing; no training
-document is an exact copy of a held-out one, or has a Jaccard similarity at or above the threshold
-with one in a pair that `drop_straddling` was given.
-Out of scope: removal of shared passages. `overlap` measures them, in tokens of 13-grams that also
-occur in training.
+    pages -> units (a small project; pages that share passages)
+          -> a hash holds units out, of pages whose text other units hardly have
+          -> pages of which training text has more than a twentieth after all go back to training
+
+`split` takes a table. A pipeline gives `heldout_pages` labels and an iterator over 13-grams, of
+each document twice, so no text stays in memory.
+
+Guarantees: all documents of a page (its translations) are on one side; so are the pages of a unit,
+but for those whose own text sends them to training; of the tokens of a held-out document at most
+`MAX_OVERLAP` lie in 13-grams of the training text; the split depends on the set of documents and
+the seed, not on row order; where no passage is shared, a page's side depends on its name and the
+seed alone; no training document is an exact copy of a held-out one, or in one group of
+near-duplicates with one. Time is linear in the text.
+Out of scope: a fair sample. Pages that repeat other pages (references made by a program) are never
+held out, so held-out text is more varied than training text.
 """
 
 import hashlib
-import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from moxin_lab.data.clean import reject
+from moxin_lab.data.ngrams import NGRAM_TOKENS, hashes, tokens
 
-NGRAM_TOKENS = 13
-"""Length of the n-grams that contamination studies of language models look for (Brown et al. 2020,
-appendix C).
+MAX_OVERLAP = 0.05
+"""Largest share of a held-out document's tokens in 13-grams that training text has too."""
+UNIT_SHARE = 0.5
+"""A project or cluster with more than this part of `share`, in bytes of one of its languages, is
+drawn page by page. Our choice, so that no unit takes a language away from training.
 """
-
-_TOKEN = re.compile(r"[぀-ヿ㐀-䶿一-鿿가-힯]|[^\W぀-ヿ㐀-䶿一-鿿가-힯]+")
+SAMPLED = 2
+"""Units are found with one 13-gram in so many, chosen by its hash: half the memory."""
+SAMPLED_BYTES = 160 << 20
+"""Bytes of text from which one in twice as many is taken, and so on: about 30 million 13-grams are
+held, of any number.
+"""
 
 
 def is_heldout(page: str, share: float, seed: int) -> bool:
@@ -34,85 +52,288 @@ def is_heldout(page: str, share: float, seed: int) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def split(documents: pa.Table, share: float, seed: int) -> tuple[pa.Table, pa.Table]:
-    """(train, heldout): about `share` of the pages held out, each with all its documents."""
-    side = pa.array(
-        [is_heldout(page, share, seed) for page in documents["page"].to_pylist()], pa.bool_()
-    )
+class Documents(NamedTuple):
+    """What is split: labels and bytes of each row, and its 13-grams whenever they are asked for.
+
+    project: None if pages of a project need not stay together. grams: of the rows that are wanted,
+    bool [rows], yields the number and `ngrams.hashes` of its tokens, once a row, in any order.
+    """
+
+    page: np.ndarray
+    source: np.ndarray
+    language: np.ndarray
+    project: np.ndarray | None
+    sizes: np.ndarray
+    grams: Callable[[np.ndarray], Iterable[tuple[int, np.ndarray]]]
+
+
+def of_table(documents: pa.Table) -> Documents:
+    """columns page, source, language, text; and project, if there is one."""
+    texts = documents["text"]
+
+    def grams(wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        for row in np.flatnonzero(wanted).tolist():
+            yield row, hashes(tokens(texts[row].as_py()))
+
+    project = _strings(documents["project"]) if "project" in documents.column_names else None
+    page, source, language = (_strings(documents[name]) for name in ("page", "source", "language"))
+    return Documents(page, source, language, project, _sizes(texts), grams)
+
+
+def split(
+    documents: pa.Table, share: float, seed: int, *, max_overlap: float = MAX_OVERLAP
+) -> tuple[pa.Table, pa.Table]:
+    """(train, heldout), each with all documents of its pages; see `heldout_pages`."""
+    pages = heldout_pages(of_table(documents), share, seed, max_overlap=max_overlap)
+    side = pa.compute.is_in(documents["page"], pa.array(sorted(pages), pa.string()))
     return documents.filter(pa.compute.invert(side)), documents.filter(side)
 
 
-def drop_straddling(
-    train: pa.Table, heldout: pa.Table, pairs: pa.Table, threshold: float
-) -> tuple[pa.Table, pa.Table]:
-    """Train without exact copies of held-out texts and without documents that `pairs` (a, b,
-    jaccard) ties to a held-out one.
+def heldout_pages(
+    documents: Documents, share: float, seed: int, *, max_overlap: float = MAX_OVERLAP
+) -> frozenset[str]:
+    """The pages that are held out: about `share` of the bytes, less where pages repeat each other.
 
-    Returns train and the rejected rows. SlimPajama's step 6 removes exact copies from train in the
-    same way.
+    `is_heldout` draws units by their first page. The share that it draws makes up for the pages
+    that cannot be held out, among pages of the same source with the same languages: a small source
+    must not be held out for a large one.
     """
-    inside = set(heldout["id"].to_pylist())
-    digests = {hashlib.sha256(text.encode()).digest() for text in heldout["text"].to_pylist()}
-    near: dict[str, str] = {}
-    for row in pairs.to_pylist():
-        for one, other in ((row["a"], row["b"]), (row["b"], row["a"])):
-            if row["jaccard"] >= threshold and one not in inside and other in inside:
-                near[one] = f"{other} (Jaccard {row['jaccard']:.3f})"
-    details = [
-        near.get(key)
-        or ("exact copy" if hashlib.sha256(text.encode()).digest() in digests else None)
-        for key, text in zip(train["id"].to_pylist(), train["text"].to_pylist(), strict=True)
-    ]
-    return reject(train, "split", "duplicate of a held-out document", details)
+    names, page = np.unique(documents.page, return_inverse=True)
+    unit, own = units(documents, share * UNIT_SHARE, max_overlap)
+    can = np.ones(len(names), dtype=bool)
+    can[page[~own]] = False
+    drawn = _drawn_shares(documents, page, can, share)
+    # Names ascend: a unit is called after the first of its pages.
+    first = np.full(unit.max(initial=-1) + 1, len(names))
+    np.minimum.at(first, unit, page)
+    held = can.copy()
+    for row, number in enumerate(page.tolist()):
+        name = first[unit[row]]
+        held[number] &= is_heldout(str(names[name]), drawn[name], seed)
+    held &= ~_sent_back(documents, page, held, max_overlap)
+    return frozenset(str(name) for name in names[held])
 
 
-def tokens(text: str) -> list[str]:
-    """Lower-cased words; each Han, Kana or Hangul character by itself, because words are not
-    delimited there alike.
+def units(
+    documents: Documents, max_share: float, max_overlap: float = MAX_OVERLAP
+) -> tuple[np.ndarray, np.ndarray]:
+    """The unit of each row, int64 [rows], and whether its text is its unit's own, bool [rows]: at
+    most `max_overlap` of its tokens lie in 13-grams of other units, as far as the sample tells.
+
+    A unit joins the documents of a page; the pages of a project; and documents of which one has
+    more than `max_overlap` of its 13-grams in the other. A project or cluster that has more than
+    `max_share` of the bytes of a language falls apart into pages. Of the owners of a 13-gram each
+    is compared with the first, so work is linear.
     """
-    return _TOKEN.findall(text.lower())
+    sizes, rows = documents.sizes, len(documents.sizes)
+    language = np.unique(documents.language, return_inverse=True)[1]
+    page = np.unique(documents.page, return_inverse=True)[1]
+    joined = [_chain(page)]
+    if documents.project is not None:
+        project = np.unique(documents.project, return_inverse=True)[1]
+        large = _is_large(project, sizes, language, max_share)[project]
+        joined.append(_chain(np.where(large, -1, project)))
+    lengths, gram, owner, place = _sampled_grams(documents)
+    unit = _components([*joined, _sharing(gram, owner, rows, max_overlap)], rows)
+    large = _is_large(unit, sizes, language, max_share)[unit]
+    unit = np.where(large, unit.max(initial=-1) + 1 + page, unit)
+    unit = np.unique(unit, return_inverse=True)[1]
+    shared = _in_several(gram, unit[owner])
+    covered = _covered_tokens(owner[shared], place[shared], lengths)
+    return unit, covered <= max_overlap * lengths
 
 
-def overlap(train: pa.Table, heldout: pa.Table) -> pd.DataFrame:
+def overlap(train: Iterable[pa.Table], heldout: pa.Table) -> pd.DataFrame:
     """For each held-out document: id, language, tokens, and `covered`, the share of its tokens
-    inside a 13-gram seen in train.
+    inside a 13-gram seen in train, whose tables come one after the other.
 
-    Documents of fewer than 13 tokens have `covered` 0.
+    Documents of fewer than 13 tokens have `covered` 0. Memory holds the 13-grams of `heldout`, and
+    of `train` those of one document at a time.
     """
-    vocabulary: dict[str, int] = {}
-    seen = np.unique(
-        np.concatenate(
-            [
-                np.zeros(0, np.uint64),
-                *(_ngram_hashes(text, vocabulary) for text in train["text"].to_pylist()),
-            ]
+    texts = heldout["text"].to_pylist()
+    grams = [hashes(tokens(text)) for text in texts]
+    known = _known(grams)
+    seen = np.zeros(len(known), dtype=bool)
+    for text in (text for table in train for text in table["text"]):
+        _mark(seen, known, hashes(tokens(text.as_py())))
+    rows = [
+        (key, language, len(tokens(text)), _covered(seen, known, mine))
+        for key, language, text, mine in zip(
+            heldout["id"].to_pylist(), heldout["language"].to_pylist(), texts, grams, strict=True
         )
-    )
-    rows = []
-    columns = (heldout[name].to_pylist() for name in ("id", "language", "text"))
-    for key, language, text in zip(*columns, strict=True):
-        hashes = _ngram_hashes(text, vocabulary)
-        count = len(tokens(text))
-        covered = np.zeros(count, dtype=bool)
-        # np.isin would sort all of `seen` again for each document
-        position = np.searchsorted(seen, hashes)
-        if len(seen):
-            for start in np.flatnonzero(seen[np.minimum(position, len(seen) - 1)] == hashes):
-                covered[start : start + NGRAM_TOKENS] = True
-        rows.append((key, language, count, float(covered.mean()) if count else 0.0))
+    ]
     return pd.DataFrame(rows, columns=["id", "language", "tokens", "covered"])
 
 
-def _ngram_hashes(text: str, vocabulary: dict[str, int]) -> np.ndarray:
-    """One 64-bit hash for each 13-gram of tokens, in order; `vocabulary` numbers the tokens and
-    grows.
+# ---- 13-grams of held-out text, and which of them training text has
+
+
+def _known(grams: Sequence[np.ndarray]) -> np.ndarray:
+    """The distinct hashes, sorted."""
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *grams]))
+
+
+def _mark(seen: np.ndarray, known: np.ndarray, grams: np.ndarray) -> None:
+    """Sets `seen` of those of `known` that are among `grams`."""
+    if len(known):
+        place = np.minimum(np.searchsorted(known, grams), len(known) - 1)
+        seen[place[known[place] == grams]] = True
+
+
+def _covered(seen: np.ndarray, known: np.ndarray, grams: np.ndarray) -> float:
+    """Share of the tokens of a document inside a 13-gram that is `seen`; 0 without a 13-gram."""
+    if not len(grams):
+        return 0.0
+    place = np.flatnonzero(seen[np.searchsorted(known, grams)])
+    length = len(grams) + NGRAM_TOKENS - 1
+    return float(_covered_tokens(np.zeros_like(place), place, np.array([length]))[0] / length)
+
+
+def _covered_tokens(row: np.ndarray, place: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Tokens of each row inside a 13-gram that begins at one of `place`, int64 [rows].
+
+    row, place: int64 [13-grams], sorted by row and place. lengths: tokens of each row.
     """
-    ids = np.array(
-        [vocabulary.setdefault(token, len(vocabulary) + 1) for token in tokens(text)],
-        dtype=np.uint64,
+    # A 13-gram covers 13 tokens, or as many as lie before the next one.
+    gap = np.diff(place, append=0)
+    gap[np.r_[row[1:] != row[:-1], np.ones(min(1, len(row)), dtype=bool)]] = NGRAM_TOKENS
+    return np.bincount(row, np.minimum(gap, NGRAM_TOKENS), len(lengths)).astype(np.int64)
+
+
+def _sent_back(
+    documents: Documents, page: np.ndarray, held: np.ndarray, max_overlap: float
+) -> np.ndarray:
+    """bool [pages]: held-out pages with a document of which the training text has too much.
+
+    What is sent back is training text, too, so this repeats until no page moves.
+    """
+    inside = held[page]
+    mine = dict(documents.grams(inside))
+    known = _known(list(mine.values()))
+    seen = np.zeros(len(known), dtype=bool)
+    for _, found in documents.grams(~inside):
+        _mark(seen, known, found)
+    back = np.zeros(len(held), dtype=bool)
+    waiting = sorted(mine)
+    while waiting:
+        over = [row for row in waiting if _covered(seen, known, mine[row]) > max_overlap]
+        back[page[over]] = True
+        leaving = [row for row in waiting if back[page[row]]]
+        if not leaving:
+            break
+        for row in leaving:
+            _mark(seen, known, mine[row])
+        waiting = [row for row in waiting if not back[page[row]]]
+    return back
+
+
+# ---- units
+
+
+def _sampled_grams(
+    documents: Documents,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens of each row, int64 [rows], 0 for fewer than 13; and of the sampled 13-grams the hash,
+    uint64, the row and the place in it, int32, sorted by row and place.
+    """
+    rows = len(documents.sizes)
+    one_in = _one_in(int(documents.sizes.sum()))
+    lengths = np.zeros(rows, dtype=np.int64)
+    grams, places = [np.zeros(0, np.uint64)] * rows, [np.zeros(0, np.int32)] * rows
+    for row, found in documents.grams(np.ones(rows, dtype=bool)):
+        place = np.flatnonzero(found % np.uint64(one_in) == 0)
+        lengths[row] = len(found) + NGRAM_TOKENS - 1 if len(found) else 0
+        grams[row], places[row] = found[place], place.astype(np.int32)
+    owner = np.repeat(np.arange(rows, dtype=np.int32), [len(found) for found in grams])
+    empty = np.zeros(0)
+    return (
+        lengths,
+        np.concatenate([empty.astype(np.uint64), *grams]),
+        owner,
+        np.concatenate([empty.astype(np.int32), *places]),
     )
-    count = len(ids) - NGRAM_TOKENS + 1
-    hashes = np.zeros(max(count, 0), dtype=np.uint64)
-    for offset in range(NGRAM_TOKENS if count > 0 else 0):
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + ids[offset : offset + count]
-    return hashes
+
+
+def _one_in(size: int) -> int:
+    """Of how many 13-grams one is sampled in `size` bytes of text: a power of two."""
+    return SAMPLED << max(0, (size - 1) // SAMPLED_BYTES).bit_length()
+
+
+def _sharing(gram: np.ndarray, owner: np.ndarray, rows: int, max_overlap: float) -> np.ndarray:
+    """Edges between documents that share passages: int64 [edges, 2].
+
+    A document and the first owner of a 13-gram, if these 13-grams are more than `max_overlap` of
+    either.
+    """
+    order = np.lexsort((owner, gram))
+    gram, owner = gram[order], owner[order]
+    new = np.ones(len(gram), dtype=bool)
+    new[1:] = (gram[1:] != gram[:-1]) | (owner[1:] != owner[:-1])
+    gram, owner = gram[new], owner[new]
+    sizes = np.bincount(owner, minlength=rows)
+    starts = np.flatnonzero(np.r_[gram[:1] == gram[:1], gram[1:] != gram[:-1]])
+    first = np.repeat(owner[starts], np.diff(np.r_[starts, len(gram)]))
+    apart = first != owner
+    pairs, common = np.unique(
+        first[apart].astype(np.int64) * rows + owner[apart], return_counts=True
+    )
+    ends = np.stack(np.divmod(pairs, max(1, rows)), axis=1)
+    return ends[common > max_overlap * sizes[ends].min(axis=1)]
+
+
+def _in_several(gram: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """bool [13-grams]: whether more than one unit has it."""
+    _, number = np.unique(gram, return_inverse=True)
+    least = np.full(number.max(initial=-1) + 1, unit.max(initial=0))
+    most = np.zeros_like(least)
+    np.minimum.at(least, number, unit)
+    np.maximum.at(most, number, unit)
+    return (least != most)[number]
+
+
+def _drawn_shares(
+    documents: Documents, page: np.ndarray, can: np.ndarray, share: float
+) -> np.ndarray:
+    """The share of its unit's draw for each page, float64 [pages]: `share`, divided by the part of
+    the bytes that can be held out among the pages of the same source with the same languages.
+    """
+    sets: list[set[str]] = [set() for _ in can]
+    for row, number in enumerate(page.tolist()):
+        sets[number].add(f"{documents.source[row]} {documents.language[row]}")
+    group = np.unique([" ".join(sorted(found)) for found in sets], return_inverse=True)[1]
+    size = np.bincount(page, documents.sizes, len(can))
+    whole = np.bincount(group, size)
+    able = np.bincount(group, size * can, len(whole))
+    return np.minimum(1.0, share * whole / np.maximum(1, able))[group]
+
+
+def _chain(labels: np.ndarray) -> np.ndarray:
+    """Edges that connect the rows of each label, int64 [edges, 2]; of label -1 none."""
+    order = np.argsort(labels, kind="stable")
+    same = (labels[order][1:] == labels[order][:-1]) & (labels[order][1:] >= 0)
+    return np.stack([order[:-1][same], order[1:][same]], axis=1)
+
+
+def _components(edges: list[np.ndarray], rows: int) -> np.ndarray:
+    """The connected component of each row, int64 [rows]."""
+    a, b = np.concatenate(edges).T
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(rows, rows))
+    return connected_components(graph, directed=False)[1].astype(np.int64) if rows else a
+
+
+def _sizes(texts: pa.ChunkedArray) -> np.ndarray:
+    """Bytes of each text, int64 [rows]."""
+    return pa.compute.binary_length(texts.cast(pa.large_binary())).to_numpy().astype(np.int64)
+
+
+def _is_large(
+    label: np.ndarray, sizes: np.ndarray, language: np.ndarray, max_share: float
+) -> np.ndarray:
+    """bool [labels]: whether a label has more than `max_share` of the bytes of a language."""
+    table = np.zeros((label.max(initial=-1) + 1, language.max(initial=-1) + 1), dtype=np.int64)
+    np.add.at(table, (label, language), sizes)
+    return (table > max_share * table.sum(axis=0)).any(axis=1)
+
+
+def _strings(column: pa.ChunkedArray) -> np.ndarray:
+    return np.array(column.to_pylist(), dtype=object)

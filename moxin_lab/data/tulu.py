@@ -118,10 +118,17 @@ def _fault(conversation: Any) -> str | None:
         for message in conversation
     ):
         return "empty message"
+    if any(message.keys() - {"role", "content"} for message in map(_given, conversation)):
+        return "more than role and content in a message, such as tool calls"
     spoken = roles[1:] if roles[0] == "system" else roles
     if any(role != ("user", "assistant")[index % 2] for index, role in enumerate(spoken)):
         return "roles out of order"
     return None if roles[-1] == "assistant" else "does not end with an answer"
+
+
+def _given(message: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that a table fills with nulls because other rows have them."""
+    return {key: value for key, value in message.items() if value is not None}
 
 
 def _pair_fault(row: dict[str, Any]) -> str | None:

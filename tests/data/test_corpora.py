@@ -1,7 +1,6 @@
 """A corpus of one's own: files to documents, splits by page, mistakes named."""
 
 import json
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,22 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from moxin_lab import scales
-from moxin_lab.data import extract
-from moxin_lab.data.corpora import extract_corpus
+from moxin_lab.data import curation, engine, extract
 from moxin_lab.scales import sections
-
-
-@dataclass(frozen=True)
-class Entry:
-    name: str = "poems"
-    path: str | None = "poems"
-    hub: str | None = None
-    subset: str | None = None
-    text: str = "body"
-    page: str | None = None
-    language: str = "en"
-    rows: int | None = None
-
 
 ROWS = [
     {"title": "a", "body": "Roses are red."},
@@ -44,46 +29,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_every_row_is_a_document_or_rejected_with_a_reason(folder):
-    documents, rejected = extract_corpus(Entry(), folder)
-    assert documents.schema.equals(extract.DOCUMENTS) and rejected.schema.equals(extract.REJECTED)
-    assert documents["text"].to_pylist() == ["Roses are red.", "Rosen sind rot."]
-    assert documents["id"].to_pylist() == ["poems/000000000000", "poems/000000000002"]
-    assert set(documents["source"].to_pylist()) == {"poems"}
-    assert set(documents["language"].to_pylist()) == {"en"}
-    assert rejected["reason"].to_pylist() == ["no text", "no text"]
-
-
-def test_rows_of_one_page_share_the_key_of_the_split(folder):
-    documents, _ = extract_corpus(Entry(page="title"), folder)
-    assert documents["page"].to_pylist() == ["poems/a", "poems/a"]
-
-
-def test_rows_limit_what_is_read(folder):
-    documents, rejected = extract_corpus(Entry(rows=2), folder)
-    assert (documents.num_rows, rejected.num_rows) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        (Entry(path="prose"), "corpus 'poems': no .parquet or .jsonl file in the folder"),
-        (Entry(text="verse"), "corpus 'poems' has no column 'verse', only title, body"),
-        (Entry(page="author"), "has no column 'author'"),
-    ],
-    ids=["folder", "text", "page"],
-)
-def test_what_cannot_be_read_is_refused_with_the_name_of_the_corpus(entry, message, folder):
-    with pytest.raises(extract.CurationError, match=message):
-        extract_corpus(entry, folder)
-
-
-def test_a_damaged_file_is_named(folder):
-    (folder / "poems" / "0.parquet").write_bytes(b"PAR1 and nothing else")
-    with pytest.raises(extract.CurationError, match=r"0\.parquet cannot be read"):
-        extract_corpus(Entry(), folder)
-
-
 def corpus(**changes):
     return sections.CorpusSettings(
         **{"name": "poems", "path": "poems", "text": "body", "language": "en", "licence": "CC0-1.0"}
@@ -91,9 +36,54 @@ def corpus(**changes):
     )
 
 
-def test_an_entry_of_a_scale_is_what_is_extracted(folder):
-    documents, _ = extract_corpus(corpus(), folder)
-    assert documents.num_rows == 2
+def read(root, **changes):
+    """The rows that stage 01 reads of the entry, in the order of their ids."""
+    given = curation.of_entry(corpus(**changes), root)
+    frames = [given.read(file).to_pylist() for file in given.files]
+    return sorted((row for rows in frames for row in rows), key=lambda row: row["id"])
+
+
+def test_every_row_is_a_document_or_removed_with_a_reason(folder):
+    rows = read(folder)
+    assert [row["text"] for row in rows] == ["Roses are red.", "", "Rosen sind rot.", ""]
+    assert [row["reason"] for row in rows] == [None, "no text", None, "no text"]
+    assert [row["id"] for row in rows][1:3] == ["poems/0/000000001", "poems/1/000000000"]
+    assert {(row["source"], row["language"]) for row in rows} == {("poems", "en")}
+
+
+def test_rows_of_one_page_share_the_key_of_the_split(folder):
+    assert [row["page"] for row in read(folder, page="title")] == ["a", "b", "a", "c"]
+
+
+def test_files_are_those_that_the_entry_names(folder):
+    assert [row["id"] for row in read(folder, files="1.*")] == [
+        "poems/1/000000000",
+        "poems/1/000000001",
+    ]
+    (folder / "poems" / "notes.txt").write_text("no corpus")
+    assert len(read(folder)) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "prose"}, "no .parquet, .* file at .*prose"),
+        ({"files": "2.*"}, r"no .parquet, .* file at .*poems 2\.\*"),
+        ({"text": "verse"}, "poems has no column 'verse', only title, body"),
+        ({"page": "author"}, "poems has no column 'author'"),
+    ],
+    ids=["folder", "files", "text", "page"],
+)
+def test_what_cannot_be_read_is_refused_with_the_name_of_the_corpus(changes, message, folder):
+    with pytest.raises(extract.CurationError, match=message):
+        read(folder, **changes)
+
+
+def test_a_damaged_file_is_named_by_the_run(folder):
+    (folder / "poems" / "0.parquet").write_bytes(b"PAR1 and nothing else")
+    given = curation.of_entry(corpus(), folder)
+    with pytest.raises(extract.CurationError, match=r"0\.parquet: "):
+        engine.run("x", [], [given], folder / "out", say=lambda line: None)
 
 
 @pytest.mark.parametrize(
@@ -101,10 +91,11 @@ def test_an_entry_of_a_scale_is_what_is_extracted(folder):
     [
         ({"hub": "owner/poems"}, "give either a path or a hub set"),
         ({"path": None}, "give either a path or a hub set"),
+        ({"path": None, "hub": "owner/poems"}, "name the files of the hub set"),
         ({"licence": ""}, "licence"),
         ({"name": "my poems"}, "name"),
     ],
-    ids=["both", "neither", "licence", "name"],
+    ids=["both", "neither", "files", "licence", "name"],
 )
 def test_an_entry_that_cannot_work_is_refused_with_the_field(changes, message):
     with pytest.raises(ValidationError, match=message):

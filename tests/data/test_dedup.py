@@ -4,14 +4,17 @@ partitions.
 
 import random
 
+import daft
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moxin_lab.data import dedup
+from moxin_lab.data import all_pairs, dedup, minhash, steps_across
 from moxin_lab.data.extract import DOCUMENTS
+from moxin_lab.data.steps import Marks
 
 LETTERS = {
     "en": "abcdefghijklmnopqrstuvwxyz",
@@ -47,29 +50,35 @@ def altered(text: str, rng: random.Random, changes: int) -> str:
     return "".join(characters)
 
 
-def pairs_of(*tables: pa.Table, bands: int = 21, rows: int = 6) -> pa.Table:
+def pairs_of(*tables: pa.Table, bands: int = 21, rows: int = 6, threshold: float = 0.8) -> pa.Table:
     frame = dedup.frame(*tables)
-    signed = dedup.signatures(frame, 128, 13)
-    return dedup.collect(
-        dedup.similarities(dedup.candidate_pairs(signed, bands, rows), frame, 13), ["a", "b"]
-    )
+    found = dedup.buckets(dedup.signatures(frame, 128, 13), bands, rows)
+    return dedup.verified_pairs(found, frame, 13, threshold)
 
 
-def deduplicated(table: pa.Table) -> list[str]:
-    kept, exact = dedup.drop_exact(table)
-    kept, near = dedup.drop_near(kept, pairs_of(kept), 0.8)
-    assert kept.num_rows + exact.num_rows + near.num_rows == table.num_rows
-    return sorted(kept["id"].to_pylist())
+def deduplicated(table: pa.Table, **options) -> list[str]:
+    """The ids that the recipe's two steps leave."""
+    copies = without_copies(table)
+    removed = dedup.near_duplicates(pairs_of(copies), dedup.frame(copies), 13, 0.8, **options)
+    return sorted(set(copies["id"].to_pylist()) - set(removed["id"].to_pylist()))
+
+
+def without_copies(*tables: pa.Table) -> pa.Table:
+    """One document per text, by the step of the recipes."""
+    marked = Marks(128, 13)(dedup.frame(*tables).with_column("step", daft.lit(None).cast("string")))
+    copies = steps_across.exact_duplicates().removals(marked)
+    whole = pa.concat_tables(tables).sort_by("id")
+    return whole.filter(pc.invert(pc.is_in(whole["id"], copies["id"].cast(pa.string()))))
 
 
 def test_features_are_those_of_slimpajamas_code() -> None:
-    assert dedup.features("  Hello,\n\tWORLD!  a-b  你好。 ") == "hello world ab 你好。"
+    assert minhash.features("  Hello,\n\tWORLD!  a-b  你好。 ") == "hello world ab 你好。"
 
 
 def test_shingles_are_the_distinct_character_13_grams() -> None:
     text = "the quick brown fox jumps over the quick brown fox"
     expected = {text[i : i + 13] for i in range(len(text) - 12)}
-    assert len(dedup.shingles(text, 13)) == len(expected)
+    assert len(minhash.shingles(text, 13)) == len(expected)
 
 
 @given(st.text("ab 你", max_size=40), st.text("ab 你", max_size=40), st.integers(1, 5))
@@ -77,31 +86,25 @@ def test_jaccard_of_hashed_shingles_equals_that_of_the_strings(
     one: str, other: str, size: int
 ) -> None:
     def strings(text: str) -> set[str]:
-        text = dedup.features(text)
+        text = minhash.features(text)
         return {text[i : i + size] for i in range(max(len(text) - size + 1, 1))} if text else set()
 
     a, b = strings(one), strings(other)
     expected = len(a & b) / len(a | b) if a | b else 0.0
-    assert dedup.jaccard(dedup.shingles(one, size), dedup.shingles(other, size)) == pytest.approx(
-        expected
-    )
+    assert minhash.jaccard(
+        minhash.shingles(one, size), minhash.shingles(other, size)
+    ) == pytest.approx(expected)
 
 
 def test_minhash_estimates_the_true_similarity() -> None:
     rng = random.Random(0)
     base = random_text(rng, 3000)
     table = documents({"a": base} | {f"b{n}": altered(base, rng, n) for n in (2, 10, 40, 80)})
-    signed = dict(
-        zip(
-            *dedup.collect(dedup.signatures(dedup.frame(table), 128, 13), ["id"])
-            .to_pydict()
-            .values(),
-            strict=True,
-        )
-    )
+    columns = dedup.collect(dedup.signatures(dedup.frame(table), 128, 13), ["id"]).to_pydict()
+    signed = dict(zip(*columns.values(), strict=True))
     texts = dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
     for key, text in texts.items():
-        true = dedup.jaccard(dedup.shingles(base, 13), dedup.shingles(text, 13))
+        true = minhash.jaccard(minhash.shingles(base, 13), minhash.shingles(text, 13))
         estimate = float(np.mean(np.array(signed["a"]) == np.array(signed[key])))
         # Four standard errors of a binomial.
         assert abs(estimate - true) <= 4 * np.sqrt(true * (1 - true) / 128) + 1e-9
@@ -136,13 +139,18 @@ def test_the_recipes_bands_find_as_many_pairs_as_theory_predicts() -> None:
         texts[f"b{i:03d}"] = altered(texts[f"a{i:03d}"], rng, 11)
     table = documents(texts)
     every = [
-        dedup.jaccard(
-            dedup.shingles(texts[f"a{i:03d}"], 13), dedup.shingles(texts[f"b{i:03d}"], 13)
+        minhash.jaccard(
+            minhash.shingles(texts[f"a{i:03d}"], 13), minhash.shingles(texts[f"b{i:03d}"], 13)
         )
         for i in range(200)
     ]
     expected = dedup.collision_probability(np.array(every), 9, 13)
-    found = pairs_of(table, bands=9, rows=13).num_rows
+    frame = dedup.frame(table)
+    signed = dedup.signatures(frame, 128, 13)
+    planted = pa.table(
+        {"a": [f"a{i:03d}" for i in range(200)], "b": [f"b{i:03d}" for i in range(200)]}
+    )
+    found = dedup.sharing(planted, dedup.buckets(signed, 9, 13)).num_rows
     assert 0.7 < np.mean(every) < 0.85
     assert abs(found - expected.sum()) <= 4 * np.sqrt((expected * (1 - expected)).sum())
     assert pairs_of(table).num_rows >= 190
@@ -155,9 +163,9 @@ def test_the_matrix_product_finds_the_pairs_of_a_loop_over_all_pairs() -> None:
         "empty": "",
         "tiny": "ab",
     }
-    sets = {key: dedup.shingles(text, 13) for key, text in texts.items()}
-    slow = {(a, b): dedup.jaccard(sets[a], sets[b]) for a in texts for b in texts if a < b}
-    fast = dedup.similar_pairs(documents(texts), 13, 0.3).to_pylist()
+    sets = {key: minhash.shingles(text, 13) for key, text in texts.items()}
+    slow = {(a, b): minhash.jaccard(sets[a], sets[b]) for a in texts for b in texts if a < b}
+    fast = all_pairs.similar_pairs(documents(texts), 13, 0.3).to_pylist()
     assert {(row["a"], row["b"]): row["jaccard"] for row in fast} == {
         k: pytest.approx(v) for k, v in slow.items() if v >= 0.3
     }
@@ -183,7 +191,7 @@ def test_empty_and_tiny_documents_are_compared_without_a_crash(text: str) -> Non
     kept = deduplicated(table)
     assert "a" in kept and "c" in kept
     assert ("b" in kept) == (
-        dedup.features(text) == ""
+        minhash.features(text) == ""
     )  # without features there is nothing to compare
 
 
@@ -191,25 +199,60 @@ def test_an_empty_table_stays_empty() -> None:
     assert deduplicated(DOCUMENTS.empty_table()) == []
 
 
-def test_a_chain_of_pairs_is_one_component_and_pairs_below_the_threshold_are_none() -> None:
+def test_a_chain_of_pairs_is_one_group_and_pairs_below_the_threshold_are_none() -> None:
     rows = [("b", "c", 0.9), ("a", "b", 0.81), ("d", "e", 0.79)]
     pairs = pa.Table.from_pylist([{"a": a, "b": b, "jaccard": s} for a, b, s in rows])
-    assert dedup.near_duplicates(pairs, 0.8).to_pylist() == [
-        {"id": "b", "duplicate_of": "a", "jaccard": 0.9},
-        {"id": "c", "duplicate_of": "a", "jaccard": 0.9},
-    ]
+    assert dedup.groups(pairs, 0.8).to_pydict() == {"id": ["a", "b", "c"], "kept": ["a"] * 3}
+    assert dedup.groups(pairs, 0.95).num_rows == 0
 
 
-def test_a_rejected_duplicate_keeps_its_text_and_names_the_kept_document() -> None:
-    text = random_text(random.Random(6), 500)
-    kept, rejected = dedup.drop_exact(documents({"a": text, "b": text}))
-    assert kept["id"].to_pylist() == ["a"]
-    (row,) = rejected.to_pylist()
-    assert (
-        row["content"].decode() == text
-        and row["detail"] == "copy of a"
-        and row["reason"] == "exact duplicate"
-    )
+def sliding(count: int = 12, length: int = 1200) -> pa.Table:
+    """Texts that each drop a tenth of the one before and add as much: neighbours are similar, the
+    ends are not.
+    """
+    whole = random_text(random.Random(11), 3 * length)
+    step = length // 12
+    return documents({f"s{i:02d}": whole[i * step : i * step + length] for i in range(count)})
+
+
+def test_what_is_told_of_a_removal_is_its_similarity_to_the_kept_document() -> None:
+    table = sliding()
+    texts = dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+    pairs = pairs_of(table, bands=42, rows=3)
+    removed = dedup.near_duplicates(pairs, dedup.frame(table), 13, 0.8).to_pylist()
+    assert len(removed) >= 10 and {row["duplicate_of"] for row in removed} == {"s00"}
+    for row in removed:
+        sides = (minhash.shingles(texts[key], 13) for key in (row["id"], "s00"))
+        assert row["jaccard"] == pytest.approx(minhash.jaccard(*sides))
+    assert min(row["jaccard"] for row in removed) < 0.2
+    similar = dedup.near_duplicates(
+        pairs, dedup.frame(table), 13, 0.8, only_similar_to_kept=True
+    ).to_pylist()
+    assert 1 <= len(similar) < len(removed) and all(row["jaccard"] >= 0.8 for row in similar)
+
+
+def test_copies_that_differ_in_a_number_cost_time_and_memory_in_proportion_to_their_number() -> (
+    None
+):
+    text = random_text(random.Random(12), 700)
+    table = documents({f"n{i:05d}": f"{text} {i} of many" for i in range(3000)})
+    frame = dedup.frame(table)
+    found = dedup.buckets(dedup.signatures(frame, 128, 13), 9, 13)
+    pairs = dedup.verified_pairs(found, frame, 13, 0.8)
+    assert pairs.num_rows <= 3 * table.num_rows  # all pairs would be 4.5 million
+    removed = dedup.near_duplicates(pairs, frame, 13, 0.8)
+    assert removed["id"].to_pylist() == table["id"].to_pylist()[1:]
+
+
+def test_a_bucket_of_several_kinds_gives_each_its_first() -> None:
+    rng = random.Random(13)
+    kinds = [random_text(rng, 600) for _ in range(3)]
+    texts = {f"k{i:02d}": altered(kinds[i % 3], rng, 1) for i in range(12)}
+    table = documents(texts)
+    found = dedup.Buckets(sorted(texts), np.ones((12, 1), dtype=np.uint64))  # all in one bucket
+    pairs = dedup.verified_pairs(found, dedup.frame(table), 13, 0.8)
+    assert deduplicated(table) == ["k00", "k01", "k02"]
+    assert set(dedup.groups(pairs, 0.8)["kept"].to_pylist()) == {"k00", "k01", "k02"}
 
 
 @pytest.mark.parametrize(("seed", "partitions"), [(0, 1), (1, 3), (2, 10)])
@@ -222,11 +265,8 @@ def test_the_result_does_not_depend_on_row_order_and_partitions(seed: int, parti
     order = random.Random(seed).sample(range(table.num_rows), table.num_rows)
     parts = [table.take(order[start::partitions]) for start in range(partitions)]
     assert pairs_of(*parts).equals(pairs_of(table))
-    exact = [
-        dedup.collect(dedup.exact_duplicates(dedup.frame(*tables)), ["id"])
-        for tables in (parts, [table])
-    ]
-    assert exact[0].equals(exact[1]) and exact[0].num_rows == 1
+    assert without_copies(*parts).equals(without_copies(table))
+    assert without_copies(table).num_rows == table.num_rows - 1
     assert deduplicated(table.take(order)) == deduplicated(table)
     assert 15 <= len(deduplicated(table)) < 20
 
@@ -234,11 +274,41 @@ def test_the_result_does_not_depend_on_row_order_and_partitions(seed: int, parti
 def test_too_few_permutations_for_the_bands_are_refused() -> None:
     table = documents({"a": "x" * 50, "b": "y" * 50})
     signed = dedup.signatures(dedup.frame(table), 16, 13)
-    with pytest.raises(Exception, match="need 117 permutations, not 16"):
-        dedup.collect(dedup.candidate_pairs(signed, 9, 13), ["a", "b"])
+    with pytest.raises(ValueError, match="need 117 permutations, not 16"):
+        dedup.buckets(signed, 9, 13)
 
 
 def test_the_usage_reports_of_daft_are_off() -> None:
     import os
 
     assert os.environ["DAFT_ANALYTICS_ENABLED"] == "0"
+
+
+def test_pairs_left_out_by_sketches_change_no_group_and_are_not_read(monkeypatch) -> None:
+    draw = random.Random(0)
+    pool = [f"word{n}" for n in range(400)]
+    texts = {}
+    for group in range(12):
+        # one half of a page is the same everywhere: many share a bucket, few are similar
+        own = draw.sample(pool, 60)
+        for copy in range(3):
+            own[draw.randrange(60)] = "changed"
+            texts[f"{group:02}-{copy}"] = " ".join(pool[:60] + own)
+    table = pa.table({"id": list(texts), "text": list(texts.values())})
+    documents = dedup.frame(table)
+    signed = dedup.signatures(documents, 128, 5)
+    found = dedup.buckets(signed, 42, 3)
+    read: list[int] = []
+    similarities_of = dedup._similarities_of
+
+    def counted(pairs: pa.Table, *rest: object) -> np.ndarray:
+        read.append(len(pairs))
+        return similarities_of(pairs, *rest)
+
+    monkeypatch.setattr(dedup, "_similarities_of", counted)
+    with_sketches = dedup.groups(dedup.verified_pairs(found, documents, 5, 0.8), 0.8)
+    number, read[:] = sum(read), []
+    without = found._replace(sketches=None)
+    assert with_sketches.equals(dedup.groups(dedup.verified_pairs(without, documents, 5, 0.8), 0.8))
+    assert len(set(with_sketches["kept"].to_pylist())) == 12
+    assert number < sum(read) / 3

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moxin_lab.data import extract
-from moxin_lab.data.extract import Raw, html_to_text, keep_text, render
+from moxin_lab.data import extract, readers
+from moxin_lab.data.extract import HUB_SETS, Raw, keep_text, render
+from moxin_lab.data.html_text import html_to_text
+from moxin_lab.data.unreadable import Unreadable
 
 PAGE = (
     '<!DOCTYPE html><html lang="en"><head><title>Sorting</title><script>var menu = 1;</script>'
@@ -22,7 +24,7 @@ def rows(*contents: bytes, read=html_to_text) -> tuple[pa.Table, pa.Table]:
         Raw(f"help_pages/en/{i:03d}", "en", f"help_pages/{i:03d}", content, read)
         for i, content in enumerate(contents)
     ]
-    return render("help_pages", raws, len(raws))
+    return render("help_pages", raws)
 
 
 def test_main_content_stays_and_navigation_script_and_footer_go() -> None:
@@ -36,11 +38,24 @@ def test_main_content_stays_and_navigation_script_and_footer_go() -> None:
 BROKEN = {
     "invalid UTF-8": [
         PAGE.encode().replace(b"Choose", b"Ch\xff\xfeose"),
-        "日本語のページ".encode("shift_jis"),
-        PAGE.encode("utf-16"),
+        PAGE.replace("Data", "データ").encode()[:-1] + b"\xe3\x83",
+    ],
+    "wrong encoding": [
+        b"<meta charset=Shift_JIS>" + PAGE.encode() + b"\x81\xff\x81",
+    ],
+    "unknown encoding": [
+        b"<meta charset=no-such-set>" + PAGE.encode() + b"\x81\xff\x81",
+    ],
+    "damaged text": [
+        PAGE.replace("Choose", "Ch\ufffdo\ufffds\ufffde").encode(),
+    ],
+    "page too complex": [
+        PAGE.replace("<h1>", "<h1>" + "<div>" * 20_000).encode(),
     ],
     "broken HTML": [
         PAGE.encode()[: PAGE.index("<h1>") + 2],
+        PAGE.encode()[: PAGE.index("Data")],
+        PAGE.encode()[: PAGE.index("<p>Choose")],
         PAGE.replace("</script>", "").encode(),
         PAGE.replace("<nav>", "<!-- menu <nav>").encode(),
         PAGE.replace("</title>", "").encode(),
@@ -83,6 +98,94 @@ def test_a_missing_closing_html_tag_is_legal() -> None:
     assert (documents.num_rows, rejected.num_rows) == (1, 0)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "shift_jis", "iso2022_jp", "utf-8-sig"])
+def test_pages_in_other_encodings_are_read(encoding: str) -> None:
+    page = PAGE.replace("Choose Data", "「データ」を選び")
+    documents, rejected = rows(page.encode(encoding))
+    assert rejected.num_rows == 0
+    assert documents["text"][0].as_py() == "Sorting rows\n\n「データ」を選び and then Sort."
+
+
+DAMAGED = (None, 5, 1.5, ["x"], {"a": "b"}, "missing")
+
+
+def damaged(row: dict[str, object], column: str, value: object) -> dict[str, object]:
+    if value == "missing":
+        return {name: other for name, other in row.items() if name != column}
+    return row | {column: value}
+
+
+CARD_ROWS = {
+    "help_pages": {"page": "p", "language": "ja", "path": "x", "html": PAGE.encode()},
+    "python_docs": {"page": "p", "path": "x", "rst": b"text"},
+    "code_samples": {"path": "x.c", "language": "c", "content": b"int x;"},
+    "udhr": {"code": "eng", "language": "en", "html": PAGE.encode()},
+    "conversations": {
+        "language": "en",
+        "category": "ai",
+        "path": "x/ai.yml",
+        "index": 0,
+        "conversation": ["Hi", "Hello"],
+    },
+}
+
+
+@pytest.mark.parametrize("value", DAMAGED, ids=repr)
+@pytest.mark.parametrize("card", extract.CARDS)
+def test_a_damaged_row_of_a_card_is_rejected_and_the_others_are_read(card: str, value) -> None:
+    good = CARD_ROWS[card]
+    read = {"path"} if card == "code_samples" else set(good) - {"path"}
+    for column in read | ({"path"} if card == "conversations" else set()):
+        if isinstance(value, type(good[column])):
+            continue
+        raws = extract.CARDS[card]([damaged(good, column, value), good])
+        documents, rejected = render(card, raws)
+        (row,) = rejected.to_pylist()
+        assert documents.num_rows == 1, column
+        assert row["reason"] == "damaged row" and column in row["detail"]
+
+
+HUB_ROWS = {
+    "slimpajama": {"text": "a"},
+    "dclm-baseline": {"text": "a"},
+    "the-stack-dedup": {"content": "a"},
+    "mmlu-auxiliary-train": {"question": "q", "choices": ["a", "b", "c", "d"], "answer": 1},
+    "hellaswag-train": {
+        "activity_label": "x",
+        "ctx_a": "a",
+        "ctx_b": "b",
+        "endings": ["a", "b", "c", "d"],
+        "label": "1",
+    },
+}
+
+
+@pytest.mark.parametrize("value", DAMAGED, ids=repr)
+@pytest.mark.parametrize("name", HUB_ROWS)
+def test_a_damaged_row_of_a_hub_set_is_refused_and_a_good_one_read(name: str, value) -> None:
+    good = HUB_ROWS[name]
+    for column in HUB_SETS[name].columns:
+        if isinstance(value, type(good[column])):
+            continue
+        with pytest.raises(Unreadable) as told:
+            extract.hub_text(HUB_SETS[name], damaged(good, column, value))
+        assert told.value.args[0] == "damaged row" and told.value.args[1], column
+    assert extract.hub_text(HUB_SETS[name], good)
+
+
+def test_text_that_no_encoding_can_hold_is_rejected() -> None:
+    raws = [Raw("a", "en", "a", "x\ud800", keep_text), Raw("b", "en", "b", "\ufeffy", keep_text)]
+    documents, rejected = render("s", raws)
+    assert documents["text"].to_pylist() == ["y"]
+    assert rejected["reason"].to_pylist() == ["invalid Unicode"]
+
+
+def test_code_in_an_old_encoding_is_read_by_its_own_line() -> None:
+    code = "# -*- coding: euc-jp -*-\r\nx = '日本語の文字列です'\t \n\n"
+    documents, _ = rows(code.encode("euc-jp"), read=keep_text)
+    assert documents["text"][0].as_py() == code
+
+
 def test_code_is_kept_to_the_byte() -> None:
     code = "e\u0301 = 'Viê\u0323t'\r\n\tx = 1  \n\n\n".encode()
     documents, _ = rows(code, read=keep_text)
@@ -111,8 +214,7 @@ def test_an_unknown_card_is_refused_by_name(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", extract.HUB_SETS)
-def test_hub_sets_are_streamed_by_their_published_columns(name: str, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_hub_sets_are_read_by_their_published_columns(name: str, tmp_path) -> None:
     columns = {
         "slimpajama": {
             "text": ["One text.", "Another."],
@@ -127,6 +229,8 @@ def test_hub_sets_are_streamed_by_their_published_columns(name: str, tmp_path, m
             "content": ["One text.", "Another."],
             "lang": ["C", "C"],
             "hexsha": ["a", "b"],
+            "max_stars_repo_licenses": [["MIT"], []],
+            "max_stars_repo_name": ["a/b", "c/d"],
         },
         "mmlu-auxiliary-train": {
             "question": ["One ", "Another"],
@@ -151,22 +255,8 @@ def test_hub_sets_are_streamed_by_their_published_columns(name: str, tmp_path, m
         "hellaswag-train": "Cutting hair: A man cuts hair. How The man Stops. Then waits.",
     }.get(name, "One text.")
     pq.write_table(pa.table(columns), tmp_path / "train.parquet")
-    documents, rejected = extract.extract_hub(name, 1, path=str(tmp_path))
-    assert rejected.num_rows == 0
-    (row,) = documents.to_pylist()
-    assert row["text"] == first and row["source"] == name
-    assert row["language"] == ("code" if name == "the-stack-dedup" else "en")
-    assert extract.extract_hub(name, None, path=str(tmp_path))[0].num_rows == 2
-
-
-def test_a_hub_set_without_its_text_column_is_refused(tmp_path) -> None:
-    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "train.parquet")
-    with pytest.raises(extract.CurationError, match=r"has the columns body; .*text missing"):
-        extract.extract_hub("slimpajama", None, path=str(tmp_path))
-
-
-def test_a_source_of_the_hub_is_read_where_the_scale_says(tmp_path) -> None:
-    pq.write_table(pa.table({"text": ["One text."]}), tmp_path / "part.parquet")
-    where = {"cerebras/SlimPajama-627B": str(tmp_path)}
-    documents, _ = extract.extract("slimpajama", lambda name: tmp_path / name, where.__getitem__)
-    assert documents["text"].to_pylist() == ["One text."]
+    given = readers.of_hub(name, str(tmp_path), "")
+    rows_ = given.read(given.files[0]).to_pylist()
+    assert [row["step"] for row in rows_] == [None, None]
+    assert rows_[0]["text"] == first and rows_[0]["source"] == name
+    assert rows_[0]["language"] == ("code" if name == "the-stack-dedup" else "en")

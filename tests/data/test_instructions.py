@@ -18,7 +18,8 @@ from moxin_lab import scales
 from moxin_lab.data import card_numbers, cards, instructions, preferences, sources, tasks
 from moxin_lab.data.archives import ArchiveError
 from moxin_lab.data.card_files import read_card
-from moxin_lab.data.split import NGRAM_TOKENS, is_heldout, tokens
+from moxin_lab.data.ngrams import NGRAM_TOKENS
+from moxin_lab.data.split import is_heldout
 
 SIDES = ("train", "test")
 LANGUAGES = {"en", "zh", "ja", "ko"}
@@ -320,20 +321,14 @@ def test_no_prompt_text_or_13_gram_of_test_occurs_in_train(rows) -> None:
     test_texts: set[str] = set()
     for row in rows["test"]:
         for text in instructions.texts(row):
-            words = tokens(text)
-            grams |= {
-                tuple(words[i : i + NGRAM_TOKENS]) for i in range(len(words) - NGRAM_TOKENS + 1)
-            }
+            grams |= instructions._ngrams(text)
             test_texts.add(text.casefold())
     assert len(grams) > 1_000
     for row in rows["train"]:
         assert row["messages"][0]["content"] not in prompts
         for text in instructions.texts(row):
-            words = tokens(text)
             assert text.casefold() not in test_texts
-            assert not grams & {
-                tuple(words[i : i + NGRAM_TOKENS]) for i in range(len(words) - NGRAM_TOKENS + 1)
-            }
+            assert not grams & instructions._ngrams(text)
 
 
 def test_generated_operands_of_a_test_row_are_in_no_train_row_of_any_task_or_language(rows) -> None:

@@ -49,7 +49,7 @@ def test_extraction_is_compared_with_the_publishers_main_area() -> None:
     table = measures.extraction_agreement(
         [("en", page), ("en", "<html><body><p>no area</p></body></html>")]
     ).set_index("method")
-    assert table["pages"].tolist() == [1, 1]
+    assert table["pages"].tolist() == [1, 1, 1]
     assert table.loc["tags stripped", "recall"] == 1.0 and table.loc[
         "tags stripped", "precision"
     ] == pytest.approx(11 / 15)
@@ -58,6 +58,42 @@ def test_extraction_is_compared_with_the_publishers_main_area() -> None:
         1.0,
         0,
     ]
+
+
+def marked(inside: str) -> tuple[str, str]:
+    beside = "<nav><a href='x'>目次</a></nav>"
+    return "ja", f"<html><body>{beside}<div id='DisplayArea'>{inside}</div></body></html>"
+
+
+def test_lost_characters_are_counted_by_script() -> None:
+    page = marked("<p>文書は<code>a</code>と<code>b</code>「<b>c</b>」です。</p>" * 3)
+    frame = measures.lost_characters([page, ("ja", "<p>no area</p>")]).set_index("script")
+    assert frame["characters"].to_dict() == {
+        "Latin": 9,
+        "Kana": 12,
+        "Han": 6,
+        "East Asian signs": 9,
+    }
+    assert frame["main content"].sum() == 0
+    # resiliparse drops a text node of one character of three bytes: と and 「
+    assert frame["resiliparse"].to_dict() == {
+        "Latin": 0,
+        "Kana": 3,
+        "Han": 0,
+        "East Asian signs": 3,
+    }
+
+
+def test_of_hidden_alternatives_the_reference_has_one() -> None:
+    switch = "<i hidden>Command</i><i hidden id='default'>Ctrl</i>"
+    assert measures.marked_text(marked(f"<p><b>{switch}</b>+Z</p>")[1], "#DisplayArea") == "Ctrl+Z"
+
+
+def test_the_slowest_page_is_named() -> None:
+    small, large = (f"<p>{'word ' * n}</p>".encode() for n in (10, 300_000))
+    frame = measures.extraction_speed([("small", small), ("large", large)])
+    assert set(frame["slowest page"]) == {"large"} and (frame["its bytes"] == len(large)).all()
+    assert (frame["MB"] == (len(small) + len(large)) / 1e6).all()
 
 
 def test_short_shares_distinguish_pages_that_are_long_enough_in_english() -> None:
@@ -82,9 +118,14 @@ def test_short_shares_distinguish_pages_that_are_long_enough_in_english() -> Non
     ]
 
 
-def test_a_source_without_similar_pairs_decides_nothing_about_the_near_duplicate_search() -> None:
+def test_none_found_of_many_pairs_is_a_contradiction_of_three_undecided_and_of_none_no_attempt():
     schema = pairs(*PAIRS).schema
-    for rows, verdict in ((PAIRS[:], "contradicted"), (PAIRS[:1], "not attempted")):
+    many = [(f"a{i}", f"b{i}", 0.9) for i in range(8)]
+    for rows, verdict in (
+        (many, "contradicted"),
+        (PAIRS, "undecided"),
+        (PAIRS[:1], "not attempted"),
+    ):
         found = {"recipe": schema.empty_table()}
         above = measures.recall_above(pairs(*rows), found, {"recipe": (9, 13)}, 0.8)
         assert measures.recall_verdict(above, "cards", 0.8)[0] == verdict

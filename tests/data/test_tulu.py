@@ -33,7 +33,7 @@ QUESTION = ("user", "Why is the sky blue?")
 GOOD, BAD = ("assistant", "Short waves scatter more."), ("assistant", "It is not.")
 
 
-def folder(tmp_path: Path, schema: pa.Schema, rows: list[dict]) -> str:
+def folder(tmp_path: Path, schema: pa.Schema | None, rows: list[dict]) -> str:
     """A local data set that `datasets` loads as it loads the hub's: parquet files named train-*."""
     (tmp_path / "data").mkdir()
     pq.write_table(
@@ -99,6 +99,19 @@ def test_a_conversation_that_cannot_be_used_is_counted_with_its_reason(
     found = tulu.instructions(path=folder(tmp_path, SFT, rows))
     assert [row["id"] for row in found.rows] == ["good"]
     assert dict(found.left_out) == {reason: 1}
+
+
+def test_tool_calls_are_counted_and_never_dropped_from_a_conversation(tmp_path: Path) -> None:
+    called = {"role": "assistant", "content": "b", "tool_calls": ["f"]}
+    rows = [
+        {"id": "bad", "messages": [*talk(("user", "a")), called], "source": "s"},
+        {"id": "good", "messages": talk(QUESTION, GOOD), "source": "s"},
+    ]
+    found = tulu.instructions(path=folder(tmp_path, None, rows))
+    assert [row["id"] for row in found.rows] == ["good"]
+    assert dict(found.left_out) == {
+        "more than role and content in a message, such as tool calls": 1
+    }
 
 
 @pytest.mark.parametrize(

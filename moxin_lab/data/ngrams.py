@@ -1,0 +1,117 @@
+"""Tokens for n-grams: one definition for decontamination, overlap and rules that count words.
+
+Guarantees: the tokens do not depend on case, line breaks, punctuation, invisible characters (soft
+hyphen, joiners, direction marks) or composed against decomposed characters (NFKC); a combining mark
+stays with its letter, so Hindi and Thai are not cut inside a syllable; in scripts without spaces
+each letter with its marks is one token; Korean, which has spaces, is cut at them.
+Out of scope: segmenting Chinese, Japanese or Thai into words, which needs a dictionary.
+"""
+
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator
+from functools import cache, lru_cache
+
+import numpy as np
+
+from moxin_lab.data.minhash import BASE, mixed, ngram_hashes
+
+NGRAM_TOKENS = 13
+"""Length of the n-grams that contamination studies of language models look for (Brown et al. 2020,
+appendix C).
+"""
+
+# Han, Hiragana, Katakana, Bopomofo, Thai, Lao, Myanmar, Khmer: no spaces between words.
+_UNSPACED = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3005, 0x3007),
+    (0x3040, 0x30FF),
+    (0x3105, 0x312F),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xAA60, 0xAA7F),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x323AF),
+)
+
+
+_ASCII_TOKEN = re.compile("[a-z0-9]+")
+# Format characters that are not seen: soft hyphen, joiners, direction and byte-order marks.
+_INVISIBLE = re.compile("[\xad\u034f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]+")
+
+
+def tokens(text: str) -> list[str]:
+    """The tokens of `text` in order: words and numbers, or single letters of unspaced scripts."""
+    if text.isascii():
+        return _ASCII_TOKEN.findall(text.lower())
+    folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
+    folded = unicodedata.normalize("NFKC", folded)
+    found: list[str] = _pattern(max(folded, default="") <= "\uffff").findall(folded)
+    return found
+
+
+def ngrams(words: list[str], size: int = NGRAM_TOKENS) -> Iterator[tuple[str, ...]]:
+    """Every run of `size` tokens in order; none if there are fewer. ValueError if `size` < 1."""
+    if size < 1:
+        raise ValueError(f"an n-gram needs at least one token, not {size}")
+    return (tuple(words[start : start + size]) for start in range(len(words) - size + 1))
+
+
+def hashes(words: list[str], size: int = NGRAM_TOKENS) -> np.ndarray:
+    """A 64-bit hash of each of `ngrams(words, size)`, in order: uint64 [n - size + 1], or [0].
+
+    It depends on the n-gram alone, so hashes of two documents or two runs can be compared.
+    """
+    if size < 1:
+        raise ValueError(f"an n-gram needs at least one token, not {size}")
+    if len(words) < size:
+        return np.zeros(0, np.uint64)
+    raw = "".join(words).encode("utf-32-le", "surrogatepass")
+    codes = np.frombuffer(raw, dtype=np.uint32).astype(np.uint64) + np.uint64(1)
+    lengths = np.fromiter(map(len, words), np.int64, len(words))
+    starts = np.cumsum(lengths) - lengths
+    place = np.arange(len(codes)) - np.repeat(starts, lengths)
+    powers = np.full(lengths.max(), BASE, dtype=np.uint64)
+    powers[0] = 1
+    powers = np.multiply.accumulate(powers)
+    return mixed(ngram_hashes(mixed(np.add.reduceat(codes * powers[place], starts)), size))
+
+
+# asked for each character of a document, most of which come again
+@lru_cache(maxsize=1 << 16)
+def is_unspaced(character: str) -> bool:
+    """Whether the character belongs to a script that is written without spaces."""
+    return any(first <= ord(character) <= last for first, last in _UNSPACED)
+
+
+@cache
+def marks(last: int = sys.maxunicode) -> str:
+    """Combining marks up to code point `last`, as the inside of a character class of `re`.
+
+    `\\w` leaves them out.
+    """
+    return _ranges([c for c in range(last + 1) if unicodedata.category(chr(c))[0] == "M"])
+
+
+@cache
+def _pattern(basic: bool) -> re.Pattern[str]:
+    """The tokens. basic: of text up to U+FFFF; a list of the marks above makes matching slower."""
+    last = 0xFFFF if basic else sys.maxunicode
+    letters = (c for first, end in _UNSPACED for c in range(first, min(end, last) + 1))
+    unspaced = _ranges([c for c in letters if chr(c).isalnum()])
+    word = f"[^\\W_{unspaced}]"
+    return re.compile(f"[{unspaced}][{marks(last)}]*|{word}+(?:[{marks(last)}]+{word}*)*")
+
+
+def _ranges(codes: list[int]) -> str:
+    """A character class of sorted code points."""
+    parts, start = [], codes[0]
+    for here, after in zip(codes, [*codes[1:], -1], strict=True):
+        if after != here + 1:
+            parts.append(f"\\U{start:08x}-\\U{here:08x}")
+            start = after
+    return "".join(parts)
