@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from moxin_lab.lab import show
 from moxin_lab.tokenizer.routed import Block
 
 if TYPE_CHECKING:
@@ -20,13 +21,17 @@ COLOURS = {
     "special": "#777777",
     "byte": "#000000",
     "shared": "#56B4E9",
+    "common": "#999999",
     "latin": "#0072B2",
-    "han": "#D55E00",
-    "kana": "#009E73",
+    "cjk": "#D55E00",
     "hangul": "#CC79A7",
+    "cyrillic": "#009E73",
+    "arabic": "#F0E442",
+    "devanagari": "#56B4E9",
+    "thai": "#777777",
     "other": "#E69F00",
 }
-PALE = {"shared", "hangul", "other"}
+PALE = {"shared", "common", "hangul", "arabic", "devanagari", "other"}
 """Blocks whose colour needs black letters; the others carry white ones."""
 HATCHES = ("", "///", "...", "xx")
 
@@ -44,6 +49,11 @@ def runs_html(runs: Sequence[tuple[str, str]], caption: str, scale: str) -> str:
     )
 
 
+def show_runs(runs: Sequence[tuple[str, str]], caption: str, scale: str) -> None:
+    """Display `runs_html` in the notebook."""
+    show.html_output(runs_html(runs, caption, scale), caption)
+
+
 def _run_box(expert: str, run: str) -> str:
     visible = run.replace(" ", "␣").replace("\n", "⏎")
     return (
@@ -56,14 +66,14 @@ def _run_box(expert: str, run: str) -> str:
 
 
 def blocks_figure(blocks: Sequence[Block]) -> "Figure":
-    """The vocabulary as one bar of ids, one segment per block.
+    """The vocabulary as one bar of ids, one segment per block that has ids.
 
     A block too narrow to hold its name is named below the bar, at the end of a line.
     """
     import matplotlib.pyplot as plt
 
     total = blocks[-1].stop
-    figure, axes = plt.subplots(figsize=(7.0, 2.1))
+    blocks = [block for block in blocks if len(block)]
     narrow = [block for block in blocks if len(block) <= 0.09 * total]
     # On the left edge, the leftmost label hangs lowest, clear of the next block's line.
     first = [block for block in narrow if block.stop < 0.2 * total]
@@ -72,6 +82,8 @@ def blocks_figure(blocks: Sequence[Block]) -> "Figure":
         for group in (first[::-1], narrow[len(first) :])
         for lane, block in enumerate(group)
     }
+    lowest = -0.85 - 0.5 * max(lanes.values(), default=0)
+    figure, axes = plt.subplots(figsize=(7.0, 1.0 - 0.55 * lowest))
     for block in blocks:
         axes.barh(
             0,
@@ -103,9 +115,32 @@ def blocks_figure(blocks: Sequence[Block]) -> "Figure":
                 fontsize=10,
                 fontweight="bold",
             )
-    axes.set(xlim=(0, total), ylim=(-1.85, 0.4), yticks=[], xlabel="token id")
+    axes.set(xlim=(0, total), ylim=(lowest, 0.4), yticks=[], xlabel="token id")
     axes.grid(False)
     axes.spines["left"].set_visible(False)
+    return figure
+
+
+def trade_off_figure(curve: pd.DataFrame, chosen: float, floor: float) -> "Figure":
+    """What the favoured languages gain over the joint BPE and what the others pay, by factor.
+
+    curve: the table of `budget.trade_off`. chosen: its factor has a line. floor: of English.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.0, 3.4))
+    for (language, rows), marker in zip(curve.groupby("language"), "osD^vPX", strict=False):
+        percent = 100 * (rows["relative"] - 1)
+        axes.plot(rows["factor"], percent, marker=marker, label=language)
+    axes.axvline(chosen, color="#333333", linewidth=1, linestyle="--")
+    axes.text(chosen, axes.get_ylim()[1], f" chosen: {chosen:g}", va="top", fontsize=10)
+    axes.axhline(0, color="#333333", linewidth=1)
+    axes.axhline(100 * (floor - 1), color="#0072B2", linewidth=1, linestyle=":")
+    axes.set(
+        xlabel="weight of Chinese, Japanese and Korean (others: 1)",
+        ylabel="bytes per token over\nthe joint BPE, %",
+    )
+    axes.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, 1.2))
     return figure
 
 

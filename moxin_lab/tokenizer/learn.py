@@ -1,23 +1,23 @@
 """Learns the expert vocabularies: candidate tokens of each expert, and which of them get an id.
 
     text of each language
-      --route-->       runs of each expert
+      --router-->      runs of each expert
       --BpeTrainer-->  candidate tokens, in the order learned
       --encode-->      occurrences of each candidate in each language
     candidates of all experts
       --sorted by worth, cut at the vocabulary size-->  the blocks
 
-Budget rule. The worth of a token is the number of tokens that it saves on the training text. Every
-language counts the same, whatever its size: occurrences are divided by the bytes of the language.
-The candidates of all experts compete in one list, and the best fill the vocabulary. The size of a
-block follows from that, but is never below a floor. Pieces of multi-byte characters, whole
-characters and merges are all candidates, since each saves one token per occurrence.
+Budget rule. The worth of a token is the number of tokens that it saves on the training text.
+Occurrences are divided by the bytes of the language, so that every language counts the same
+whatever its size, and may be weighted. The candidates of all experts compete in one list, and the
+best fill the vocabulary. The size of a block follows from that; a script with little text still has
+a small floor, or all the tokens it has. Pieces of multi-byte characters, whole characters and
+merges are all candidates, since each saves one token per occurrence.
 
 Guarantees: the same texts in the same order give the same result, whatever the number of threads;
 ties go to the earlier expert, then to the token learned earlier. The parts of a chosen token are
-chosen too, since no part is worth less than its token. A merge never joins characters of two
-experts, except for the leading space that the router lets a run keep.
-Out of scope: held-out text; weighting languages by anything but their bytes.
+chosen too, since no part is worth less than its token. A merge never joins characters of two runs.
+Out of scope: which weights are best (`budget` finds them on validation text).
 """
 
 import json
@@ -26,27 +26,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import Regex, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import PreTokenizer, Split
 from tokenizers.trainers import BpeTrainer
 
 from moxin_lab.lab.progress import Progress
-from moxin_lab.tokenizer.router import EXPERTS, expert_of_character, route
-
-PIECE_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)(?!\p{L})"  # English endings
-    # a word or a stretch of letters, with one space or sign before it
-    r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
-    r"|\p{N}"  # single digits, as in Mistral's tokenizer
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation and code operators
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"  # line ends, indentation
+from moxin_lab.tokenizer.router import (
+    EXPERTS,
+    expert_of_character,
+    piece_splitter,
+    runs_in_pieces,
 )
-"""Cuts a run into pieces; merges happen inside a piece only.
-
-Source: the pattern of cl100k (OpenAI tiktoken, `tiktoken_ext/openai_public.py`). Two changes:
-combining marks stay in their word, as in o200k, and every digit is a piece of its own.
-"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ class Candidate:
     pairs: tuple[tuple[bytes, bytes], ...]
     """The merges that make it, each a left and a right part; usually one."""
     expert: str | None
-    """None for a piece of a character, which all experts share."""
+    """None for a piece of a character and for a sign, which all experts share."""
     occurrences: tuple[float, ...]
     """Tokens it saves in the training text of each language, in the order of `Pool.num_bytes`."""
 
@@ -73,19 +63,21 @@ class Pool:
     min_frequency: int
     max_token_length: int
 
-    def by_worth(self, weigh_languages: bool) -> list[tuple[float, Candidate]]:
+    def by_worth(self, weights: Mapping[str, float] | None) -> list[tuple[float, Candidate]]:
         """Pairs of worth and candidate, in descending order of worth.
 
         The worth is the number of tokens saved per megabyte of text: the mean over languages with
-        `weigh_languages`, else over all text together. Sorting is stable: candidates of equal worth
+        the given weights, else over all text together. Sorting is stable: candidates of equal worth
         keep the order of the pool, so the parts of a token stay before it.
+        Raises KeyError naming a language without a weight.
         """
         num_bytes = np.array(list(self.num_bytes.values()), dtype=np.float64)
-        scale = (
-            1e6 / num_bytes / len(num_bytes)
-            if weigh_languages
-            else np.full(len(num_bytes), 1e6 / num_bytes.sum())
+        shares = (
+            num_bytes
+            if weights is None
+            else np.array([weights[language] for language in self.num_bytes])
         )
+        scale = 1e6 * shares / shares.sum() / num_bytes
         worths = (
             np.array([candidate.occurrences for candidate in self.candidates]).reshape(
                 -1, len(scale)
@@ -95,17 +87,14 @@ class Pool:
         return sorted(zip(worths.tolist(), self.candidates, strict=True), key=lambda item: -item[0])
 
 
-def piece_splitter() -> PreTokenizer:
-    """The pre-tokenizer that cuts a run into pieces."""
-    return Split(Regex(PIECE_PATTERN), behavior="isolated")
-
-
 def runs_by_expert(texts: Iterable[str]) -> dict[str, Counter[str]]:
     """How often each run occurs, by expert, in order of first appearance."""
+    splitter = piece_splitter()
+    pieces = Counter(piece for text in texts for piece, _ in splitter.pre_tokenize_str(text))
     runs: dict[str, Counter[str]] = {expert: Counter() for expert in EXPERTS}
-    for text in texts:
-        for expert, run in route(text):
-            runs[expert][run] += 1
+    for piece, count in pieces.items():  # each distinct piece is cut once
+        for expert, run in runs_in_pieces(piece):
+            runs[expert][run] += count
     return runs
 
 
@@ -140,9 +129,9 @@ def learn(
             learned = _train(_repeat(counters), max_candidates, min_frequency, max_token_length)
             occurrences = _occurrences(learned, counters)
             order, pairs = _learned_order(learned)
-            characters.update(
-                {token: counts for token, counts in occurrences.items() if len(token) == 1}
-            )
+            for token, counts in occurrences.items():
+                if len(token) == 1:  # a sign occurs in runs of several experts
+                    characters[token] = characters.get(token, 0) + counts
             merged += [
                 Candidate(
                     token.encode(),
@@ -184,8 +173,7 @@ def _train(
     batches: Iterator[list[str]], max_candidates: int, min_frequency: int, max_token_length: int
 ) -> Tokenizer:
     """A character-level BPE of one expert's runs, so that merges join whole characters only."""
-    learned = Tokenizer(BPE())
-    learned.pre_tokenizer = piece_splitter()
+    learned = Tokenizer(BPE())  # no pre-tokenizer: a run is never cut
     trainer = BpeTrainer(
         vocab_size=max_candidates,
         min_frequency=min_frequency,
@@ -236,7 +224,7 @@ def _occurrences(learned: Tokenizer, counters: Sequence[Counter[str]]) -> dict[s
 def _from_bytes(characters: Mapping[str, np.ndarray], min_frequency: int) -> list[Candidate]:
     """The merges that build characters from bytes, left to right.
 
-    Pieces of characters, which the experts share, come before whole characters.
+    What the experts share, pieces of characters and whole signs, comes first.
     """
     pieces: dict[bytes, np.ndarray] = {}
     complete: list[Candidate] = []
@@ -245,9 +233,11 @@ def _from_bytes(characters: Mapping[str, np.ndarray], min_frequency: int) -> lis
         for end in range(2, len(data)):
             pieces[data[:end]] = pieces.get(data[:end], 0) + counts
         if len(data) > 1 and counts.sum() >= min_frequency:
-            expert = expert_of_character(character)
-            pair = (data[:-1], data[-1:])
-            complete.append(Candidate(data, (pair,), expert, tuple(counts.tolist())))
+            owner = expert_of_character(character)
+            expert = None if owner == "common" else owner
+            complete.append(
+                Candidate(data, ((data[:-1], data[-1:]),), expert, tuple(counts.tolist()))
+            )
     shared = [
         Candidate(data, ((data[:-1], data[-1:]),), None, tuple(counts.tolist()))
         for data, counts in sorted(pieces.items(), key=lambda item: (len(item[0]), item[0]))
@@ -256,17 +246,40 @@ def _from_bytes(characters: Mapping[str, np.ndarray], min_frequency: int) -> lis
     return shared + complete
 
 
-def choose(ranked: Sequence[Candidate], budget: int, floor: int) -> list[Candidate]:
-    """The `budget` best candidates, among them the `floor` best of each expert.
+def spelled(word: str, num_languages: int) -> Iterator[Candidate]:
+    """Candidates of no worth that build a word, letter by letter from its beginning.
+
+    For words that must be tokens whatever the text. The word is one run of ASCII letters.
+    """
+    expert = next(runs_in_pieces(word))[0]
+    for end in range(2, len(word) + 1):
+        pair = (word[: end - 1].encode(), word[end - 1 : end].encode())
+        yield Candidate(word[:end].encode(), (pair,), expert, (0.0,) * num_languages)
+
+
+def choose(
+    ranked: Sequence[Candidate], budget: int, floor: int, required: Sequence[str] = ()
+) -> list[Candidate]:
+    """The `budget` best candidates, among them the required words and the `floor` best of each
+    expert.
 
     An expert with fewer candidates contributes all it has. The floor keeps a block for a script
     that hardly occurs in the training text. The parts of a chosen token are chosen with it.
 
     Args:
         ranked: candidates in descending order of worth.
-    Raises ValueError if the floors alone exceed the budget.
+        required: words of ASCII letters, with or without a space before them.
+    Raises ValueError if the floors and the required words alone exceed the budget.
     """
     by_token = {candidate.token: candidate for candidate in ranked}
+    num_languages = len(ranked[0].occurrences) if ranked else 0
+    missing = [
+        by_token.setdefault(candidate.token, candidate)
+        for word in required
+        for candidate in spelled(word, num_languages)
+        if candidate.token not in by_token
+    ]
+    ranked = [*ranked, *missing]
     chosen: set[bytes] = set()
 
     def take(token: bytes) -> None:
@@ -275,13 +288,15 @@ def choose(ranked: Sequence[Candidate], budget: int, floor: int) -> list[Candida
                 take(part)
             chosen.add(token)
 
+    for word in required:
+        take(word.encode())
     for expert in EXPERTS:
         for candidate in [candidate for candidate in ranked if candidate.expert == expert][:floor]:
             take(candidate.token)
     if len(chosen) > budget:
         raise ValueError(
-            f"a floor of {floor} tokens per expert needs {len(chosen)} ids, "
-            f"but only {budget} are free"
+            f"a floor of {floor} tokens per expert and {len(required)} required words need "
+            f"{len(chosen)} ids, but only {budget} are free"
         )
     for candidate in ranked:
         if len(chosen) == budget:

@@ -2,8 +2,9 @@
 
 - `joint_bpe`: one byte-level BPE of the same size, trained on the same text with the same pieces
   and no routing. It is the baseline that isolates the effect of routing.
-- `mistral`: the SentencePiece model of Mistral 7B v0.1 with 32,000 ids, which the released Moxin
-  checkpoints ship. It was trained on other text, and far more of it.
+- `mistral`: the SentencePiece model of Mistral 7B v0.1 with 32,000 ids, which that of the released
+  Moxin checkpoints resembles. It was trained on other text, and far more of it.
+- `tekken`: Mistral's later tokenizer, four times as large.
 
 Guarantees: all tokenizers are compared through one interface, a function from texts to numbers of
 tokens.
@@ -13,14 +14,17 @@ Out of scope: comparing ids or testing losslessness.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from moxin_lab.tokenizer.learn import piece_splitter
 from moxin_lab.tokenizer.routed import SPECIAL_TOKENS, RoutedTokenizer
+from moxin_lab.tokenizer.router import piece_splitter
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 """Number of tokens of each text, special tokens not counted."""
@@ -32,17 +36,22 @@ def joint_bpe(
     *,
     min_frequency: int = 2,
     max_token_bytes: int = 48,
+    splitter: pre_tokenizers.PreTokenizer | None = None,
 ) -> Tokenizer:
     """A byte-level BPE over all scripts together, of exactly `vocab_size` ids.
 
     Args:
         max_token_bytes: 48 bytes are 16 characters of three bytes each. The experts stop at 16
             characters whatever their bytes, so Latin tokens may grow longer here.
+        splitter: cuts what merges do not cross; the pieces of the routed tokenizer by default.
     Raises ValueError if the text does not fill the vocabulary.
     """
     joint = Tokenizer(BPE())
     joint.pre_tokenizer = pre_tokenizers.Sequence(
-        [piece_splitter(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            splitter or piece_splitter(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     joint.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
@@ -81,8 +90,18 @@ def mistral() -> SentencePieceProcessor:
     return SentencePieceProcessor(model_file=str(path))
 
 
-def token_counter(tokenizer: RoutedTokenizer | Tokenizer | SentencePieceProcessor) -> CountTokens:
+@cache
+def tekken() -> Tekkenizer:
+    """Mistral's Tekken tokenizer of 131,072 ids, from the file that mistral-common ships."""
+    return Tekkenizer.from_file(str(files("mistral_common") / "data" / "tekken_240718.json"))
+
+
+def token_counter(
+    tokenizer: RoutedTokenizer | Tokenizer | SentencePieceProcessor | Tekkenizer,
+) -> CountTokens:
     """A function that counts the tokens of each text, without special tokens."""
+    if isinstance(tokenizer, Tekkenizer):
+        return lambda texts: [len(tokenizer.encode(text, bos=False, eos=False)) for text in texts]
     if isinstance(tokenizer, RoutedTokenizer):
         return lambda texts: [len(ids) for ids in tokenizer.encode_batch(texts)]
     if isinstance(tokenizer, Tokenizer):
@@ -93,13 +112,20 @@ def token_counter(tokenizer: RoutedTokenizer | Tokenizer | SentencePieceProcesso
     return lambda texts: [len(ids) for ids in tokenizer.encode(list(texts))]
 
 
+RELEASED = "moxin-org/Moxin-7B-LLM"
+"""The base checkpoint on the model hub, whose folder has a tokenizer."""
+
+
+def load_with_transformers(folder: Path) -> PreTrainedTokenizerBase:
+    """A saved tokenizer as users load it, without a network."""
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
 def compare_released(repository: str) -> dict[str, int]:
     """Size of a tokenizer on the model hub, and how many of its tokens Mistral v0.1 has too.
 
     Needs the network. Keys: size, shared.
     """
-    from transformers import AutoTokenizer
-
     vocabulary = AutoTokenizer.from_pretrained(repository).get_vocab()
     model = mistral()
     pieces = {model.id_to_piece(index) for index in range(model.vocab_size())}

@@ -2,55 +2,71 @@
 
 Layout of the ids:
 
-    [4 special][256 bytes][shared pieces of characters][latin][han][kana][hangul][other]
+    [4 special][256 bytes][shared: pieces of characters, signs][common][latin][cjk] ... [other]
 
-A text is cut into runs of one script (`router`) and each run into pieces. In a piece, the merges of
-the run's expert apply. A merge joins only whole characters of its expert, so merges of two experts
-never meet. One BPE over the union of the vocabularies therefore gives the same ids as routing each
-run to its own expert: `encode` uses the union, `encode_by_expert` routes, and a property test
-compares them. The union is exported, so users need only
-`PreTrainedTokenizerFast.from_pretrained(folder)`.
+A text is cut into pieces and each piece into runs of one expert (`router`). In a run, the merges of
+its expert apply. A merge joins only whole characters of one run, so merges of two experts never
+meet, and one BPE over the union of the vocabularies gives the same ids as sending each run to its
+own expert: `encode` uses the union, `encode_by_expert` the experts, and a property test compares
+them. The union is exported, so users need only `PreTrainedTokenizerFast.from_pretrained(folder)`.
 
 Guarantees:
 - Lossless: there is no normalizer and no prefix space, and every byte has a token, so decoding the
   ids of any text gives the text.
-- An id of an expert's block occurs only in runs of that expert; bytes and shared pieces may occur
-  in any run.
-- `encode` never produces a special token from text: "<s>" in a corpus is three characters. The
-  exported folder does parse special tokens written in text, as chat templates need. For text from
-  an untrusted source pass `split_special_tokens=True` there.
+- An id of an expert's block occurs only in runs of that expert; bytes and shared ids may occur in
+  any run.
+- Ids are ranks: a merge with a smaller id goes first, every pair of tokens that spells a token may
+  merge into it, and a token that merges cannot reach has no id. So encoders that know ids alone
+  (tiktoken and its faster kin) give the same ids as those that read the list of merges.
+- `encode` never produces a special token from text: "<s>" in a corpus is three characters. This
+  survives pickle, deepcopy and worker processes. The exported folder does parse special tokens
+  written in text, as chat templates need. For text from an untrusted source pass
+  `split_special_tokens=True` there.
 - The same texts give the same bytes of `tokenizer.json`.
-Out of scope: Unicode normalisation (the NFC and NFD spellings of a word have different ids), and
-lone surrogates, which no UTF-8 text contains.
+Out of scope: Unicode normalisation (the NFC and NFD spellings of a word have different ids).
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from moxin_lab.lab.progress import Progress
-from moxin_lab.tokenizer import router
-from moxin_lab.tokenizer.learn import Candidate, Pool, choose, learn, piece_splitter
-from moxin_lab.tokenizer.router import EXPERTS, route
+from moxin_lab.tokenizer.byte_level import byte_names, is_piece, pairs_in_order
+from moxin_lab.tokenizer.learn import Candidate, Pool, choose, learn
+from moxin_lab.tokenizer.router import EXPERTS, piece_splitter, runs_of
+from moxin_lab.tokenizer.training_text import read_documents
 
-__all__ = ["Block", "RoutedTokenizer", "build", "load", "read_documents", "route", "save", "train"]
-
-SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
+IMAGE, BOS, EOS, PAD = SPECIAL_TOKENS = ("<image>", "<s>", "</s>", "<pad>")
+"""In the order of ids. No token means "unknown": every byte has an id. `<image>` stands where other
+tokenizers of this family have `<unk>`, and is the place of an image in a prompt (stage 07).
+"""
 BYTES_START = len(SPECIAL_TOKENS)
 SHARED_START = BYTES_START + 256
+ANSWERS = tuple(
+    space + word
+    for word in ("Yes", "No", "True", "False", *(chr(code) for code in range(0x41, 0x5B)))
+    for space in ("", " ")
+)
+"""Words by which choices are answered; each is one token, so that evaluation can compare them."""
 BUDGET_RULE = (
-    "The tokens that save most tokens on the training text, {}; a block is as large as the number "
-    "of its tokens among them, and no smaller than the floor as far as its script has tokens."
+    "The tokens that save most tokens on the training text, languages weighted as given; a block "
+    "is as large as the number of its tokens among them, and no smaller than the floor as far as "
+    "its script has tokens."
 )
 """Recorded in `experts.json`; a changed word would change the bytes of the artifact."""
+
+
+SEGMENT_CHARACTERS = 1_000_000
+"""A longer text is encoded in parts of about this size: 16 MB take 1 GB of memory instead of 3."""
+_CUT = re.compile(r"(?<=\n)(?=[^\s/])")
 
 
 @dataclass(frozen=True)
@@ -81,42 +97,64 @@ class RoutedTokenizer:
         return self.blocks[-1].stop
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens are neither added nor parsed, so any text is safe."""
-        return self.union.encode(text, add_special_tokens=False).ids
+        """Ids of a text; special tokens are neither added nor parsed, so any text is safe.
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` for many texts, on all cores."""
+        Raises ValueError for a lone surrogate, which no UTF-8 text contains.
+        """
+        # In segments: the library keeps more than 100 bytes for each token of one call.
         return [
-            encoding.ids
-            for encoding in self.union.encode_batch_fast(list(texts), add_special_tokens=False)
+            token
+            for segment in segments(text, SEGMENT_CHARACTERS)
+            for token in self.encode_batch([segment])[0]
         ]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, with special tokens spelled out."""
-        return self.union.decode(list(ids), skip_special_tokens=False)
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` for many texts, on all cores; the same errors."""
+        texts = list(texts)
+        try:
+            encodings = self.union.encode_batch_fast(texts, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            _refuse_surrogates(texts)
+            raise
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of the ids, with special tokens spelled out.
+
+        Raises ValueError for an id outside the vocabulary.
+        """
+        ids = _known(ids, self.vocab_size)
+        return self.union.decode(ids.tolist(), skip_special_tokens=False)
+
+    def expert_of(self, token_id: int) -> str:
+        """The name of the block that an id belongs to: an expert, `shared`, `byte` or `special`.
+
+        Raises ValueError for an id outside the vocabulary.
+        """
+        return self.blocks[int(self.block_of([token_id])[0])].name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The library's own pickling forgets that special tokens in text are text.
+        return with_plain_special_tokens, (self.union.to_str(), self.blocks, self.record)
 
     def block_of(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """The index into `blocks` of each id: int64 [n].
 
         Raises ValueError for an id outside the vocabulary.
         """
-        ids = np.asarray(ids, dtype=np.int64)
-        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
-            raise ValueError(
-                f"ids must lie in 0..{self.vocab_size - 1}; got {ids.min()}..{ids.max()}"
-            )
+        ids = _known(ids, self.vocab_size)
         return np.searchsorted([block.stop for block in self.blocks], ids, side="right")
 
     @cached_property
     def experts(self) -> dict[str, Tokenizer]:
-        """Each expert as a separate tokenizer.
+        """Each expert as a separate tokenizer, which encodes the runs of its own and skips others.
 
         Its local ids are the shared ids, then those of its own tokens, counted from the end of the
         shared block.
         """
         model = json.loads(self.union.to_str())["model"]
         blocks = {block.name: block for block in self.blocks}
-        shared_stop = blocks["shared"].stop  # where the first expert's block starts
+        shared_stop = blocks["shared"].stop
         tokenizers = {}
         for expert in EXPERTS:
             block = blocks[expert]
@@ -125,30 +163,83 @@ class RoutedTokenizer:
                 for token, index in model["vocab"].items()
                 if index < shared_stop or block.start <= index < block.stop
             }
-            merges = [(left, right) for left, right in model["merges"] if left + right in vocab]
-            tokenizers[expert] = _assemble(vocab, merges, split_runs=False)
+            merges = [pair for pair in map(tuple, model["merges"]) if "".join(pair) in vocab]
+            tokenizers[expert] = assemble(vocab, merges, runs_of(expert))
         return tokenizers
 
     def encode_by_expert(self, text: str) -> list[int]:
-        """Ids from routing each run to its expert and shifting local ids to the expert's block.
+        """Ids from sending each run to its expert and shifting local ids to the expert's block.
 
         They equal those of `encode`.
         """
-        start = {block.name: block.start for block in self.blocks}
-        runs = route(text)
-        ids_of_run: list[list[int]] = [[] for _ in runs]
+        blocks = {block.name: block for block in self.blocks}
+        shared_stop = blocks["shared"].stop
+        placed: list[tuple[int, int]] = []  # where in the text a token begins, and its id
         for expert, member in self.experts.items():
-            positions = [i for i, (run_expert, _) in enumerate(runs) if run_expert == expert]
-            encodings = member.encode_batch_fast(
-                [runs[position][1] for position in positions], add_special_tokens=False
+            encoding = member.encode(text, add_special_tokens=False)
+            shift = blocks[expert].start - shared_stop
+            placed += [
+                (start, token if token < shared_stop else token + shift)
+                for (start, _), token in zip(encoding.offsets, encoding.ids, strict=True)
+            ]
+        # Stable: the bytes of one character share a place and come from one expert, in order.
+        return [token for _, token in sorted(placed, key=lambda item: item[0])]
+
+
+def segments(text: str, num_characters: int) -> Iterator[str]:
+    """A text in parts of at least so many characters, cut only where two pieces meet; joined, they
+    give the text.
+
+    That is after a line end, before anything but white space and `/`, which may belong to the piece
+    that holds the line end (`router.PIECE_PATTERN`). A text without such a place is one part.
+    """
+    start = 0
+    while len(text) - start > num_characters:
+        place = _CUT.search(text, start + num_characters)
+        if place is None:
+            break
+        yield text[start : place.start()]
+        start = place.start()
+    yield text[start:]
+
+
+def with_plain_special_tokens(
+    union: str, blocks: tuple[Block, ...], record: dict[str, Any]
+) -> RoutedTokenizer:
+    """A tokenizer from the text of its tokenizer.json, with special tokens in text read as text."""
+    tokenizer = Tokenizer.from_str(union)
+    tokenizer.encode_special_tokens = True
+    return RoutedTokenizer(tokenizer, blocks, record)
+
+
+def token_bytes(tokenizer: RoutedTokenizer) -> dict[bytes, int]:
+    """The bytes of every token but the special ones, with its id, in the order of ids."""
+    byte_of = {name: byte for byte, name in enumerate(byte_names())}
+    ordered = sorted(tokenizer.union.get_vocab().items(), key=lambda item: item[1])
+    return {
+        bytes(byte_of[name] for name in token): index
+        for token, index in ordered
+        if index >= len(SPECIAL_TOKENS)
+    }
+
+
+def _known(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+    """The ids as int64 [n]; raises ValueError if one is outside the vocabulary."""
+    array = np.asarray(ids, dtype=np.int64)
+    if array.size and (array.min() < 0 or array.max() >= vocab_size):
+        raise ValueError(f"ids must lie in 0..{vocab_size - 1}; got {array.min()}..{array.max()}")
+    return array
+
+
+def _refuse_surrogates(texts: Sequence[str]) -> None:
+    for number, text in enumerate(texts):
+        found = isinstance(text, str) and re.search("[\ud800-\udfff]", text)
+        if found:
+            raise ValueError(
+                f"text {number} has a lone surrogate, U+{ord(found.group()):04X}, at character "
+                f"{found.start()}: it is no Unicode text. Decode its source with the right "
+                "encoding, or replace it."
             )
-            # Local ids of every expert start where the shared ids end, as `latin` does.
-            shift = start[expert] - start["latin"]
-            for position, encoding in zip(positions, encodings, strict=True):
-                ids_of_run[position] = [
-                    token if token < start["latin"] else token + shift for token in encoding.ids
-                ]
-        return [token for ids in ids_of_run for token in ids]
 
 
 def train(
@@ -159,15 +250,16 @@ def train(
     max_token_length: int = 16,
     min_tokens_per_expert: int = 0,
     max_bytes_per_language: int | None = None,
-    weigh_languages: bool = True,
+    required: Sequence[str] = (),
     progress: Progress = lambda step, total, label: None,
 ) -> RoutedTokenizer:
-    """Learns the experts from text and joins them into one vocabulary of exactly `vocab_size` ids.
+    """Learns the experts from text and joins them into one vocabulary of exactly `vocab_size` ids,
+    every language weighing the same.
 
     texts: a parquet file with columns `language` and `text`, documents by language, or documents of
     one language.
-    Calls `read_documents`, `learn.learn` and `build` in turn; see there for the other arguments and
-    the errors raised.
+    Calls `training_text.read_documents`, `learn.learn` and `build` in turn; see there for the other
+    arguments and the errors raised.
     """
     pool = learn(
         read_documents(texts, max_bytes_per_language),
@@ -179,22 +271,28 @@ def train(
     return build(
         pool,
         vocab_size,
+        weights=dict.fromkeys(pool.num_bytes, 1.0),
         min_tokens_per_expert=min_tokens_per_expert,
-        weigh_languages=weigh_languages,
+        required=required,
     )
 
 
 def build(
-    pool: Pool, vocab_size: int, *, min_tokens_per_expert: int = 0, weigh_languages: bool = True
+    pool: Pool,
+    vocab_size: int,
+    *,
+    weights: Mapping[str, float] | None,
+    min_tokens_per_expert: int = 0,
+    required: Sequence[str] = (),
 ) -> RoutedTokenizer:
     """Fills a vocabulary with learned candidates by the budget rule of `learn`.
 
     Args:
-        min_tokens_per_expert: the floor of `learn.choose`.
-        weigh_languages: with False, a language has as much weight as it has text.
+        weights: of the languages, on any scale; None weighs a language by its text.
+        min_tokens_per_expert, required: the floor of `learn.choose`, and words that are tokens.
     Raises ValueError if the pool is too small for the vocabulary, or the vocabulary for the floors.
     """
-    ranked = pool.by_worth(weigh_languages)
+    ranked = pool.by_worth(weights)
     budget = vocab_size - SHARED_START
     if not 0 <= budget <= len(ranked):
         raise ValueError(
@@ -203,199 +301,97 @@ def build(
             f"choose {SHARED_START} to {SHARED_START + len(ranked)}, or give more text"
         )
     record = {
-        "budget_rule": BUDGET_RULE.format(
-            "every language weighing the same" if weigh_languages else "taken as it is"
-        ),
+        "budget_rule": BUDGET_RULE,
+        "weights": "bytes of text" if weights is None else dict(weights),
         "min_tokens_per_expert": min_tokens_per_expert,
         "min_frequency": pool.min_frequency,
         "max_token_length": pool.max_token_length,
         "training_bytes": pool.num_bytes,
     }
-    return _union(
-        choose([candidate for _, candidate in ranked], budget, min_tokens_per_expert), record
+    # In the order learned, so that a token's parts are there when it is to be merged. Required
+    # words that were not learned go first, with all that they are built from.
+    known = dict.fromkeys(candidate.token for candidate in pool.candidates)
+    spelled = dict.fromkeys(
+        word[:end].encode()
+        for word in required
+        if word.encode() not in known
+        for end in range(2, len(word) + 1)
     )
-
-
-def read_documents(
-    texts: Path | Iterable[str] | Mapping[str, Sequence[str]],
-    max_bytes_per_language: int | None = None,
-) -> dict[str, list[str]]:
-    """Documents by language, languages in alphabetical order.
-
-    max_bytes_per_language: each language has its first documents up to that many UTF-8 bytes. Where
-    the first one alone is longer, its beginning is kept, so that no language with text is lost.
-    Raises ValueError if all documents are empty, TypeError for a single string.
-    """
-    if isinstance(texts, Path):
-        table = pq.read_table(texts, columns=["language", "text"])
-        grouped: dict[str, list[str]] = {}
-        for language, text in zip(
-            table["language"].to_pylist(), table["text"].to_pylist(), strict=True
-        ):
-            grouped.setdefault(language, []).append(text)
-    elif isinstance(texts, Mapping):
-        grouped = {language: list(documents) for language, documents in texts.items()}
-    elif isinstance(texts, str):
-        raise TypeError(
-            "texts is one string; give a list of documents, or a pathlib.Path to a parquet file"
-        )
-    else:
-        grouped = {"und": list(texts)}
-    kept = {}
-    for language in sorted(grouped):
-        documents = _up_to(grouped[language], max_bytes_per_language)
-        if any(documents):
-            kept[language] = documents
-    if not kept:
-        where = f" in {texts}" if isinstance(texts, Path) else ""
-        raise ValueError(f"no text to train on{where}: every document is empty")
-    return kept
-
-
-def _up_to(documents: list[str], max_bytes: int | None) -> list[str]:
-    """The first documents of at most that many bytes, or the beginning of the first with text."""
-    if max_bytes is None:
-        return documents
-    sizes = np.cumsum([len(text.encode()) for text in documents])
-    count = int(np.searchsorted(sizes, max_bytes, "right"))
-    if any(documents[:count]) or not any(documents):
-        return documents[:count]
-    first = next(filter(None, documents))
-    return [first.encode()[:max_bytes].decode(errors="ignore")]  # never half a character
-
-
-def save(tokenizer: RoutedTokenizer, folder: Path) -> None:
-    """Writes a tokenizer into a folder, which is created if needed.
-
-    The files: `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `experts.json`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    exported = Tokenizer.from_str(tokenizer.union.to_str())
-    exported.encode_special_tokens = False
-    exported.save(str(folder / "tokenizer.json"))
-    names = dict(
-        zip(("unk_token", "bos_token", "eos_token", "pad_token"), SPECIAL_TOKENS, strict=True)
-    )
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-        **names,
-    }
-    experts = {
-        "format": 1,
-        "vocab_size": tokenizer.vocab_size,
-        "router": {
-            "description": router.DESCRIPTION,
-            "experts": list(EXPERTS),
-            "ranges": {
-                expert: [[f"{a:04X}", f"{b:04X}"] for a, b in ranges]
-                for expert, ranges in router.RANGES.items()
-            },
-        },
-        "blocks": [
-            {"name": block.name, "start": block.start, "stop": block.stop}
-            for block in tokenizer.blocks
-        ],
-        "training": tokenizer.record,
-    }
-    for name, value in (
-        ("tokenizer_config", config),
-        ("special_tokens_map", names),
-        ("experts", experts),
-    ):
-        (folder / f"{name}.json").write_text(
-            json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
-
-
-def load(folder: Path) -> RoutedTokenizer:
-    """Reads a folder written by `save`.
-
-    Raises FileNotFoundError naming a file that is missing, and ValueError naming one that does not
-    fit the others.
-    """
-    for name in ("tokenizer.json", "experts.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name} is missing: {folder} is not a folder written by routed.save"
-            )
-    union = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    union.encode_special_tokens = True
-    experts = json.loads((folder / "experts.json").read_text(encoding="utf-8"))
-    blocks = tuple(Block(**block) for block in experts["blocks"])
-    if blocks[-1].stop != union.get_vocab_size():
-        raise ValueError(
-            f"{folder}: experts.json ends at id {blocks[-1].stop}, "
-            f"tokenizer.json has {union.get_vocab_size()} ids"
-        )
-    return RoutedTokenizer(union, blocks, experts["training"])
+    place = {token: number for number, token in enumerate(spelled | known)}
+    candidates = [candidate for _, candidate in ranked]
+    while True:
+        chosen = choose(candidates, budget, min_tokens_per_expert, required)
+        chosen.sort(key=lambda candidate: place[candidate.token])
+        tokenizer = _union(chosen, record)
+        unreached = _unreached(tokenizer)
+        if not unreached:
+            return tokenizer
+        # Its parts are taken by merges of smaller ids wherever it stands: others use the id better.
+        candidates = [candidate for candidate in candidates if candidate.token not in unreached]
 
 
 def _union(chosen: Sequence[Candidate], record: dict[str, Any]) -> RoutedTokenizer:
-    """Assigns ids to the chosen tokens, block by block, and joins all merges in one BPE."""
-    names = _byte_names()
-    vocab = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
-    vocab.update({name: BYTES_START + byte for byte, name in enumerate(names)})
+    """Assigns ids to the chosen tokens, block by block, and joins them in one BPE."""
+    names = byte_names()
+    spelling = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
+    ids = {bytes([byte]): BYTES_START + byte for byte in range(256)}
     blocks = [Block("special", 0, BYTES_START), Block("byte", BYTES_START, SHARED_START)]
-    char_merges: list[tuple[str, str]] = []
-    expert_merges: list[tuple[str, str]] = []
     for expert in (None, *EXPERTS):
-        start = len(vocab)
-        members = [candidate for candidate in chosen if candidate.expert == expert]
-        # Characters before merges, so that a block begins with its alphabet. `sorted` is stable:
-        # otherwise the order of worth stays.
-        for candidate in sorted(members, key=lambda c: not _builds_character(c)):
-            token = "".join(names[byte] for byte in candidate.token)
-            if token in vocab:
+        start = len(SPECIAL_TOKENS) + len(ids)
+        members = [candidate.token for candidate in chosen if candidate.expert == expert]
+        # Characters before merges, so that merges see whole characters. `sorted` is stable:
+        # otherwise the order learned stays.
+        for token in sorted(members, key=lambda token: not _builds_character(token)):
+            if token in ids or "".join(names[byte] for byte in token) in SPECIAL_TOKENS:
                 raise ValueError(
                     f"the token {token!r} was learned twice, or spells a special token; "
                     "the pieces must prevent it"
                 )
-            vocab[token] = len(vocab)
-            target = char_merges if _builds_character(candidate) else expert_merges
-            target += [
-                ("".join(names[b] for b in left), "".join(names[b] for b in right))
-                for left, right in candidate.pairs
-            ]
-        blocks.append(Block(expert or "shared", start, len(vocab)))
-    # All characters are built before any expert's merge applies, so merges see whole characters.
-    merges = [(a, b) for a, b in char_merges + expert_merges if a in vocab and b in vocab]
-    return RoutedTokenizer(_assemble(vocab, merges, split_runs=True), tuple(blocks), record)
+            ids[token] = len(SPECIAL_TOKENS) + len(ids)
+        blocks.append(Block(expert or "shared", start, len(SPECIAL_TOKENS) + len(ids)))
+    spelling |= {"".join(names[byte] for byte in token): index for token, index in ids.items()}
+    merges = [
+        ("".join(names[byte] for byte in left), "".join(names[byte] for byte in right))
+        for left, right in pairs_in_order(ids)
+    ]
+    return RoutedTokenizer(assemble(spelling, merges, piece_splitter()), tuple(blocks), record)
 
 
-def _builds_character(candidate: Candidate) -> bool:
+def _unreached(tokenizer: RoutedTokenizer) -> set[bytes]:
+    """Tokens whose own bytes are not merged into them."""
+    bare = Tokenizer.from_str(tokenizer.union.to_str())
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    whole = {
+        token: index
+        for token, index in token_bytes(tokenizer).items()
+        if index >= SHARED_START and not is_piece(token)
+    }
+    encodings = bare.encode_batch([token.decode() for token in whole], add_special_tokens=False)
+    return {
+        token
+        for (token, index), encoding in zip(whole.items(), encodings, strict=True)
+        if encoding.ids != [index]
+    }
+
+
+def _builds_character(token: bytes) -> bool:
     """True for a whole character or a piece of one, built from single bytes."""
-    return candidate.expert is None or len(candidate.token.decode()) == 1
+    return is_piece(token) or len(token.decode()) == 1
 
 
-def _assemble(
-    vocab: dict[str, int], merges: list[tuple[str, str]], *, split_runs: bool
+def assemble(
+    vocab: dict[str, int], merges: list[tuple[str, str]], splitter: pre_tokenizers.PreTokenizer
 ) -> Tokenizer:
-    """A byte-level BPE over pieces; with `split_runs`, text is cut into script runs first."""
+    """A byte-level BPE over what the splitter cuts; special tokens in text are text."""
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
-    steps = [piece_splitter(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    if split_runs:
-        steps.insert(0, pre_tokenizers.Split(Regex(router.RUN_PATTERN), behavior="isolated"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    bos = SPECIAL_TOKENS[1]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A $B:1", special_tokens=[(bos, vocab[bos])]
+        single=f"{BOS} $A", pair=f"{BOS} $A $B:1", special_tokens=[(BOS, vocab[BOS])]
     )
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     )
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def _byte_names() -> list[str]:
-    """The printable character that represents each byte in `tokenizer.json`.
-
-    Printable Latin-1 bytes represent themselves; the others are mapped to U+0100 and up.
-    Source: `bytes_to_unicode` of GPT-2 (OpenAI gpt-2, `src/encoder.py`), which ByteLevel follows.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

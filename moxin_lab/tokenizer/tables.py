@@ -13,6 +13,13 @@ import pandas as pd
 from moxin_lab.lab import Stage
 from moxin_lab.tokenizer.measures import with_interval
 
+COMPARISONS = {
+    "over Mistral v0.1": ("routed", "Mistral v0.1"),
+    "over joint BPE": ("routed", "joint BPE"),
+    "equal weights, over joint BPE": ("routed, equal weights", "joint BPE"),
+}
+"""Gains that notebook 02 shows: name to (tokenizer, peer)."""
+
 
 def record(
     stage: Stage,
@@ -44,6 +51,29 @@ def record(
         )
 
 
+def trade_off_in_words(curve: pd.DataFrame) -> str:
+    """The lines of `figures.trade_off_figure` in words. curve: the table of `budget.trade_off`."""
+    lines = []
+    for factor, rows in curve.groupby("factor"):
+        percents = zip(rows["language"], 100 * (rows["relative"] - 1), strict=True)
+        gains = ", ".join(f"{language} {percent:+.1f} %" for language, percent in percents)
+        lines.append(f"weight {factor:g}: {gains}")
+    return "; ".join(lines) + "."
+
+
+def heights(compression: pd.DataFrame) -> str:
+    """The bars of `figures.bars_figure` in words. compression: the table of
+    `measures.compression`.
+    """
+    return (
+        "; ".join(
+            f"{row.language}, {row.tokenizer}: {row.bytes_per_token:.2f}"
+            for row in compression.itertuples()
+        )
+        + "."
+    )
+
+
 def gains_in_words(gains: pd.DataFrame, comparison: str, languages: Sequence[str]) -> str:
     """The gains of one comparison with their intervals, such as `zh +2.1 [+1.8, +2.4] %`.
 
@@ -72,8 +102,7 @@ def gains_over_peers(gains: pd.DataFrame, languages: Sequence[str]) -> str:
     return (
         f"Over Mistral's tokenizer the routed one gains {over_mistral.min():.0f} to "
         f"{over_mistral.max():.0f} % in Chinese, Japanese and Korean. Over the joint BPE it gains "
-        f"in {better} and loses in {worse}. A joint vocabulary may hold tokens that run from kanji "
-        "into kana, as Japanese words do; a router by script rules them out."
+        f"in {better} and loses in {worse}."
     )
 
 
@@ -108,7 +137,7 @@ def tokens_and_premiums(
 
 def block_use(usage: pd.DataFrame) -> pd.DataFrame:
     """The table of `measures.unused_share` to display: shares in percent, no special tokens."""
-    table = usage.set_index("block").drop(index="special")
+    table = usage[usage["ids"] > 0].set_index("block").drop(index="special")
     return pd.DataFrame(
         {
             "ids": table["ids"],

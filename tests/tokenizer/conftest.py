@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moxin_lab.tokenizer import routed
+from moxin_lab.tokenizer import files, routed
 
 ENGLISH = [
     "The routed tokenizer cuts a text into runs of one script and lets the expert of each run "
@@ -53,5 +53,5 @@ def small() -> routed.RoutedTokenizer:
 @pytest.fixture(scope="session")
 def folder(small: routed.RoutedTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
-    routed.save(small, path)
+    files.save(small, path)
     return path

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moxin_lab.tokenizer import measures, peers, routed
+from moxin_lab.tokenizer import measures, peers, router
 from moxin_lab.tokenizer.router import EXPERTS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def test_frequent_tokens_are_words_of_the_block_in_order_of_use(small):
     table = measures.frequent_tokens(small, ["文档窗口 文档 window"], 2, 1).set_index("expert")[
         "tokens"
     ]
-    assert table["han"] == "文档" and table["kana"] == "none"
+    assert table["cjk"] == "文档" and table["hangul"] == "none"
 
 
 def test_the_interval_covers_the_true_ratio_as_often_as_its_level_says():
@@ -137,7 +137,7 @@ def test_bytes_per_token_by_script_agree_with_the_tokens_of_each_run(small, text
     sizes = dict.fromkeys(EXPERTS, 0)
     tokens = dict.fromkeys(EXPERTS, 0)
     for text in everything:
-        for expert, run in routed.route(text):
+        for expert, run in router.route(text):
             sizes[expert] += len(run.encode())
             tokens[expert] += len(small.encode(run))
     for expert in table.index:
@@ -162,7 +162,7 @@ def test_unused_share_counts_ids_that_never_occur(small):
     table = measures.unused_share(small, ["aaa"]).set_index("block")
     assert table.loc["byte", "unused"] == 255 / 256
     assert table.loc["byte", "tokens"] == 1
-    assert table.loc["han", "unused"] == 1
+    assert table.loc["cjk", "unused"] == 1
 
 
 def test_throughput_is_bytes_over_the_best_time():
@@ -213,3 +213,24 @@ def test_languages_are_sorted_with_the_named_ones_first_and_pages_stay_in_order(
     frame = documents({"zh": ["a", "b"], "de": ["c"], "en": ["d"], "code": ["e"]})
     order = measures.sort_by_language(frame, first=["en", "zh"])["id"].tolist()
     assert order == ["en/0", "zh/0", "zh/1", "code/0", "de/0"]
+
+
+def test_renyi_efficiency_follows_its_definition():
+    assert measures.renyi_efficiency(np.array([7, 7, 7, 7]), 4) == pytest.approx(1.0)
+    assert measures.renyi_efficiency(np.array([5, 0, 0]), 8) == pytest.approx(0.0)
+    # Order 2: minus the logarithm of the chance that two tokens are the same id.
+    counts = np.array([3, 1])
+    expected = -np.log(0.75**2 + 0.25**2) / np.log(16)
+    assert measures.renyi_efficiency(counts, 16, order=2) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="no token was counted"):
+        measures.renyi_efficiency(np.zeros(4), 4)
+
+
+def test_renyi_efficiencies_count_the_tokens_of_every_kind_of_tokenizer(small):
+    text = "The window of the document."
+    found = measures.renyi_efficiencies({"ours": small.union, "Mistral": peers.mistral()}, [text])
+    ids = {"ours": small.encode(text), "Mistral": peers.mistral().encode(text)}
+    sizes = {"ours": small.vocab_size, "Mistral": 32_000}
+    assert found == {
+        name: measures.renyi_efficiency(np.bincount(ids[name]), sizes[name]) for name in ids
+    }

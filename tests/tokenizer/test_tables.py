@@ -70,15 +70,15 @@ def test_tokens_and_premiums_have_a_row_per_language_and_two_columns_per_tokeniz
 def test_block_use_is_in_percent_and_omits_special_tokens():
     usage = pd.DataFrame(
         {
-            "block": ["special", "han"],
+            "block": ["special", "cjk"],
             "ids": [4, 10],
             "unused": [1.0, 0.25],
             "tokens": [0.0, 0.5],
         }
     )
     table = tables.block_use(usage)
-    assert table.index.tolist() == ["han"]
-    assert table.loc["han"].tolist() == [10, 25.0, 50.0]
+    assert table.index.tolist() == ["cjk"]
+    assert table.loc["cjk"].tolist() == [10, 25.0, 50.0]
 
 
 def test_gains_over_peers_name_the_languages_whose_interval_is_above_or_below_zero():
