@@ -4,7 +4,9 @@
 
 Guarantees: the update equals that of `torch.optim.AdamW(fused=True)`, computed in float32 whatever
 the dtypes of the tensors, and the state has the same layout, so either optimizer continues a run of
-the other (tests/kernels/test_adamw.py, in Triton's interpreter on the CPU).
+the other (tests/kernels/test_adamw.py, in Triton's interpreter on the CPU). A step with
+`optimizer.found_inf` (float32 [], set between backward pass and update) above 0 changes nothing, as
+with PyTorch's fused optimizers, and nothing waits for the device to know it.
 Out of scope: AMSGrad, `maximize`, sparse gradients and the unscaling of a gradient scaler, each of
 which raises an error.
 """
@@ -26,6 +28,7 @@ def _update(
     means_ptr,
     squares_ptr,
     corrections_ptr,
+    found_inf_ptr,
     index,
     size,
     learning_rate,
@@ -39,7 +42,7 @@ def _update(
     1711.05101, algorithm 2). corrections: float32 [tensors, 2], 1 - beta^step of both moments.
     """
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = offsets < size
+    inside = offsets < tl.where(tl.load(found_inf_ptr) > 0, 0, size)
     weights = tl.load(weights_ptr + offsets, mask=inside).to(tl.float32)
     gradients = tl.load(gradients_ptr + offsets, mask=inside).to(tl.float32)
     means = tl.load(means_ptr + offsets, mask=inside).to(tl.float32)
@@ -81,13 +84,10 @@ class AdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        if (
-            getattr(self, "grad_scale", None) is not None
-            or getattr(self, "found_inf", None) is not None
-        ):
+        if getattr(self, "grad_scale", None) is not None:
             raise RuntimeError(
-                "a gradient scaler (float16) is not supported by this AdamW: "
-                "train in bfloat16 or use torch.optim.AdamW"
+                "unscaling by a gradient scaler (float16) is not supported by this AdamW: "
+                "let the scaler unscale before the step, or use torch.optim.AdamW"
             )
         loss = None
         if closure is not None:
@@ -103,7 +103,10 @@ class AdamW(torch.optim.AdamW):
         weights, gradients, means, squares, _, steps = lists
         if not weights:
             return
-        torch._foreach_add_(steps, 1)
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None:
+            found_inf = torch.zeros((), device=steps[0].device)
+        torch._foreach_add_(steps, 1 - found_inf)
         beta1, beta2 = (float(beta) for beta in group["betas"])
         # The step counts are on the device, and so are the corrections: no copy to it, and no wait.
         num_steps = torch.stack(steps).double()
@@ -112,6 +115,7 @@ class AdamW(torch.optim.AdamW):
             _launch(
                 *(_local(tensor) for tensor in tensors),
                 corrections,
+                found_inf,
                 index,
                 float(group["lr"]),
                 float(group["weight_decay"]),
@@ -132,7 +136,7 @@ def _launch(weights: Tensor, gradients: Tensor, means: Tensor, squares: Tensor, 
             f"a parameter of shape {list(weights.shape)} is not contiguous: "
             "make it contiguous before the optimizer is built"
         )
-    corrections, index, learning_rate, decay, beta1, beta2, eps = rest
+    corrections, found_inf, index, learning_rate, decay, beta1, beta2, eps = rest
     size = weights.numel()
     if size:
         block = 2048 if weights.is_cuda else 64
@@ -142,6 +146,7 @@ def _launch(weights: Tensor, gradients: Tensor, means: Tensor, squares: Tensor, 
             means,
             squares,
             corrections,
+            found_inf,
             index,
             size,
             learning_rate,

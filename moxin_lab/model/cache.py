@@ -60,6 +60,8 @@ class KeyValueCache:
         self.num_slots = num_slots
         self.length = 0
         """Tokens seen so far, padding included."""
+        self.oldest = 0
+        """Position of the first token of the longest row: `length - oldest` tokens are in it."""
         self.padding = padding if padding is not None and bool(padding.any()) else None
 
     @property

@@ -2,15 +2,19 @@
 arithmetic.
 
 Guarantees: a `MoxinConfig` that exists is consistent (wrong values raise `ConfigError` naming the
-field); `to_hf_dict()` is a `config.json` that transformers reads as a Mistral, `from_hf_dict()`
-reads one back and refuses what this decoder does not implement.
+field); `to_hf_dict()` is a `config.json` that transformers reads as a Mistral.
 Out of scope: reading the scale files; notebooks pass their `model` section as keyword arguments.
+Reading a `config.json` of others (hf_config.py).
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+# Above this a size is a mistake: a thousand times the largest model that anyone has trained.
+MAX_PARAMETERS = 2**50
 
 
 class ConfigError(ValueError):
@@ -30,10 +34,12 @@ class MoxinConfig:
     - `hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads`,
       `num_key_value_heads`, `head_dim`: report v6, table 1.
     - `hidden_act`, `rms_norm_eps`, `rope_theta`, `max_position_embeddings`, `initializer_range`,
-      `tie_word_embeddings`: config.json.
+      `tie_word_embeddings`: config.json. With true, embedding and head are one matrix, as in
+      SmolLM2.
     - `sliding_window`: report v6, section 3.2, and config.json. Query i sees keys j with
       i - window < j <= i, itself included, so at most 4096 keys. `None` is plain causal attention
       (later Mistral checkpoints).
+    - `eos_token_id`: one id, or several that each end a text.
     - `attention_dropout`, `mlp_dropout`: section 3.1 of the report says 0.1, the released code uses
       0.0 and config.json has no such key; 0.0 here (papers/deviations.yml, `dropout`).
       `mlp_dropout` is not a field of MistralConfig.
@@ -56,10 +62,15 @@ class MoxinConfig:
     attention_dropout: float = 0.0
     mlp_dropout: float = 0.0
     bos_token_id: int | None = 1
-    eos_token_id: int | None = 2
+    eos_token_id: int | tuple[int, ...] | None = 2
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_shape()
+        self._check_token_ids()
+
+    def _check_numbers(self) -> None:
         sizes = (
             "vocab_size",
             "hidden_size",
@@ -72,21 +83,18 @@ class MoxinConfig:
         )
         for name in sizes + (("sliding_window",) if self.sliding_window is not None else ()):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not _is_whole(value) or value < 1:
                 raise ConfigError(f"{name} is {value!r}: it must be a whole number of at least 1")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not 0 < value < float("inf")
-            ):
+            if not _is_number(value) or value <= 0:
                 raise ConfigError(f"{name} is {value!r}: it must be a number above 0")
         for name in ("attention_dropout", "mlp_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}: it must be at least 0 and below 1"
-                )
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < 1:
+                raise ConfigError(f"{name} is {value!r}: it must be at least 0 and below 1")
+
+    def _check_shape(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -101,18 +109,26 @@ class MoxinConfig:
             raise ConfigError(
                 f"hidden_act is {self.hidden_act!r}: this decoder has SwiGLU (silu) only"
             )
-        if self.tie_word_embeddings:
+        if not isinstance(self.tie_word_embeddings, bool):
             raise ConfigError(
-                "tie_word_embeddings is true: in Moxin and in this decoder the head has a matrix "
-                "of its own"
+                f"tie_word_embeddings is {self.tie_word_embeddings!r}: it must be true or false"
             )
+        if count_parameters(self)["total"] > MAX_PARAMETERS:
+            raise ConfigError(
+                f"these sizes make a model of more than {MAX_PARAMETERS:.1e} parameters: one of "
+                "them is wrong"
+            )
+
+    def _check_token_ids(self) -> None:
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < self.vocab_size:
-                raise ConfigError(
-                    f"{name} is {value}: it must be in the vocabulary, "
-                    f"0 to {self.vocab_size - 1}, or None"
-                )
+            several = name == "eos_token_id" and isinstance(value, tuple) and value
+            for token in value if several else (() if value is None else (value,)):
+                if not _is_whole(token) or not 0 <= token < self.vocab_size:
+                    raise ConfigError(
+                        f"{name} is {value!r}: it must be in the vocabulary, "
+                        f"0 to {self.vocab_size - 1}, or None"
+                    )
 
     def to_hf_dict(self) -> dict[str, Any]:
         """Content of a `config.json` for `MistralForCausalLM`.
@@ -121,71 +137,12 @@ class MoxinConfig:
         `mlp_dropout`, which transformers does not know, is written only where it is not zero.
         """
         values = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", **asdict(self)}
+        if isinstance(self.eos_token_id, tuple):
+            values["eos_token_id"] = list(self.eos_token_id)
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": self.rope_theta}
         if not self.mlp_dropout:
             del values["mlp_dropout"]
         return values
-
-    @classmethod
-    def from_hf_dict(cls, values: dict[str, Any]) -> "MoxinConfig":
-        """Read the content of a Mistral `config.json` of transformers 4 or 5.
-
-        Raises ConfigError for another model type, a missing size, or a rotary scaling that this
-        decoder does not implement.
-        """
-        if values.get("model_type") != "mistral":
-            raise ConfigError(
-                f"model_type is {values.get('model_type')!r}: only 'mistral' checkpoints are read"
-            )
-        missing = [
-            name
-            for name in (
-                "vocab_size",
-                "hidden_size",
-                "intermediate_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-            )
-            if values.get(name) is None
-        ]
-        if missing:
-            raise ConfigError(
-                f"config.json lacks {', '.join(missing)}: these sizes have no default"
-            )
-        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise ConfigError(
-                f"rotary embedding of type {kind!r}: only 'default' (unscaled) is implemented"
-            )
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        known["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
-        for name, default in (
-            ("num_key_value_heads", values["num_attention_heads"]),
-            ("head_dim", values["hidden_size"] // values["num_attention_heads"]),
-        ):
-            if known.get(name) is None:
-                known[name] = default
-        # An absent key means transformers' default, which is not always Moxin's.
-        known.setdefault("rms_norm_eps", 1e-6)
-        known.setdefault("max_position_embeddings", 131_072)
-        return cls(**known)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "MoxinConfig":
-        """Read `config.json` of a checkpoint folder, or that file itself. Raises ConfigError,
-        FileNotFoundError.
-        """
-        path = Path(folder)
-        path = path if path.is_file() else path / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: a checkpoint folder has a config.json")
-        try:
-            return cls.from_hf_dict(json.loads(path.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is not JSON: {error}") from error
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
 
     def save(self, folder: str | Path) -> Path:
         """Write `config.json` into `folder`, which is created if needed; returns the file."""
@@ -197,9 +154,20 @@ class MoxinConfig:
         return path
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """A finite number that a float can hold."""
+    if not _is_whole(value) and not isinstance(value, float):
+        return False
+    return abs(value) < 1e300 and math.isfinite(value)
+
+
 def count_parameters(config: MoxinConfig) -> dict[str, int]:
     """Number of parameters of each part, computed from the shapes: the matrices and norms of one
-    block, the embedding, the head, and `total`.
+    block, the embedding, the head (0 where it is the embedding), and `total`.
 
     Moxin 7B: 36 blocks of 218,112,000 + 2 x 131,072,000 + 4096 = 8,114,180,096.
     """
@@ -215,7 +183,8 @@ def count_parameters(config: MoxinConfig) -> dict[str, int]:
         "norms": 2 * width,
     }
     parts["block"] = sum(parts.values())
-    parts["embed_tokens"] = parts["lm_head"] = config.vocab_size * width
+    parts["embed_tokens"] = config.vocab_size * width
+    parts["lm_head"] = 0 if config.tie_word_embeddings else parts["embed_tokens"]
     parts["final_norm"] = width
     parts["total"] = (
         config.num_hidden_layers * parts["block"]
@@ -228,10 +197,11 @@ def count_parameters(config: MoxinConfig) -> dict[str, int]:
 
 def matrix_parameters(config: MoxinConfig) -> int:
     """Number of weights that take part in matrix products: blocks and head, without the norms and
-    without the embedding, which is a look-up.
+    without the embedding, which is a look-up (tied to the head, it counts as the head).
     """
     parts = count_parameters(config)
-    return config.num_hidden_layers * (parts["block"] - parts["norms"]) + parts["lm_head"]
+    head = config.vocab_size * config.hidden_size
+    return config.num_hidden_layers * (parts["block"] - parts["norms"]) + head
 
 
 def training_flops_per_token(config: MoxinConfig, sequence_length: int) -> float:

@@ -74,13 +74,16 @@ class DecodeStep:
         position of the model.
         """
         limit = self._model.config.max_position_embeddings
-        if self._cache.length >= limit:
+        longest = self._cache.length - self._cache.oldest
+        if longest >= limit:
             raise ValueError(
-                f"{self._cache.length + 1} tokens are more than max_position_embeddings {limit}: "
+                f"{longest + 1} tokens are more than max_position_embeddings {limit}: "
                 "shorten the text"
             )
         self._token.copy_(token)
         self._length.fill_(self._cache.length)
+        if self._padding is not None:  # a row may have begun anew since the last step
+            self._padding.copy_(self._cache.padding)
         if not self._use_graph:
             logits = self._run()
         else:

@@ -34,6 +34,18 @@ class Linear(nn.Linear):
         pass
 
 
+def joins(hidden_states: Tensor) -> bool:
+    """Whether projections of one input run as one product over joined weights: in compiled training
+    on a GPU, where the gradient of a narrow projection alone has too few tiles.
+    """
+    return torch.compiler.is_compiling() and torch.is_grad_enabled() and hidden_states.is_cuda
+
+
+def project(hidden_states: Tensor, *linears: Linear) -> Tensor:
+    """The outputs of several projections side by side, by one product."""
+    return F.linear(hidden_states, torch.cat([linear.weight for linear in linears]))
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv 1910.07467), computed in
     float32.
@@ -99,9 +111,18 @@ class Attention(nn.Module):
         batch, length, _ = hidden_states.shape
         shape = (batch, length, -1, self.head_dim)
         # [B, T, C] -> [B, T, H * D] -> [B, T, H, D], rotated -> [B, H, T, D]
-        query = rotate(self.q_proj(hidden_states).view(shape), *rotary).transpose(1, 2)
-        key = rotate(self.k_proj(hidden_states).view(shape), *rotary).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        if joins(hidden_states):
+            from moxin_lab.kernels.joined import split_heads
+
+            projected = project(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+            heads = self.q_proj.out_features // self.head_dim
+            kv_heads = self.k_proj.out_features // self.head_dim
+            query, key, value = split_heads(projected, *rotary, heads, kv_heads)
+        else:
+            query = rotate(self.q_proj(hidden_states).view(shape), *rotary)
+            key = rotate(self.k_proj(hidden_states).view(shape), *rotary)
+            value = self.v_proj(hidden_states).view(shape)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if cache is not None:
             key, value = cache.update(self.layer, key, value)  # [B, H_kv, S, D]
         dropout_p = self.dropout_p if self.training else 0.0
@@ -121,7 +142,12 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        inner = F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        if joins(hidden_states):
+            from moxin_lab.kernels.joined import swiglu
+
+            inner = swiglu(project(hidden_states, self.gate_proj, self.up_proj))
+        else:
+            inner = F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
         return F.dropout(self.down_proj(inner), self.dropout_p, self.training)
 
 
@@ -212,6 +238,7 @@ class MoxinForCausalLM(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.tie_weights()
         self.init_weights(generator)
 
     @property
@@ -226,6 +253,13 @@ class MoxinForCausalLM(nn.Module):
                 f"available are {', '.join(ACTIVATION_CHECKPOINTING)}"
             )
         self._activation_checkpointing = name
+
+    def tie_weights(self) -> None:
+        """Make the head the embedding's matrix if the configuration says so. Called by the
+        constructor, and needed again after `load_state_dict(..., assign=True)`.
+        """
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -329,7 +363,7 @@ class MoxinForCausalLM(nn.Module):
             )
         if length == 0:
             raise ValueError("input_ids has no tokens")
-        num_tokens = length if cache is None else cache.length + length
+        num_tokens = length if cache is None else cache.length - cache.oldest + length
         limit = self.config.max_position_embeddings
         if num_tokens > limit:
             raise ValueError(

@@ -105,5 +105,6 @@ def expand(model: MoxinForCausalLM, num_hidden_layers: int, recipe: str) -> Moxi
             activation_checkpointing=model.activation_checkpointing,
         )
     deeper.load_state_dict(weights, assign=True)
+    deeper.tie_weights()
     deeper.requires_grad_(True)
     return deeper.train(model.training)

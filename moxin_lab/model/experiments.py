@@ -6,10 +6,12 @@ Out of scope: the measurements themselves, which are in `measures`; verdicts.
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model import measures
@@ -17,11 +19,35 @@ from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.model.expansion import RECIPES, expand
 from moxin_lab.model.mask import AttentionMask
+from moxin_lab.scales.sections import ModelSettings
 
 
 def new_model(config: MoxinConfig, seed: int) -> MoxinForCausalLM:
     """An untrained model; equal configurations and seeds give equal weights."""
     return MoxinForCausalLM(config, generator=torch.Generator().manual_seed(seed))
+
+
+def without_storage(config: MoxinConfig) -> MoxinForCausalLM:
+    """A model on PyTorch's `meta` device: shapes and no weights, at any size."""
+    with torch.device("meta"):
+        return MoxinForCausalLM(config)
+
+
+def with_blocks(config: MoxinConfig, num_hidden_layers: int) -> MoxinConfig:
+    """The same shape with another depth."""
+    return dataclasses.replace(config, num_hidden_layers=num_hidden_layers)
+
+
+def configuration(settings: ModelSettings, tokenizer_folder: Path) -> MoxinConfig:
+    """The sizes of a scale with the vocabulary and special tokens of a saved tokenizer."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+    return MoxinConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **settings.model_dump(),
+    )
 
 
 def example_masks() -> dict[str, np.ndarray]:
@@ -85,7 +111,7 @@ def changes_by_expansion(
     """Largest change of any logit when an untrained model of `num_old` blocks is expanded to
     `num_new`, by recipe, over random tokens.
     """
-    old = new_model(dataclasses.replace(config, num_hidden_layers=num_old), seed).eval()
+    old = new_model(with_blocks(config, num_old), seed).eval()
     ids = measures.random_tokens(config, 1, num_tokens, seed)
     before = old(ids)
     return {

@@ -134,6 +134,40 @@ def block(config: MoxinConfig) -> "Figure":
     return figure
 
 
+def block_in_words(config: MoxinConfig) -> str:
+    """The text alternative of `block`."""
+    return (
+        f"Diagram of the decoder: token ids, embedding, then {config.num_hidden_layers} blocks of "
+        f"width {config.hidden_size}. Each block has RMSNorm, attention with rotary positions and "
+        "residual addition, then RMSNorm, SwiGLU and residual addition. A last RMSNorm, the head "
+        "and the logits follow."
+    )
+
+
+def ring(num_slots: int, num_tokens: int) -> "Figure":
+    """What each slot of a ring holds after each token: one row per token, the new one filled."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(4.6, 0.34 * num_tokens + 0.9))
+    for row in range(num_tokens):
+        for slot in range(num_slots):
+            token = row - (row - slot) % num_slots  # the latest with token mod W == slot
+            new = token == row
+            axes.add_patch(
+                plt.Rectangle((slot, row), 1, 1, facecolor=BLUE if new else "#F4F4F4", ec="white")
+            )
+            if token >= 0:
+                colour = "white" if new else "#333333"
+                axes.text(slot + 0.5, row + 0.5, str(token), ha="center", va="center", color=colour)
+    axes.set(xlim=(0, num_slots), ylim=(num_tokens, 0), xlabel="slot", ylabel="after token")
+    axes.set_xticks([slot + 0.5 for slot in range(num_slots)], map(str, range(num_slots)))
+    axes.set_yticks([row + 0.5 for row in range(num_tokens)], map(str, range(num_tokens)))
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
 def masks(panels: dict[str, np.ndarray]) -> "Figure":
     """Bool matrices [queries, keys] side by side, with True painted. The keys are the titles."""
     import matplotlib.pyplot as plt

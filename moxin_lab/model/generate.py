@@ -7,16 +7,18 @@ these support the model; otherwise, and on the CPU, they run through the model i
 Guarantees: greedy output equals that of transformers' `generate` on the same checkpoint; a row of a
 padded batch gets the same tokens as it would alone; memory does not grow with the number of tokens
 beyond the window.
-Out of scope: beam search, repetition penalties, tokenisation.
+Out of scope: beam search and repetition penalties, also where a model's folder asks for them
+(`generation_config.check` refuses it); tokenisation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moxin_lab.model import decode
+from moxin_lab.model import decode, generation_config
 from moxin_lab.model.cache import RollingCache
 from moxin_lab.model.decoder import MoxinForCausalLM
 
@@ -49,13 +51,13 @@ def stream(
     attention_mask: Tensor | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int = 0,
     prefill_chunk: int = 4096,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
     """Yields token ids int64 [B], one step at a time, until every row has produced `eos_token_id`
-    or `max_new_tokens` tokens are generated.
+    (or one of several) or `max_new_tokens` tokens are generated.
 
     input_ids: int64 [B, T], padded on the left; attention_mask [B, T] is 0 on the padding. A row
     that has ended yields `pad_token_id`. prefill_chunk: number of prompt tokens per forward pass.
@@ -79,6 +81,12 @@ def stream(
         raise ValueError(
             f"{length} tokens of prompt and {max_new_tokens} new ones are more than the {limit} "
             "positions"
+        )
+    lowest, highest = int(input_ids.min()), int(input_ids.max())
+    if lowest < 0 or highest >= model.config.vocab_size:
+        raise ValueError(
+            f"input_ids has ids from {lowest} to {highest}, and the model's vocabulary has "
+            f"{model.config.vocab_size}: use the tokenizer of this model"
         )
     padding = None if attention_mask is None else _left_padding(attention_mask, input_ids)
     cache = RollingCache(
@@ -105,7 +113,7 @@ def stream(
         token = torch.where(ended, pad_token_id, token)
         yield token
         if eos_token_id is not None:
-            ended |= token == eos_token_id
+            ended |= is_end(token, eos_token_id)
             if bool(ended.all()):
                 return
         if step < max_new_tokens - 1:
@@ -120,6 +128,24 @@ def generate(
     """
     tokens = list(stream(model, input_ids, max_new_tokens=max_new_tokens, **options))
     return torch.cat((input_ids, torch.stack(tokens, dim=1)), dim=1)
+
+
+def end_ids(model: MoxinForCausalLM, tokenizer: Any, folder: Path | None = None) -> frozenset[int]:
+    """Every token that ends a text: by the model's configuration, the tokenizer and, with the
+    model's folder, its generation_config.json. Raises LabError for such a file that is no JSON
+    object.
+    """
+    named: list[Any] = [tokenizer.eos_token_id, model.config.eos_token_id]
+    named.append(generation_config.read(folder).get("eos_token_id"))
+    ends: set[int] = set()
+    for value in named:
+        ends.update(value if isinstance(value, list | tuple) else [value])
+    return frozenset(end for end in ends if isinstance(end, int))
+
+
+def is_end(tokens: Tensor, eos_token_id: int | Sequence[int]) -> Tensor:
+    """Which tokens end a text: bool, in the shape of `tokens`. eos_token_id: one id or several."""
+    return torch.isin(tokens, torch.as_tensor(eos_token_id, device=tokens.device))
 
 
 def _left_padding(attention_mask: Tensor, input_ids: Tensor) -> Tensor:

@@ -76,6 +76,15 @@ def residual_by_depth(
     return pd.DataFrame(records, columns=["scheme", "seed", "block", "rms", "gradient"])
 
 
+def gradient_falls(sizes: pd.DataFrame) -> dict[str, float]:
+    """How many times larger the gradient is after the first block than after the last, by scheme.
+    sizes: the frame of `residual_by_depth`.
+    """
+    gradients = sizes.groupby(["scheme", "block"])["gradient"].mean()
+    last = sizes["block"].max()
+    return {name: gradients[name, 1] / gradients[name, last] for name in SCHEMES}
+
+
 def _rms(tensor: Tensor) -> float:
     return tensor.detach().double().pow(2).mean().sqrt().item()
 

@@ -4,12 +4,14 @@ Guarantees: the numbers are those of the inputs, unrounded.
 Out of scope: running a model (see `experiments` and `measures`); captions.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from moxin_lab.model import measures
 from moxin_lab.model.config import MoxinConfig, count_parameters
+from moxin_lab.scales.sections import ModelSettings, Phase
 
 PARTS_OF_A_BLOCK = (
     "q_proj",
@@ -32,6 +34,16 @@ TABLE_1 = {
     "num_key_value_heads": 8,
 }
 """Table 1 of the technical report, in the names of `MistralConfig`."""
+
+
+BENCHES = {
+    "attention": "Attention forward and backward, one layer of full width, TFLOP/s of the window's "
+    "pairs",
+    "decode": "One token after a long text, full model",
+    "prefill": "Reading a long text, full model",
+    "train-step": "A training step, eight blocks of full width",
+}
+"""Benchmarks of `moxin-lab bench` that notebook 03 shows, and their captions."""
 
 
 def in_words(frame: pd.DataFrame) -> pd.DataFrame:
@@ -62,6 +74,25 @@ def parameters_by_part(configs: dict[str, MoxinConfig]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def configurations(configs: dict[str, MoxinConfig]) -> pd.DataFrame:
+    """Sizes by field, with the vocabulary first: one column per configuration."""
+    names = ["vocab_size", *ModelSettings.model_fields]
+    return pd.DataFrame(
+        {
+            "field": names,
+            **{
+                title: [f"{getattr(config, name):,g}" for name in names]
+                for title, config in configs.items()
+            },
+        }
+    )
+
+
+def slopes_in_words(exponents: pd.Series) -> str:
+    """`sdpa as S to the power 1.9, ...`."""
+    return ", ".join(f"{name} as S to the power {value:.1f}" for name, value in exponents.items())
+
+
 def reach_and_span(frames: dict[int, pd.DataFrame], window: int) -> pd.DataFrame:
     """Theoretical and measured reach, and spans, in tokens: one row per number of blocks.
 
@@ -87,6 +118,24 @@ def expansion_results(record: dict[str, Any]) -> pd.DataFrame:
     bits = pd.DataFrame(record["rows"]).pivot(index="arm", columns="seed", values="bits_per_byte")
     compute = pd.DataFrame(record["compute"]).set_index("arm")[["steps", "tokens"]]
     return compute.join(bits.rename(columns=lambda seed: f"seed {seed}"))
+
+
+def compiling_in_words(
+    record: dict[str, Any], median_ms: pd.Series, phases: Sequence[Phase]
+) -> str:
+    """What compiled blocks would save and cost over these phases, from `bench train-step`.
+
+    median_ms: of a step, by implementation.
+    """
+    saved = median_ms["ours, eager, fused loss"] - median_ms["ours, compiled blocks, fused loss"]
+    first = {row["implementation"]: row.get("first_step_seconds") for row in record["rows"]}
+    steps = sum(phase.steps for phase in phases)
+    return (
+        f"Compiled blocks save {saved:.0f} ms per step, {saved * steps / 1000:.0f} s over the "
+        f"{steps} steps of the tiny training, and cost {first['ours, compiled blocks']:.0f} s for "
+        f"each of its {len({phase.sequence_length for phase in phases})} context lengths. Stage 04 "
+        "trains uncompiled, with the fused loss."
+    )
 
 
 def first_loss_spread(record: dict[str, Any]) -> float:

@@ -78,6 +78,34 @@ def test_either_continues_a_run_of_the_other(ours_first: bool) -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("skipped", [0, 1, 3])
+def test_a_step_with_found_inf_changes_nothing_as_in_pytorch(skipped: int) -> None:
+    ours, theirs = parameters(torch.float32), parameters(torch.float32)
+    optimizers = (
+        AdamW(groups(ours), **CONSTANTS),
+        torch.optim.AdamW(groups(theirs), **CONSTANTS, fused=True),
+    )
+    for step in range(4):
+        for optimizer, weights in zip(optimizers, (ours, theirs), strict=True):
+            generator = torch.Generator().manual_seed(step)
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator).to(weight)
+                if step == skipped and weight.numel() > 1:
+                    weight.grad.view(-1)[1] = float("nan")
+            before = [weight.detach().clone() for weight in weights]
+            optimizer.found_inf = torch.tensor(float(step == skipped), device=DEVICE)
+            optimizer.step()
+            if step == skipped:
+                for weight, kept in zip(weights, before, strict=True):
+                    assert torch.equal(weight, kept)
+    for mine, peer in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, peer, rtol=2e-6, atol=1e-7)
+        for name, expected in optimizers[1].state[peer].items():
+            torch.testing.assert_close(
+                optimizers[0].state[mine][name], expected, rtol=2e-6, atol=1e-7
+            )
+
+
 def test_unsupported_options_raise_errors() -> None:
     with pytest.raises(ValueError, match="amsgrad"):
         AdamW(parameters(torch.float32), amsgrad=True)

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moxin_lab.model import arithmetic
 from moxin_lab.model.config import MoxinConfig
-from tests.model.test_checkpointing import LAYERS, Watch, ids, loss_of, make
+from moxin_lab.model.held import Watch
+from tests.model.test_checkpointing import LAYERS, ids, loss_of, make
 
 FULL = MoxinConfig()
 

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from moxin_lab.model.cache import RollingCache
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import ACTIVATION_CHECKPOINTING, Block, MoxinForCausalLM
 from moxin_lab.model.expansion import expand
+from moxin_lab.model.held import Watch, by_checkpointing
 
 LAYERS = 4
 
@@ -46,38 +45,6 @@ def ids(length: int = 31) -> Tensor:
 def loss_of(model: MoxinForCausalLM, tokens: Tensor, **options: Any) -> Tensor:
     logits = model(tokens[:, :-1], **options)
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
-
-
-class Watch(TorchDispatchMode):
-    """Counts projections (mm) and holds a weak reference to the storage of every tensor that is
-    created while it is active.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.projections = 0
-        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        self.projections += function is torch.ops.aten.mm.default
-        output = function(*args, **(kwargs or {}))
-        for tensor in output if isinstance(output, tuple | list) else [output]:
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                reference = StorageWeakRef(storage)
-                self.storages[reference.cdata] = (reference, storage.nbytes())
-        return output
-
-    def alive(self, but: list[Tensor]) -> int:
-        """Bytes of the storages that are still referenced, without those of tensors in `but`."""
-        excluded = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in but}
-        return sum(
-            size
-            for key, (reference, size) in self.storages.items()
-            if key not in excluded and not reference.expired()
-        )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -132,6 +99,8 @@ def test_each_step_of_checkpointing_holds_fewer_bytes_for_the_backward_pass() ->
         loss.backward()
     assert held["full"] < 0.6 * held["selective"], held
     assert held["selective"] < 0.7 * held["none"], held
+    measured = by_checkpointing(make("none").config, length=31, seed=0)
+    assert measured["bytes held"].is_monotonic_decreasing and measured["same gradients"].all()
     # One more block costs its input alone: [2, 30, 32] in float32.
     deeper, tokens, watch = make("full", num_hidden_layers=LAYERS + 1), ids(), Watch()
     with watch:

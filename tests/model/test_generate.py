@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
+from moxin_lab.lab.artifacts import LabError
+from moxin_lab.model import generation_config
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.convert import save_pretrained
 from moxin_lab.model.decoder import MoxinForCausalLM
@@ -147,3 +149,38 @@ def test_settings_out_of_range_raise_an_error_that_names_them(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         generate(model, prompt(4), **options)
+
+
+def test_a_folder_that_asks_for_more_than_our_generation_does_is_refused(tmp_path):
+    generation_config.check(tmp_path)  # no file asks for nothing
+    file = tmp_path / "generation_config.json"
+    GenerationConfig(
+        do_sample=True, temperature=0.7, top_k=5, repetition_penalty=1.0
+    ).save_pretrained(tmp_path)
+    generation_config.check(tmp_path)
+    for options, named in (
+        ({"repetition_penalty": 1.1}, "repetition_penalty=1.1"),
+        ({"min_new_tokens": 4}, "min_new_tokens=4"),
+        ({"stop_strings": ["x"]}, r"stop_strings=\['x'\]"),
+    ):
+        GenerationConfig(**options).save_pretrained(tmp_path)
+        with pytest.raises(LabError, match=f"generation_config.json asks for {named}, which our"):
+            generation_config.check(tmp_path)
+    file.write_text("[]")
+    with pytest.raises(LabError, match="holds no JSON object"):
+        generation_config.check(tmp_path)
+
+
+def test_every_option_of_transformers_is_harmless_or_refused_when_set():
+    known = generation_config.HARMLESS | generation_config.NEUTRAL.keys()
+    for name in GenerationConfig().to_dict().keys() - known:
+        assert generation_config.unfollowed({name: 3}) == [f"{name}=3"]
+    # A name that transformers does not have is a mistake of ours.
+    of_old_versions = {"use_mtp", "top_h", "cache_config", "max_cache_len"}
+    assert known - vars(GenerationConfig()).keys() <= of_old_versions
+
+
+@pytest.mark.parametrize("ids", [[[4, 61]], [[4, -1]], [[10**9, 5]]])
+def test_an_id_beyond_the_vocabulary_is_named_before_any_work(model, ids):
+    with pytest.raises(ValueError, match=r"ids from .* vocabulary has 61: use the tokenizer"):
+        generate(model, torch.tensor(ids), max_new_tokens=2)

@@ -217,7 +217,7 @@ def test_the_origin_names_chip_date_versions_and_command():
 @pytest.mark.parametrize("gpu", ["h100", "h200"])
 def test_every_committed_gpu_measurement_can_be_read_and_is_on_its_page(gpu: str) -> None:
     folder = find_root(Path(__file__).parent) / "reports/released" / gpu
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(set(folder.glob("*.json")) - {folder / "manifest.json"}):
         name = path.stem.replace("_", "-")
         assert len(released.comparison(released.read(folder, name))) > 0
     assert (folder / "README.md").read_text(encoding="utf-8") == released.page(folder)
