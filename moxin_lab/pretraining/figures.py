@@ -5,6 +5,7 @@ shown, beyond a running mean.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moxin_lab.pretraining.packing import PhasePlan
+from moxin_lab.lab.smoothing import centred_mean
+from moxin_lab.pretraining import results
+from moxin_lab.scales.sections import PretrainingSettings
 
 PHASE_SHADES = ("#FFFFFF", "#EDEDED", "#DADADA")
 
 
-def _shade_phases(axes: Axes, phases: Sequence[PhasePlan], label: bool) -> None:
+def _shade_phases(axes: Axes, phases: Sequence["Span"], label: bool) -> None:
     """One grey band per phase, and with `label` its name and context above it."""
     for phase, shade in zip(phases, PHASE_SHADES, strict=False):
         axes.axvspan(
@@ -37,8 +40,53 @@ def _shade_phases(axes: Axes, phases: Sequence[PhasePlan], label: bool) -> None:
     axes.set_xlim(0, phases[-1].first_step + phases[-1].steps)
 
 
+class Span(Protocol):
+    """What a phase needs to be drawn: `packing.PhasePlan`, or `results.PhaseSpan` before it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def first_step(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def sequence_length(self) -> int: ...
+
+
+def schedule_alt(rates: Sequence[float], settings: PretrainingSettings) -> str:
+    """The figure of `schedule` in words."""
+    drawn = "; ".join(
+        f"{phase.name}: {', '.join(sorted(phase.mixture))}" for phase in settings.phases
+    )
+    return (
+        f"Line: learning rate rises to {max(rates):.1e} in {settings.warmup_steps} steps, falls as "
+        f"a cosine to {rates[-1]:.1e}. Bars below, the pools that each phase draws on: {drawn}."
+    )
+
+
+def losses_alt(log: pd.DataFrame) -> str:
+    """The figure of `losses` in words."""
+    ends = ", ".join(
+        f"{value:.2f} at the end of phase {phase}"
+        for phase, value in results.phase_ends(log).items()
+    )
+    return (
+        f"Training loss falls from {log['loss'].iloc[0]:.2f} nats per token at the first step to "
+        f"{ends}. Below, the gradient norm."
+    )
+
+
+def bits_alt(final: pd.Series) -> str:
+    """The figure of `bits_per_byte` in words. final: of the last model, by language."""
+    numbers = ", ".join(f"{language} {value:.2f}" for language, value in final.items())
+    return (
+        f"Held-out bits per byte by language. After phase 3: {numbers}. The table below gives "
+        "every number."
+    )
+
+
 def schedule(
-    rates: Sequence[float], phases: Sequence[PhasePlan], mixtures: Sequence[Mapping[str, float]]
+    rates: Sequence[float], phases: Sequence[Span], mixtures: Sequence[Mapping[str, float]]
 ) -> Figure:
     """Learning rate by step, and below it the mixture of each phase as shares of rows.
 
@@ -77,8 +125,8 @@ def schedule(
     return figure
 
 
-def losses(log: pd.DataFrame, phases: Sequence[PhasePlan]) -> Figure:
-    """Training loss by step with a running mean inside each phase, and the gradient norm before
+def losses(log: pd.DataFrame, phases: Sequence[Span]) -> Figure:
+    """Training loss by step with a centred mean inside each phase, and the gradient norm before
     clipping. log: as `trainer.fit` returns it.
     """
     figure, (top, bottom) = plt.subplots(
@@ -87,9 +135,7 @@ def losses(log: pd.DataFrame, phases: Sequence[PhasePlan]) -> Figure:
     for axes, label in ((top, True), (bottom, False)):
         _shade_phases(axes, phases, label)
     top.plot(log["step"], log["loss"], color="#999999", linewidth=0.8, label="each step")
-    smooth = log.groupby("phase")["loss"].transform(
-        lambda part: part.rolling(15, min_periods=1).mean()
-    )
+    smooth = log.groupby("phase")["loss"].transform(lambda part: centred_mean(part, 15))
     for index, (_, part) in enumerate(log.assign(smooth=smooth).groupby("phase")):
         top.plot(
             part["step"],

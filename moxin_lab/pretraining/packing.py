@@ -1,4 +1,4 @@
-"""Documents to training batches: tokenise, mix pools, pack into full rows. A batch is a pure
+"""Pools of documents to training batches: mix them, pack them into full rows. A batch is a pure
 function of (seed, step, rank).
 
 Each pool (a source or a language) is an endless stream: its documents in a seeded order, each as
@@ -17,7 +17,7 @@ state is kept between batches, so a resumed run sees the same batches whatever t
 same rows at any number of ranks; a mixture that names a pool without documents is refused. There is
 no padding.
 Out of scope: earlier context for a document that a row's end cuts (targets near a row's start have
-less context); shuffling below the document; token files on disk (`Tokens.ids` may be a memory map).
+less context); shuffling below the document.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,106 +25,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import pandas as pd
-from transformers import PreTrainedTokenizerFast
 
-from moxin_lab.lab.progress import Progress
+from moxin_lab.pretraining.pools import Tokens
 from moxin_lab.scales.sections import Phase
+from moxin_lab.training.identity import digest
 from moxin_lab.training.loss import IGNORE_INDEX
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Tokenised documents as one flat array.
-
-    ids: int32 [tokens]. offsets: int64 [documents + 1]; document d is
-    `ids[offsets[d] : offsets[d + 1]]`, bos and eos included. num_bytes: int64 [documents], UTF-8
-    bytes of each document's text.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    num_bytes: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def document(self, index: int) -> np.ndarray:
-        return self.ids[self.offsets[index] : self.offsets[index + 1]]
-
-
-def tokenize(
-    texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    progress: Progress | None = None,
-    batch_size: int = 256,
-) -> Tokens:
-    """Tokenise with a `PreTrainedTokenizerFast`; text that spells a special token stays text
-    (`split_special_tokens`).
-
-    Raises ValueError if there is no document or the tokenizer lacks bos or eos.
-    """
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if bos is None or eos is None:
-        raise ValueError(
-            "the tokenizer has no bos or eos token; packing needs both to mark documents"
-        )
-    if not len(texts):
-        raise ValueError("no documents to tokenise")
-    pieces: list[np.ndarray] = []
-    lengths: list[int] = []
-    for start in range(0, len(texts), batch_size):
-        batch = list(texts[start : start + batch_size])
-        for ids in tokenizer(batch, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]:
-            pieces.append(np.array([bos, *ids, eos], dtype=np.int32))
-            lengths.append(len(ids) + 2)
-        if progress is not None:
-            progress(min(start + batch_size, len(texts)), len(texts), "tokenising")
-    return Tokens(
-        np.concatenate(pieces),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        np.array([len(text.encode()) for text in texts], dtype=np.int64),
-    )
-
-
-def pool_of_documents(documents: pd.DataFrame, phases: Iterable[Phase]) -> pd.Series:
-    """The pool of each document of a table with the columns source and language.
-
-    A document belongs to its source if a phase's mixture names that source, else to its language:
-    every document is in one pool, and a mixture may name both kinds. Raises ValueError for a name
-    in a mixture that is neither, before anything is tokenised.
-    """
-    drawn = {name for phase in phases for name in phase.mixture}
-    pools = documents["source"].where(documents["source"].isin(drawn), documents["language"])
-    absent = sorted(drawn - set(pools))
-    if absent:
-        languages = sorted(set(pools) - set(documents["source"]))
-        raise ValueError(
-            f"the mixtures draw from {', '.join(absent)}, which the documents do not have; there "
-            f"are the sources {', '.join(sorted(set(documents['source'])))} and, outside the "
-            f"sources drawn from, the languages {', '.join(languages) or 'none'}"
-        )
-    return pools
-
-
-def tokenize_pools(
-    documents: pd.DataFrame,
-    tokenizer: PreTrainedTokenizerFast,
-    phases: Iterable[Phase],
-    *,
-    progress: Progress | None = None,
-) -> dict[str, Tokens]:
-    """Tokenise a `documents` table (columns source, language, text) into the pools that the phases'
-    mixtures draw from (`pool_of_documents`), and a pool for each language that none draws from.
-    """
-    names = pool_of_documents(documents, phases)
-    return {
-        str(name): tokenize(group["text"].tolist(), tokenizer, progress=progress)
-        for name, group in documents.groupby(names, sort=True)
-    }
 
 
 class Pool:
@@ -143,26 +48,50 @@ class Pool:
         lengths = np.diff(self.tokens.offsets)[order]
         return order, np.concatenate([[0], np.cumsum(lengths)])
 
-    def read(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """`count` tokens from `position`: ids int32 [count], number of the document within the row
-        int32 [count], indices of these documents in `Tokens`.
+    def spans(self, position: int, count: int) -> list[tuple[int, int, int]]:
+        """What `count` tokens from `position` are: (index in `Tokens`, first token within the
+        document, tokens) of each piece.
         """
-        ids: list[np.ndarray] = []
-        numbers: list[np.ndarray] = []
-        indices: list[int] = []
+        pieces = []
         while count:
             epoch, within = divmod(position, self.length)
             order, starts = self._order(epoch)
             # the last document that starts at or before the position
             rank = int(np.searchsorted(starts, within, side="right")) - 1
-            document = self.tokens.document(order[rank])
-            piece = document[within - starts[rank] :][:count]
-            ids.append(piece)
-            numbers.append(np.full(len(piece), len(indices), dtype=np.int32))
-            indices.append(int(order[rank]))
-            position += len(piece)
-            count -= len(piece)
-        return np.concatenate(ids), np.concatenate(numbers), indices
+            first = within - int(starts[rank])
+            taken = min(count, int(starts[rank + 1]) - within)
+            pieces.append((int(order[rank]), first, taken))
+            position += taken
+            count -= taken
+        return pieces
+
+    def read(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """`count` tokens from `position`: ids int32 [count], number of the document within the row
+        int32 [count].
+        """
+        pieces = self.spans(position, count)
+        ids = [self.tokens.document(index)[first : first + n] for index, first, n in pieces]
+        lengths = [taken for _, _, taken in pieces]
+        return np.concatenate(ids), np.repeat(np.arange(len(pieces), dtype=np.int32), lengths)
+
+    def num_targets(self, position: int, count: int) -> int:
+        """Labels of a row of `count` tokens from `position`: all but those that would be the first
+        token of the next document.
+        """
+        return count + 1 - len(self.spans(position, count + 1))
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of a document in a row. row: number within the phase. first: of its tokens within
+    the document, bos being 0.
+    """
+
+    row: int
+    pool: str
+    document: str
+    first: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -186,8 +115,11 @@ class TrainingStream:
     """All batches of all phases, addressed by step. See the module's text for the guarantees.
 
     `phases` have `.name .steps .sequence_length .mixture` (pool name -> share), as in a scale file.
-    Raises ValueError for a pool that is missing or a step size that does not divide into rows.
+    Raises ValueError for a pool that is missing or damaged, a mixture without a share above 0, and
+    a step size that does not divide into rows.
     """
+
+    in_other_processes = True
 
     def __init__(
         self,
@@ -199,6 +131,9 @@ class TrainingStream:
     ) -> None:
         self.seed = seed
         self.tokens_per_step = tokens_per_step
+        self.vocab_size = _one_vocabulary(pools)
+        for name, tokens in pools.items():
+            _check_tokens(name, tokens)
         self._pools = {name: Pool(tokens, seed, name) for name, tokens in pools.items()}
         self.phases: list[PhasePlan] = []
         consumed = dict.fromkeys(pools, 0)
@@ -209,6 +144,12 @@ class TrainingStream:
                 raise ValueError(
                     f"phase {phase.name!r} draws from {', '.join(missing)}; there are "
                     f"{', '.join(sorted(pools))}"
+                )
+            wrong = {name: share for name, share in phase.mixture.items() if not 0 < share < np.inf}
+            if not phase.mixture or wrong:
+                raise ValueError(
+                    f"phase {phase.name!r}: the mixture is {wrong or 'empty'}; it needs at least "
+                    "one pool, each with a share above 0"
                 )
             if tokens_per_step % phase.sequence_length:
                 raise ValueError(
@@ -246,6 +187,25 @@ class TrainingStream:
         self.consumed = consumed
         """Tokens drawn from each pool over the whole training."""
 
+    @property
+    def num_documents(self) -> int:
+        """Documents of all pools."""
+        return sum(len(pool.tokens) for pool in self._pools.values())
+
+    def fingerprint(self) -> str:
+        """Digest of all tokens and ids of documents, and of the plan of rows."""
+        pools = {
+            name: (pool.tokens.ids, pool.tokens.offsets, "\n".join(pool.tokens.names))
+            for name, pool in self._pools.items()
+        }
+        return digest(pools, self.phases, self.seed, self.tokens_per_step)
+
+    def describe(self, step: int) -> str:
+        """Which documents a step reads, for messages and for rows of the log."""
+        documents = list(dict.fromkeys(span.document for span in self.spans(step)))
+        phase = self.phases[self.phase_of(step)]
+        return f"step {step - phase.first_step} of phase {phase.name!r}: {', '.join(documents)}"
+
     def phase_of(self, step: int) -> int:
         """Index of the phase that a step belongs to. Raises IndexError beyond the last step."""
         for index, phase in enumerate(self.phases):
@@ -253,10 +213,18 @@ class TrainingStream:
                 return index
         raise IndexError(f"step {step} is outside the {self.num_steps} steps of the training")
 
-    def _row(self, phase: PhasePlan, row: int) -> tuple[np.ndarray, np.ndarray, list[int], str]:
+    def _place(self, phase: PhasePlan, row: int) -> tuple[str, int]:
+        """Pool of a row, and where in the pool's stream the row begins."""
         pool = phase.pools[phase.pool_of_row[row]]
-        start = phase.stream_starts[pool] + int(phase.row_of_pool[row]) * phase.sequence_length
-        return *self._pools[pool].read(start, phase.sequence_length + 1), pool
+        return pool, phase.stream_starts[pool] + int(phase.row_of_pool[row]) * phase.sequence_length
+
+    def _rows(self, phase: PhasePlan, step: int, part: int, parts: int) -> range:
+        """Numbers of the rows of a step, or of its `part`-th share of `parts`."""
+        count = phase.rows_per_step
+        if count % parts:
+            raise ValueError(f"{count} rows per step do not divide into {parts} parts")
+        first = (step - phase.first_step) * count
+        return range(first + part * count // parts, first + (part + 1) * count // parts)
 
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, np.ndarray]:
         """One step's rows, or its `part`-th share of `parts` (ranks times micro-batches).
@@ -266,41 +234,41 @@ class TrainingStream:
         *whole* step, by which the loss is divided.
         """
         phase = self.phases[self.phase_of(step)]
-        if phase.rows_per_step % parts:
-            raise ValueError(
-                f"{phase.rows_per_step} rows per step do not divide into {parts} parts"
-            )
-        first = (step - phase.first_step) * phase.rows_per_step
-        rows = [self._row(phase, row) for row in range(first, first + phase.rows_per_step)]
-        inputs = np.stack([ids[:-1] for ids, _, _, _ in rows]).astype(np.int64)
-        documents = np.stack([numbers[:-1] for _, numbers, _, _ in rows]).astype(np.int64)
-        labels = np.stack(
-            [
-                np.where(numbers[1:] == numbers[:-1], ids[1:], IGNORE_INDEX)
-                for ids, numbers, _, _ in rows
-            ]
-        ).astype(np.int64)
-        share = slice(
-            part * phase.rows_per_step // parts, (part + 1) * phase.rows_per_step // parts
-        )
+        length = phase.sequence_length
+        read = []
+        for row in self._rows(phase, step, part, parts):
+            pool, start = self._place(phase, row)
+            read.append(self._pools[pool].read(start, length + 1))
+        ids = np.stack([one for one, _ in read]).astype(np.int64)  # [rows, T + 1]
+        documents = np.stack([numbers for _, numbers in read]).astype(np.int64)
+        inside = documents[:, 1:] == documents[:, :-1]
+        # Counting the labels of a whole step is cheaper than finding its documents again.
+        num_targets = int(inside.sum()) if parts == 1 else self.num_targets(step)
         return {
-            "input_ids": inputs[share],
-            "labels": labels[share],
-            "document_ids": documents[share],
-            "num_targets": np.array((labels != IGNORE_INDEX).sum(), dtype=np.int64),
+            "input_ids": ids[:, :-1],
+            "labels": np.where(inside, ids[:, 1:], IGNORE_INDEX),
+            "document_ids": documents[:, :-1],
+            "num_targets": np.array(num_targets, dtype=np.int64),
         }
 
-    def documents_of_step(self, step: int) -> list[tuple[str, int]]:
-        """(pool, document index) of everything a step reads, in row order: the text behind a spike
-        of the loss.
+    def num_targets(self, step: int) -> int:
+        """Labels of a whole step."""
+        phase = self.phases[self.phase_of(step)]
+        places = (self._place(phase, row) for row in self._rows(phase, step, 0, 1))
+        return sum(self._pools[pool].num_targets(at, phase.sequence_length) for pool, at in places)
+
+    def spans(self, step: int, *, part: int = 0, parts: int = 1) -> list[Span]:
+        """The pieces of documents that a step's inputs are, or its `part`-th share of `parts`, in
+        the order of its rows. No token is read.
         """
         phase = self.phases[self.phase_of(step)]
-        first = (step - phase.first_step) * phase.rows_per_step
-        read = []
-        for row in range(first, first + phase.rows_per_step):
-            _, _, indices, pool = self._row(phase, row)
-            read += [(pool, index) for index in indices]
-        return read
+        pieces = []
+        for row in self._rows(phase, step, part, parts):
+            pool, start = self._place(phase, row)
+            names = self._pools[pool].tokens.names
+            for index, first, taken in self._pools[pool].spans(start, phase.sequence_length):
+                pieces.append(Span(row, pool, names[index], first, taken))
+        return pieces
 
     def tokens_read(self, pool: str) -> list[np.ndarray]:
         """The text that the training reads of a pool, one array per document (the last one may be
@@ -310,10 +278,43 @@ class TrainingStream:
         same text.
         """
         tokens = self._pools[pool].tokens
-        bos, eos = tokens.ids[0], tokens.ids[tokens.offsets[1] - 1]
-        ids, numbers, _ = self._pools[pool].read(0, self.consumed[pool])
+        bos, eos = tokens.document(0)[0], tokens.document(0)[-1]
+        ids, numbers = self._pools[pool].read(0, self.consumed[pool])
         pieces = np.split(ids, np.flatnonzero(np.diff(numbers)) + 1)
         return [piece[(piece != bos) & (piece != eos)] for piece in pieces]
+
+
+def _one_vocabulary(pools: Mapping[str, Tokens]) -> int:
+    """The vocabulary of all pools. Raises ValueError if they were not tokenised alike."""
+    sizes = {name: tokens.vocab_size for name, tokens in pools.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the pools were tokenised with vocabularies of different sizes: {sizes}")
+    return next(iter(sizes.values()), 0)
+
+
+def _check_tokens(name: str, tokens: Tokens) -> None:
+    """Raises ValueError for a pool whose arrays do not fit together, as after a damaged file: read
+    on, it would stop the training in the middle of an epoch or feed it wrong tokens.
+    """
+    lengths = np.diff(tokens.offsets)
+    if not len(lengths):
+        raise ValueError(f"pool {name!r} has no document")
+    if tokens.offsets[0] != 0 or tokens.offsets[-1] != len(tokens.ids) or lengths.min() < 1:
+        raise ValueError(
+            f"pool {name!r} is damaged: its offsets do not cut {len(tokens.ids)} tokens into "
+            f"{len(lengths)} documents; tokenise it again"
+        )
+    if len(tokens.names) != len(lengths):
+        raise ValueError(
+            f"pool {name!r} is damaged: {len(lengths)} documents have {len(tokens.names)} ids"
+        )
+    if tokens.ids.min() < 0 or tokens.ids.max() >= tokens.vocab_size:
+        place = int(np.flatnonzero((tokens.ids < 0) | (tokens.ids >= tokens.vocab_size))[0])
+        document = int(np.searchsorted(tokens.offsets, place, side="right")) - 1
+        raise ValueError(
+            f"pool {name!r} is damaged: document {tokens.names[document]} has the token "
+            f"{tokens.ids[place]}, the vocabulary has {tokens.vocab_size}; tokenise it again"
+        )
 
 
 def _draw_order(shares: Sequence[float], rows: int, generator: np.random.Generator) -> np.ndarray:

@@ -1,20 +1,26 @@
-"""Results of notebook 04 as tables and words: use of the pools, held-out scores, continuations, and
-the check of the learning rates.
+"""Notebook 04 around the training: plan, inputs, artifacts, and results as tables and words.
 
 Guarantees: greedy continuations of the first held-out document of each language, none selected.
 Out of scope: scoring (`evaluation.heldout`), verdicts.
 """
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from moxin_lab.model import generate
+from moxin_lab.lab import curated
+from moxin_lab.lab.progress import Progress
+from moxin_lab.model import convert, experiments, generate, hf_config, plain_text
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.pretraining.packing import Tokens
+from moxin_lab.pretraining.packing import TrainingStream
+from moxin_lab.pretraining.pools import Tokens, tokenize_pools
 from moxin_lab.scales.sections import PretrainingSettings
+from moxin_lab.training import schedules
 
 STATED_OPTIMIZER = {
     "adam_beta1": 0.9,
@@ -24,6 +30,138 @@ STATED_OPTIMIZER = {
     "final_learning_rate_ratio": 0.1,
 }
 """AdamW and the end of the cosine as the technical report states them (v6, section 3.4)."""
+
+
+class PhaseSpan(NamedTuple):
+    """A phase as the plan has it, before any document is read."""
+
+    name: str
+    first_step: int
+    steps: int
+    sequence_length: int
+
+
+def spans(settings: PretrainingSettings) -> list[PhaseSpan]:
+    """The phases of the scale file, one after the other."""
+    found: list[PhaseSpan] = []
+    for phase in settings.phases:
+        start = found[-1].first_step + found[-1].steps if found else 0
+        found.append(PhaseSpan(phase.name, start, phase.steps, phase.sequence_length))
+    return found
+
+
+def planned_rates(settings: PretrainingSettings) -> list[float]:
+    """The learning rate of every step of all phases."""
+    steps = sum(phase.steps for phase in settings.phases)
+    return list(schedules.pretraining_learning_rates(settings, steps))
+
+
+def read_documents(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Training and held-out documents of stage 01, read as a whole, so that a damaged part of them
+    is found before the first step.
+    """
+    train, heldout = (curated.read(folder, side).to_pandas() for side in ("train", "heldout"))
+    return train, heldout
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of stage 02."""
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def tokenize(
+    train: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: PretrainingSettings,
+    progress: Progress,
+) -> dict[str, Tokens]:
+    """The pools of the scale's phases."""
+    return tokenize_pools(train, tokenizer, settings.phases, progress=progress)
+
+
+def new_model(architecture: Path, seed: int) -> MoxinForCausalLM:
+    """A model of stage 03's configuration with random weights."""
+    return experiments.new_model(hf_config.read(architecture), seed)
+
+
+def saver(model: MoxinForCausalLM, tokenizer: Path, work: Path) -> Callable[[int], None]:
+    """What `trainer.fit` calls at the end of phase 0, 1, 2: the model with its tokenizer goes to
+    the folder `phase_1`, 2, 3 of `work`.
+    """
+
+    def save(index: int) -> None:
+        folder = work / f"phase_{index + 1}"
+        convert.save_pretrained(model, folder)
+        shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+
+    return save
+
+
+def load_phases(work: Path) -> dict[str, MoxinForCausalLM]:
+    """The checkpoints of the three phases, read from disk, on the device."""
+    device = convert.best_device()
+    return {
+        f"after phase {phase}": convert.from_pretrained(work / f"phase_{phase}", device=device)
+        for phase in (1, 2, 3)
+    }
+
+
+def tokens_read(stream: TrainingStream) -> list[Any]:
+    """Every document of every pool as far as the training reads it."""
+    return [document for name in stream.consumed for document in stream.tokens_read(name)]
+
+
+def phase_ends(log: pd.DataFrame) -> pd.Series:
+    """Mean loss of the last 20 steps of each phase, counted from 1."""
+    ends = log.groupby("phase")["loss"].apply(lambda part: part.tail(20).mean())
+    return ends.rename(index=lambda phase: phase + 1)
+
+
+def training_sentence(
+    model: MoxinForCausalLM, log: pd.DataFrame, settings: PretrainingSettings, seconds: float
+) -> str:
+    """Parameters, tokens, speed and losses of a training."""
+    parameters = sum(p.numel() for p in model.parameters())
+    tokens = len(log) * settings.tokens_per_step
+    ends = ", ".join(
+        f"{value:.2f} at the end of phase {phase}" for phase, value in phase_ends(log).items()
+    )
+    return (
+        f"{parameters:,} parameters read {tokens:,} tokens in {seconds:.0f} s on the machine named "
+        f"below: {tokens / seconds:,.0f} tokens per second. The loss falls from "
+        f"{log['loss'].iloc[0]:.2f} nats per token to {ends}."
+    )
+
+
+def against_ngrams(by_language: pd.DataFrame) -> str:
+    """Where the model after phase 3 stands beside the unigram and the trigram. by_language: of
+    `scores_by_language`.
+    """
+    final = by_language["after phase 3"]
+    below = by_language.index[final < by_language["unigram"]]
+    gaps = gaps_in_words(by_language, "after phase 3", "trigram")
+    return (
+        f"After phase 3 the model is below the unigram in {len(below)} of {len(by_language)} "
+        f"languages ({', '.join(below) or 'none'}). Compared with the trigram on the same text it "
+        f"is {gaps} (above is worse): a table of counts that reads two tokens back."
+    )
+
+
+def keep(
+    work: Path,
+    log: pd.DataFrame,
+    order: pd.DataFrame,
+    pretrained: Path,
+    phase_checkpoints: Path,
+    training_log: Path,
+) -> None:
+    """The artifacts of the stage, from the phases' folders, the log and the ledger."""
+    shutil.copytree(work / "phase_3", pretrained)
+    for phase in (1, 2):
+        shutil.copytree(work / f"phase_{phase}", phase_checkpoints / f"phase_{phase}")
+    training_log.mkdir()
+    log.to_parquet(training_log / "steps.parquet")
+    order.to_json(training_log / "order.json", orient="records", indent=1)
 
 
 def pool_use(pools: Mapping[str, Tokens], tokens_read: Mapping[str, int]) -> pd.DataFrame:
@@ -74,7 +212,8 @@ def continuations(
     """
     rows = {}
     for language, part in texts.groupby("language"):
-        prompt = tokenizer(part["text"].iloc[0], add_special_tokens=True)["input_ids"]
+        text = part["text"].iloc[0]
+        prompt = plain_text.encode(tokenizer, text, add_special_tokens=True)
         prompt = prompt[:prompt_tokens]
         # [1, prompt] -> [1, prompt + new]
         ids = generate.generate(model, torch.tensor([prompt]), max_new_tokens=new_tokens)[0]

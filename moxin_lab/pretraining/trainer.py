@@ -5,12 +5,12 @@ micro-batches and ranks; a run killed and started again continues from its last 
 bitwise the same weights and losses on the CPU (batches are a function of the step, random states
 are in the checkpoint); weights at the end of each phase are saved as a Hugging Face folder in one
 lineage.
-Out of scope: sharding of the model (later: ModelParallelStrategy), skipping of loss spikes,
-compilation.
+On a GPU the blocks and the loss are compiled, a step's passes are one CUDA graph, and under
+bf16-mixed the stream between the blocks is bfloat16, as the products are.
+Out of scope: sharding of the model (later: ModelParallelStrategy), skipping of loss spikes.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,20 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from moxin_lab.lab.progress import Progress
+from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.pretraining.packing import TrainingStream
 from moxin_lab.scales.sections import PretrainingSettings
+from moxin_lab.training.compiled import GraphedPass, compiled_blocks
 from moxin_lab.training.loss import IGNORE_INDEX, linear_cross_entropy
 from moxin_lab.training.optimizer import adamw_of
 from moxin_lab.training.resume import ExactResume, run_to_end, with_defaults, world_size
 from moxin_lab.training.schedules import pretraining_learning_rate
 from moxin_lab.training.step_log import StepLog
 
-# Tokens whose logits are held at once. A GPU wants large products; on a processor 512 x 8,192
-# logits stay in its cache, which takes a tenth off the tiny model's step (`moxin-lab bench
-# train-step`, reports/released/train-step-tiny-cpu).
-LOSS_CHUNK = {"cuda": 4096, "cpu": 512}
+# Tokens whose logits are held at once. A GPU wants large products (16,384 x 32,000 logits of
+# bfloat16 are 1 GB); on a processor 512 x 8,192 logits stay in its cache, which takes a tenth off
+# the tiny model's step (`moxin-lab bench train-step`, reports/released/train-step-tiny-cpu).
+LOSS_CHUNK = {"cuda": 16384, "cpu": 512}
 
 
 class Pretraining(ExactResume):
@@ -41,16 +43,33 @@ class Pretraining(ExactResume):
     """
 
     def __init__(
-        self, model: nn.Module, stream: TrainingStream, settings: PretrainingSettings
+        self,
+        model: nn.Module,
+        stream: TrainingStream,
+        settings: PretrainingSettings,
+        loss: Callable[..., torch.Tensor] = linear_cross_entropy,
+        graphs: bool = False,
     ) -> None:
         super().__init__(stream)
         self.model = model
-        self._settings = settings
+        self._settings, self._loss = settings, loss
+        self._graphed = GraphedPass(self._sums, model.parameters()) if graphs else None
 
     def training_step(
         self, batch: dict[str, torch.Tensor], batch_index: int
     ) -> dict[str, torch.Tensor]:
-        total = token_loss(self.model, batch)
+        if self._graphed is None:
+            return self._sums(batch)
+        return dict(self._graphed.load(batch))  # filled by `backward`
+
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        if self._graphed is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self._graphed.replay()
+
+    def _sums(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        total = token_loss(self.model, batch, self._loss)
         # Lightning divides by the micro-batches and averages gradients over ranks; undo both, then
         # divide by the step's targets.
         loss = (
@@ -104,14 +123,24 @@ class PhaseEnds(Callback):
             self._save(index)
 
 
-def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Sum of the cross-entropy over the targets of a (micro-)batch, in nats."""
-    # input_ids [B, T] -> states [B, T, C]
-    states = model.hidden_states(batch["input_ids"], document_ids=batch["document_ids"])
-    chunk = LOSS_CHUNK.get(states.device.type, LOSS_CHUNK["cuda"])
-    return linear_cross_entropy(
-        states, model.lm_head.weight, batch["labels"], chunk_tokens=chunk, reduction="sum"
-    )
+def token_loss(
+    model: Any,
+    batch: dict[str, torch.Tensor],
+    loss: Callable[..., torch.Tensor] = linear_cross_entropy,
+) -> torch.Tensor:
+    """Sum of the cross-entropy over the targets of a (micro-)batch, in nats. loss:
+    `linear_cross_entropy` or that function compiled.
+    """
+    # input_ids [B, T] -> embeddings [B, T, C] -> states [B, T, C]
+    embeddings = model.model.embed_tokens(batch["input_ids"])
+    device = embeddings.device.type
+    if torch.is_autocast_enabled(device):
+        # An embedding is a look-up, which autocast leaves in float32, and every sum of the residual
+        # stream would be float32 with it: twice the memory traffic between the products.
+        embeddings = embeddings.to(torch.get_autocast_dtype(device))
+    states = model.hidden_states_from_embeddings(embeddings, document_ids=batch["document_ids"])
+    chunk = LOSS_CHUNK.get(device, LOSS_CHUNK["cuda"])
+    return loss(states, model.lm_head.weight, batch["labels"], chunk_tokens=chunk, reduction="sum")
 
 
 def adamw(model: nn.Module, settings: PretrainingSettings) -> torch.optim.AdamW:
@@ -143,8 +172,61 @@ def accumulation(settings: PretrainingSettings, world_size: int) -> int:
     return step // micro
 
 
+def uses_gpu(options: dict[str, Any]) -> bool:
+    """Whether a trainer with these options trains on a GPU."""
+    return options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def can_be_graphed(
+    model: MoxinForCausalLM, settings: PretrainingSettings, options: dict[str, Any]
+) -> bool:
+    """Whether a step can be one CUDA graph: on one GPU, in one micro-batch (a replay's gradients do
+    not add up), without a loss scaler, which scales outside of the graph, and without dropout.
+    """
+    ranks, config = world_size(options), model.config
+    return (
+        uses_gpu(options)
+        and ranks == 1
+        and accumulation(settings, ranks) == 1
+        and settings.precision != "16-mixed"
+        and not (config.attention_dropout or config.mlp_dropout)
+    )
+
+
+def check_inputs(model: MoxinForCausalLM, stream: TrainingStream, ranks: int) -> None:
+    """Raises ValueError for a model whose vocabulary is not the tokenizer's, a context that the
+    model has no positions for, and more ranks than documents.
+    """
+    config = model.config
+    if stream.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"the documents were tokenised with a vocabulary of {stream.vocab_size}, the model has "
+            f"{config.vocab_size}: take the tokenizer that the model was made for (stages 02, 03)"
+        )
+    longest = max(stream.phases, key=lambda phase: phase.sequence_length)
+    if longest.sequence_length > config.max_position_embeddings:
+        raise ValueError(
+            f"phase {longest.name!r} has a context of {longest.sequence_length}, the model "
+            f"{config.max_position_embeddings} positions: shorten it or raise "
+            "max_position_embeddings"
+        )
+    window = config.sliding_window
+    if window is not None and longest.sequence_length < window:
+        raise ValueError(
+            f"no phase has a context as long as the model's window: {window} tokens against "
+            f"{longest.sequence_length} in phase {longest.name!r}, so the window would never be "
+            "trained; lengthen the context or set sliding_window to it"
+        )
+    documents = stream.num_documents
+    if ranks > documents:
+        raise ValueError(
+            f"{ranks} ranks and {documents} documents: some ranks would read what others read; "
+            "take fewer ranks or more documents"
+        )
+
+
 def fit(
-    model: nn.Module,
+    model: MoxinForCausalLM,
     stream: TrainingStream,
     settings: PretrainingSettings,
     *,
@@ -152,39 +234,54 @@ def fit(
     save_phase: Callable[[int], None],
     progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
+    compiled: bool | None = None,
+    graphs: bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> pd.DataFrame:
     """Train `model` in place over the whole stream; the log, one row per step.
 
     resume_folder: where resume points are kept and looked for; a run that is there is continued.
-    save_phase: called with 0, 1, 2 when that phase has ended. Raises ValueError if a step does not
-    divide into micro-batches, ArithmeticError at a loss that is not finite.
+    save_phase: called with 0, 1, 2 when that phase has ended. compiled: whether blocks and loss run
+    compiled; None: on a GPU, where it pays for the minute that compiling takes. graphs: whether a
+    step's passes are one CUDA graph; None: where `can_be_graphed`. callbacks: further ones. Raises
+    ValueError before the first step for inputs that do not fit together (`check_inputs`) and for a
+    step that does not divide into micro-batches; besides as `fit` of training/fit.py.
     """
 
     def row(step: int, sums: dict[str, float]) -> dict[str, float]:
         loss = sums["nats"] / sums["targets"]
-        if not math.isfinite(loss):
-            raise ArithmeticError(
-                f"the loss of step {step} is {loss}: lower the learning rate, or look at the "
-                f"documents of that step: {stream.documents_of_step(step)[:5]} and more"
-            )
         return {"loss": loss, "phase": stream.phase_of(step), "targets": int(sums["targets"])}
 
     def name(step: int) -> str:
         return stream.phases[stream.phase_of(step)].name
 
-    # A loss that is not finite is reported with the documents of its step, not as a gradient.
-    log = StepLog(stream, progress, name, row, check_gradient=False)
     options = with_defaults(trainer_options)
-    run_to_end(
-        Pretraining(model, stream, settings),
-        [log, PhaseEnds(stream, save_phase)],
-        settings,
-        num_steps=stream.num_steps,
-        accumulate=accumulation(settings, world_size(options)),
-        resume_folder=resume_folder,
-        options=options,
-    )
-    if len(log.rows) != stream.num_steps:
-        raise RuntimeError(f"the training ended after {len(log.rows)} of {stream.num_steps} steps")
-    columns = ("step", "phase", "loss", "targets", "gradient_norm", "learning_rate")
-    return pd.DataFrame(log.rows)[list(columns)]
+    check_inputs(model, stream, world_size(options))
+    log = StepLog(stream, progress, name, row, late=uses_gpu(options))
+    if compiled is None:
+        compiled = uses_gpu(options)
+    loss = torch.compile(linear_cross_entropy, dynamic=False) if compiled else linear_cross_entropy
+    if graphs is None:
+        graphs = compiled and can_be_graphed(model, settings, options)
+    with compiled_blocks(model.model.layers, on=compiled):
+        run_to_end(
+            Pretraining(model, stream, settings, loss, graphs),
+            [log, PhaseEnds(stream, save_phase), *callbacks],
+            settings,
+            num_steps=stream.num_steps,
+            accumulate=accumulation(settings, world_size(options)),
+            resume_folder=resume_folder,
+            options=options,
+            text=name,
+        )
+    table = log.table()
+    columns = ["step", "phase", "loss", "targets", "gradient_norm", "learning_rate", "skipped"]
+    return table[columns + [name for name in table if name == "reads"]]
+
+
+def fit_timed(
+    model: MoxinForCausalLM, stream: TrainingStream, settings: PretrainingSettings, **options: Any
+) -> tuple[pd.DataFrame, float]:
+    """`fit`, and the seconds of its steps over all attempts. Options are those of `fit`."""
+    log = fit(model, stream, settings, **options)
+    return log, log.attrs["seconds"]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from moxin_lab.lab.progress import Progress
 from moxin_lab.training import resume, schedules
+from moxin_lab.training.identity import digest, function_name
 from moxin_lab.training.optimizer import AdamWSettings, decay_all
 from moxin_lab.training.resume import ExactResume, run_to_end, with_defaults, world_size
 from moxin_lab.training.step_log import StepLog
@@ -90,6 +91,10 @@ class Order:
         """Indices of a step's examples, int64 [examples_per_step]."""
         return self._order[step * self._size : (step + 1) * self._size]
 
+    def fingerprint(self) -> str:
+        """Digest of the whole order."""
+        return digest(self._order, self._size)
+
     def part(self, step: int, part: int, parts: int) -> np.ndarray:
         """Indices of part `part` of a step, int64 [examples_per_step / parts]. Raises ValueError if
         the step does not divide evenly.
@@ -125,6 +130,14 @@ class StepTraining(ExactResume):
         super().__init__(stream)
         self.model, self._settings = model, settings
         self._loss, self._optimizer, self._rate = loss, optimizer, rate
+
+    def functions(self) -> dict[str, str]:
+        """Names of loss, optimizer and schedule."""
+        return {
+            "loss_function": function_name(self._loss),
+            "optimizer_function": function_name(self._optimizer),
+            "rate_function": function_name(self._rate),
+        }
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
         sums = self._loss(self.model, batch)
@@ -170,11 +183,12 @@ def fit(
     log_file: Path | None = None,
 ) -> pd.DataFrame:
     """Train `model` in place over the whole stream; returns the log, one row per step, and also
-    writes it to `log_file` as JSON lines.
+    writes it to `log_file` as JSON lines. `log.attrs` has `seconds` and `attempts`, over restarts.
 
     resume_folder: of this training alone; a run found there is continued. text: the training's name
-    in messages. Raises ValueError before the first step for a step that does not divide into
-    micro-batches and ranks, ArithmeticError at a gradient that is not finite.
+    in messages. Before the first step raises ValueError for a step that does not divide into
+    micro-batches and ranks and for resume points of another training, OSError for a folder without
+    room; later ArithmeticError if too many steps in a row are skipped (step_log.py).
     """
     options = with_defaults(trainer_options)
     accumulate = accumulation(stream, settings, world_size(options))
@@ -192,10 +206,9 @@ def fit(
         accumulate=accumulate,
         resume_folder=resume_folder,
         options=options,
+        text=lambda step: text,
     )
-    if len(log.rows) != stream.num_steps:
-        raise RuntimeError(f"{text} ended after {len(log.rows)} of {stream.num_steps} steps")
-    return pd.DataFrame(log.rows)
+    return log.table()
 
 
 def fit_language_model(

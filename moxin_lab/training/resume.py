@@ -1,32 +1,49 @@
 """What every Lightning training of the lab shares so that a killed run continues bitwise: loader,
-random states, trainer.
+random states, resume points, signals, trainer.
 
     class Pretraining(ExactResume): ...    # with its own training_step, configure_optimizers
     run_to_end(Pretraining(model, stream), [log], settings, num_steps=stream.num_steps, ...)
 
 Guarantees: a batch is a function of (step, part of the step), so a resumed run reads what the
-killed one would have read; random states are in the checkpoint; a run found in `resume_folder` is
-continued.
-Out of scope: models, losses, schedules.
+killed one would have read; random states of all ranks are in the checkpoint; a run found in
+`resume_folder` is continued if settings, data, seed, start and ranks are the same, and refused with
+what differs otherwise; SIGTERM saves at the end of the step and ends the process with code 143; a
+folder that cannot be written or has too little room fails before the first step.
+Out of scope: models, losses, schedules; the files (resume_points.py).
 """
 
 import logging
+import signal
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from moxin_lab.training import resume_points
+from moxin_lab.training.compiled import loader
+from moxin_lab.training.identity import Scalar, identity
+
+TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
 
 
 class Stream(Protocol):
-    """Optimizer steps by number, each in equal parts: arrays or tensors by name."""
+    """Optimizer steps by number, each in equal parts: arrays or tensors by name. fingerprint: of
+    the data and of their order (`identity.digest`); two streams with the same batches have the
+    same. `in_other_processes`, if there and true: batches only read memory, so that a GPU's can be
+    made in other processes; a stream that samples or holds tensors of a GPU has it not.
+    """
 
     num_steps: int
+
+    def fingerprint(self) -> str: ...
 
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Any]: ...
 
@@ -63,7 +80,13 @@ class StepParts(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         step, micro = divmod(index, self._accumulate)
         part = micro * self._world_size + self._rank
-        batch = self._stream.batch(step, part=part, parts=self._accumulate * self._world_size)
+        try:
+            batch = self._stream.batch(step, part=part, parts=self._accumulate * self._world_size)
+        except Exception as error:
+            describe = getattr(self._stream, "describe", None)
+            reads = "" if describe is None else f", which reads {describe(step)[:300]}"
+            error.add_note(f"in step {step} of the training{reads}")
+            raise
         return {name: torch.as_tensor(values) for name, values in batch.items()}
 
 
@@ -90,33 +113,132 @@ class ExactResume(L.LightningModule):
         self._stream = stream
         self._random_states: dict[str, torch.Tensor] = {}
 
+    def functions(self) -> dict[str, str]:
+        """Names of the functions that a training is made of, for its identity."""
+        return {}
+
     def train_dataloader(self) -> DataLoader:
         accumulate = self.trainer.accumulate_grad_batches
         parts = StepParts(
             self._stream, accumulate, self.trainer.global_rank, self.trainer.world_size
         )
         sampler = FromStep(self.trainer.global_step * accumulate, len(parts))
-        return DataLoader(parts, batch_size=None, sampler=sampler, num_workers=0)
+        beside = getattr(self._stream, "in_other_processes", False)
+        return loader(parts, sampler, self.device if beside else torch.device("cpu"))
 
     # Lightning's checkpoints hold no random state; with dropout a resumed run would differ without
-    # it.
+    # it. Every rank has its own, and one rank writes the file.
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random_state"] = torch.get_rng_state()
+        states = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
-            checkpoint["cuda_random_state"] = torch.cuda.get_rng_state()
+            states["cuda"] = torch.cuda.get_rng_state()
+        of_ranks: list[Any] = [states]
+        if self.trainer.world_size > 1:
+            of_ranks = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(of_ranks, states)
+        checkpoint["random_states"] = of_ranks
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        names = ("random_state", "cuda_random_state")
-        self._random_states = {name: checkpoint[name] for name in names if name in checkpoint}
+        self._random_states = checkpoint["random_states"][self.trainer.global_rank]
 
     # Not restored earlier, because creating the loader's iterator draws a number, which the run
     # that was not killed drew at its start.
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if "random_state" in self._random_states:
-            torch.set_rng_state(self._random_states["random_state"].cpu())
-        if "cuda_random_state" in self._random_states:
-            torch.cuda.set_rng_state(self._random_states["cuda_random_state"].cpu())
+        if "cpu" in self._random_states:
+            torch.set_rng_state(self._random_states["cpu"].cpu())
+        if "cuda" in self._random_states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self._random_states["cuda"].cpu())
         self._random_states = {}
+
+
+class Terminated:
+    """Whether SIGTERM has arrived. While `watch` is active the signal only sets this, so that the
+    step it meets is finished and saved.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous: Any = signal.SIG_DFL
+
+    def install(self) -> None:
+        """Take the signal over, also from Lightning, which ends a training within a step."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = True
+        if callable(self._previous):
+            self._previous(number, frame)
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        self._previous = signal.getsignal(signal.SIGTERM)
+        self.install()
+        try:
+            yield
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, self._previous)
+
+
+class ResumePoints(Callback):
+    """Writes a resume point every so many steps, and after the step in which SIGTERM arrives."""
+
+    def __init__(
+        self,
+        folder: Path,
+        every_steps: int,
+        belongs_to: Mapping[str, Scalar],
+        text: Callable[[int], str],
+        terminated: Terminated,
+    ) -> None:
+        self._folder, self._every, self._belongs_to = folder, every_steps, belongs_to
+        self._text, self._terminated = text, terminated
+        self._last_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_step = trainer.global_step
+        self._terminated.install()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step = trainer.global_step
+        if step == self._last_step:  # within an accumulated step
+            return
+        self._last_step = step
+        ends = self._terminated.received
+        if trainer.world_size > 1:  # one rank's signal ends all of them, at the same step
+            ends = trainer.strategy.reduce_boolean_decision(ends, all=False)
+        if ends or step % self._every == 0:
+            resume_points.write(
+                self._folder,
+                step,
+                trainer.save_checkpoint,
+                self._belongs_to,
+                phase=self._text(step - 1),
+                first=trainer.is_global_zero,
+                together=trainer.strategy.barrier,
+            )
+        if ends:
+            raise SystemExit(TERMINATED)
+
+
+class DirectIO(TorchCheckpointIO):
+    """Writes a checkpoint to the path that it is given. Lightning's own makes a copy in memory and
+    another in $TMPDIR, which may lie on a smaller disk.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        with Path(path).open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 def with_defaults(trainer_options: dict[str, Any] | None) -> dict[str, Any]:
@@ -144,16 +266,29 @@ def run_to_end(
     accumulate: int,
     resume_folder: Path,
     options: dict[str, Any],
+    text: Callable[[int], str],
 ) -> None:
-    """Train over `num_steps` optimizer steps, from the resume point in `resume_folder` if there is
-    one.
+    """Train over `num_steps` optimizer steps, from the newest resume point in `resume_folder` if
+    there is one.
+
+    text: what a step belongs to, in the record of a resume point. Raises ResumeError for points of
+    another training or without a whole one, OSError for a folder without room; SystemExit after
+    SIGTERM.
     """
-    resume = ModelCheckpoint(
-        resume_folder,
-        filename="resume",
-        every_n_train_steps=settings.checkpoint_every_steps,
-        save_top_k=1,
-        enable_version_counter=False,
+    belongs_to = identity(
+        settings,
+        module._stream.fingerprint(),
+        module,
+        steps=num_steps,
+        parts=accumulate,
+        ranks=world_size(options),
+        **module.functions(),
+    )
+    checkpoint = resume_points.newest(resume_folder, belongs_to)
+    resume_points.check_room(resume_folder, (resume_points.KEPT + 1) * state_bytes(module))
+    terminated = Terminated()
+    points = ResumePoints(
+        resume_folder, settings.checkpoint_every_steps, belongs_to, text, terminated
     )
     with warnings.catch_warnings(), quiet_lightning():
         # The loader is cheap and its order is the step's own: advice on workers and on resuming
@@ -166,19 +301,29 @@ def run_to_end(
             accumulate_grad_batches=accumulate,
             gradient_clip_val=settings.gradient_clip_norm,
             precision=settings.precision,
-            callbacks=[*callbacks, resume],
+            callbacks=[*callbacks, points],
             logger=False,
+            enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=resume_folder,
             **options,
         )
-        checkpoint = resume_folder / "resume.ckpt"
-        with without_cudnn_attention():
-            trainer.fit(
-                module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
-            )
+        if isinstance(trainer.strategy.checkpoint_io, TorchCheckpointIO):
+            trainer.strategy.checkpoint_io = DirectIO()
+        with without_cudnn_attention(), terminated.watch():
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+        if terminated.received:  # after the last step, whose end saves no more
+            raise SystemExit(TERMINATED)
+
+
+def state_bytes(module: torch.nn.Module) -> int:
+    """Bytes of a resume point: the weights, and AdamW's two moments of those that are trained."""
+    return sum(
+        parameter.numel() * parameter.element_size() * (3 if parameter.requires_grad else 1)
+        for parameter in module.parameters()
+    )
 
 
 @contextmanager

@@ -1,24 +1,40 @@
-"""The log of a training: one row per optimizer step, over all ranks, saved in checkpoints.
+"""The log of a training: one row per optimizer step, over all ranks, saved in checkpoints; and the
+one rule for steps whose gradient is not finite.
 
     sums of the loss function over the parts of a step
-        -> row(step, sums) -> {"step", "loss", "gradient_norm", "learning_rate", ...}
+        -> row(step, sums) -> {"step", "loss", "gradient_norm", "learning_rate", "skipped", ...}
 
-Guarantees: a resumed run's log has every step exactly once; sums are added in float64.
+A step whose gradient is not finite is skipped: weights, moments and the optimizer's own step count
+stay as they were, on the device, without a wait for it. The training's step, and with it the batch
+and the learning rate, goes on. Its row has `skipped` 1 and `reads`, what the step read. With the
+loss scaling of 16-mixed this is how the scaler finds its scale; LIMIT_SCALED skipped steps in a row
+end the training, LIMIT without scaling, where nothing changes from one step to the next but the
+batch.
+
+Guarantees: a resumed run's log has every step exactly once and the seconds of all attempts; sums
+are added in float64.
 Out of scope: drawing (figures.py of each stage), interpreting the numbers.
 """
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from moxin_lab.lab.progress import Progress
+from moxin_lab.training.resume_points import check_writable
+
+LIMIT = 3
+LIMIT_SCALED = 20  # the scaler halves its scale each time: from 65,536 to below 1 in 17 steps
 
 Row = Callable[[int, dict[str, float]], dict[str, float]]
 """(optimizer step, sums over it) to the values of its row; `loss` must be among them."""
@@ -29,9 +45,12 @@ class StepLog(Callback):
 
     The sums are those of the outputs of `training_step` except `loss`. text: the name of the
     training in messages and progress, or a function of the step. stream: `num_steps`; if it has
-    `describe(step)`, errors say what the step reads. file: where to write the rows as JSON lines,
-    None for nowhere. check_gradient: raise ArithmeticError at the first gradient that is not
-    finite, before the weights are updated.
+    `describe(step)`, skipped steps and errors say what the step reads. file: where to write the
+    rows as JSON lines, None for nowhere. late: on a GPU, read a step's numbers one step later, so
+    that the next step is queued before this one has ended; `row` must not need the present.
+
+    Raises ArithmeticError after too many skipped steps in a row, or for a training that skipped
+    every one; OSError at once for a file that cannot be written.
     """
 
     def __init__(
@@ -42,30 +61,61 @@ class StepLog(Callback):
         row: Row,
         *,
         file: Path | None = None,
-        check_gradient: bool = True,
+        late: bool = False,
     ) -> None:
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, Any]] = []
         self._text = text if callable(text) else lambda step: text
-        self._row, self._file, self._check_gradient = row, file, check_gradient
+        self._row, self._file, self._late = row, file, late
         self._stream, self._progress = stream, progress
         self._sums: dict[str, Tensor] = {}
-        self._norm, self._learning_rate = 0.0, 0.0
+        self._norm, self._learning_rate = torch.zeros(()), 0.0
+        self._waiting: list[tuple[int, list[str], Tensor, float, Any]] = []
+        self._writes = self._scaled = False
+        self._num_steps = 0
+        self._in_a_row = 0
+        self._began, self._seconds_before, self.attempts = time.monotonic(), 0.0, 1
+        if file is not None:
+            check_writable(file.parent)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the steps in the log, over all attempts. Steps that a killed attempt did after
+        its last resume point count once.
+        """
+        return self._seconds_before + time.monotonic() - self._began
+
+    def table(self) -> pd.DataFrame:
+        """The rows; `attrs` has `seconds` and `attempts`. Raises RuntimeError if the training ended
+        early.
+        """
+        if len(self.rows) != self._stream.num_steps:
+            raise RuntimeError(
+                f"{self._text(len(self.rows))} ended after {len(self.rows)} of "
+                f"{self._stream.num_steps} steps"
+            )
+        table = pd.DataFrame(self.rows)
+        table.attrs.update(seconds=self.seconds, attempts=self.attempts)
+        return table
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._writes, self._scaled = trainer.is_global_zero, _scaler(trainer) is not None
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
     ) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        self._norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self._learning_rate = optimizer.param_groups[0]["lr"]
-        if self._check_gradient and not math.isfinite(self._norm):
-            step, describe = trainer.global_step, getattr(self._stream, "describe", None)
-            reads = (
-                "" if describe is None else f", or look at what the step reads: {describe(step)}"
+        if not optimizer.defaults.get("fused"):
+            raise ValueError(
+                f"{type(optimizer).__name__} cannot leave out a step whose gradient is not finite: "
+                "build it with training.optimizer.build_adamw"
             )
-            raise ArithmeticError(
-                f"{self._text(step)}: the gradient of step {step} has the norm {self._norm}: lower "
-                f"the learning rate{reads}"
-            )
+        if not self._scaled:
+            # The name by which PyTorch's fused optimizers and ours know that a step is to be left
+            # out. With a scaler, the scaler leaves it out.
+            optimizer.found_inf = (~torch.isfinite(self._norm)).float()
 
     def on_train_batch_end(
         self,
@@ -79,40 +129,110 @@ class StepLog(Callback):
             if name != "loss":
                 value = value.detach().to(pl_module.device, torch.float64)
                 self._sums[name] = self._sums.get(name, 0) + value
-        step = trainer.global_step
-        if len(self.rows) == step:  # within an accumulated step
+        if self._num_steps == trainer.global_step:  # within an accumulated step
             return
+        self._num_steps = trainer.global_step
         sums = torch.stack(list(self._sums.values()))
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
-        values = self._row(step - 1, dict(zip(self._sums, sums.tolist(), strict=True)))
+        numbers = torch.cat((sums, self._norm.to(sums)[None]))
+        late = self._late and numbers.is_cuda
+        event = None
+        if late:
+            numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(
+                numbers, non_blocking=True
+            )
+            event = torch.cuda.Event()
+            event.record()
+        self._waiting.append(
+            (self._num_steps - 1, list(self._sums), numbers, self._learning_rate, event)
+        )
         self._sums = {}
+        last = self._num_steps == self._stream.num_steps
+        self._add_rows(but=1 if late and not last else 0)
+
+    def _add_rows(self, but: int = 0) -> None:
+        """Read the steps that wait, but for the last `but` of them."""
+        while len(self._waiting) > but:
+            self._add_row(*self._waiting.pop(0))
+
+    def _add_row(
+        self, step: int, names: list[str], numbers: Tensor, learning_rate: float, event: Any
+    ) -> None:
+        if event is not None:
+            event.synchronize()
+        *sums, norm = numbers.tolist()
+        values = self._row(step, dict(zip(names, sums, strict=True)))
         row = {
-            "step": step - 1,
+            "step": step,
             "loss": values["loss"],
-            "gradient_norm": self._norm,
-            "learning_rate": self._learning_rate,
+            "gradient_norm": norm,
+            "learning_rate": learning_rate,
+            "skipped": int(not math.isfinite(norm)),
             **values,
         }
+        if row["skipped"]:
+            row["reads"] = self._reads(step)
         self.rows.append(row)
-        if self._file is not None and trainer.is_global_zero:
-            first = step == 1
-            write_lines(self._file, self.rows if first else [row], "w" if first else "a")
+        if self._file is not None and self._writes:
+            write_lines(self._file, [row], "w" if step == 0 else "a")
+        self._check(step, row)
         if self._progress is not None:
-            text = f"{self._text(step - 1)}, loss {row['loss']:.3f}"
-            self._progress(step, self._stream.num_steps, text)
+            text = f"{self._text(step)}, loss {row['loss']:.3f}"
+            self._progress(step + 1, self._stream.num_steps, text)
+
+    def _check(self, step: int, row: dict[str, Any]) -> None:
+        """Raises ArithmeticError where skipping does not help."""
+        self._in_a_row = self._in_a_row + 1 if row["skipped"] else 0
+        limit = min(LIMIT_SCALED if self._scaled else LIMIT, self._stream.num_steps)
+        if self._in_a_row >= limit:
+            raise ArithmeticError(
+                f"{self._text(step)}: the gradients of {self._in_a_row} steps in a row, up to step "
+                f"{step}, are not finite (norm {row['gradient_norm']}, loss {row['loss']}): lower "
+                f"the learning rate, or look at what the step reads: {self._reads(step)[:300]}"
+            )
+        if not row["skipped"] and not math.isfinite(row["loss"]):
+            raise ArithmeticError(
+                f"{self._text(step)}: the loss of step {step} is {row['loss']} and its gradient is "
+                f"finite, so the step was taken; look at what it reads: {self._reads(step)[:300]}"
+            )
+
+    def _reads(self, step: int) -> str:
+        describe = getattr(self._stream, "describe", None)
+        return f"step {step} of the stream" if describe is None else str(describe(step))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        self._add_rows()
+        return {
+            "rows": self.rows,
+            "in_a_row": self._in_a_row,
+            "seconds": self.seconds,
+            "attempts": self.attempts,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
+        self.rows, self._in_a_row = state_dict["rows"], state_dict["in_a_row"]
+        self._num_steps = len(self.rows)
+        self._seconds_before, self._began = state_dict["seconds"], time.monotonic()
+        self.attempts = state_dict["attempts"] + 1
         if self._file is not None:  # steps after the resume point will be repeated
             write_lines(self._file, self.rows, "w")
 
 
-def write_lines(file: Path, rows: Sequence[dict[str, float]], mode: str) -> None:
-    """Write rows as JSON lines; creates the folder if it is missing."""
+def _scaler(trainer: L.Trainer) -> Any:
+    """The loss scaler of 16-mixed, None for other precisions."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def write_lines(file: Path, rows: Sequence[dict[str, Any]], mode: str) -> None:
+    """Write rows as JSON lines, with null for what is not finite; creates the folder if it is
+    missing.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open(mode, encoding="utf-8") as lines:
-        lines.writelines(json.dumps(row) + "\n" for row in rows)
+        for row in rows:
+            finite = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in row.items()
+            }
+            lines.write(json.dumps(finite, allow_nan=False) + "\n")

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from moxin_lab.pretraining.packing import (
     IGNORE_INDEX,
     Pool,
-    Tokens,
     TrainingStream,
-    pool_of_documents,
-    tokenize,
 )
+from moxin_lab.pretraining.pools import Tokens, pool_of_documents, tokenize
+from tests.posttraining.examples import make_tokenizer
 
 BOS, EOS = 1, 2
 
@@ -29,7 +28,13 @@ def make_tokens(lengths, first_id=10):
         pieces.append(np.array([BOS, *range(next_id, next_id + length), EOS], dtype=np.int32))
         next_id += length
     offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
-    return Tokens(np.concatenate(pieces), offsets, np.ones(len(pieces), dtype=np.int64))
+    return Tokens(
+        np.concatenate(pieces),
+        offsets,
+        np.ones(len(pieces), dtype=np.int64),
+        [f"d{i}" for i in range(len(pieces))],
+        5000,
+    )
 
 
 def phase(steps, length, **mixture):
@@ -151,6 +156,49 @@ def test_a_missing_pool_and_uneven_steps_are_refused_with_the_names():
         TrainingStream({"a": tokens}, [phase(1, 4, a=1)], tokens_per_step=10, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offsets": np.array([0, 5, 5, 9])}, "offsets do not cut 9 tokens into 3 documents"),
+        ({"offsets": np.array([0, 6, 4, 9])}, "offsets do not cut"),
+        ({"offsets": np.array([0, 3, 5, 8])}, "offsets do not cut"),
+        ({"offsets": np.array([0])}, "pool 'a' has no document"),
+        ({"names": ["x"]}, "3 documents have 1 ids"),
+        ({"ids": np.array([0, 1, 2, 3, 999, 5, 6, 7, 8])}, "document y has the token 999"),
+        ({"ids": np.array([0, 1, 2, 3, 4, 5, -1, 7, 8])}, "document z has the token -1"),
+    ],
+)
+def test_a_damaged_pool_is_refused_before_the_first_step(changes, message):
+    arrays = {
+        "ids": np.arange(9, dtype=np.int32),
+        "offsets": np.array([0, 3, 5, 9]),
+        "num_bytes": np.ones(3, dtype=np.int64),
+        "names": ["x", "y", "z"],
+        "vocab_size": 300,
+    }
+    TrainingStream({"a": Tokens(**arrays)}, [phase(1, 4, a=1)], tokens_per_step=8, seed=0)
+    with pytest.raises(ValueError, match=message):
+        TrainingStream(
+            {"a": Tokens(**{**arrays, **changes})}, [phase(1, 4, a=1)], tokens_per_step=8, seed=0
+        )
+
+
+def test_equal_streams_have_equal_fingerprints_and_others_do_not():
+    def fingerprint(lengths=(5, 9), seed=0, steps=2, **mixture):
+        pools = {"a": make_tokens(list(lengths)), "b": make_tokens([7])}
+        phases = [phase(steps, 4, **(mixture or {"a": 1}))]
+        return TrainingStream(pools, phases, tokens_per_step=8, seed=seed).fingerprint()
+
+    assert fingerprint() == fingerprint()
+    others = [
+        fingerprint(lengths=(5, 10)),
+        fingerprint(seed=1),
+        fingerprint(steps=3),
+        fingerprint(a=1, b=1),
+    ]
+    assert len({fingerprint(), *others}) == 5
+
+
 DOCUMENTS = pd.DataFrame(
     [("help_pages", "en"), ("conversations", "en"), ("slimpajama", "en"), ("code_samples", "code")],
     columns=["source", "language"],
@@ -164,6 +212,12 @@ def test_a_document_is_in_the_pool_of_its_source_where_a_mixture_names_it_else_o
     assert by_source.tolist() == ["en", "en", "slimpajama", "code"]
 
 
+def test_benchmark_sets_that_are_switched_off_are_in_no_other_pool():
+    off = phase(1, 4, en=1)
+    off.benchmark_mixture = {"slimpajama": 1}
+    assert pool_of_documents(DOCUMENTS, [off]).tolist() == ["en", "en", "slimpajama", "code"]
+
+
 def test_a_mixture_that_draws_from_what_is_not_there_is_refused_with_the_names_there_are():
     message = r"draw from dclm, ja, which .* sources code_samples, .*languages code, en"
     with pytest.raises(ValueError, match=message):
@@ -171,15 +225,14 @@ def test_a_mixture_that_draws_from_what_is_not_there_is_refused_with_the_names_t
 
 
 def test_tokenize_keeps_text_that_spells_a_control_token_as_text():
-    class Spelling:
-        bos_token_id, eos_token_id = BOS, EOS
-
-        def __call__(self, texts, add_special_tokens, split_special_tokens):
-            assert not add_special_tokens and split_special_tokens
-            return {"input_ids": [[10 + ord(letter) for letter in text] for text in texts]}
-
-    tokens = tokenize(["</s>", "é"], Spelling())
-    assert tokens.document(0).tolist() == [BOS, *(10 + ord(letter) for letter in "</s>"), EOS]
-    assert tokens.num_bytes.tolist() == [4, 2]
+    tokenizer = make_tokenizer(template=False)
+    tokenizer.add_tokens(["<tool_call>"])  # not special
+    texts = ["</s>", "é", "<tool_call>"]
+    tokens = tokenize(texts, ["x", "y", "z"], tokenizer)
+    for place, text in enumerate(texts):
+        ids = tokens.document(place).tolist()
+        assert (ids[0], ids[-1]) == (1, 2) and tokenizer.decode(ids[1:-1]) == text
+        assert not set(ids[1:-1]) & set(tokenizer.added_tokens_decoder)
+    assert tokens.num_bytes.tolist() == [4, 2, 11]
     with pytest.raises(ValueError, match="no documents"):
-        tokenize([], Spelling())
+        tokenize([], [], tokenizer)

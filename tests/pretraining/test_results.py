@@ -1,6 +1,7 @@
 """Results of notebook 04: shares, gaps and learning rates are those of their tables."""
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,17 @@ import pytest
 
 from moxin_lab import scales
 from moxin_lab.pretraining import results
-from moxin_lab.pretraining.packing import Tokens
+from moxin_lab.pretraining.pools import Tokens
 
 
 def test_the_share_read_of_a_pool_may_exceed_one():
-    pool = Tokens(np.arange(10, dtype=np.int32), np.array([0, 4, 10]), np.ones(2, dtype=np.int64))
+    pool = Tokens(
+        np.arange(10, dtype=np.int32),
+        np.array([0, 4, 10]),
+        np.ones(2, dtype=np.int64),
+        ["a", "b"],
+        10,
+    )
     row = results.pool_use({"en": pool}, {"en": 25}).loc["en"]
     assert row.tolist() == [2, 10, 25, 2.5]
 
@@ -32,9 +39,14 @@ def test_scores_keep_the_order_of_the_models_and_gaps_are_relative_to_the_baseli
 
 def test_continuations_are_those_of_the_first_text_of_each_language(monkeypatch):
     class Characters:
-        def __call__(self, text, add_special_tokens):
-            assert add_special_tokens
-            return {"input_ids": [1, *map(ord, text)]}
+        added_tokens_decoder: ClassVar[dict] = {}
+        unk_token_id = None
+
+        def __call__(self, texts, split_special_tokens, **_):
+            assert split_special_tokens  # a control token that a text spells is text
+            ids = [[1, *map(ord, text)] for text in texts]
+            masks = [[1] + [0] * (len(row) - 1) for row in ids]
+            return {"input_ids": ids, "special_tokens_mask": masks}
 
         def decode(self, ids):
             return "".join(map(chr, ids))

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.pretraining import trainer
-from moxin_lab.pretraining.packing import IGNORE_INDEX, Tokens, TrainingStream
+from moxin_lab.pretraining.packing import IGNORE_INDEX, TrainingStream
+from moxin_lab.pretraining.pools import Tokens
 from moxin_lab.training.schedules import pretraining_learning_rate, pretraining_learning_rates
 
 VOCAB = 40
@@ -25,7 +26,13 @@ def make_tokens(documents=30, seed=0):
         for _ in range(documents)
     ]
     offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
-    return Tokens(np.concatenate(pieces), offsets, np.ones(documents, dtype=np.int64))
+    return Tokens(
+        np.concatenate(pieces),
+        offsets,
+        np.ones(documents, dtype=np.int64),
+        [f"{seed}-{i}" for i in range(documents)],
+        VOCAB,
+    )
 
 
 def make_settings(**changes):
@@ -180,11 +187,13 @@ def test_each_phase_is_saved_once_at_its_end_in_one_lineage(tmp_path):
     assert [name for _, name in steps] == ["short"] * 4 + ["long"] * 3 + ["other"] * 3
 
 
-def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_step(tmp_path):
+def test_losses_that_stay_not_finite_stop_the_training_and_name_step_and_documents(tmp_path):
     model = make_model()
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(ArithmeticError, match="the loss of step 0 is nan: lower the learning rate"):
+    with pytest.raises(
+        ArithmeticError, match=r"short: .* 3 steps in a row, up to step 2, .* 1-\d+"
+    ):
         train(tmp_path, model)
 
 
@@ -244,3 +253,71 @@ def test_packing_gives_the_loss_and_gradients_of_the_documents_one_by_one():
             atol=1e-8,
             msg=lambda text, name=name: f"{name}: {text}",
         )
+
+
+def test_passes_that_run_in_backward_as_a_graph_does_train_the_same(tmp_path, monkeypatch):
+    class Replayed:
+        """A graph's contract without a graph: `load` returns tensors that `replay` fills."""
+
+        def __init__(self, loss, parameters):
+            self.loss, self.parameters, self.replays = loss, list(parameters), 0
+            replayed.append(self)
+
+        def load(self, batch):
+            self.batch = batch
+            self.sums = {
+                "loss": torch.zeros(()),
+                "nats": torch.zeros(()),
+                "targets": torch.zeros(()),
+            }
+            return self.sums
+
+        def replay(self):
+            self.replays += 1
+            for parameter in self.parameters:
+                parameter.grad = None
+            sums = self.loss(self.batch)
+            sums["loss"].backward()
+            for name, value in sums.items():
+                self.sums[name].copy_(value.detach())
+
+    replayed = []
+    monkeypatch.setattr(trainer, "GraphedPass", Replayed)
+    plain, plain_log = train(tmp_path / "plain")
+    graphed, log = train(tmp_path / "graphed", graphs=True)
+    assert len(replayed) == 1 and replayed[0].replays == len(log)
+    assert_same_weights(weights(graphed), weights(plain), rtol=0, atol=0)
+    np.testing.assert_allclose(log["loss"], plain_log["loss"], rtol=1e-6)
+
+
+def test_loss_and_gradients_equal_those_of_mistral_in_transformers_on_the_same_documents():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    model = make_model().double()
+    peer_config = MistralConfig(**model.config.to_hf_dict(), attn_implementation="eager")
+    peer = MistralForCausalLM(peer_config).double()
+    peer.load_state_dict(model.state_dict())
+    stream = make_stream(make_settings())
+    total = 0.0
+    for step in (0, 5):
+        batch = {name: torch.from_numpy(array) for name, array in stream.batch(step).items()}
+        loss = trainer.token_loss(model, batch)
+        loss.backward()
+        total += loss.item()
+        for inputs, labels, documents in zip(
+            batch["input_ids"], batch["labels"], batch["document_ids"], strict=True
+        ):
+            for document in documents.unique():
+                mine = documents == document
+                logits = peer(inputs[mine][None]).logits[0]
+                nats = F.cross_entropy(
+                    logits, labels[mine], ignore_index=IGNORE_INDEX, reduction="sum"
+                )
+                total -= nats.item()
+                nats.backward()
+    assert total == pytest.approx(0, abs=1e-4)
+    for (name, left), (_, right) in zip(
+        model.named_parameters(), peer.named_parameters(), strict=True
+    ):
+        # Rotary angles are float32 in both, at another position of the row in ours.
+        torch.testing.assert_close(left.grad, right.grad, rtol=1e-4, atol=1e-7, msg=name)
