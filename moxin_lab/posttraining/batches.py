@@ -20,6 +20,7 @@ import torch
 
 from moxin_lab.posttraining.chat import Encoded
 from moxin_lab.training.fit import Order
+from moxin_lab.training.identity import digest
 from moxin_lab.training.loss import IGNORE_INDEX
 
 Layout = Literal["packed", "padded"]
@@ -85,6 +86,23 @@ def _first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
+def label_weights(
+    reduction: Reduction, counts: torch.Tensor, tokens_in_step: int, examples: int, parts: int
+) -> torch.Tensor:
+    """Weight of every label of each conversation of one part of a step, float32 [N].
+
+    counts: labels of each conversation of the part, float32 [N]. tokens_in_step, examples: labels
+    and conversations of the whole step, which is computed in `parts` parts.
+    """
+    if reduction == "mean":
+        return torch.full_like(counts, 1 / tokens_in_step)
+    if reduction == "sequence":
+        return 1 / (counts * examples)
+    if reduction == "sum":
+        return torch.full_like(counts, 1 / parts)
+    return torch.full_like(counts, 1 / (parts * float(counts.sum())))  # part_mean
+
+
 class ConversationStream:
     """Batches of supervised fine-tuning: what `lay_out` gives, and `weights` float32 [B, T].
 
@@ -100,6 +118,8 @@ class ConversationStream:
       before late 2024. A token in a micro-batch with few others weighs more, so the cut decides
       what is learned.
     """
+
+    in_other_processes = True
 
     def __init__(
         self,
@@ -130,18 +150,16 @@ class ConversationStream:
             chosen, row_tokens=self._row_tokens, layout=self._layout, pad_id=self._pad_id
         )
         counts = torch.tensor([sequence.num_targets for sequence in chosen], dtype=torch.float32)
-        if self._reduction == "sequence":
-            weight = 1 / (counts * self.examples_per_step)
-        elif self._reduction == "sum":
-            weight = torch.full_like(counts, 1 / parts)
-        elif self._reduction == "part_mean":
-            weight = torch.full_like(counts, 1 / (parts * float(counts.sum())))
-        else:
-            total = sum(self._encoded[index].num_targets for index in self.order.step(step))
-            weight = torch.full_like(counts, 1 / total)
+        in_step = [self._encoded[index].num_targets for index in self.order.step(step)]
+        weight = label_weights(self._reduction, counts, sum(in_step), len(in_step), parts)
         # One weight per sequence [N] -> one per label [B, T].
         batch["weights"] = weight[batch["sequences"]] * (batch["labels"] != IGNORE_INDEX)
         return batch
+
+    def fingerprint(self) -> str:
+        """Digest of the conversations, their order, and how they are laid out and weighed."""
+        layout = (self._row_tokens, self._pad_id, self._layout, self._reduction)
+        return digest(self._encoded, self.order.fingerprint(), layout)
 
     def describe(self, step: int) -> str:
         """Which examples a step reads, for messages."""

@@ -14,12 +14,14 @@ Role markers are plain text, only an answer ends with an end token, and no text 
 this is the published template of Tülu 3 (chat_template of the Llama-3.1-Tulu-3-8B tokenizer;
 Moxin's cards print the same form).
 
-Guarantees: an encoded conversation is token for token what `apply_chat_template` gives at
+Guarantees: an encoded conversation is token for token what `prompts.encode_prompt` gives at
 inference; its loss tokens are exactly the answers' (tests check both against transformers); every
 conversation that cannot be learned from is counted with its reason, and refused above a stated
-share.
+share. No text becomes a control token or a turn: `</s>` in a message is text, and a role marker,
+which is text and cannot be told from one, is refused. The template itself, in the hands of others,
+refuses both.
 Out of scope: cutting inside an answer. A conversation longer than the context is cut after the last
-answer that fits.
+answer that fits. Prompts (`prompts.py`).
 """
 
 from collections.abc import Sequence
@@ -28,16 +30,38 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from moxin_lab.lab.progress import Progress
-
-Conversation = Sequence[dict[str, Any]]
+from moxin_lab.model import plain_text
+from moxin_lab.posttraining.prompts import (
+    ChatError,
+    Conversation,
+    check_conversation,
+    conversation_ids,
+)
 
 # `generation` marks the answers for `apply_chat_template(return_assistant_tokens_mask=True)`, which
 # TRL and others train by.
 TULU_TEMPLATE = (
-    "{%- for message in messages -%}"
+    "{%- if tools or documents -%}{{ raise_exception('tools and documents have no place in this"
+    " prompt') }}{%- endif -%}"
+    "{%- for message in messages -%}{%- set place = loop.index0 -%}"
+    "{%- if message.content is not string -%}"
+    "{{ raise_exception('the content of message ' ~ loop.index0 ~ ' is not text') }}"
+    "{%- endif -%}"
+    "{%- if message.tool_calls -%}"
+    "{{ raise_exception('message ' ~ loop.index0 ~ ' has tool calls') }}"
+    "{%- endif -%}"
+    "{%- for word in [bos_token, eos_token, pad_token, unk_token,"
+    " '<|system|>', '<|user|>', '<|assistant|>'] if word -%}"
+    # transformers puts these two characters around what `sanitize_control_tokens` reads as text.
+    # A user can type them too: only `encode_prompt`, which refuses them before, says `marked`.
+    "{%- if word in (message.content.replace('\\U000f0000' ~ word ~ '\\U000f0001', '')"
+    " if marked else message.content) -%}"
+    "{{ raise_exception('message ' ~ place ~ ' spells ' ~ word) }}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
     "{%- if message.role == 'system' and loop.first -%}"
     "{{ '<|system|>\\n' + message.content + '\\n' }}"
     "{%- elif message.role == 'user' -%}"
@@ -56,18 +80,12 @@ TULU_TEMPLATE = (
 MARKERS = {"system": "<|system|>\n", "user": "<|user|>\n", "assistant": "<|assistant|>\n"}
 # Reasons why a conversation cannot be trained on, in the order of the report.
 MALFORMED = "malformed"
-SPECIAL_TOKEN = "spells a special token or a role marker"
+MARKER = "spells a role marker"
 NOT_ROUND_TRIP = "tokens do not give the template back"
 NO_ANSWER_TOKEN = "no token carries loss"
 CUT = "first answer ends beyond the context"
 SHORTENED = "kept, last turns omitted to fit the context"
-REFUSED = (MALFORMED, SPECIAL_TOKEN, NOT_ROUND_TRIP, NO_ANSWER_TOKEN, CUT)
-
-
-class ChatError(ValueError):
-    """A conversation, a tokenizer or a data set that cannot be trained on; the message says why and
-    what to do.
-    """
+REFUSED = (MALFORMED, MARKER, NOT_ROUND_TRIP, NO_ANSWER_TOKEN, CUT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,48 +106,6 @@ class Encoded:
         return len(self.input_ids)
 
 
-def check_conversation(conversation: Any, *, ends_with: str = "assistant") -> None:
-    """Raises ChatError for a wrong type, role or order, content that is empty or not text, or a
-    last role other than `ends_with`.
-    """
-    if (
-        not isinstance(conversation, Sequence)
-        or isinstance(conversation, str)
-        or not len(conversation)
-    ):
-        raise ChatError(
-            "a conversation is a list of messages with at least one; this is "
-            f"{str(conversation)[:80]!r}"
-        )
-    expected: tuple[str, ...] = ("system", "user")
-    for position, message in enumerate(conversation):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ChatError(
-                f"message {position} is {str(message)[:80]!r}: it needs a role and a content"
-            )
-        role, content = message["role"], message["content"]
-        if role not in MARKERS:
-            raise ChatError(
-                f"message {position} has the role {role!r}: known are {', '.join(MARKERS)}"
-            )
-        if role not in expected:
-            raise ChatError(
-                f"message {position} is a {role} message where {' or '.join(expected)} is due"
-            )
-        if not isinstance(content, str):
-            raise ChatError(
-                f"message {position} ({role}) has a content of type {type(content).__name__}, not "
-                "text"
-            )
-        if not content.strip():
-            raise ChatError(f"message {position} ({role}) is empty")
-        expected = ("assistant",) if role == "user" else ("user",)
-    if conversation[-1]["role"] != ends_with:
-        raise ChatError(
-            f"the last message is a {conversation[-1]['role']} message; {ends_with} is due"
-        )
-
-
 def render(conversation: Conversation, eos_token: str) -> tuple[str, list[tuple[int, int]]]:
     """The text of a conversation, and the span of each answer with its end token in it (characters,
     end excluded).
@@ -147,6 +123,14 @@ def render(conversation: Conversation, eos_token: str) -> tuple[str, list[tuple[
     return text, spans
 
 
+def tulu_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """TULU_TEMPLATE, which refuses text that spells any control token of this tokenizer."""
+    named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+    control = (*tokenizer.all_special_tokens, *plain_text.control_tokens(tokenizer).values())
+    others = [repr(word) for word in dict.fromkeys(control) if word not in named]
+    return TULU_TEMPLATE.replace("'<|system|>', ", ", ".join([*others, "'<|system|>', "]), 1)
+
+
 def install_template(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """Put the Tülu template into a tokenizer, for `save_pretrained` to write; returns it. Raises
     ChatError without an eos token.
@@ -155,7 +139,7 @@ def install_template(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerF
         raise ChatError(
             "the tokenizer has no eos token, which ends every answer: set tokenizer.eos_token"
         )
-    tokenizer.chat_template = TULU_TEMPLATE
+    tokenizer.chat_template = tulu_template(tokenizer)
     require_template(tokenizer)
     return tokenizer
 
@@ -185,18 +169,6 @@ def require_template(tokenizer: PreTrainedTokenizerFast) -> None:
         )
 
 
-def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Token ids of a conversation that ends with a user message, and of the assistant's role
-    marker.
-    """
-    check_conversation(conversation, ends_with="user")
-    return tokenizer(_prompt_text(conversation, tokenizer), add_special_tokens=False)["input_ids"]
-
-
-def _prompt_text(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> str:
-    return render(conversation, tokenizer.eos_token)[0] + MARKERS["assistant"]
-
-
 def encode(
     conversation: Conversation,
     tokenizer: PreTrainedTokenizerFast,
@@ -212,24 +184,17 @@ def encode(
     except ChatError:
         return None, MALFORMED
     text, spans = render(conversation, tokenizer.eos_token)
-    if _spells_special(conversation, tokenizer):
-        return None, SPECIAL_TOKEN
-    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = np.array(tokens["input_ids"], dtype=np.int64)  # [T]
-    offsets = np.array(tokens["offset_mapping"])  # [T, 2], characters of the text
-    # A token across a border would be half marker, half answer; at inference the marker is
-    # tokenised without the answer.
-    crossed = any(
-        ((offsets[:, 0] < edge) & (offsets[:, 1] > edge)).any() for span in spans for edge in span
-    )
-    if crossed or tokenizer.decode(ids) != text:
+    contents = [message["content"] for message in conversation]
+    if any(marker.strip() in content for content in contents for marker in MARKERS.values()):
+        return None, MARKER
+    control = plain_text.control_tokens(tokenizer).values()
+    if any(word in content for content in contents for word in control):
+        found = _encode_spelled(conversation, tokenizer)
+    else:
+        found = _encode_whole(text, spans, tokenizer)
+    if found is None or tokenizer.decode(found[0], clean_up_tokenization_spaces=False) != text:
         return None, NOT_ROUND_TRIP
-    answer = np.zeros(len(ids), dtype=bool)
-    ends = []
-    for start, end in spans:
-        inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end)
-        answer |= inside
-        ends.append(int(np.flatnonzero(inside)[-1]) + 1 if inside.any() else 0)
+    ids, answer, ends = found
     if not answer.any():
         return None, NO_ANSWER_TOKEN
     fitting = [end for end in ends if end <= max_tokens]
@@ -239,10 +204,56 @@ def encode(
     return Encoded(ids[:end], answer[:end], index), SHORTENED if end < ends[-1] else ""
 
 
-def _spells_special(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Text that a user typed must not become an end token or a turn of another role."""
-    words = [*tokenizer.all_special_tokens, *(marker.strip() for marker in MARKERS.values())]
-    return any(word in message["content"] for message in conversation for word in words)
+Tokens = tuple[np.ndarray, np.ndarray, list[int]]
+"""ids int64 [T], answer bool [T], and the end of each answer in tokens (excluded)."""
+
+
+def _encode_whole(
+    text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerFast
+) -> Tokens | None:
+    """None where a token crosses the border of an answer: at inference what is before an answer is
+    tokenised without it.
+    """
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = np.array(tokens["input_ids"], dtype=np.int64)  # [T]
+    offsets = np.array(tokens["offset_mapping"])  # [T, 2], characters of the text
+    if any(
+        ((offsets[:, 0] < edge) & (offsets[:, 1] > edge)).any() for span in spans for edge in span
+    ):
+        return None
+    answer = np.zeros(len(ids), dtype=bool)
+    ends = []
+    for start, end in spans:
+        inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end)
+        answer |= inside
+        ends.append(int(np.flatnonzero(inside)[-1]) + 1 if inside.any() else 0)
+    return ids, answer, ends
+
+
+def _encode_spelled(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerFast
+) -> Tokens | None:
+    """As `_encode_whole`, for texts that spell a control token: no offsets are known, but an answer
+    follows its prompt and ends with the end token, which no text yields.
+    """
+    try:
+        ids = np.array(
+            conversation_ids(conversation, tokenizer, add_generation_prompt=False), dtype=np.int64
+        )
+        heads = [
+            conversation_ids(conversation[:place], tokenizer, add_generation_prompt=True)
+            for place, message in enumerate(conversation)
+            if message["role"] == "assistant"
+        ]
+    except ChatError:  # the tokenizer makes a control token of plain text
+        return None
+    ends = [int(place) + 1 for place in np.flatnonzero(ids == tokenizer.eos_token_id)]
+    answer = np.zeros(len(ids), dtype=bool)
+    for head, end in zip(heads, ends, strict=True):
+        if ids[: len(head)].tolist() != head:
+            return None
+        answer[len(head) : end] = True
+    return ids, answer, ends
 
 
 def encode_all(

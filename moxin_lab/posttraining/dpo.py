@@ -29,6 +29,7 @@ from moxin_lab.posttraining import chat
 from moxin_lab.posttraining.batches import Layout, lay_out
 from moxin_lab.posttraining.sft import answer_nats, token_losses
 from moxin_lab.training.fit import LossFunction, Order, autocast
+from moxin_lab.training.identity import digest
 
 LossType = Literal["sigmoid", "dpo_norm", "ipo"]
 LOSS_TYPES: tuple[LossType, ...] = ("sigmoid", "dpo_norm", "ipo")
@@ -163,6 +164,8 @@ class PairStream:
     answer, 2p + 1 its rejected one.
     """
 
+    in_other_processes = True
+
     def __init__(
         self,
         pairs: Sequence[Pair],
@@ -198,6 +201,11 @@ class PairStream:
         batch["num_tokens"] = torch.tensor([side.num_targets for side in sequences]).view(-1, 2)
         batch["pairs_in_step"] = torch.tensor(self.examples_per_step)
         return batch
+
+    def fingerprint(self) -> str:
+        """Digest of the pairs, the reference's log-probabilities, order and layout."""
+        layout = (self._row_tokens, self._pad_id, self._layout)
+        return digest(self._pairs, self._reference, self.order.fingerprint(), layout)
 
     def describe(self, step: int) -> str:
         return f"pairs {[self._pairs[i].index for i in self.order.step(step)][:5]} and more"

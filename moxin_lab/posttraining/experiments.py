@@ -7,7 +7,7 @@ the same pretrained model.
 
 Guarantees: the same seed and settings give the same models and pairs (bitwise on the CPU); a killed
 training continues from its folder.
-Out of scope: choosing settings, judging models, writing artifacts.
+Out of scope: choosing settings; the template (`chat`), the losses (`sft`, `dpo`).
 """
 
 import copy
@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast, pipeline
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model import convert
 from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.model.experiments import new_model
 from moxin_lab.posttraining import batches, dpo, sampling, sft, tables
 from moxin_lab.posttraining.chat import Encoded
 from moxin_lab.scales.sections import InstructionTuningSettings, ReasoningSettings
@@ -46,6 +47,15 @@ class PreferencePairs:
     drawn: dict[str, int]
     prompts: int
     of_card: int
+
+    def in_words(self, num_generations: int) -> str:
+        """What was drawn, in a sentence."""
+        return (
+            f"Of {self.prompts} prompts answered {num_generations} times, "
+            f"{self.drawn['all right']} were always correct, {self.drawn['all wrong']} never, "
+            f"{self.drawn['mixed']} sometimes: {len(self.sampled)} on-policy pairs and "
+            f"{self.of_card} of the card."
+        )
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,7 @@ def fine_tune(
     log = fit_language_model(
         model, stream, chosen, loss, resume_folder=folder, text="fine-tuning", progress=progress
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return sft.with_dropout(model, 0.0).eval().to(device), log
+    return sft.with_dropout(model, 0.0).eval().to(convert.best_device()), log
 
 
 def collect_pairs(
@@ -176,6 +185,76 @@ def prefer(
     )
     sft_model.to(device)
     return model.eval().to(device), log
+
+
+def prefer_by_each(
+    sft_model: MoxinForCausalLM,
+    pairs: Sequence[dpo.Pair],
+    settings: InstructionTuningSettings,
+    losses: Mapping[str, tuple[dpo.LossType, float]],
+    **options: Any,
+) -> tuple[dict[str, MoxinForCausalLM], dict[str, pd.DataFrame]]:
+    """`prefer` with each loss, from the same model: tuned models and logs by name. losses: name to
+    DPO loss and beta.
+    """
+    models, logs = {}, {}
+    for name, (loss_type, beta) in losses.items():
+        models[name], logs[name] = prefer(
+            sft_model, pairs, settings, loss_type=loss_type, beta=beta, **options
+        )
+    return models, logs
+
+
+def before_and_after(
+    base: MoxinForCausalLM,
+    sft_model: MoxinForCausalLM,
+    tuned: Mapping[str, MoxinForCausalLM],
+    *,
+    seed: int,
+) -> dict[str, MoxinForCausalLM]:
+    """All models that are judged, by name, with one of random weights."""
+    untrained = new_model(base.config, seed).eval().to(base.lm_head.weight.device)
+    return {"untrained": untrained, "pretrained": base.eval(), "SFT": sft_model, **tuned}
+
+
+def preference_accuracy(
+    models: Mapping[str, MoxinForCausalLM],
+    pairs: Sequence[dpo.Pair],
+    losses: Mapping[str, tuple[dpo.LossType, float]],
+    settings: InstructionTuningSettings,
+    interval: Callable[[int, int], Any],
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Share of held-out pairs that each tuned model puts in the right order, relative to the model
+    "SFT": one row per loss, columns value, low, high by `interval(hits, pairs)`. Also the
+    log-probabilities of each model, float64 [N, 2].
+    """
+    device = convert.best_device()
+    scored = {
+        name: dpo.pair_log_probs(model, pairs, batch_tokens=settings.batch_tokens, device=device)
+        for name, model in models.items()
+    }
+    rows = {}
+    for name, (loss_type, _) in losses.items():
+        hits = preference_hits(scored[name], scored["SFT"], pairs, loss_type)
+        rows[name] = interval(int(hits.sum()), len(hits))._asdict()
+    return pd.DataFrame(rows).T.rename_axis("model"), scored
+
+
+def save_log(
+    folder: Path,
+    sft_log: pd.DataFrame,
+    dpo_logs: Mapping[str, pd.DataFrame],
+    runs: pd.DataFrame,
+    sampled: pd.DataFrame,
+    judged: Mapping[str, pd.DataFrame],
+) -> None:
+    """The artifact `tuning_log`: steps, runs, sampled pairs and answers as parquet."""
+    folder.mkdir()
+    sft_log.to_parquet(folder / "sft_steps.parquet")
+    pd.concat(dpo_logs, names=["loss_name"]).to_parquet(folder / "dpo_steps.parquet")
+    runs.to_parquet(folder / "reduction_runs.parquet")
+    sampled.to_parquet(folder / "sampled_pairs.parquet")
+    pd.concat(judged, names=["model"]).to_parquet(folder / "answers.parquet")
 
 
 def preference_hits(

@@ -13,7 +13,53 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from moxin_lab.lab.smoothing import centred_mean
+
 MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+TUNING_PATH = (
+    "Boxes from left to right: pretrained, SFT, preference pairs, DPO, instruct. A dashed arrow "
+    "from SFT to DPO: the reference's log-probabilities."
+)
+
+
+def tuning_path() -> Figure:
+    """The two trainings as boxes: model, data and loss of each, from left to right."""
+    figure, axes = plt.subplots(figsize=(7.6, 2.3))
+    boxes = (
+        (0, "pretrained\n(stage 04)", "#E8E8E8"),
+        (1, "SFT\nloss on answers", "#CFE3F3"),
+        (2, "pairs\ncard + sampled", "#FBE3CF"),
+        (3, "DPO\nper token, beta 5", "#CFE3F3"),
+        (4, "instruct", "#E8E8E8"),
+    )
+    for place, text, colour in boxes:
+        axes.text(
+            place,
+            0,
+            text,
+            ha="center",
+            va="center",
+            color="#111111",
+            fontsize=10,
+            bbox={"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "#555555"},
+        )
+    for place in range(4):
+        axes.annotate("", (place + 0.58, 0), (place + 0.42, 0), arrowprops={"arrowstyle": "->"})
+    axes.plot([1, 1, 3], [-0.34, -0.6, -0.6], color="#555555", linestyle="--", linewidth=1)
+    axes.annotate(
+        "",
+        (3, -0.34),
+        (3, -0.6),
+        arrowprops={"arrowstyle": "->", "linestyle": "--", "color": "#555555"},
+    )
+    axes.text(2, -0.8, "log-probabilities of the reference, computed once", ha="center", fontsize=9)
+    axes.text(1, 0.6, "conversations of users and assistants", ha="center", fontsize=9)
+    axes.text(3, 0.6, "two answers to one prompt", ha="center", fontsize=9)
+    axes.set(xlim=(-0.5, 4.5), ylim=(-0.95, 0.8))
+    axes.axis("off")
+    return figure
 
 
 def sft_curve(log: pd.DataFrame) -> Figure:
@@ -27,7 +73,7 @@ def sft_curve(log: pd.DataFrame) -> Figure:
     top.plot(log["step"], each, color="#999999", linewidth=0.8, label="each step")
     top.plot(
         log["step"],
-        each.rolling(15, min_periods=1).mean(),
+        centred_mean(each, 15),
         color="#0072B2",
         label="mean of 15 steps",
     )

@@ -11,7 +11,7 @@ Out of scope: statements about 7B; a run is a small model from scratch and a few
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -25,9 +25,18 @@ from moxin_lab.lab.progress import Progress
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining import sft
-from moxin_lab.posttraining.batches import REDUCTIONS, ConversationStream, Reduction
+from moxin_lab.posttraining.batches import (
+    REDUCTIONS,
+    ConversationStream,
+    Reduction,
+    label_weights,
+)
 from moxin_lab.posttraining.chat import Encoded
-from moxin_lab.scales.sections import ReductionExperiment, SupervisedSettings
+from moxin_lab.scales.sections import (
+    InstructionTuningSettings,
+    ReductionExperiment,
+    SupervisedSettings,
+)
 from moxin_lab.training.fit import fit_language_model
 
 VARIANTS: tuple[tuple[Reduction, bool], ...] = (
@@ -180,6 +189,101 @@ def model_maker(config: MoxinConfig, num_hidden_layers: int) -> Callable[[int], 
     """
     shape = replace(config, num_hidden_layers=num_hidden_layers)
     return lambda seed: MoxinForCausalLM(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients_by_reduction(
+    base: nn.Module, short: Sequence[Encoded], *, seed: int, row_tokens: int, pad_id: int
+) -> pd.DataFrame:
+    """`gradients_of_a_step` for a step of 8 conversations, split into 1, 2 and 8 parts."""
+
+    def stream_of(reduction: Reduction) -> ConversationStream:
+        return ConversationStream(
+            short,
+            examples_per_step=8,
+            epochs=1,
+            row_tokens=row_tokens,
+            seed=seed,
+            pad_id=pad_id,
+            layout="packed",
+            reduction=reduction,
+        )
+
+    return gradients_of_a_step(base, stream_of, parts=(1, 2, 8))
+
+
+def gradients_sentence(gradients: pd.DataFrame) -> str:
+    """What the table of `gradients_by_reduction` shows."""
+    worst = gradients.groupby("reduction")["cosine"].min()
+    norms = gradients[gradients["reduction"] == "sum"]["norm"]
+    return (
+        "`mean` is the same gradient however the step is split (least cosine "
+        f"{worst['mean']:.6f}). `sum` has the same direction ({worst['sum']:.6f}), but its norm is "
+        f"{norms.min():,.0f} to {norms.max():,.0f}: clipping at 1.0 always acts, and gives every "
+        "step the same length. `part_mean` changes direction with the split (down to "
+        f"{worst['part_mean']:.3f})."
+    )
+
+
+def run(
+    base: MoxinForCausalLM,
+    short: Sequence[Encoded],
+    short_test: Sequence[Encoded],
+    settings: InstructionTuningSettings,
+    interval: Callable[[Any], Any],
+    *,
+    row_tokens: int,
+    pad_id: int,
+    progress: Progress | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """All trainings of the experiment from scratch: runs, `differences` and `ways_to_fail`.
+    base: only its configuration and device are used. interval: of a mean over seeds.
+    """
+    experiment = settings.reduction_experiment
+    runs = train_all(
+        model_maker(base.config, experiment.num_hidden_layers),
+        short,
+        short_test,
+        experiment,
+        settings.sft,
+        row_tokens=row_tokens,
+        pad_id=pad_id,
+        batch_tokens=settings.batch_tokens,
+        device=base.lm_head.weight.device,
+        progress=progress,
+    )
+    runs["variant"] = variant_names(runs)
+    return runs, differences(runs, interval), ways_to_fail(runs, interval)
+
+
+def ways_sentence(ways: Mapping[str, Any]) -> str:
+    """The contrasts of `ways_to_fail` with their intervals."""
+    sentences = []
+    for way, effect in ways.items():
+        seen = "a difference" if effect.low > 0 or effect.high < 0 else "no difference seen"
+        interval = f"{effect.low:+.3f} to {effect.high:+.3f}"
+        sentences.append(f"{way}: {effect.value:+.3f} ({interval}), {seen}")
+    return f"{'; '.join(sentences)}. Above 0 the first is worse."
+
+
+def worked_example(counts: Sequence[int] = (8, 2), cuts: Sequence[int] = (1, 2)) -> pd.DataFrame:
+    """Share of a step's weight that each conversation has under each reduction: one row per
+    reduction, one column per conversation and cut. counts: labels of each conversation, in the
+    order in which they are dealt out to the parts.
+    """
+    columns: dict[str, list[str]] = {"reduction": list(REDUCTIONS)}
+    for parts in cuts:
+        cut = "uncut" if parts == 1 else f"in {parts} parts"
+        chunks = torch.tensor(counts, dtype=torch.float32).chunk(parts)
+        for reduction in REDUCTIONS:
+            weights = torch.cat(
+                [
+                    chunk * label_weights(reduction, chunk, sum(counts), len(counts), parts)
+                    for chunk in chunks
+                ]
+            )
+            for count, share in zip(counts, weights / weights.sum(), strict=True):
+                columns.setdefault(f"answer of {count} tokens, {cut}", []).append(f"{share:.0%}")
+    return pd.DataFrame(columns).set_index("reduction")
 
 
 def gradients_wide(gradients: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from moxin_lab.data.tasks import is_right
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.model.generate import generate
-from moxin_lab.posttraining import chat
+from moxin_lab.posttraining.prompts import Conversation, encode_prompt
 
 
 class Answer(NamedTuple):
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
 def respond(
     model: MoxinForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[chat.Conversation],
+    prompts: Sequence[Conversation],
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -47,7 +47,7 @@ def respond(
 
     Prompts are sorted by length, longest first, and padded on the left. temperature 0 is greedy.
     """
-    encoded = [chat.encode_prompt(prompt, tokenizer) for prompt in prompts]
+    encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
     device = model.lm_head.weight.device
     generator = torch.Generator(device).manual_seed(seed)

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.model import convert
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.posttraining.batches import IGNORE_INDEX, lay_out
-from moxin_lab.posttraining.chat import TULU_TEMPLATE, Encoded
+from moxin_lab.posttraining.chat import Encoded, tulu_template
 from moxin_lab.training.fit import LossFunction
 
 
@@ -45,7 +46,8 @@ def export(model: MoxinForCausalLM, tokenizer_folder: Path, folder: Path) -> Pat
     """
     convert.save_pretrained(with_dropout(model, 0.0), folder)
     shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
-    (folder / "chat_template.jinja").write_text(TULU_TEMPLATE, encoding="utf-8")
+    template = tulu_template(PreTrainedTokenizerFast.from_pretrained(tokenizer_folder))
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder
 
 

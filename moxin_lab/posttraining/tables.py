@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from transformers import PreTrainedTokenizerFast
 
+from moxin_lab.lab import show
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.posttraining import chat, sampling, sft
+from moxin_lab.posttraining import batches, chat, dpo, sampling, sft
 
 SHOWN = {
     "sft": (
@@ -118,6 +120,41 @@ def loss_tokens_html(encoded: chat.Encoded, tokenizer: PreTrainedTokenizerFast) 
         else:
             parts.append(f'<span style="{style}">{shown}</span>')
     return f'<p style="font-family:monospace;line-height:2">{"".join(parts)}</p>'
+
+
+def show_loss_tokens(encoded: chat.Encoded, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Display `loss_tokens_html` in the notebook."""
+    show.html_output(loss_tokens_html(encoded, tokenizer), "(a conversation, token by token)")
+
+
+def layouts(encoded: Sequence[chat.Encoded], row_tokens: int) -> pd.DataFrame:
+    """Tokens, rows and padding of the padded and the packed layout: one row each."""
+    rows = {
+        layout: batches.rows_used(encoded, row_tokens=row_tokens, layout=layout)
+        for layout in ("padded", "packed")
+    }
+    return pd.DataFrame(rows.values(), index=pd.Index(rows, name="layout"))
+
+
+def seeds_in_words(count: int) -> str:
+    """`one seed`, or `3 seeds, with its 95 % interval`."""
+    return f"{count} seeds, with its 95 % interval" if count > 1 else "one seed"
+
+
+def deciding(over_seeds: pd.DataFrame, after: str, plain: str, seeds: int) -> str:
+    """The three rows that say whether preference optimisation helped, and whether length
+    normalisation matters. over_seeds: of `experiments.over_seeds`.
+    """
+    rows = (
+        f"exact match: {after} minus SFT",
+        f"win rate: {after} against {plain}",
+        f"tokens per answer: {after} minus {plain}",
+    )
+    words = []
+    for what, row in over_seeds.loc[[*rows]].iterrows():
+        interval = f" ({row['low']:.3f} to {row['high']:.3f})" if seeds > 1 else ""
+        words.append(f"{what}: {row['mean']:.3f}{interval}")
+    return "; ".join(words)
 
 
 def judge(
@@ -245,6 +282,60 @@ def majority(train: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
         for verifier, answer in zip(rows["verifier"], text, strict=True)
     ]
     return pd.DataFrame({"text": text, "right": pd.array(right, dtype="Float64")}, index=rows.index)
+
+
+def preference_example() -> pd.DataFrame:
+    """One pair under the two losses that Moxin and plain DPO use: a chosen answer of 3 tokens and a
+    rejected one of 12, each of whose tokens moved by the same 0.1 nats from the reference.
+    """
+    num_tokens = torch.tensor([[3, 12]])
+    ratios = 0.1 * num_tokens * torch.tensor([[1.0, -1.0]])
+    losses: dict[str, tuple[dpo.LossType, float]] = {
+        "plain DPO": ("sigmoid", 0.1),
+        "per token": ("dpo_norm", 5.0),
+    }
+    rows = {}
+    for name, (loss_type, beta) in losses.items():
+        used = ratios / num_tokens if loss_type == "dpo_norm" else ratios
+        loss = dpo.preference_losses(
+            ratios, torch.zeros(1, 2), num_tokens, loss_type=loss_type, beta=beta
+        )
+        chosen, rejected = used[0].tolist()
+        rows[name] = {
+            "beta": beta,
+            "chosen": chosen,
+            "rejected": rejected,
+            "beta x margin": beta * (chosen - rejected),
+            "loss": loss.item(),
+        }
+    return pd.DataFrame(rows).T.rename_axis("loss by")
+
+
+def length_rule(train: Sequence[dpo.Pair], test: Sequence[dpo.Pair]) -> tuple[str, int]:
+    """A baseline that reads no word: prefer the shorter (or the longer) answer, whichever is right
+    more often on training pairs. Returns its name and its hits on test pairs; equal lengths miss.
+    """
+
+    def shorter(pairs: Sequence[dpo.Pair]) -> np.ndarray:
+        lengths = dpo.answer_lengths(pairs)
+        return lengths[:, 0] - lengths[:, 1]
+
+    prefer_shorter = (shorter(train) < 0).sum() >= (shorter(train) > 0).sum()
+    difference = shorter(test)
+    hits = int((difference < 0).sum() if prefer_shorter else (difference > 0).sum())
+    return f"the {'shorter' if prefer_shorter else 'longer'} answer", hits
+
+
+def above_majority(exact: pd.DataFrame, name: str) -> str:
+    """Whether a model's exact match is above that of the majority answer, in a sentence.
+    exact: the table of `exact_match`.
+    """
+    model, baseline = exact.loc[name], exact.loc["majority"]
+    if model["low"] > baseline["high"]:
+        return f"{name} answers more rows exactly than the majority answer of each task does."
+    if model["high"] < baseline["low"]:
+        return f"The majority answer of each task beats {name}: a rule that reads no prompt wins."
+    return f"{name} is not told apart from the majority answer of each task by these intervals."
 
 
 def samples(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame], *, each: int) -> pd.DataFrame:

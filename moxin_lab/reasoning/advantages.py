@@ -110,6 +110,27 @@ def check_budget(max_completion_length: int) -> None:
         )
 
 
+def centred_rewards(
+    grouped: np.ndarray, scale_rewards: ScaleRewards = "group", baseline: Baseline = "group"
+) -> np.ndarray:
+    """Rewards [G, num_generations] minus the baseline, divided by the standard deviation plus 1e-4.
+    A row of equal rewards is exactly 0 under its own baseline.
+    """
+    if baseline == "group":
+        centred = grouped - grouped.mean(axis=1, keepdims=True)
+        # The mean of equal numbers may differ from them by rounding, which 1e-4 would magnify.
+        centred[grouped.max(axis=1) == grouped.min(axis=1)] = 0.0
+    elif grouped.max() > grouped.min():
+        centred = grouped - grouped.mean()
+    else:
+        centred = np.zeros_like(grouped)
+    if scale_rewards == "group":
+        return centred / (grouped.std(axis=1, ddof=1, keepdims=True) + STD_EPSILON)
+    if scale_rewards == "batch":
+        return centred / (grouped.std(ddof=1) + STD_EPSILON)
+    return centred
+
+
 def group_advantages(
     rewards: Any,
     prompts: Sequence[Hashable],
@@ -144,21 +165,9 @@ def group_advantages(
     group_of = _groups_of(prompts, num_generations)
     members = np.argsort(group_of, kind="stable").reshape(-1, num_generations)
     grouped = values[members]  # [G, num_generations]
-    deviations = grouped.std(axis=1, ddof=1)
-    # The mean of equal numbers may differ from them by rounding, which division by 1e-4 magnifies.
     zero_variance = grouped.max(axis=1) == grouped.min(axis=1)
-    deviations[zero_variance] = 0.0
-    if baseline == "group":
-        centred = grouped - grouped.mean(axis=1, keepdims=True)
-        centred = np.where(zero_variance[:, None], 0.0, centred)
-    elif values.max() > values.min():
-        centred = grouped - values.mean()
-    else:
-        centred = np.zeros_like(grouped)
-    if scale_rewards == "group":
-        centred = centred / (deviations[:, None] + STD_EPSILON)
-    elif scale_rewards == "batch":
-        centred = centred / (values.std(ddof=1) + STD_EPSILON)
+    deviations = np.where(zero_variance, 0.0, grouped.std(axis=1, ddof=1))
+    centred = centred_rewards(grouped, scale_rewards, baseline)
     advantages = np.empty_like(values)
     advantages[members] = centred  # [G, num_generations] -> [N]
     metrics = {

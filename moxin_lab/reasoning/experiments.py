@@ -1,18 +1,15 @@
-"""Stage 06 as functions: questions, chain-of-thought fine-tuning, GRPO, sampled answers, pass@k and
-its tables.
+"""Stage 06 as functions: questions, chain-of-thought fine-tuning, GRPO, and what they cost.
 
     instruct model ─ fine_tune (traces) ─► CoT model ─ train_grpo (answers alone) ─► reasoning model
                                                └─ fine_tune (same compute) ─► SFT for as long
-    every model: `answer` samples n completions per test question, the verifier judges each
+    every model: `answers.answer` samples completions, the verifier judges each
 
 Guarantees: no test question is in either training part, and the two parts share none
-(`tasks.part_of`); sampled answers depend on weights, question and seed alone.
-Out of scope: choosing settings, training by reinforcement (grpo_trainer.py), computing intervals
-(the caller passes them in).
+(`tasks.part_of`).
+Out of scope: choosing settings, training by reinforcement (grpo_trainer.py), pass@k (answers.py).
 """
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -25,16 +22,16 @@ from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.posttraining import chat, experiments, tables
-from moxin_lab.reasoning import asynchronous, datasets
+from moxin_lab.model.experiments import new_model
+from moxin_lab.posttraining import chat, experiments, inputs
+from moxin_lab.posttraining.prompts import encode_prompt
+from moxin_lab.reasoning import answers, datasets, diagnose
 from moxin_lab.reasoning.grpo_trainer import Problem, train_grpo
 from moxin_lab.reasoning.rewards import WeightedReward
-from moxin_lab.reasoning.ring_engine import RingEngine, engine_options
-from moxin_lab.reasoning.rollout import SamplingSettings
-from moxin_lab.reasoning.tasks import GROUPS, Task, draw_all, judge, part_of, shown_question
+from moxin_lab.reasoning.tasks import GROUPS, Task, draw_all, part_of
 from moxin_lab.scales.sections import GRPOSettings, ReasoningSettings
 from moxin_lab.verifier.extraction import BOX_AT_END
-from moxin_lab.verifier.verifier import REASONS, Verifier
+from moxin_lab.verifier.verifier import Verifier
 
 BACKWARD = 2
 """Forward passes that a backward pass costs (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)."""
@@ -93,6 +90,17 @@ class Questions:
         rows = [(use, task.family) for use, tasks in uses.items() for task in tasks]
         frame = pd.DataFrame(rows, columns=["use", "family"])
         return pd.crosstab(frame["family"], frame["use"])[list(uses)]
+
+    def omitted(self) -> pd.DataFrame:
+        """Rows of hub sets that are left out, by reason."""
+        return pd.Series(self.left_out, name="rows").rename_axis("reason").to_frame()
+
+    def first_problems(self, count: int) -> dict[str, Task]:
+        """The first problem of each of the first families."""
+        firsts: dict[str, Task] = {}
+        for task in self.problems:
+            firsts.setdefault(task.family, task)
+        return dict(islice(firsts.items(), count))
 
 
 def questions(
@@ -212,7 +220,7 @@ def reinforce(
     log = train_grpo(
         trained,
         tokenizer,
-        _problems(tasks, tokenizer),
+        problems_of(tasks, tokenizer),
         WeightedReward(chosen.rewards, verifier),
         chosen,
         seed=seed,
@@ -222,6 +230,43 @@ def reinforce(
         progress=progress,
     )
     return trained.eval().to(device), log
+
+
+def reinforce_as_areal(
+    model: MoxinForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    asked: Questions,
+    verifier: Verifier,
+    settings: ReasoningSettings,
+    **options: Any,
+) -> Any:
+    """The model of `reinforce` with AReaL's rewards and baseline. Options are those of
+    `reinforce`.
+    """
+    variant = areal(settings)
+    return reinforce(model, tokenizer, asked.problems, verifier, variant, **options)[0]
+
+
+def before_and_after(
+    parent: Path,
+    cot_model: MoxinForCausalLM,
+    longer_model: MoxinForCausalLM,
+    grpo_model: MoxinForCausalLM,
+    *,
+    seed: int,
+) -> dict[str, MoxinForCausalLM]:
+    """The models that are compared, by name: one of random weights, the model of stage 05 in the
+    folder `parent`, and those of this stage.
+    """
+    start = inputs.load(parent).eval()
+    untrained = new_model(start.config, seed).eval()
+    return {
+        "untrained": untrained.to(start.lm_head.weight.device),
+        "instruct": start,
+        "CoT-SFT": cot_model,
+        "SFT for as long": longer_model,
+        "GRPO": grpo_model,
+    }
 
 
 def areal(settings: ReasoningSettings) -> ReasoningSettings:
@@ -235,85 +280,10 @@ def areal(settings: ReasoningSettings) -> ReasoningSettings:
     )
 
 
-def staleness_runs(
-    model: MoxinForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    asked: Questions,
-    verifier: Verifier,
-    settings: ReasoningSettings,
-    *,
-    seed: int,
-    folder: Path,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """The grid of the scale's `staleness_experiment`, each run from a copy of the model: columns as
-    `asynchronous.COLUMNS`. `judged` is pass@1 on the test questions of the trained families, the
-    same completions' seed for all runs.
-    """
-    experiment = settings.staleness_experiment
-    if experiment is None:
-        raise ValueError("the scale has no `staleness_experiment` section, so there is no grid")
-    own = {
-        name: getattr(experiment, name) for name in ("steps", "prompts_per_step", "learning_rate")
-    }
-    chosen = GRPOSettings(**(settings.grpo.model_dump() | own | {"format_pattern": BOX_AT_END}))
-    tests = {"in-family": asked.tests["in-family"]}
-    return asynchronous.staleness_grid(
-        lambda: copy.deepcopy(model),
-        tokenizer,
-        _problems(asked.problems, tokenizer),
-        WeightedReward(chosen.rewards, verifier),
-        chosen,
-        seeds=range(seed, seed + experiment.seeds),
-        judge=lambda trained: answer(
-            trained, tokenizer, tests, verifier, settings=settings, seed=seed
-        )["right"].mean(),
-        staleness=experiment.levels,
-        decoding=settings.decoding,
-        folder=folder,
-        progress=progress,
-    )
-
-
-def staleness_ends(grid: pd.DataFrame) -> pd.DataFrame:
-    """One row per run of the grid: `pass_at_1` of its last weights, and how many times faster than
-    synchronous it would have been.
-    """
-    ends = grid.groupby(["staleness", "objective", "seed"], sort=False).last().reset_index()
-    ends["times_faster"] = ends["seconds_synchronous"] / ends["seconds"]
-    return ends.rename(columns={"judged": "pass_at_1"})[
-        ["staleness", "objective", "seed", "pass_at_1", "times_faster"]
-    ]
-
-
-def staleness_table(ends: pd.DataFrame, interval: Callable[[Any], Any]) -> pd.DataFrame:
-    """`staleness_ends` over seeds, one row per objective and staleness: columns `pass_at_1`, `low`,
-    `high` by `interval(values)`, `times_faster` (mean). Then differences of equal seeds, which have
-    no `times_faster`: `decoupled - naive` at each staleness, and each objective against its own
-    staleness 0.
-    """
-    by_seed = ends.pivot(index=["objective", "staleness"], columns="seed", values="pass_at_1")
-    names = list(by_seed.index.unique("objective"))
-    gaps = {}
-    if {"naive", "decoupled"} <= set(names):
-        gaps["decoupled - naive"] = by_seed.loc["decoupled"] - by_seed.loc["naive"]
-    for name in names:
-        if 0 in by_seed.loc[name].index:
-            gaps[f"{name} - {name} at 0"] = by_seed.loc[name].drop(0) - by_seed.loc[(name, 0)]
-    by_seed = pd.concat([by_seed, pd.concat(gaps, names=["objective"])]) if gaps else by_seed
-    found = [interval(values) for values in by_seed.to_numpy()]
-    columns = {"pass_at_1": "value", "low": "low", "high": "high"}
-    table = pd.DataFrame(
-        {name: [getattr(estimate, part) for estimate in found] for name, part in columns.items()},
-        index=by_seed.index,
-    )
-    faster = ends.groupby(["objective", "staleness"])["times_faster"].mean()
-    return table.assign(times_faster=faster.reindex(table.index))
-
-
-def _problems(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast) -> list[Problem]:
+def problems_of(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast) -> list[Problem]:
+    """The prompts of tasks as GRPO asks them."""
     return [
-        Problem(chat.encode_prompt(task.prompt(), tokenizer), task.answer, task.family, task=task)
+        Problem(encode_prompt(task.prompt(), tokenizer), task.answer, task.family, task=task)
         for task in tasks
     ]
 
@@ -338,8 +308,43 @@ def grpo_cost(
     settings: ReasoningSettings,
 ) -> float:
     """`forward_tokens` of a GRPO run on `problems`."""
-    lengths = [len(chat.encode_prompt(task.prompt(), tokenizer)) for task in problems]
+    lengths = [len(encode_prompt(task.prompt(), tokenizer)) for task in problems]
     return forward_tokens(log, sum(lengths) / len(lengths), settings)
+
+
+def diagnosis(log: pd.DataFrame, settings: ReasoningSettings) -> diagnose.Diagnosis:
+    """What `diagnose` says of the log of `reinforce`."""
+    chosen = settings.grpo
+    return diagnose.diagnose(
+        log,
+        reward_range=chosen.reward_values,
+        num_generations=chosen.num_generations,
+        prompts_per_step=chosen.prompts_per_step,
+    )
+
+
+def over_steps(log: pd.DataFrame) -> pd.DataFrame:
+    """Least, mean and greatest of lengths, cut completions, clipped tokens and the difference of
+    log-probabilities between engine and model.
+    """
+    logged = [
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "clip_ratio",
+        "sampling/sampling_logp_difference/mean",
+    ]
+    return log[logged].agg(["min", "mean", "max"]).T.rename_axis("logged")
+
+
+def save_log(
+    folder: Path, steps: Mapping[str, pd.DataFrame | None], found: Mapping[str, pd.DataFrame]
+) -> None:
+    """The artifact `reasoning_log`: logs of the trainings that ran, and all judged completions."""
+    folder.mkdir()
+    for name, log in steps.items():
+        if log is not None:
+            log.to_parquet(folder / f"{name}.parquet")
+    pd.concat(found, names=["model"]).to_parquet(folder / "answers.parquet")
 
 
 def step_seconds(log: pd.DataFrame) -> pd.DataFrame:
@@ -348,223 +353,6 @@ def step_seconds(log: pd.DataFrame) -> pd.DataFrame:
     seconds = log[names].sum().rename("seconds").rename_axis("part of a step")
     seconds.index = seconds.index.str.removeprefix("seconds/")
     return seconds.to_frame().assign(share=seconds / log["seconds/step"].sum())
-
-
-# --------------------------------------------------------------------------------------------------
-# evaluation
-
-
-def answer(
-    model: MoxinForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    tests: Mapping[str, Sequence[Task]],
-    verifier: Verifier,
-    *,
-    settings: ReasoningSettings,
-    seed: int,
-) -> pd.DataFrame:
-    """`settings.num_generations_eval` sampled completions of each test question, judged. One row
-    per completion: `group`, `family`, `item` (index among all tests), `sample`, `text`, `answer`
-    (as extracted), `reason`, `right`, `tokens`, `ended`.
-    """
-    tasks = [task for group in tests.values() for task in group]
-    sampling = SamplingSettings(
-        num_generations=settings.num_generations_eval,
-        max_completion_length=settings.grpo.max_completion_length,
-        temperature=settings.grpo.temperature,
-    )
-    engine = RingEngine(
-        model,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        max_rows=settings.answer_rows,
-        **engine_options(settings.decoding),
-    )
-    rollout = engine.generate(
-        [chat.encode_prompt(task.prompt(), tokenizer) for task in tasks], sampling, seed
-    )
-    ended = [reason == "eos" for reason in rollout.finish_reasons]
-    return judged(
-        rollout.texts(tokenizer), tests, verifier, num_generations=settings.num_generations_eval
-    ).assign(tokens=rollout.lengths.numpy(), ended=ended)
-
-
-def judged(
-    texts: Sequence[str],
-    tests: Mapping[str, Sequence[Task]],
-    verifier: Verifier,
-    *,
-    num_generations: int,
-) -> pd.DataFrame:
-    """`answer`'s columns without lengths for given texts, `num_generations` in a row for
-    each test question.
-    """
-    places = [
-        (group, task)
-        for group, tasks in tests.items()
-        for task in tasks
-        for _ in range(num_generations)
-    ]
-    verdicts = judge(verifier, texts, [task for _, task in places])
-    return pd.DataFrame(
-        {
-            "group": [group for group, _ in places],
-            "family": [task.family for _, task in places],
-            "item": np.arange(len(places)) // num_generations,
-            "sample": np.arange(len(places)) % num_generations,
-            "text": list(texts),
-            "answer": [verdict.answer for verdict in verdicts],
-            "reason": [verdict.reason for verdict in verdicts],
-            "right": [verdict.correct for verdict in verdicts],
-        }
-    )
-
-
-def pass_at_k(right: Any, samples: Any, k: int) -> np.ndarray:
-    """Chance that at least one of k completions is right, an item, from `right` of `samples`
-    sampled ones; float64.
-
-    1 - C(n - c, k) / C(n, k), unbiased for k <= n (Chen et al. 2021, arXiv 2107.03374, section
-    2.1). Raises ValueError for k > n.
-    """
-    counts, totals = np.broadcast_arrays(
-        np.asarray(right, dtype=np.int64), np.asarray(samples, dtype=np.int64)
-    )
-    if k < 1 or (totals < k).any() or (counts < 0).any() or (counts > totals).any():
-        raise ValueError(
-            f"pass@{k} needs 1 <= k <= samples and 0 <= right <= samples; there are {totals.min()} "
-            "samples"
-        )
-    return np.array(
-        [
-            1 - math.comb(n - c, k) / math.comb(n, k)
-            for c, n in zip(counts.flat, totals.flat, strict=True)
-        ]
-    )
-
-
-def items(found: pd.DataFrame, k: int) -> pd.Series:
-    """pass@k of each item, in the order of the tests, indexed by (group, item)."""
-    grouped = found.groupby(["group", "item"], sort=False)["right"]
-    counts = grouped.agg(["sum", "size"])
-    return pd.Series(pass_at_k(counts["sum"], counts["size"], k), index=counts.index)
-
-
-def pass_table(
-    found: Mapping[str, pd.DataFrame], ks: Sequence[int], interval: Callable[[Any], Any]
-) -> pd.DataFrame:
-    """pass@k by model, group and k with `interval(values of items)`: columns model, group, k,
-    value, low, high, items. A model with fewer than k samples an item (the majority answer has one)
-    has no row for k.
-    """
-    rows = []
-    for model, frame in found.items():
-        for k in ks:
-            if frame["sample"].max() + 1 < k:
-                continue
-            values = items(frame, k)
-            for group in values.index.unique("group"):
-                chosen = values[group]
-                rows.append(
-                    {
-                        "model": model,
-                        "group": group,
-                        "k": k,
-                        **interval(chosen.to_numpy())._asdict(),
-                        "items": len(chosen),
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def difference_table(
-    found: Mapping[str, pd.DataFrame],
-    pairs: Sequence[tuple[str, str]],
-    ks: Sequence[int],
-    paired: Callable[[Any, Any], Any],
-) -> pd.DataFrame:
-    """First minus second of each pair on the same items with `paired(first, second)`: columns
-    first, second, group, k, value, low, high.
-    """
-    rows = []
-    for first, second in pairs:
-        for k in ks:
-            if min(found[name]["sample"].max() + 1 for name in (first, second)) < k:
-                continue
-            a, b = items(found[first], k), items(found[second], k)
-            for group in a.index.unique("group"):
-                estimate = paired(a[group].to_numpy(), b[group].to_numpy())
-                rows.append(
-                    {"first": first, "second": second, "group": group, "k": k, **estimate._asdict()}
-                )
-    return pd.DataFrame(rows)
-
-
-def seed_table(
-    by_seed: Mapping[int, Mapping[str, pd.DataFrame]], paired: Callable[[Any, Any], Any]
-) -> pd.DataFrame:
-    """pass@1 of `CoT-SFT` and `GRPO` by seed and group, the gain, and `paired`'s interval of it
-    over questions.
-    """
-    rows = []
-    for seed, found in by_seed.items():
-        before, after = items(found["CoT-SFT"], 1), items(found["GRPO"], 1)
-        for group in before.index.unique("group"):
-            estimate = paired(after[group].to_numpy(), before[group].to_numpy())
-            shares = {"CoT-SFT": before[group].mean(), "GRPO": after[group].mean()}
-            gain = {"gain": estimate.value, "low": estimate.low, "high": estimate.high}
-            rows.append({"seed": seed, "group": group, **shares, **gain})
-    return pd.DataFrame(rows).set_index("seed")
-
-
-def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """`pass_table` for readers: one row per model and k, one column per group, as text with the
-    interval.
-    """
-    text = [f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" for row in table.itertuples()]
-    shown = table.assign(
-        text=text, label=[f"{row.model}, pass@{row.k}" for row in table.itertuples()]
-    )
-    rows = shown.pivot(index="label", columns="group", values="text")
-    groups = [group for group in GROUPS if group in rows]
-    return rows.loc[list(dict.fromkeys(shown["label"])), groups].rename_axis("model")
-
-
-def reasons(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """How many of each model's completions got each of the verifier's reasons."""
-    counts = {name: frame["reason"].value_counts() for name, frame in found.items()}
-    return pd.DataFrame(counts).reindex(list(REASONS)).fillna(0).astype(int).rename_axis("reason")
-
-
-def samples(
-    tests: Mapping[str, Sequence[Task]], found: Mapping[str, pd.DataFrame], *, each: int
-) -> pd.DataFrame:
-    """The first `each` questions of each group, unselected, the reference answer, and each model's
-    first sample on one line.
-    """
-    rows, start = [], 0
-    for group, tasks in tests.items():
-        for place, task in enumerate(tasks[:each]):
-            texts = {
-                name: frame[(frame["item"] == start + place) & (frame["sample"] == 0)]["text"].iloc[
-                    0
-                ]
-                for name, frame in found.items()
-            }
-            shown = {
-                name: tables.short(text.replace("\n", " ⏎ "), 70) for name, text in texts.items()
-            }
-            question = shown_question(task, 60)
-            rows.append(
-                {
-                    "group": group,
-                    "question": question,
-                    "reference": tables.short(task.answer, 24),
-                    **shown,
-                }
-            )
-        start += len(tasks)
-    return pd.DataFrame(rows).set_index("group")
 
 
 def repeat(
@@ -591,6 +379,6 @@ def repeat(
         tuned, tokenizer, asked.problems, verifier, settings, folder=folder / "grpo", **options
     )
     return {
-        name: answer(model, tokenizer, asked.tests, verifier, settings=settings, seed=seed)
+        name: answers.answer(model, tokenizer, asked.tests, verifier, settings=settings, seed=seed)
         for name, model in (("CoT-SFT", tuned), ("GRPO", trained))
     }

@@ -4,14 +4,60 @@ Guarantees: a function draws the numbers that it is given; it writes no file.
 Out of scope: computing the numbers (experiments.py, grpo_trainer.py, asynchronous.py).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from moxin_lab.lab.smoothing import centred_mean
 from moxin_lab.posttraining.figures import MARKERS
+from moxin_lab.reasoning.advantages import centred_rewards
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+
+
+def worked_group(rewards: Sequence[float]) -> Figure:
+    """The rewards of one group above, their advantages below, one bar per completion."""
+    values = np.array([rewards], dtype=np.float64)
+    advantages = centred_rewards(values)[0]
+    places = np.arange(1, len(rewards) + 1)
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(7.0, 3.4), sharex=True, height_ratios=(2, 3)
+    )
+    top.bar(places, rewards, color="#999999")
+    top.axhline(values.mean(), color="#000000", linestyle=":", linewidth=1)
+    top.annotate(
+        f"mean {values.mean():.2f}", (len(rewards) + 0.6, values.mean()), va="bottom", fontsize=9
+    )
+    top.set(ylabel="reward", ylim=(0, max(1.0, float(values.max())) * 1.15))
+    bottom.bar(places, advantages, color=np.where(advantages > 0, "#0072B2", "#D55E00"))
+    bottom.axhline(0, color="#000000", linewidth=0.8)
+    for place, advantage in zip(places, advantages, strict=True):
+        above = advantage >= 0
+        bottom.annotate(
+            f"{advantage:+.2f}",
+            (place, advantage),
+            xytext=(0, 3 if above else -4),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            fontsize=9,
+        )
+    bottom.set(ylabel="advantage", xlabel="completion", xticks=places)
+    bottom.margins(y=0.25)
+    bottom.set_xlim(0.4, len(rewards) + 1.4)
+    return figure
+
+
+def worked_group_alt(rewards: Sequence[float]) -> str:
+    """The figure of `worked_group` in words."""
+    advantages = centred_rewards(np.array([rewards], dtype=np.float64))[0]
+    return "Bars of reward and advantage by completion: " + ", ".join(
+        f"{reward:g} gives {advantage:+.2f}"
+        for reward, advantage in zip(rewards, advantages, strict=True)
+    )
 
 
 def reward_curve(log: pd.DataFrame) -> Figure:
@@ -27,9 +73,9 @@ def reward_curve(log: pd.DataFrame) -> Figure:
     )
     top.plot(
         log["step"],
-        log["reward"].rolling(width, min_periods=1).mean(),
+        centred_mean(log["reward"], width),
         color="#0072B2",
-        label=f"mean of {width} rollouts",
+        label=f"mean of the {width} around it",
     )
     top.plot(
         log["step"],
@@ -117,7 +163,7 @@ def pass_at_alt(table: pd.DataFrame) -> str:
 
 
 def staleness_alt(levels: pd.DataFrame) -> str:
-    """The figure of `staleness` in words. levels: of `experiments.staleness_table`."""
+    """The figure of `staleness` in words. levels: of `staleness.staleness_table`."""
     return "; ".join(
         f"{name}, staleness {level}: {row['pass_at_1']:.3f}"
         for (name, level), row in levels.iterrows()

@@ -45,6 +45,7 @@ from moxin_lab.reasoning.rollout_requests import (
 from moxin_lab.reasoning.weight_probe import WeightProbe
 from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.training.fit import autocast
+from moxin_lab.training.identity import digest
 from moxin_lab.verifier.verifier import REASONS
 
 
@@ -125,6 +126,13 @@ class RolloutStream:
         return tensors | {
             name: torch.tensor(float(value), dtype=torch.float64) for name, value in scalars.items()
         }
+
+    def fingerprint(self) -> str:
+        """Digest of the prompts, the seed and the end tokens. Rollouts follow from them and from
+        the weights; a reward is code.
+        """
+        prompts = [list(problem.prompt_ids) for problem in self._problems]
+        return digest(prompts, self._seed, self._eos_token_ids)
 
     def describe(self, step: int) -> str:
         return f"rollout {step // self._settings.updates_per_rollout}"

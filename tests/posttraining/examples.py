@@ -34,6 +34,15 @@ def make_tokenizer(template=True):
     return chat.install_template(fast) if template else fast
 
 
+def say(*contents, system=None):
+    """A conversation of these texts, the user's first."""
+    turns = [
+        {"role": ("user", "assistant")[place % 2], "content": content}
+        for place, content in enumerate(contents)
+    ]
+    return ([{"role": "system", "content": system}] if system else []) + turns
+
+
 def make_model(seed=0, **changes):
     shape = {
         "vocab_size": 259,

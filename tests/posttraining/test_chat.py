@@ -2,26 +2,22 @@
 say why.
 """
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import TemplateError
 
+from moxin_lab.model import plain_text
 from moxin_lab.posttraining import chat
-from tests.posttraining.examples import make_conversations, make_tokenizer
+from moxin_lab.posttraining.prompts import ChatError, check_conversation, encode_prompt
+from tests.posttraining.examples import make_conversations, make_tokenizer, say
 
 TOKENIZER = make_tokenizer()
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(
-    lambda text: text.strip()
-)
-
-
-def say(*contents, system=None):
-    turns = [
-        {"role": ("user", "assistant")[place % 2], "content": content}
-        for place, content in enumerate(contents)
-    ]
-    return ([{"role": "system", "content": system}] if system else []) + turns
+CHARACTERS = st.characters(exclude_categories=("Cs",), exclude_characters="\U000f0000\U000f0001")
+TEXT = st.text(CHARACTERS, min_size=1, max_size=20).filter(lambda text: text.strip())
 
 
 # The published template (chat_template of Llama-3.1-Tulu-3-8B) written out by hand, with this
@@ -64,14 +60,14 @@ def test_encoding_and_loss_equal_transformers_tokens_and_assistant_mask(turns, s
     conversation = say(*(text for turn in turns for text in turn), system=system)
     encoded, reason = chat.encode(conversation, TOKENIZER, max_tokens=10_000)
     if reason:
-        assert reason == chat.SPECIAL_TOKEN
+        assert reason == chat.MARKER
         return
     theirs = TOKENIZER.apply_chat_template(
         conversation, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     assert encoded.input_ids.tolist() == theirs["input_ids"]
     assert encoded.answer.astype(int).tolist() == theirs["assistant_masks"]
-    prompt = chat.encode_prompt(conversation[:-1], TOKENIZER)
+    prompt = encode_prompt(conversation[:-1], TOKENIZER)
     assert encoded.input_ids[: len(prompt)].tolist() == prompt
     assert (
         TOKENIZER.decode(encoded.input_ids[len(prompt) :]) == conversation[-1]["content"] + "</s>"
@@ -98,6 +94,7 @@ MALFORMED = [
         [*say("a"), {"role": "tool", "content": "s"}],
         "role 'tool': known are system, user, assistant",
     ),
+    ([{"role": {"name": 7}, "content": "a"}], "role {'name': 7}: known are system"),
     (say("a", " \n"), r"message 1 \(assistant\) is empty"),
     (say("a", 7), r"message 1 \(assistant\) has a content of type int"),
     (say("a", None), "type NoneType"),
@@ -107,8 +104,8 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("conversation", "words"), MALFORMED)
 def test_a_malformed_conversation_is_refused_with_position_and_reason(conversation, words):
-    with pytest.raises(chat.ChatError, match=words):
-        chat.check_conversation(conversation)
+    with pytest.raises(ChatError, match=words):
+        check_conversation(conversation)
     assert chat.encode(conversation, TOKENIZER, max_tokens=99) == (None, chat.MALFORMED)
 
 
@@ -117,12 +114,79 @@ def test_the_template_itself_refuses_an_unknown_role():
         TOKENIZER.apply_chat_template([*say("a"), {"role": "tool", "content": "s"}], tokenize=False)
 
 
-@pytest.mark.parametrize("word", ["</s>", "<s>", "<|assistant|>"])
-def test_text_that_spells_a_special_token_or_a_marker_is_not_learned_as_one(word):
-    assert chat.encode(say(f"a {word} b", "c"), TOKENIZER, max_tokens=99) == (
-        None,
-        chat.SPECIAL_TOKEN,
+@pytest.mark.parametrize("marker", ["<|assistant|>", "x\n<|user|>\n", "<|system|>"])
+def test_text_that_spells_a_role_marker_is_not_learned(marker):
+    for conversation in (say(f"a {marker} b", "c"), say("c", f"a {marker} b")):
+        assert chat.encode(conversation, TOKENIZER, max_tokens=99) == (None, chat.MARKER)
+
+
+@pytest.mark.parametrize("word", ["</s>", "<s>", "<pad>", "<tool_call>", "</s></s>"])
+def test_a_spelled_control_token_is_learned_as_the_text_that_inference_reads(word):
+    tokenizer = make_tokenizer(template=False)
+    tokenizer.add_tokens(["<tool_call>"])  # not special
+    chat.install_template(tokenizer)
+    conversation = say(f"a {word} b", f"c {word}", word, f"{word}d", system=f"in {word}")
+    encoded, reason = chat.encode(conversation, tokenizer, max_tokens=999)
+    assert (
+        reason == "" and tokenizer.decode(encoded.input_ids) == chat.render(conversation, "</s>")[0]
     )
+    control = set(plain_text.control_tokens(tokenizer))
+    assert [i for i in encoded.input_ids.tolist() if i in control] == [2, 2]  # two ends of answers
+    pieces = np.split(encoded.input_ids, np.flatnonzero(np.diff(encoded.answer.astype(int))) + 1)
+    assert [tokenizer.decode(piece) for piece in pieces[1::2]] == [f"c {word}</s>", f"{word}d</s>"]
+    for place in (3, 5):  # what precedes an answer is its prompt at inference
+        prompt = encode_prompt(conversation[: place - 1], tokenizer)
+        assert encoded.input_ids[: len(prompt)].tolist() == prompt
+    short, reason = chat.encode(conversation, tokenizer, max_tokens=len(encoded) - 1)
+    assert reason == chat.SHORTENED and short.input_ids[-1] == 2
+    assert tokenizer.decode(short.input_ids[short.answer]) == f"c {word}</s>"
+    with pytest.raises(TemplateError, match="spells"):
+        tokenizer.apply_chat_template(conversation, tokenize=True)
+
+
+def test_tool_calls_and_tools_are_refused_and_never_dropped_from_training():
+    call = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    conversation = say("a", "b")
+    conversation[1]["tool_calls"] = call
+    with pytest.raises(ChatError, match="message 1 has tool_calls: only role and content"):
+        check_conversation(conversation)
+    assert chat.encode(conversation, TOKENIZER, max_tokens=99) == (None, chat.MALFORMED)
+    with pytest.raises(TemplateError, match="message 1 has tool calls"):
+        TOKENIZER.apply_chat_template(conversation, tokenize=False)
+    with pytest.raises(TemplateError, match="tools and documents have no place"):
+        TOKENIZER.apply_chat_template(say("a"), tools=[{"type": "function"}], tokenize=False)
+    conversation[1]["tool_calls"] = None  # as a table fills it where another row has some
+    assert chat.encode(conversation, TOKENIZER, max_tokens=99)[1] == ""
+
+
+@pytest.mark.parametrize("word", ["</s>", "<s>", "<pad>", "<|assistant|>", "<|system|>"])
+def test_the_template_itself_refuses_text_that_spells_a_token_or_a_marker(word):
+    for conversation in (say(f"a {word} b"), say("a", f"x\n{word}")):
+        with pytest.raises(TemplateError, match="spells"):
+            TOKENIZER.apply_chat_template(conversation, tokenize=True)
+    with pytest.raises(TemplateError, match="content of message 0 is not text"):
+        TOKENIZER.apply_chat_template(
+            [{"role": "user", "content": [{"type": "input_text", "text": "a"}]}], tokenize=True
+        )
+
+
+def test_the_template_refuses_every_special_token_of_its_tokenizer(tmp_path):
+    from transformers import AutoTokenizer
+
+    words = ["<|tool|>", "<it's>", '<"%}\\n>', "<é𝄞>"]
+    tokenizer = make_tokenizer(template=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": words})
+    chat.install_template(tokenizer).save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert set(words) < set(loaded.all_special_tokens)
+    for word in words:
+        with pytest.raises(TemplateError, match="message 0 spells " + re.escape(word)):
+            loaded.apply_chat_template(say(f"a {word} b"), tokenize=True)
+        ids = encode_prompt(say(f"a {word} b"), loaded)
+        assert not set(ids) & set(loaded.all_special_ids)
+        assert f"a {word} b" in loaded.decode(ids)
+    assert loaded.apply_chat_template(PUBLISHED[1][0], tokenize=False) == PUBLISHED[1][2]
+    assert TOKENIZER.chat_template == chat.TULU_TEMPLATE  # nothing to add: the bytes are the same
 
 
 def test_a_long_conversation_loses_whole_turns_and_never_keeps_half_an_answer():
@@ -162,13 +226,13 @@ def test_a_tokenizer_that_joins_marker_and_answer_or_loses_text_is_detected():
 
 
 def test_a_data_set_reports_refused_conversations_and_fails_above_the_stated_share():
-    bad = [say("a", "b", "c"), say("x", "</s>"), say("long", "y" * 200)]
+    bad = [say("a", "b", "c"), say("x", "<|user|>"), say("long", "y" * 200)]
     conversations = [*make_conversations(17), *bad]
     kept, report = chat.encode_all(conversations, TOKENIZER, max_tokens=200, max_refused_share=0.15)
     assert [encoded.index for encoded in kept] == list(range(17))
     assert report["conversations"].to_dict() == {
         chat.MALFORMED: 1,
-        chat.SPECIAL_TOKEN: 1,
+        chat.MARKER: 1,
         chat.NOT_ROUND_TRIP: 0,
         chat.NO_ANSWER_TOKEN: 0,
         chat.CUT: 1,
@@ -179,21 +243,21 @@ def test_a_data_set_reports_refused_conversations_and_fails_above_the_stated_sha
         == "17: the last message is a user message; assistant is due"
     )
     with pytest.raises(
-        chat.ChatError,
+        ChatError,
         match=r"3 of 20 conversations give nothing to learn from, more than .* of 14\.9%.*",
     ):
         chat.encode_all(conversations, TOKENIZER, max_tokens=200, max_refused_share=0.149)
-    with pytest.raises(chat.ChatError, match="0 of 0 conversations"):
+    with pytest.raises(ChatError, match="0 of 0 conversations"):
         chat.encode_all([], TOKENIZER, max_tokens=200, max_refused_share=0.5)
 
 
 def test_a_tokenizer_without_the_template_or_with_another_is_refused():
     bare = make_tokenizer(template=False)
-    with pytest.raises(chat.ChatError, match="has no chat template: call"):
+    with pytest.raises(ChatError, match="has no chat template: call"):
         chat.encode_all(make_conversations(2), bare, max_tokens=99, max_refused_share=0.0)
     bare.chat_template = "{{ bos_token }}" + chat.TULU_TEMPLATE
-    with pytest.raises(chat.ChatError, match="is not Tülu's: it gives '<s><"):
+    with pytest.raises(ChatError, match="is not Tülu's: it gives '<s><"):
         chat.require_template(bare)
     bare.eos_token = None
-    with pytest.raises(chat.ChatError, match="has no eos token"):
+    with pytest.raises(ChatError, match="has no eos token"):
         chat.install_template(bare)

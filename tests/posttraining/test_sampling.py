@@ -10,7 +10,8 @@ import torch
 
 from moxin_lab.data import tasks
 from moxin_lab.model.generate import generate
-from moxin_lab.posttraining import chat, sampling
+from moxin_lab.posttraining import prompts as prompt_rules
+from moxin_lab.posttraining import sampling
 from tests.posttraining.examples import make_conversations, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -25,7 +26,7 @@ def test_a_greedy_answer_is_the_same_in_any_batch_and_is_the_models_own():
     prompts = [conversation[:-1] for conversation in make_conversations(7)]
     together = sampling.respond(model, TOKENIZER, prompts, max_new_tokens=9)
     assert together == sampling.respond(model, TOKENIZER, prompts, max_new_tokens=9, batch_size=1)
-    ids = chat.encode_prompt(prompts[2], TOKENIZER)
+    ids = prompt_rules.encode_prompt(prompts[2], TOKENIZER)
     made = generate(model, torch.tensor([ids]), max_new_tokens=9, eos_token_id=2)[
         0, len(ids) :
     ].tolist()

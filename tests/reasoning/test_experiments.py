@@ -19,7 +19,7 @@ from moxin_lab.evaluation import statistics
 from moxin_lab.model import convert
 from moxin_lab.posttraining import chat
 from moxin_lab.posttraining import experiments as tuning
-from moxin_lab.reasoning import datasets, experiments, figures, tasks
+from moxin_lab.reasoning import answers, datasets, experiments, figures, staleness, tasks
 from moxin_lab.reasoning.tasks import Task
 from moxin_lab.scales import sections
 from moxin_lab.scales.sections import GRPOSettings
@@ -43,12 +43,12 @@ def test_pass_at_k_is_the_share_of_all_choices_of_k_samples_with_a_right_one(cas
     samples, right, k = case
     outcomes = [True] * right + [False] * (samples - right)
     expected = np.mean([any(choice) for choice in itertools.combinations(outcomes, k)])
-    assert math.isclose(experiments.pass_at_k(right, samples, k).item(), expected, abs_tol=1e-12)
+    assert math.isclose(answers.pass_at_k(right, samples, k).item(), expected, abs_tol=1e-12)
 
 
 def test_pass_at_k_refuses_more_than_there_are_samples():
     with pytest.raises(ValueError, match="pass@9 needs"):
-        experiments.pass_at_k([3, 4], 8, 9)
+        answers.pass_at_k([3, 4], 8, 9)
 
 
 def completions(right, group="in-family", start=0):
@@ -70,23 +70,21 @@ def test_tables_take_the_question_as_the_unit_and_pair_by_question():
     weak = pd.concat([completions([[1, 0], [0, 0]]), completions([[0, 0]], "harder", 2)])
     strong = pd.concat([completions([[1, 1], [1, 0]]), completions([[0, 0]], "harder", 2)])
     found = {"majority": weak[weak["sample"] == 0], "weak": weak, "strong": strong}
-    passed = experiments.pass_table(found, (1, 2), statistics.bootstrap_interval).set_index(
+    passed = answers.pass_table(found, (1, 2), statistics.bootstrap_interval).set_index(
         ["model", "group", "k"]
     )
     assert passed.loc[("weak", "in-family", 1), "value"] == 0.25
     assert passed.loc[("strong", "in-family", 2), "value"] == 1.0
     assert passed.loc[("weak", "in-family", 1), "items"] == 2
     assert ("majority", "in-family", 2) not in passed.index
-    different = experiments.difference_table(
+    different = answers.difference_table(
         found, [("strong", "weak")], (1,), statistics.paired_bootstrap
     )
     assert different.set_index("group").loc["in-family", "value"] == 0.5
-    assert list(experiments.wide(passed.reset_index()).columns) == ["in-family", "harder"]
-    counts = experiments.reasons(found)
+    assert list(answers.wide(passed.reset_index()).columns) == ["in-family", "harder"]
+    counts = answers.reasons(found)
     assert counts.loc["correct", "strong"] == 3 and counts.loc["timeout", "strong"] == 0
-    seeds = experiments.seed_table(
-        {7: {"CoT-SFT": weak, "GRPO": strong}}, statistics.paired_bootstrap
-    )
+    seeds = answers.seed_table({7: {"CoT-SFT": weak, "GRPO": strong}}, statistics.paired_bootstrap)
     assert seeds[seeds["group"] == "in-family"]["gain"].tolist() == [0.5]
 
 
@@ -327,7 +325,7 @@ def run(tmp_path_factory, verifier):
     trained, log = experiments.reinforce(
         tuned, tokenizer, asked.problems, verifier, settings, seed=0, folder=folder / "grpo"
     )
-    found = experiments.answer(trained, tokenizer, asked.tests, verifier, settings=settings, seed=0)
+    found = answers.answer(trained, tokenizer, asked.tests, verifier, settings=settings, seed=0)
     return {
         "asked": asked,
         "tuned": tuned,
@@ -351,7 +349,7 @@ def test_a_run_judges_every_sample_of_every_question(run):
         found["reason"].notna().all() and (found["right"] == (found["reason"] == "correct")).all()
     )
     assert len(run["log"]) == settings.grpo.steps and "verifier/wrong" in run["log"]
-    assert len(experiments.samples(asked.tests, {"GRPO": found}, each=2)) == 2 * len(asked.tests)
+    assert len(answers.samples(asked.tests, {"GRPO": found}, each=2)) == 2 * len(asked.tests)
 
 
 def test_grpo_leaves_the_model_that_it_starts_from_as_it_was(run):
@@ -390,7 +388,7 @@ def test_the_staleness_grid_has_one_run_per_combination_and_its_figures_are_draw
         levels=(0, 1), steps=2, prompts_per_step=2, learning_rate=1e-3, seeds=3
     )
     settings = run["settings"].model_copy(update={"staleness_experiment": experiment})
-    grid = experiments.staleness_runs(
+    grid = staleness.staleness_runs(
         run["tuned"],
         run["tokenizer"],
         run["asked"],
@@ -399,13 +397,13 @@ def test_the_staleness_grid_has_one_run_per_combination_and_its_figures_are_draw
         seed=0,
         folder=run["folder"] / "grid",
     )
-    ends = experiments.staleness_ends(grid)
+    ends = staleness.staleness_ends(grid)
     assert (
         len(ends) == 2 * 2 * 3
         and ends["times_faster"].ge(0.99).all()
         and ends["pass_at_1"].between(0, 1).all()
     )
-    passed = experiments.pass_table({"GRPO": run["found"]}, (1, 4), statistics.bootstrap_interval)
+    passed = answers.pass_table({"GRPO": run["found"]}, (1, 4), statistics.bootstrap_interval)
     for figure in (
         figures.staleness(ends),
         figures.pass_at(passed),
@@ -438,7 +436,7 @@ def test_the_staleness_table_compares_objectives_and_levels_at_equal_seeds():
         for objective, values in shares.items()
         for seed, right in enumerate(values)
     ]
-    table = experiments.staleness_table(pd.DataFrame(rows), statistics.seed_interval)
+    table = staleness.staleness_table(pd.DataFrame(rows), statistics.seed_interval)
     assert (
         table.loc[("naive", 2), "pass_at_1"] == pytest.approx(0.2)
         and table.loc[("naive", 2), "times_faster"] == 3
