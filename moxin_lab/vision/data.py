@@ -5,28 +5,42 @@
                        {"from": "gpt", "value": "..."}]}
 
 `load_llava` reads the published files of LLaVA v1.5 (558K captions, 665K instructions) unchanged: a
-record without `image` is text alone, `<image>` may come before or after the first question, and a
-conversation may begin with an answer, which is dropped as in LLaVA's code. Any other record is
-refused with its id, since a record without anything to learn from would go unnoticed.
+record without `image` is text alone and has no first or last line `<image>`; with an image the mark
+may come before or after the first question; a conversation may begin with an answer, which is
+dropped as in LLaVA's code. Any other record is refused with its row and id, since a record without
+anything to learn from would go unnoticed.
 
-Guarantees: `load_llava(save_llava(x))` is `x`; drawings are laid on an opaque background here, so
-no transparent pixel reaches a tower.
-Out of scope: decoding the images of a LLaVA file (`images.py`).
+Guarantees: `load_llava(save_llava(x))` is `x`; whatever a LLaVA file holds, the result is a list of
+examples or a `DataError` with file and row, also for an image that cannot be decoded; drawings are
+laid on an opaque background here, so no transparent pixel reaches a tower.
+Out of scope: pixels of a LLaVA file's images (`images.py`).
 """
 
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from moxin_lab import threads, untrusted
+from moxin_lab.vision.images import ImageError, open_image
+
 IMAGE_MARK = "<image>"
+MAX_LLAVA_BYTES = 4 * 2**30
+"""Largest file; the 665K conversations of LLaVA v1.5 have 1.0 GB."""
+MAX_NAME_BYTES = 255
+"""Longest name of a file or folder on the usual file systems."""
+OTHER_MEDIA = ("images", "video", "videos", "audio", "audios")
+"""Keys under which other data sets have what is not read here."""
 DRAWING_PIXELS = 64
+MAX_DRAWING_PIXELS = 512 * 512
+"""Largest width x height of a drawing in a card."""
 WHITE = (255, 255, 255)
 
 Pixels = NDArray[np.uint8]
@@ -52,40 +66,88 @@ class Example(NamedTuple):
 def load_llava(path: Path, image_folder: Path | None = None) -> list[Example]:
     """The conversations of a LLaVA file, in file order.
 
-    image_folder: if given, every image must be a file below it. Raises DataError naming the record
-    for a missing turn, an empty answer, two images, or an image that is missing or outside the
-    folder.
+    image_folder: if given, every image must be a file below it, and is decoded once. Raises
+    DataError naming file and row for a file that is not such JSON, a missing turn, an empty answer,
+    two images, or an image that is missing, outside the folder or damaged.
     """
-    records = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = untrusted.read_bytes(path, MAX_LLAVA_BYTES)
+        records = untrusted.load_json(content, max_bytes=MAX_LLAVA_BYTES)
+    except (OSError, untrusted.UntrustedError) as error:
+        raise DataError(f"{path} cannot be read as a LLaVA file: {error}") from None
     if not isinstance(records, list) or not records:
         raise DataError(f"{path} is not a LLaVA file: it must be a list of at least one record")
     examples = [_example(record, f"{path}, record {index}") for index, record in enumerate(records)]
     if image_folder is not None:
-        missing = [
-            example
-            for example in examples
-            if example.image and not (image_folder / example.image).is_file()
-        ]
-        if missing:
-            raise DataError(
-                f"{path}: {len(missing)} of {len(examples)} records name an image that is not "
-                f"below {image_folder}; the first is {missing[0].image} of record {missing[0].id}"
-            )
+        _check_images(path, examples, image_folder)
     return examples
 
 
-def _example(record: Mapping[str, Any], where: str) -> Example:
-    """One record, checked. `where` begins error messages."""
-    try:
-        name, turns, image = str(record["id"]), list(record["conversations"]), record.get("image")
-        messages = [(turn["from"], turn["value"]) for turn in turns]
-    except (KeyError, TypeError) as error:
+def _check_images(path: Path, examples: Sequence[Example], folder: Path) -> None:
+    """Decode each image once, before a training could stop at it. Raises DataError."""
+    first_row: dict[str, int] = {}
+    for row, example in enumerate(examples):
+        if example.image is not None:
+            first_row.setdefault(example.image, row)
+    missing = {}
+    for name, row in first_row.items():
+        try:
+            there = (folder / name).is_file()
+        except OSError as error:  # all in all too long a path
+            raise DataError(
+                f"{path}, record {row} (id {examples[row].id}): image {_shown(name)} cannot be "
+                f"looked up ({error.strerror})"
+            ) from None
+        if not there:
+            missing[name] = row
+    if missing:
+        rows = sum(example.image in missing for example in examples)
+        name, row = next(iter(missing.items()))
         raise DataError(
-            f"{where} lacks {error}: it needs id and conversations with from and value"
-        ) from error
-    where = f"{where} (id {name})"
-    if image is not None and (Path(image).is_absolute() or ".." in Path(image).parts):
-        raise DataError(f"{where}: image {image!r} is not a name below the image folder")
+            f"{path}: {rows} of {len(examples)} records name an image that is not "
+            f"below {folder}; the first is {name} of record {examples[row].id} (row {row})"
+        )
+
+    def problem(name: str) -> str | None:
+        try:
+            open_image(folder / name)
+        except ImageError as error:
+            return str(error)
+        return None
+
+    # Pillow decodes without holding Python's lock.
+    with ThreadPoolExecutor(threads.usable_cores()) as pool:
+        for (name, row), found in zip(first_row.items(), pool.map(problem, first_row), strict=True):
+            if found is not None:
+                raise DataError(
+                    f"{path}, record {row} (id {examples[row].id}): image {name!r} cannot be used: "
+                    f"{found}"
+                )
+
+
+def _example(record: Any, where: str) -> Example:
+    """One record, checked. `where` begins error messages."""
+    if not isinstance(record, dict):
+        raise DataError(f"{where} is not an object with id and conversations")
+    absent = [name for name in ("id", "conversations") if name not in record]
+    if absent:
+        raise DataError(
+            f"{where} lacks {absent[0]!r}: it needs id and conversations with from and value"
+        )
+    name, turns, image = record["id"], record["conversations"], record.get("image")
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise DataError(f"{where}: its id is {_shown(name)}, neither text nor a whole number")
+    where = f"{where} (id {_printable(str(name), where)})"
+    for other in OTHER_MEDIA:
+        if record.get(other) is not None:
+            raise DataError(
+                f"{where} has {other!r}: a conversation is about one image, under the key 'image'"
+            )
+    if not isinstance(turns, list):
+        raise DataError(f"{where}: conversations is {_shown(turns)}, not a list of turns")
+    messages = [_message(turn, f"{where}, turn {number}") for number, turn in enumerate(turns)]
+    if image is not None:
+        image = _image_name(image, where)
     while messages and messages[0][0] == "gpt":
         messages = messages[1:]
     messages = messages[: len(messages) // 2 * 2]  # a last question without answer is dropped
@@ -99,10 +161,66 @@ def _example(record: Mapping[str, Any], where: str) -> Example:
         if marks > 1:
             raise DataError(f"{where} marks {marks} images; a conversation may have one")
         messages = [(role, text.replace(IMAGE_MARK, "").strip()) for role, text in messages]
+    elif any(role == "human" and _marks_image(text) for role, text in messages):
+        raise DataError(f"{where} marks an image by {IMAGE_MARK}, but its image is missing")
     questions, answers = [text for _, text in messages[::2]], [text for _, text in messages[1::2]]
     if not all(answer.strip() for answer in answers):
         raise DataError(f"{where} has an empty answer: there is nothing to learn from")
-    return Example(name, image, tuple(zip(questions, answers, strict=True)))
+    return Example(str(name), image, tuple(zip(questions, answers, strict=True)))
+
+
+def _marks_image(text: str) -> bool:
+    """Whether `<image>` is the first or last of several lines, as LLaVA writes it. Elsewhere in a
+    text without an image it is meant literally: as a tag of HTML.
+    """
+    lines = text.strip().splitlines()
+    return len(lines) > 1 and IMAGE_MARK in (lines[0].strip(), lines[-1].strip())
+
+
+def _message(turn: Any, where: str) -> tuple[str, str]:
+    if not isinstance(turn, dict):
+        raise DataError(f"{where} is {_shown(turn)}, not an object with from and value")
+    for name in ("from", "value"):
+        if not isinstance(turn.get(name), str):
+            raise DataError(
+                f"{where}: {name} is "
+                + (f"{_shown(turn[name])}, not text" if name in turn else "missing")
+            )
+    return turn["from"], _printable(turn["value"], where)
+
+
+def _image_name(image: Any, where: str) -> str:
+    """A relative path below a folder."""
+    if not isinstance(image, str):
+        raise DataError(f"{where}: image is {_shown(image)}, not the name of one file")
+    parts = Path(image).parts
+    if (
+        not image.strip()
+        or not parts
+        or "\0" in image
+        or Path(image).is_absolute()
+        or ".." in parts
+    ):
+        raise DataError(f"{where}: image {image!r} is not a name below the image folder")
+    if max(map(len, map(str.encode, Path(_printable(image, where)).parts))) > MAX_NAME_BYTES:
+        raise DataError(f"{where}: image {image[:40]!r}... is too long for the name of a file")
+    return image
+
+
+def _printable(text: str, where: str) -> str:
+    """Text that can be tokenised and printed."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{where}: {text[:60]!a} holds half of a surrogate pair, which is no character"
+        ) from None
+    return text
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def to_llava(example: Example) -> dict[str, Any]:
@@ -169,33 +287,50 @@ def read_concepts(
     card: Path, split: str, languages: Sequence[str] = ("en", "zh", "ja", "ko")
 ) -> list[Concept]:
     """The concepts of one split. card: folder of the data card. Raises DataError for a drawing that
-    is not an image.
+    is not an image, and for a file or a row that is not as the card describes it.
     """
     columns = ["concept", "family", "category", "subcategory", "texts", "google", "twitter"]
     concepts = []
-    for row in pq.read_table(card / "data" / f"{split}.parquet", columns=columns).to_pylist():
-        texts = {text["language"]: (text["label"], tuple(text["tags"])) for text in row["texts"]}
+    file = card / "data" / f"{split}.parquet"
+    for number, row in enumerate(read_rows(file, columns)):
+        try:
+            names = {one["language"]: (one["label"], tuple(one["tags"])) for one in row["texts"]}
+            names = {language: names[language] for language in languages}
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{file}, row {number} ({row['concept']}): its texts are not label and tags in "
+                f"{', '.join(languages)} ({type(error).__name__}: {error})"
+            ) from None
+        drawings = {
+            style: _decode(row[style], f"{file}: {row['concept']}, {style}")
+            for style in ("google", "twitter")
+        }
         concepts.append(
             Concept(
-                row["concept"],
-                row["family"],
-                row["category"],
-                row["subcategory"],
-                {language: texts[language] for language in languages},
-                {
-                    style: _decode(row[style], f"{card}: {row['concept']}, {style}")
-                    for style in ("google", "twitter")
-                },
+                row["concept"], row["family"], row["category"], row["subcategory"], names, drawings
             )
         )
     return concepts
 
 
+def read_rows(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a card's Parquet file. Raises DataError for a file that is missing, is not
+    Parquet, or lacks a column.
+    """
+    try:
+        absent = [name for name in columns if name not in pq.read_schema(file).names]
+        if absent:
+            raise DataError(f"{file} lacks the column {absent[0]!r}: it needs {', '.join(columns)}")
+        return pq.read_table(file, columns=list(columns)).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file} cannot be read as Parquet: {error}") from None
+
+
 def _decode(png: bytes, where: str) -> Pixels:
     try:
-        image = Image.open(io.BytesIO(png)).convert("RGBA")
-    except OSError as error:
-        raise DataError(f"{where} is not an image: {error}") from error
+        image = open_image(png, max_pixels=MAX_DRAWING_PIXELS, name=where, mode="RGBA")
+    except ImageError as error:
+        raise DataError(str(error)) from None
     size = (DRAWING_PIXELS, DRAWING_PIXELS)
     if image.size != size:  # a few drawings of one package are two pixels larger
         image = image.resize(size, Image.Resampling.BICUBIC)

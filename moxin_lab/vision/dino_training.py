@@ -10,6 +10,7 @@ Out of scope: the quality of the released tower, which full scale loads; DINOv2'
 
 import copy
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,21 @@ def has_collapsed(
     """
     uniform = math.log(prototypes)
     return abs(float(log["loss"].tail(last).mean()) - uniform) <= within * uniform
+
+
+def training_in_words(logs: Mapping[str, pd.DataFrame], prototypes: int) -> str:
+    """What the logs of both towers say (`SigLIP` and `DINO`), with a warning if DINO collapsed;
+    without logs, that the towers were published ones.
+    """
+    if not logs:
+        return "Published towers were loaded."
+    siglip, dino = logs["SigLIP"]["loss"], logs["DINO"]["loss"]
+    said = (
+        f"SigLIP's loss goes from {siglip.iloc[0]:.2f} to {siglip.tail(10).mean():.2f}. DINO's "
+        f"ends at {dino.tail(10).mean():.2f}; that of a collapsed tower is ln({prototypes}) = "
+        f"{math.log(prototypes):.2f}."
+    )
+    return f"{said} {collapse_warning(logs['DINO'], prototypes)}".strip()
 
 
 def collapse_warning(log: pd.DataFrame, prototypes: int) -> str:

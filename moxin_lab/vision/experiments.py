@@ -26,16 +26,22 @@ from moxin_lab.lab.progress import Progress
 from moxin_lab.model import convert
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.scales.sections import VisionSettings
-from moxin_lab.vision import scoring, tasks
+from moxin_lab.vision import retrieval, scoring, tasks
 from moxin_lab.vision.answering import answer
-from moxin_lab.vision.data import Concept
+from moxin_lab.vision.data import Concept, render_concepts
 from moxin_lab.vision.dino_training import train_dino
-from moxin_lab.vision.features import Features, compute_features, item_features, select_towers
+from moxin_lab.vision.features import (
+    Features,
+    compute_features,
+    item_features,
+    pooled_by_style,
+    select_towers,
+)
 from moxin_lab.vision.prompts import encode_example
 from moxin_lab.vision.recipes import RECIPES
 from moxin_lab.vision.siglip_training import SiglipPair, train_siglip
 from moxin_lab.vision.tasks import Item, caption_examples
-from moxin_lab.vision.towers import Towers
+from moxin_lab.vision.towers import Towers, build_towers
 from moxin_lab.vision.training_data import TrainingData, drawings_by_name
 from moxin_lab.vision.vlm import MoxinVLM, Projector
 from moxin_lab.vision.vlm_training import caption_losses, train_vlm
@@ -58,15 +64,22 @@ def questions(
     *,
     seed: int,
 ) -> Questions:
-    """Training and test questions of every task. `presence` is tested on training concepts in new
-    scenes, charts on new tables and new styles.
+    """Training and test questions of the scale's tasks. `presence` is tested on training concepts
+    in new scenes, charts on new tables and new styles.
 
-    charts: folder of the card. settings: train_items, test_items, towers.image_size.
+    charts: folder of the card. settings: tasks, train_items, test_items, towers.image_size.
     """
     edge = settings.towers.image_size
     train_items: list[Item] = []
     test_items: list[Item] = []
-    for task in tasks.TASKS:
+    for task in settings.tasks:
+        if task == "chart":
+            of_cards = tasks.chart_items(charts, "train", edge)
+            train_items += tasks.spread(of_cards, settings.train_items)
+            for split in ("test_tables", "test_styles"):
+                of_cards = tasks.chart_items(charts, split, edge)
+                test_items += tasks.spread(of_cards, settings.test_items // 2)
+            continue
         train_items += tasks.make_items(
             task, settings.train_items, train, edge=edge, seed=seed, split="train"
         )
@@ -74,9 +87,6 @@ def questions(
         test_items += tasks.make_items(
             task, settings.test_items, concepts, edge=edge, seed=seed, split="test"
         )
-    train_items += tasks.spread(tasks.chart_items(charts, "train", edge), settings.train_items)
-    for split in ("test_tables", "test_styles"):
-        test_items += tasks.spread(tasks.chart_items(charts, split, edge), settings.test_items // 2)
     return Questions(train_items, test_items)
 
 
@@ -147,6 +157,57 @@ def train_towers(
         towers, drawings, settings=settings.dino, folder=folder / "dino", **common
     )
     return pair, {"SigLIP": siglip_log, "DINO": dino_log}
+
+
+def text_recall(
+    pair: SiglipPair | None,
+    pictures: NDArray[np.float32],
+    concepts: Sequence[Concept],
+    settings: VisionSettings,
+    interval: retrieval.Interval,
+    *,
+    device: str,
+) -> pd.DataFrame:
+    """Recall between the concepts' pictures and captions in the languages of the training
+    (`retrieval.recall_table`); empty without `pair`, as published towers have no text encoder here.
+
+    pictures: SigLIP's vector of each concept, [n, C].
+    """
+    if pair is None:
+        return pd.DataFrame()
+    pair = pair.to(device)
+    texts = {
+        language: pair.embed_texts([one.caption(language, tags=12) for one in concepts])
+        for language in settings.caption_languages
+    }
+    return retrieval.recall_table(pictures, texts, interval)
+
+
+def style_features(
+    by_tower: Mapping[str, dict[str, NDArray[np.float32]]],
+    views: Mapping[str, Mapping[str, Tensor]],
+    concepts: Sequence[Concept],
+    settings: VisionSettings,
+    *,
+    seed: int,
+    device: str,
+) -> dict[str, dict[str, NDArray[np.float32]]]:
+    """Vectors of each concept by kind of features and style: both towers, raw pixels, and the
+    towers untrained if this stage has trained them.
+
+    views: of `features.prepare_styles`. by_tower: of `features.pooled_by_style` on them.
+    """
+    edge = settings.towers.image_size
+    names = {"siglip": "SigLIP", "dino": "DINO"}
+    kinds = {names[name]: styles for name, styles in by_tower.items()}
+    kinds["pixels, 16 x 16"] = {
+        style: scoring.pixel_features(render_concepts(concepts, style, edge)) for style in views
+    }
+    if not settings.checkpoints:
+        fresh = build_towers(settings.towers, seed=seed).to(device)
+        for name, styles in pooled_by_style(fresh, views).items():
+            kinds[f"{names[name]}, untrained"] = styles
+    return kinds
 
 
 # ---- one recipe
@@ -322,6 +383,15 @@ def run_all(
             if arm in keep:
                 trained[arm].append(run)
     return RecipeRuns(trained, answers, pd.DataFrame(rows))
+
+
+def first_logs(done: RecipeRuns) -> dict[str, pd.DataFrame]:
+    """Logs of the first seed of each kept recipe, by recipe and training."""
+    return {
+        f"{arm}, {name}": log
+        for arm, seeds in done.trained.items()
+        for name, log in seeds[0].logs.items()
+    }
 
 
 def caption_comparison(

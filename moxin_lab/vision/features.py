@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moxin_lab.vision.data import Concept, Pixels, render_concepts
-from moxin_lab.vision.images import prepare_images
+from moxin_lab.vision.pixels import prepare_images
 from moxin_lab.vision.tasks import Item
 from moxin_lab.vision.towers import Towers, patch_features, pooled_features
 

@@ -4,24 +4,31 @@ Guarantees: each function takes plain values or a table and returns a matplotlib
 Out of scope: computing the values.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from moxin_lab.vision.data import Pixels
+from moxin_lab.lab.smoothing import centred_mean
+from moxin_lab.vision.data import Concept, Pixels, render
+from moxin_lab.vision.tasks import Item
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MODEL_AND_BASELINES = {"model": "o", "majority": "|", "blind": "s", "shuffled": "^", "nearest": "D"}
 
 
 def gallery(pictures: Sequence[Pixels], titles: Sequence[str], *, columns: int = 6) -> Figure:
-    """Pictures with their titles, row by row."""
+    """Pictures with their titles, row by row; long titles are wrapped between words."""
     rows = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(7.0, 1.62 * rows), squeeze=False)
+    titles = [wrapped(title, 96 // columns) for title in titles]
+    height = 1.3 + 0.14 * max(title.count("\n") + 1 for title in titles)
+    figure, axes = plt.subplots(rows, columns, figsize=(7.0, height * rows), squeeze=False)
     for index, panel in enumerate(axes.flat):
         panel.axis("off")
         if index < len(pictures):
@@ -30,13 +37,90 @@ def gallery(pictures: Sequence[Pixels], titles: Sequence[str], *, columns: int =
     return figure
 
 
+def two_styles(concepts: Sequence[Concept], edge: int = 64) -> Figure:
+    """Each concept as drawn by both groups of artists, one row per style, with its name."""
+    drawings = [
+        render(one.drawings[style], edge) for style in ("google", "twitter") for one in concepts
+    ]
+    return gallery(drawings, [one.label() for one in concepts] * 2, columns=len(concepts))
+
+
+def two_styles_alt(concepts: Sequence[Concept]) -> str:
+    """The figure of `two_styles` in words."""
+    names = ", ".join(one.label() for one in concepts)
+    return f"{len(concepts)} emoji, above in Google's style and below in Twitter's: {names}"
+
+
+def question_gallery(examples: Mapping[str, Item]) -> Figure:
+    """One picture per task with the task's name and the right answer."""
+    return gallery(
+        [one.picture for one in examples.values()],
+        [f"{task}\n{one.answer}" for task, one in examples.items()],
+        columns=min(5, max(3, len(examples))),
+    )
+
+
+def wrapped(title: str, width: int) -> str:
+    """A title in lines of at most `width` characters, broken between words and never inside one."""
+    lines = [
+        part
+        for line in title.split("\n")
+        for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+    ]
+    return "\n".join(lines)
+
+
+def picture_to_tokens(
+    picture: Pixels, side: int, tokens: Sequence[tuple[str, bool]], *, columns: int = 12
+) -> Figure:
+    """One example as the model reads it: the picture cut into `side` x `side` patches on the left,
+    the joined sequence on the right, in reading order. Patches are small pictures, tokens are
+    boxes; those with loss are filled.
+
+    picture: `[edge, edge, 3]`. tokens: (text, has loss) of each token, `<s>` first; the patches are
+    put right after it.
+    """
+    edge = picture.shape[0] // side
+    cells: list[tuple[str, bool] | Pixels] = [
+        picture[row * edge : (row + 1) * edge, column * edge : (column + 1) * edge]
+        for row in range(side)
+        for column in range(side)
+    ]
+    cells = [tokens[0], *cells, *tokens[1:]]
+    rows = -(-len(cells) // columns)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(7.2, max(1.9, 0.5 * rows)), width_ratios=(1, 3.6), layout="constrained"
+    )
+    left.imshow(picture, interpolation="nearest")
+    for line in range(1, side):
+        left.axhline(line * edge - 0.5, color="#555555", linewidth=0.7)
+        left.axvline(line * edge - 0.5, color="#555555", linewidth=0.7)
+    for index, cell in enumerate(cells):
+        row, column = divmod(index, columns)
+        if isinstance(cell, tuple):
+            _token_box(right, column, row, *cell)
+        else:
+            right.imshow(cell, extent=(column - 0.42, column + 0.42, row + 0.42, row - 0.42))
+    right.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal")
+    for panel in (left, right):
+        panel.axis("off")
+    return figure
+
+
+def _token_box(axes: Axes, column: int, row: int, text: str, has_loss: bool) -> None:
+    colour = "#F5C28B" if has_loss else "#F0F0F0"
+    axes.add_patch(
+        Rectangle((column - 0.44, row - 0.34), 0.88, 0.68, facecolor=colour, edgecolor="#555555")
+    )
+    axes.text(column, row, text, ha="center", va="center", fontsize=7, color="#111111")
+
+
 def losses(logs: Mapping[str, pd.DataFrame], *, step: str = "step", value: str = "loss") -> Figure:
-    """One panel per training: loss of each step and its running mean."""
+    """One panel per training: loss of each step and its centred running mean."""
     figure, axes = plt.subplots(1, len(logs), figsize=(7.0, 2.6), squeeze=False)
     for panel, (name, log), colour in zip(axes[0], logs.items(), COLOURS * 2, strict=False):
         panel.plot(log[step], log[value], color="#999999", linewidth=0.7)
-        window = max(1, len(log) // 20)
-        panel.plot(log[step], log[value].rolling(window, min_periods=1).mean(), color=colour)
+        panel.plot(log[step], centred_mean(log[value], max(1, len(log) // 20)), color=colour)
         panel.set_title(name, fontsize=9)
         panel.set(xlabel="step")
     axes[0, 0].set_ylabel(value)
@@ -51,7 +135,7 @@ def losses_alt(logs: Mapping[str, pd.DataFrame]) -> str:
     )
 
 
-def recalls(table: pd.DataFrame, *, at: int) -> Figure:
+def recalls(table: pd.DataFrame, *, at: int = 5) -> Figure:
     """Recall of `retrieval.recall_table`, one point with its interval per row; chance as a dotted
     line.
     """
@@ -75,7 +159,7 @@ def recalls(table: pd.DataFrame, *, at: int) -> Figure:
     return figure
 
 
-def recalls_alt(table: pd.DataFrame, *, at: int) -> str:
+def recalls_alt(table: pd.DataFrame, *, at: int = 5) -> str:
     """The figure of `recalls` in words."""
     values = "; ".join(f"{' '.join(name)} {row[f'R@{at}']:.2f}" for name, row in table.iterrows())
     return f"Recall at {at} with chance {table[f'chance R@{at}'].iloc[0]:.3f}: {values}."
@@ -86,7 +170,7 @@ def task_scores(scores: pd.DataFrame) -> Figure:
     baselines as open markers.
     """
     tasks = list(dict.fromkeys(scores["task"]))
-    figure, axes = plt.subplots(figsize=(7.0, 0.9 + 0.42 * len(tasks)))
+    figure, axes = plt.subplots(figsize=(7.0, 1.3 + 0.45 * len(tasks)), layout="constrained")
     for index, (name, marker) in enumerate(MODEL_AND_BASELINES.items()):
         part = scores[scores["answerer"] == name].set_index("task").reindex(tasks)
         if part["value"].isna().all():
@@ -115,10 +199,10 @@ def task_scores(scores: pd.DataFrame) -> Figure:
                 markersize=6,
             )
     axes.set_yticks(np.arange(len(tasks))[::-1], tasks)
-    axes.set(xlabel="share of correct answers", xlim=(-0.02, 1.02), ylim=(-0.7, len(tasks) - 0.3))
+    axes.set(xlabel="share of right answers", xlim=(-0.02, 1.02), ylim=(-0.7, len(tasks) - 0.3))
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=5, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
 
 
@@ -147,6 +231,12 @@ def arms(runs: pd.DataFrame, *, value: str, label: str) -> Figure:
     return figure
 
 
+def arms_alt(runs: pd.DataFrame, *, value: str) -> str:
+    """The figure of `arms` in words: the mean of each arm."""
+    means = runs.groupby("arm", sort=False)[value].mean()
+    return "; ".join(f"{arm} {mean:.3f}" for arm, mean in means.items())
+
+
 def similarity_maps(
     pictures: Sequence[Pixels], maps: Mapping[str, NDArray[np.floating]], titles: Sequence[str]
 ) -> Figure:
@@ -161,7 +251,7 @@ def similarity_maps(
     )
     for column in range(count):
         axes[0, column].imshow(pictures[column], interpolation="nearest")
-        axes[0, column].set_title(titles[column], fontsize=7, pad=2)
+        axes[0, column].set_title(wrapped(titles[column], 16), fontsize=7, pad=2)
         for row, values in enumerate(maps.values(), 1):
             axes[row, column].imshow(
                 values[column], cmap="cividis", interpolation="nearest", vmin=-1, vmax=1

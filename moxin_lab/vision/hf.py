@@ -5,8 +5,9 @@
     model = AutoModelForImageTextToText.from_pretrained(folder)
     processor = AutoProcessor.from_pretrained(folder)
 
-Guarantees: outputs are those of `MoxinVLM`; prompts with `<image>` placeholders and prompts without
-any (prefix mode) give the same result.
+Guarantees: outputs are those of `MoxinVLM`, aligned with the input's tokens; the processor's
+float32 pixels serve a model in float32, bfloat16 or float16; prompts with `<image>` placeholders
+and prompts without any (prefix mode) give the same result.
 Out of scope: running without this package, images anywhere but right after bos.
 """
 
@@ -28,6 +29,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
+from moxin_lab.model import hf_config
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.scales.sections import TowerSettings
@@ -66,7 +68,7 @@ class MoxinVLForConditionalGeneration(PreTrainedModel):
     def __init__(self, config: MoxinVLConfig) -> None:
         super().__init__(config)
         towers = TowerSettings.model_validate(config.towers)
-        decoder = MoxinForCausalLM(MoxinConfig.from_hf_dict(dict(config.language_model)))
+        decoder = MoxinForCausalLM(hf_config.from_dict(dict(config.language_model)))
         self.vlm = MoxinVLM(decoder, build_towers(towers))
         self.post_init()
 
@@ -97,7 +99,11 @@ class MoxinVLForConditionalGeneration(PreTrainedModel):
         pixel_values: dict[str, Tensor | None],
     ) -> dict[str, Any]:
         """Arguments of `MoxinVLM`, without placeholders: the model inserts the patches itself."""
-        pixels = {name: values for name, values in pixel_values.items() if values is not None}
+        pixels = {
+            name: values.to(next(self.vlm.towers.tower(name).parameters()).dtype)
+            for name, values in pixel_values.items()
+            if values is not None
+        }
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         placeholders = (input_ids == self.config.image_token_id) & (mask == 1)  # [B, T]
         if placeholders.any():
@@ -145,16 +151,38 @@ class MoxinVLForConditionalGeneration(PreTrainedModel):
         pixel_values_siglip: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput:
-        """Logits [B, T, V] of each row's joined sequence of text and patches, which begins with
-        bos and is padded on the right. Train with `vlm_training.train_vlm`.
+        """Logits [B, T, V], aligned with the input: those at a token predict the next one, so
+        `logits[:, -1]` are each row's next token where the batch is padded on the left. In prefix
+        mode T grows by the patches, which are inserted after bos, and padding stays on its side.
+        Train with `vlm_training.train_vlm`. Raises ValueError for an option that is not followed.
         """
         if kwargs.get("labels") is not None:
             raise ValueError(
                 "labels are not read here: train with vlm_training.train_vlm, which checks them"
             )
+        unknown = [name for name, value in kwargs.items() if value and name != "return_dict"]
+        if unknown or kwargs.get("return_dict") is False:
+            raise ValueError(
+                f"{', '.join(unknown) or 'return_dict=False'}: not followed here; forward returns "
+                "logits alone"
+            )
         pixels = {"dino": pixel_values_dino, "siglip": pixel_values_siglip}
+        inputs = self._inputs(input_ids, attention_mask, has_image, pixels)
+        logits = self.vlm(**inputs).logits  # [B, longest row, V], padded on the right
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        width, lengths = input_ids.shape[1], inputs["attention_mask"].sum(dim=1)
+        if inputs["pixel_values"] is not None:
+            patches = self.vlm.towers.num_patches
+            width += 0 if (input_ids == self.config.image_token_id).any() else patches
+            shown = inputs["has_image"]
+            lengths = lengths + patches * (1 if shown is None else shown.long())
+        column = torch.arange(width, device=logits.device)[None]
+        first = width - lengths[:, None]  # [B, 1]
+        if bool((mask[:, -1] == 0).any()):  # padded on the right
+            first = torch.zeros_like(first)
+        index = (column - first).clamp(0, logits.shape[1] - 1)  # [B, T]; padding reads anything
         return CausalLMOutput(
-            logits=self.vlm(**self._inputs(input_ids, attention_mask, has_image, pixels)).logits
+            logits=logits.gather(1, index[..., None].expand(-1, -1, logits.shape[2]))
         )
 
     @torch.no_grad()
@@ -172,22 +200,26 @@ class MoxinVLForConditionalGeneration(PreTrainedModel):
         top_p: float = 1.0,
         eos_token_id: int | None = None,
         pad_token_id: int | None = None,
+        streamer: Any = None,
     ) -> Tensor:
         """input_ids followed by the completion, int64 [B, T + new], as in transformers. Greedy
-        unless `do_sample`.
+        unless `do_sample`. streamer: as in transformers; it gets the prompt first.
         """
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
         pixels = {"dino": pixel_values_dino, "siglip": pixel_values_siglip}
-        language = self.config.language_model
+        language = self.vlm.config
         completion = self.vlm.generate(
             **self._inputs(input_ids, attention_mask, has_image, pixels),
             max_new_tokens=max_new_tokens,
             temperature=temperature if do_sample else 0.0,
             top_p=top_p,
-            eos_token_id=language.get("eos_token_id") if eos_token_id is None else eos_token_id,
-            pad_token_id=(language.get("pad_token_id") or 0)
-            if pad_token_id is None
-            else pad_token_id,
+            eos_token_id=language.eos_token_id if eos_token_id is None else eos_token_id,
+            pad_token_id=(language.pad_token_id or 0) if pad_token_id is None else pad_token_id,
+            on_token=None if streamer is None else lambda token: streamer.put(token.cpu()),
         )
+        if streamer is not None:
+            streamer.end()
         return torch.cat((input_ids, completion), dim=1)
 
 

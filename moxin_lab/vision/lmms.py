@@ -15,11 +15,15 @@ pyproject.toml names `model_manifest` in the entry points `lmms_eval.models`. Th
 when they are first accessed, so importing this module does not need lmms-eval, which is not a
 dependency of the project.
 
-Guarantees: `generate_until` stops at the request's `until` strings; `loglikelihood` is the sum over
-the tokens of the continuation, as in `MoxinVLM.answer_log_likelihoods` but without eos.
+Guarantees: `generate_until` stops at the request's `until` strings, and refuses options that it
+does not follow; `loglikelihood` is the sum over the tokens of the continuation, as in
+`MoxinVLM.answer_log_likelihoods` but without eos. A placeholder `<image>` that a task puts at the
+beginning or the end of a question with an image is taken out; anywhere else, and with whatever
+other token it spells, a question is text.
 Out of scope: video, audio, more than one image per question (all refused); batches.
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +31,14 @@ import torch
 from moxin_lab.vision.data import IMAGE_MARK
 from moxin_lab.vision.prompts import PromptError, encode_prompt, tokenize
 
+FOLLOWED_OPTIONS = ("until", "max_new_tokens", "do_sample", "temperature", "top_p")
+NEUTRAL_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "repetition_penalty": (None, 1, 1.0),
+    "use_cache": (None, True),
+    "image_aspect_ratio": (None, "original"),
+}
+"""Values of other options that ask for nothing; tasks of lmms-eval state some of them."""
 IS_SIMPLE = {"MoxinVL": False, "MoxinVLSimple": True}
 """The two classes by lmms-eval's flag: whether requests carry a prompt and images, or messages."""
 
@@ -103,9 +115,10 @@ class LmmsAdapter:
         answers = []
         for request in requests:
             messages, options = self._messages_and_options(request)
-            messages, images = _plain_messages(messages)
-            text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-            inputs = self.processor(text=text, images=images or None).to(self.device)
+            _check_generation_options(options)
+            inputs = self.processor.apply_chat_template(
+                _plain_messages(messages), tokenize=True, return_dict=True
+            ).to(self.device)
             temperature = float(options.get("temperature") or 0.0)
             ids = self.model.generate(
                 **inputs,
@@ -162,7 +175,7 @@ class LmmsAdapter:
                 f"{task} {doc_id} has {len(images)} images; this model was trained with one"
             )
         tokenizer = self.processor.tokenizer
-        prompt = encode_prompt(tokenizer, [], context.replace(IMAGE_MARK, ""))
+        prompt = encode_prompt(tokenizer, [], _without_placeholder(context) if images else context)
         answer = tokenize(tokenizer, str(target).strip())
         if not answer:
             raise PromptError(f"{task} {doc_id} has an empty target, which has no likelihood")
@@ -183,24 +196,45 @@ class LmmsAdapter:
         )
 
 
-def _plain_messages(raw: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
-    """lmms-eval's messages in the form of the chat template, and their images. Raises PromptError
-    for video and audio.
-    """
-    messages, images = [], []
-    for message in raw:
-        content = message["content"]
-        if isinstance(content, str):
-            messages.append({"role": message["role"], "content": content.replace(IMAGE_MARK, "")})
-            continue
-        parts = []
-        for part in content:
-            if part["type"] == "text":
-                parts.append({"type": "text", "text": part["text"].replace(IMAGE_MARK, "")})
-            elif part["type"] == "image":
-                parts.append({"type": "image"})
-                images.append(part.get("url", part.get("image")))
-            else:
-                raise PromptError(f"a message has {part['type']}; this model reads images only")
-        messages.append({"role": message["role"], "content": parts})
-    return messages, images
+def _check_generation_options(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for options of a task that are not followed."""
+    unknown = [
+        f"{name}={value!r}"
+        for name, value in sorted(options.items())
+        if name not in FOLLOWED_OPTIONS and value not in NEUTRAL_OPTIONS.get(name, (None,))
+    ]
+    if unknown:
+        raise ValueError(
+            f"moxin_vl does not follow {', '.join(unknown)}: remove it from the task's "
+            "generation_kwargs"
+        )
+
+
+def _plain_messages(raw: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """lmms-eval's messages in the form of the processor, which refuses video and audio."""
+    contents = [
+        [{"type": "text", "text": message["content"]}]
+        if isinstance(message["content"], str)
+        else message["content"]
+        for message in raw
+    ]
+    has_image = any(part["type"] == "image" for parts in contents for part in parts)
+    messages = []
+    for message, parts in zip(raw, contents, strict=True):
+        plain = []
+        for part in parts:
+            if part["type"] == "image":
+                part = {"type": "image", "image": part.get("url", part.get("image"))}
+            elif part["type"] == "text" and has_image:
+                part = {"type": "text", "text": _without_placeholder(part["text"])}
+            plain.append(part)
+        messages.append({"role": message["role"], "content": plain})
+    return messages
+
+
+def _without_placeholder(text: str) -> str:
+    """A question without the placeholder that a task put before or after it."""
+    text = text.strip()
+    if text.startswith(IMAGE_MARK):
+        return text.removeprefix(IMAGE_MARK)
+    return text.removesuffix(IMAGE_MARK)

@@ -8,7 +8,7 @@
 Marked tokens carry loss; alignment trains on captions without a prompt.
 
 Guarantees: questions and answers are tokenised one by one, in training and at inference, so no
-token crosses a border between them; text cannot spell a special token.
+token crosses a border between them; text cannot spell a control token.
 Out of scope: placing the patches (`vlm.py`), placeholders and chat templates (`processor.py`).
 """
 
@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from moxin_lab.model import plain_text
 from moxin_lab.training.loss import IGNORE_INDEX
 from moxin_lab.vision.data import Example
 
 
 class PromptError(ValueError):
-    """An example without a token to learn from, or a tokenizer that lacks a token; the message says
-    which.
+    """A prompt or an example that cannot be tokenised, or a tokenizer that lacks a token; the
+    message says why.
     """
 
 
@@ -48,7 +49,13 @@ def format_question(text: str) -> str:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text, never special tokens, even if the text spells one."""
+    """Token ids of a text, never control tokens, even if the text spells one. Raises PromptError
+    for half a surrogate pair, and for a tokenizer that makes a control token of plain text.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise PromptError(
+            f"the text {text[:60]!r} has half a surrogate pair, which is no character"
+        )
     return list(_tokenize(tokenizer, len(tokenizer), text))
 
 
@@ -56,18 +63,29 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 # token changes a tokenizer in place.
 @lru_cache(maxsize=100_000)
 def _tokenize(tokenizer: PreTrainedTokenizerBase, size: int, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    try:
+        return tuple(plain_text.encode(tokenizer, text))
+    except plain_text.ControlTokenError as error:
+        raise PromptError(str(error)) from error
 
 
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]], text: str
 ) -> list[int]:
-    """Token ids of bos, the earlier `turns` (question, answer), and the question `text`."""
+    """Token ids of bos, the earlier `turns` (question, answer), and the question `text`, as
+    `encode_example` has them.
+    """
     ids = [_special_token_id(tokenizer, "bos")]
     for question, answer in turns:
-        ids += tokenize(tokenizer, format_question(question))
-        ids += [*tokenize(tokenizer, answer.strip()), _special_token_id(tokenizer, "eos")]
+        ids += tokenize(tokenizer, format_question(question)) + encode_answer(tokenizer, answer)
     return ids + tokenize(tokenizer, format_question(text))
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of an answer and eos; none for an empty answer, as in training."""
+    if not text.strip():
+        return []
+    return [*tokenize(tokenizer, text.strip()), _special_token_id(tokenizer, "eos")]
 
 
 def encode_example(
@@ -82,11 +100,10 @@ def encode_example(
     stage: one of `vlm_training.STAGES`; `align` takes the answers without their questions. Raises
     PromptError if no token with loss is left, where LLaVA's trainers continue with a loss of 0.
     """
-    eos = _special_token_id(tokenizer, "eos")
     ids, labels = [_special_token_id(tokenizer, "bos")], [IGNORE_INDEX]
     for question, answer in example.turns:
         prompt = [] if stage == "align" else tokenize(tokenizer, format_question(question))
-        completion = [*tokenize(tokenizer, answer.strip()), eos] if answer.strip() else []
+        completion = encode_answer(tokenizer, answer)
         ids += prompt + completion
         labels += [IGNORE_INDEX] * len(prompt) + completion
     ids, labels = ids[:max_tokens], labels[:max_tokens]

@@ -1,5 +1,8 @@
-"""Table 8 of the paper, with what it omits: how each row was trained, and the closest published
-controls.
+"""Table 8 of the paper, with what it omits: how each row was trained, and Prismatic's rows with the
+same two encoders.
+
+Those rows are no control of Moxin's: they see 384 pixels and Moxin's model 224. Prismatic also
+released a model at 224 pixels, of which no row is published.
 
 Guarantees: digits as printed, each average recomputed by a test; where no source states a
 configuration, the table says so.
@@ -19,8 +22,8 @@ HERE = "not attempted at this scale"
 PRISMATIC = "torchrun scripts/pretrain.py --model.type"
 COMMANDS = {
     # OCID-Ref, VSR and TallyQA are not among lmms-eval's tasks.
-    "Ours": "moxin-lab run --scale full --only 07, then python -m lmms_eval --model moxin_vl "
-    "--model_args pretrained=runs/full/07_vision_language/vlm "
+    "Moxin-7B-VLM": "moxin-lab run --scale full --only 07, then python -m lmms_eval "
+    "--model moxin_vl --model_args pretrained=runs/full/07_vision_language/vlm "
     "--tasks gqa,vizwiz_vqa_val,refcoco+_bbox_rec_val,pope",
     "Prism-DINOSigLIP 7B (Controlled)": f"{PRISMATIC} prism-dinosiglip-controlled+7b (Prismatic)",
     "Prism-DINOSigLIP 7B": f"{PRISMATIC} prism-dinosiglip+7b (Prismatic)",
@@ -29,7 +32,7 @@ OTHER_ROWS = f"{PRISMATIC} with the row's configuration (Prismatic)"
 
 
 def table_8(folder: Path) -> pd.DataFrame:
-    """Rows of table 8 and its controls, sorted by average: configuration, seven scores, average,
+    """Rows of table 8 and Prismatic's own, sorted by average: configuration, seven scores, average,
     what this lab did (`here`) and the command that would reproduce the row.
 
     folder: `papers/tables`. Raises ValueError naming a row without a configuration.

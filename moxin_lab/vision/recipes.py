@@ -1,20 +1,21 @@
 """The recipes that stage 07 compares, and what the comparison says of each claim.
 
-    RECIPES                 name -> how it differs from Moxin's single stage
-    compare(runs, ...)      accuracy of each recipe minus the base's, over seeds
-    verdicts(compared)      claim -> verdict and evidence
-    all_verdicts(...)       the same for every claim of `RECIPES`, including those not run
+    RECIPES                       name -> how it differs from Moxin's single stage
+    compare(runs, ...)            accuracy of each recipe minus the base's, over seeds
+    verdicts(compared, margins)   claim -> verdict and evidence
+    all_verdicts(...)             the same for every claim of `RECIPES`, including those not run
 
 Guarantees: a recipe is compared with the base on the same seeds; fewer than three seeds decide
 nothing; a claim gets a verdict only where all its recipes were run.
 Out of scope: training a recipe (`experiments.py`).
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
+from moxin_lab.lab import rules
 from moxin_lab.scales.sections import VisionSettings
 
 SeedInterval = Callable[[Sequence[float]], tuple[float, float, float]]
@@ -34,17 +35,19 @@ class Recipe(NamedTuple):
     epochs: int | None = None
     backbone: str | None = None
     """Language model of this recipe; None: the scale's."""
+    said_to_be: Literal["worse", "no better", "equal"] = "worse"
+    """What the claim says of this recipe, compared with `no-align`."""
 
 
 RECIPES: dict[str, Recipe] = {
     "no-align": Recipe(None),
-    "align": Recipe("vlm.single-stage", align=True),
+    "align": Recipe("vlm.single-stage", align=True, said_to_be="no better"),
     "siglip-only": Recipe("vlm.fused-towers", which=("siglip",)),
     "dino-only": Recipe("vlm.fused-towers", which=("dino",)),
     "tuned-towers": Recipe("vlm.frozen-towers", tuned_towers=True),
     "one-epoch": Recipe("vlm.two-epochs", epochs=1),
-    "three-epochs": Recipe("vlm.two-epochs", epochs=3),
-    "instruct": Recipe("vlm.base-backbone", backbone="instruct"),
+    "three-epochs": Recipe("vlm.two-epochs", epochs=3, said_to_be="no better"),
+    "instruct": Recipe("vlm.base-backbone", backbone="instruct", said_to_be="equal"),
 }
 
 
@@ -78,66 +81,79 @@ def compare(runs: pd.DataFrame, interval: SeedInterval, base: str = "no-align") 
     return pd.DataFrame(rows).T.rename_axis("recipe")
 
 
-def verdicts(compared: pd.DataFrame, base: str = "no-align") -> dict[str, tuple[str, str]]:
-    """Claim to verdict and evidence, from `compare`'s table; only claims whose recipes were all
-    run.
+def verdicts(
+    compared: pd.DataFrame, margins: Mapping[str, float], base: str = "no-align"
+) -> dict[str, tuple[str, str]]:
+    """Claim to verdict and evidence, from `compare`'s table of at least three seeds; only claims
+    whose recipes were all run.
 
-    A claim that the base loses nothing is contradicted if a rival is above it. A claim that the
-    base is better is reproduced if every rival is below and contradicted if one is above; anything
-    between is undecided, which counts as not attempted.
+    margins: by claim, of those that say that a rival is equal or no better (`claims.margins`);
+    `rules.judge_null` decides them. Where a rival is said to be worse, `rules.judge_gain` does.
+    Raises ValueError for a claim of no difference without a margin.
     """
-    recipes_of: dict[str, list[str]] = {}
-    for name, recipe in RECIPES.items():
-        if recipe.claim:
-            recipes_of.setdefault(recipe.claim, []).append(name)
     result = {}
-    for claim, names in recipes_of.items():
+    for claim, names in recipes_by_claim().items():
         if not set(names) <= set(compared.index):
             continue
-        verdict = _verdict(claim, compared.loc[names, "difference"])
-        evidence = "; ".join(
-            f"{name} minus {base} {row[f'minus {base}']:+.3f}"
-            + (f" ({row['low']:+.3f} to {row['high']:+.3f})" if row["low"] <= row["high"] else "")
-            for name, row in compared.loc[names].iterrows()
+        rows = compared.loc[names]
+        parts = [
+            _judge(
+                RECIPES[str(name)].said_to_be,
+                row[f"minus {base}"],
+                row["low"],
+                row["high"],
+                margins.get(claim),
+            )
+            for name, row in rows.iterrows()
+        ]
+        evidence = (
+            f"Accuracy over all tasks (Student's 95 % interval over seeds): {_words(rows, base)}."
         )
-        undecided = (
-            "Run, but undecided: these seeds do not show which recipe is better. "
-            if verdict == "not attempted"
-            else ""
-        )
-        result[claim] = (
-            verdict,
-            f"{undecided}Accuracy over all tasks (Student's 95 % interval over seeds): {evidence}.",
-        )
+        if claim in margins:
+            evidence += f" Margin of no difference: {margins[claim]:g}."
+        result[claim] = (rules.all_of(parts), evidence)
     return result
 
 
-def all_verdicts(compared: pd.DataFrame, *, seeds: int) -> dict[str, tuple[str, str]]:
+def all_verdicts(
+    compared: pd.DataFrame, margins: Mapping[str, float], *, seeds: int
+) -> dict[str, tuple[str, str]]:
     """Verdict and evidence for every claim that a recipe decides, from `compare`'s table.
 
     Fewer than three seeds, or a recipe that was not run, leave a claim `not attempted`.
     """
-    decided = verdicts(compared)
-    missing = ("not attempted", "This scale does not run the recipes that it compares.")
+    decided = verdicts(compared, margins) if seeds > 2 else {}
     result = {}
-    for claim in dict.fromkeys(recipe.claim for recipe in RECIPES.values() if recipe.claim):
-        verdict, evidence = decided.get(claim, missing)
-        if seeds < 3:
-            verdict = "not attempted"
-            evidence += " One seed decides nothing." if claim in decided else ""
-            evidence += (
-                " To decide it: moxin-lab run --scale small --only 07, with its recipes in "
-                "vision: arms."
-            )
-        result[claim] = (verdict, evidence)
+    for claim, names in recipes_by_claim().items():
+        run = [name for name in names if name in compared.index]
+        seen = f"{_words(compared.loc[run], 'no-align')}; " if run else ""
+        count = f"{seeds} seed{'s' if seeds > 1 else ''}"
+        why = f"{seen}{count} and {len(run)} of the {len(names)} recipes that it compares"
+        result[claim] = decided.get(claim, ("not attempted", f"This scale decides nothing: {why}."))
     return result
 
 
-def _verdict(claim: str, differences: pd.Series) -> str:
-    if (differences == "above").any():
-        return "contradicted"
-    if claim in ("vlm.single-stage", "vlm.base-backbone"):
-        return "reproduced"
-    # A third epoch may add nothing; it must only not be better.
-    rivals = differences.drop("three-epochs", errors="ignore")
-    return "reproduced" if bool((rivals == "below").all()) else "not attempted"
+def recipes_by_claim() -> dict[str, list[str]]:
+    """Claim to the recipes whose comparison with `no-align` decides it."""
+    by_claim: dict[str, list[str]] = {}
+    for name, recipe in RECIPES.items():
+        if recipe.claim:
+            by_claim.setdefault(recipe.claim, []).append(name)
+    return by_claim
+
+
+def _judge(said_to_be: str, value: float, low: float, high: float, margin: float | None) -> str:
+    if said_to_be == "worse":
+        return rules.judge_gain(-high, -low)
+    if margin is None:
+        raise ValueError("a claim of no difference needs a margin in papers/claims.yml")
+    # A recipe that is worse than the single stage is not against a claim that it adds nothing.
+    return rules.judge_null(value, low, high, margin, one_sided=said_to_be == "no better")
+
+
+def _words(rows: pd.DataFrame, base: str) -> str:
+    return "; ".join(
+        f"{name} minus {base} {row[f'minus {base}']:+.3f}"
+        + (f" ({row['low']:+.3f} to {row['high']:+.3f})" if row["low"] <= row["high"] else "")
+        for name, row in rows.iterrows()
+    )

@@ -85,6 +85,42 @@ def style_recall_table(
     return pd.DataFrame(rows).T.rename_axis("features")
 
 
+def recall_summary(recall: pd.DataFrame, at: int = 5) -> str:
+    """A sentence on the first row of `recall_table`, or on why there is none."""
+    if not len(recall):
+        return "Published towers come without their text encoder: nothing is matched with words."
+    (language, direction), row = recall.index[0], recall.iloc[0]
+    value, chance = row[f"R@{at}"], row[f"chance R@{at}"]
+    return (
+        f"In `{language}`, {direction}, recall at {at} is {value:.3f} ({row[f'R@{at} low']:.3f} to "
+        f"{row[f'R@{at} high']:.3f}), {value / chance:.1f} times chance."
+    )
+
+
+def style_summary(across: pd.DataFrame, towers: Sequence[str], pixels: str, at: int = 5) -> str:
+    """Sentences on `style_recall_table`: whether each tower is above raw pixels, and above itself
+    untrained (the row `<tower>, untrained`, where there is one).
+
+    pixels: the row of the raw pixels. A tower is above or below another row if the interval of its
+    recall at `at` excludes that row's value.
+    """
+
+    def against(tower: str, other: str) -> str:
+        row, value = across.loc[tower], across.loc[other, f"R@{at}"]
+        low, high = row[f"R@{at} low"], row[f"R@{at} high"]
+        word = "above" if low > value else "below" if high < value else "not seen to differ from"
+        return f"{word} {'the raw pixels' if other == pixels else 'itself untrained'} ({value:.2f})"
+
+    sentences = []
+    for tower in towers:
+        others = [name for name in (pixels, f"{tower}, untrained") if name in across.index]
+        said = " and ".join(against(tower, other) for other in others)
+        sentences.append(
+            f"{tower}'s recall at {at}, {across.loc[tower, f'R@{at}']:.2f}, is {said}."
+        )
+    return " ".join(sentences)
+
+
 def _row(rank: NDArray[np.int64], interval: Interval, at: Sequence[int]) -> dict[str, float]:
     row: dict[str, float] = {}
     for k in at:

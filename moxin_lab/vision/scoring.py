@@ -1,6 +1,7 @@
 """Scores of the tasks of `tasks.py`, for a model and four baselines.
 
-    majority    the most frequent training answer to this kind of question
+    majority    the most frequent training answer to this kind of question; for boxes, the one that
+                overlaps enough with most training boxes
     blind       the same model without a picture
     shuffled    the same model with the picture of another item of the task
     nearest     no model: the answer of the training picture of the same kind that is nearest, at
@@ -100,7 +101,7 @@ def judge(items: Sequence[Item], answers: Sequence[str]) -> NDArray[np.bool_]:
 
 def majority(train: Sequence[Item], test: Sequence[Item]) -> list[str]:
     """The most frequent training answer of each item's kind (ties: the alphabetically first), and
-    the mean box for boxes.
+    the best constant box (`constant_box`) of each question about a box.
 
     For captions no training label is among a test item's choices, so the answer is the first
     choice: chance.
@@ -108,14 +109,16 @@ def majority(train: Sequence[Item], test: Sequence[Item]) -> list[str]:
     by_kind: dict[str, list[str]] = defaultdict(list)
     for item in train:
         by_kind[item.kind].append(item.answer)
-    boxes = [box for item in train if item.task == "box" and (box := parse_box(item.answer))]
-    mean_box = (
-        "[" + ", ".join(f"{value:.2f}" for value in np.mean(boxes, axis=0)) + "]" if boxes else ""
-    )
+    boxes: dict[str, list[str]] = defaultdict(list)
+    for item in train:
+        if item.task == "box":
+            boxes[item.question].append(item.answer)
+    constant = {question: constant_box(answers) for question, answers in boxes.items()}
+    anywhere = constant_box([answer for of_question in boxes.values() for answer in of_question])
     answers = []
     for item in test:
         if item.task == "box":
-            answers.append(mean_box)
+            answers.append(constant.get(item.question, anywhere))
             continue
         counts = Counter(
             answer for answer in by_kind[item.kind] if not item.choices or answer in item.choices
@@ -127,6 +130,23 @@ def majority(train: Sequence[Item], test: Sequence[Item]) -> list[str]:
         )
         answers.append(best)
     return answers
+
+
+def constant_box(answers: Sequence[str]) -> str:
+    """The answer whose IoU is at least 0.5 with most of the boxes in `answers` (ties: the first in
+    the order of the alphabet); empty for none. Raises ValueError for a text that is no box.
+    """
+    parsed = {answer: parse_box(answer) for answer in answers}
+    if None in parsed.values():
+        raise ValueError("a training answer is not a box")
+    boxes = [box for answer in answers if (box := parsed[answer])]
+
+    def hits(candidate: str) -> int:
+        box = parsed[candidate]
+        assert box is not None
+        return sum(iou(box, other) >= CORRECT_IOU for other in boxes)
+
+    return max(sorted(parsed), key=hits, default="")
 
 
 def nearest(train: Sequence[Item], test: Sequence[Item]) -> list[str]:
@@ -271,16 +291,61 @@ def picture_summary(
     count = f"{len(above_blind)} of {num_tasks} tasks are answered better with the picture"
     if not above_blind:
         return f"{count} than without."
+    others = set(above_blind) - set(above_both)
     return (
         f"{count} than without: {', '.join(above_blind)}. Of these, better than with another "
-        f"question's picture: {', '.join(above_both) or 'none'}. On the others it helped that "
-        "there was a picture, not what it shows."
+        f"question's picture: {', '.join(above_both) or 'none'}."
+        + (" On the others it helped that there was a picture, not what it shows." * bool(others))
+    )
+
+
+def caption_gap_in_words(gap: tuple[float, float, float]) -> str:
+    """What it means that another's picture costs `gap` nats per token more, with its interval."""
+    value, low, high = gap
+    verb = "uses" if low > 0 else "is not seen to use"
+    return (
+        f"Another picture costs {value:.4f} nats per token more ({low:.4f} to {high:.4f}): the "
+        f"model {verb} it."
+    )
+
+
+RULES = {
+    "majority": "The most frequent training answer",
+    "nearest": "The nearest training picture by pixels",
+}
+"""Baselines that have no model, as a sentence begins with them."""
+
+
+def rule_summary(compared: pd.DataFrame, rule: str, *, model: str = "model") -> str:
+    """A sentence on a baseline without a model: on which tasks it beats the model, and on which the
+    model beats it.
+
+    compared: of `gains` against `rule`, one of `RULES`. A task counts as won by who has the higher
+    share; those whose interval excludes zero are named as such.
+    """
+    ahead = compared.index[compared[rule].astype(float) > compared[model].astype(float)]
+    surely = [task for task in ahead if compared.loc[task, "verdict"] == f"below {rule}"]
+    beaten = [task for task in compared.index if compared.loc[task, "verdict"] == f"above {rule}"]
+    names = f" ({', '.join(ahead)}; beyond the interval: {', '.join(surely) or 'none'})"
+    return (
+        f"{RULES[rule]}, a rule without a model, scores higher than the model on {len(ahead)} of "
+        f"{len(compared)} tasks{names if len(ahead) else ''}. The model is above it, interval "
+        f"included, on {len(beaten)}{': ' + ', '.join(beaten) if beaten else ''}."
+    )
+
+
+def presence_summary(table: pd.DataFrame) -> str:
+    """A sentence on `presence_table`: where answering yes to everything has the higher F1."""
+    worse = table.index[table["F1 of always yes"] >= table["F1"]]
+    return (
+        f"Answering yes to everything has an F1 at least as high as the model's for {len(worse)} "
+        f"of {len(table)} kinds of negatives{': ' + ', '.join(worse) if len(worse) else ''}."
     )
 
 
 def presence_table(items: Sequence[Item], answers: Sequence[str]) -> pd.DataFrame:
-    """POPE's measures by kind of negative: accuracy, precision, recall and F1 of `yes`, and the
-    share of `yes` among the answers and among the references.
+    """POPE's measures by kind of negative: accuracy, precision, recall and F1 of `yes`, the F1 of
+    answering yes to everything, and the share of `yes` among the answers and the references.
     """
     rows = {}
     for kind in dict.fromkeys(item.kind for item in items if item.task == "presence"):
@@ -300,6 +365,7 @@ def presence_table(items: Sequence[Item], answers: Sequence[str]) -> pd.DataFram
             "precision": precision,
             "recall": recall,
             "F1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
+            "F1 of always yes": 2 * truly_yes / (len(pairs) + truly_yes),
             "answered yes": answered_yes / len(pairs),
             "truly yes": truly_yes / len(pairs),
         }

@@ -29,6 +29,7 @@ from moxin_lab.lab.progress import Progress
 from moxin_lab.scales.sections import SiglipTrainingSettings
 from moxin_lab.training import schedules
 from moxin_lab.training.fit import fit
+from moxin_lab.training.identity import digest
 from moxin_lab.training.optimizer import decay_matrices
 from moxin_lab.vision.data import Pixels
 from moxin_lab.vision.latent_semantics import LatentSemantics
@@ -139,6 +140,10 @@ class CaptionedViews(ViewStream):
             pictures, settings, seed, views=1, strength=settings.view_strength, **options
         )
         self._ids, self._pad, self._dropout = ids, pad, settings.token_dropout
+
+    def fingerprint(self) -> str:
+        """Digest of what `ViewStream`'s is of, and of the captions."""
+        return digest(super().fingerprint(), self._ids, self._pad, self._dropout)
 
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
         batch = super().batch(step, part=part, parts=parts)

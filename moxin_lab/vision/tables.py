@@ -6,10 +6,15 @@ Out of scope: scores (`scoring.py`), comparisons of recipes (`recipes.py`).
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
+from moxin_lab.training.loss import IGNORE_INDEX
 from moxin_lab.vision.data import Concept
 from moxin_lab.vision.experiments import Questions
+from moxin_lab.vision.prompts import EncodedExample
 from moxin_lab.vision.tasks import Item
 
 
@@ -41,6 +46,42 @@ def question_counts(questions: Questions) -> pd.DataFrame:
         for task, example in example_of_each_task(questions.test).items()
     }
     return pd.DataFrame(rows).T.rename_axis("task")
+
+
+def sample_answers(items: Sequence[Item], answers: pd.DataFrame, *, count: int) -> pd.DataFrame:
+    """The answers of the first seed to `count` questions at even distances, with the questions.
+
+    answers: the table of `answers` for these items.
+    """
+    first = answers.loc[answers.index.get_level_values("seed")[0]].reset_index(drop=True)
+    first = first.assign(question=[item.question for item in items])
+    places = [(2 * index + 1) * len(items) // (2 * count) for index in range(count)]
+    return first.iloc[places].set_index("id")
+
+
+def caption_means(nats: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
+    """Mean loss of captions by what was shown, of `experiments.caption_comparison`."""
+    means = {name: {"nats per token": values.mean()} for name, values in nats.items()}
+    return pd.DataFrame(means).T.rename_axis("shown")
+
+
+def tokens_with_loss(
+    encoded: EncodedExample, tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[str, bool]]:
+    """Each token of an example as text, and whether it carries loss. A line break is shown as ↵, a
+    space as ·.
+    """
+    texts = [
+        name if name in tokenizer.all_special_tokens else tokenizer.decode([token])
+        for token, name in zip(
+            encoded.input_ids.tolist(),
+            tokenizer.convert_ids_to_tokens(encoded.input_ids.tolist()),
+            strict=True,
+        )
+    ]
+    has_loss = (encoded.labels != IGNORE_INDEX).tolist()
+    shown = [text.replace("\n", "↵").replace(" ", "·") for text in texts]
+    return list(zip(shown, has_loss, strict=True))
 
 
 def answers(

@@ -24,17 +24,25 @@ Out of scope: judging answers (`scoring.py`).
 """
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
-from moxin_lab.vision.data import Concept, Example, Pixels, paste, render, resize_square
+from moxin_lab.vision.data import (
+    Concept,
+    DataError,
+    Example,
+    Pixels,
+    paste,
+    read_rows,
+    render,
+    resize_square,
+)
+from moxin_lab.vision.images import open_image
 
 YES_NO = ("yes", "no")
 SIDES = ("left", "right", "above", "below")
@@ -54,6 +62,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 MARK_COLOURS = ("red", "green", "blue", "purple")
 NEGATIVES = ("random", "popular", "adversarial")
 PRESENCE_CONCEPTS, POPULAR_CONCEPTS = 60, 8
+CHART_PIXELS = 1024 * 1024
+"""Largest width x height of a chart; those of the card have 192 x 192."""
 
 
 class Item(NamedTuple):
@@ -114,27 +124,35 @@ def make_items(
 
 
 def chart_items(card: Path, split: str, edge: int) -> list[Item]:
-    """All questions of a split of the chart card that are legible at this edge."""
+    """All questions of a split of the chart card that are legible at this edge. Raises ImageError
+    for a chart that is no image, or of more than CHART_PIXELS, DataError for a file or a row that
+    is not as the card describes it.
+    """
     items = []
-    for row in pq.read_table(card / "data" / f"{split}.parquet").to_pylist():
-        image = Image.open(io.BytesIO(row["png"])).convert("RGB")
+    file = card / "data" / f"{split}.parquet"
+    for number, row in enumerate(read_rows(file, ("id", "png", "questions"))):
+        image = open_image(row["png"], max_pixels=CHART_PIXELS, name=f"{file}, chart {row['id']}")
         resampling = Image.Resampling.BOX if edge < image.width else Image.Resampling.BICUBIC
         picture = np.asarray(image.resize((edge, edge), resampling))
-        for question in row["questions"]:
-            if question["pixels"] > edge:
-                continue
-            kind = question["task"]
-            items.append(
+        try:
+            items += [
                 Item(
-                    id=f"chart-{split}-{row['id']}-{kind.removeprefix('chart ')}",
+                    id=f"chart-{split}-{row['id']}-{one['task'].removeprefix('chart ')}",
                     task="chart",
-                    kind=kind,
-                    question=question["question"],
-                    answer=question["answer"],
-                    choices=tuple(question["choices"]),
+                    kind=one["task"],
+                    question=one["question"],
+                    answer=one["answer"],
+                    choices=tuple(one["choices"]),
                     picture=picture,
                 )
-            )
+                for one in row["questions"]
+                if one["pixels"] <= edge
+            ]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{file}, row {number} (chart {row['id']}): a question lacks task, question, "
+                f"answer, choices or pixels ({type(error).__name__}: {error})"
+            ) from None
     return items
 
 

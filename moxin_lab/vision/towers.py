@@ -11,7 +11,7 @@
 
 Guarantees: the features are timm's `get_intermediate_layers(x, n={blocks - 2})` of both towers,
 concatenated; later blocks are not run.
-Out of scope: normalising pixels (`images.py`), training (`siglip_training.py`, `dino_training.py`).
+Out of scope: normalising pixels (`pixels.py`), training (`siglip_training.py`, `dino_training.py`).
 """
 
 import json
@@ -28,7 +28,12 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer as Tower
 from torch import Tensor, nn
 
+from moxin_lab import untrusted
 from moxin_lab.scales.sections import TowerSettings
+
+
+class TowerError(RuntimeError):
+    """Weights or settings of a tower that cannot be used; the message names the file."""
 
 
 class Towers(nn.Module):
@@ -120,8 +125,8 @@ def build_towers(
     checkpoints: name of the tower to file. `dino`: any format that timm reads for that model
     (Meta's too); position embeddings are resampled to the image size. `siglip`: likewise if timm
     knows the name; otherwise the name is open_clip's (e.g. `ViT-SO400M-14-SigLIP`), the file is the
-    whole open_clip model, and its visual trunk is used. Raises FileNotFoundError, and the
-    libraries' errors for weights that do not fit.
+    whole open_clip model, and its visual trunk is used. Raises FileNotFoundError, and TowerError
+    for a file that is damaged, is no checkpoint, or has weights that do not fit.
     """
     checkpoints = checkpoints or {}
     for name, file in checkpoints.items():
@@ -135,22 +140,36 @@ def build_towers(
     return Towers(settings, models).eval()
 
 
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
+
+
 def _build(settings: TowerSettings, name: str, checkpoint: Path | None) -> nn.Module:
     model_name, shape = getattr(settings, name), dict(getattr(settings, f"{name}_shape"))
-    if not timm.is_model(model_name.partition(".")[0]):
-        if name != "siglip":
-            raise ValueError(f"timm has no model {model_name!r}")
-        if shape:
-            raise ValueError(
-                f"{model_name} is a model of open_clip, whose name fixes its shape: {shape} cannot "
-                "be set"
-            )
-        source = {} if checkpoint is None else {"pretrained": str(checkpoint)}
-        return open_clip.create_model(model_name, force_image_size=None, **source).visual.trunk
-    options: dict[str, Any] = {"img_size": settings.image_size, "num_classes": 0, **shape}
-    if checkpoint is not None:
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(checkpoint)}}
-    return timm.create_model(model_name, **options)
+    is_open_clips = not timm.is_model(model_name.partition(".")[0])
+    if is_open_clips and name != "siglip":
+        raise ValueError(f"timm has no model {model_name!r}")
+    if is_open_clips and shape:
+        raise ValueError(
+            f"{model_name} is a model of open_clip, whose name fixes its shape: {shape} cannot be "
+            "set"
+        )
+    try:
+        if is_open_clips:
+            source = {} if checkpoint is None else {"pretrained": str(checkpoint)}
+            return open_clip.create_model(model_name, force_image_size=None, **source).visual.trunk
+        options: dict[str, Any] = {"img_size": settings.image_size, "num_classes": 0, **shape}
+        if checkpoint is not None:
+            options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(checkpoint)}}
+        return timm.create_model(model_name, **options)
+    except Exception as error:
+        if checkpoint is None:
+            raise
+        raise TowerError(  # the libraries pass on their readers' errors, which name no file
+            f"{checkpoint} is no checkpoint of the tower {name} ({model_name}), or is damaged: "
+            f"{_reason(error)}"
+        ) from error
 
 
 def save_towers(towers: Towers, folder: Path) -> Path:
@@ -171,11 +190,25 @@ def save_towers(towers: Towers, folder: Path) -> Path:
 
 
 def load_towers(folder: Path) -> Towers:
-    """Towers that `save_towers` wrote. Raises FileNotFoundError, or RuntimeError naming tensors
-    that do not fit.
+    """Towers that `save_towers` wrote. Raises FileNotFoundError, or TowerError naming the file that
+    is damaged, and the settings or tensors that do not fit.
     """
     folder = Path(folder)
-    values = json.loads((folder / "towers.json").read_text(encoding="utf-8"))
-    towers = build_towers(TowerSettings.model_validate(values))
-    towers.load_state_dict(load_file(folder / "towers.safetensors"))
+    file, weights = folder / "towers.json", folder / "towers.safetensors"
+    try:
+        settings = TowerSettings.model_validate(
+            untrusted.load_json(untrusted.read_bytes(file, untrusted.MAX_JSON_BYTES))
+        )
+    except ValueError as error:  # pydantic's too
+        raise TowerError(f"{file} is not the settings of towers: {_reason(error)}") from error
+    try:
+        tensors = load_file(weights)  # before towers of any size are built
+        towers = build_towers(settings)
+        towers.load_state_dict(tensors)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of safetensors, timm and torch
+        raise TowerError(
+            f"{weights} does not fit {file}, or is damaged: {_reason(error)}"
+        ) from error
     return towers

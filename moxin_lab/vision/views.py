@@ -18,8 +18,9 @@ from torch import Tensor
 
 from moxin_lab.scales.sections import VisionOptimisation
 from moxin_lab.training.fit import Order
+from moxin_lab.training.identity import digest
 from moxin_lab.vision.data import Pixels
-from moxin_lab.vision.images import normalise_channels
+from moxin_lab.vision.pixels import normalise_channels
 
 
 def augment(
@@ -87,6 +88,15 @@ class ViewStream:
             seed=seed,
         )
         self.num_steps = self._order.num_steps
+
+    def fingerprint(self) -> str:
+        """Digest of the pictures, their order, and how views are drawn."""
+        views = (self._seed, self._size, self._name, self._views, self._strength)
+        return digest(self.pictures, self._order.fingerprint(), views)
+
+    def describe(self, step: int) -> str:
+        """Which pictures a step reads, for messages."""
+        return f"pictures {self._order.step(step).tolist()[:5]} and more"
 
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
         """Part `part` of a step cut into `parts`."""

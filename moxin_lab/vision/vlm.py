@@ -12,7 +12,7 @@ cached generation equals uncached.
 Out of scope: tokenising (`prompts.py`), opening images (`images.py`), training (`vlm_training.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from moxin_lab.model.cache import RollingCache
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.model.generate import sample
+from moxin_lab.model.generate import is_end, sample
 from moxin_lab.training.loss import IGNORE_INDEX
 from moxin_lab.vision.towers import Towers
 
@@ -98,6 +98,26 @@ class Joined(NamedTuple):
     """int64 [B, T]"""
     mask: Tensor
     """bool [B, T]: False on padding."""
+
+
+def place_patches(
+    is_token: Tensor, row_patches: Tensor, *, left: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where the parts of each joined row are, each [B, T]: the position in the row's own sequence
+    (negative on left padding), whether a token or patch is there, whether it is a patch, and from
+    which column of the text it comes otherwise.
+
+    is_token: int64 [B, columns], 1 on tokens. row_patches: int64 [B, 1], patches of each row.
+    """
+    first = is_token.argmax(dim=1, keepdim=True)  # [B, 1], the column of <s>
+    lengths = is_token.sum(dim=1, keepdim=True) + row_patches
+    total = int(lengths.max())
+    position = torch.arange(total, device=is_token.device)[None]
+    position = position - (total - lengths if left else 0)
+    is_there = (position >= 0) & (position < lengths)
+    is_patch = (position >= 1) & (position <= row_patches)  # right after <s>
+    column = first + torch.where(position > row_patches, position - row_patches, position)
+    return position, is_there, is_patch, column
 
 
 class MoxinVLM(nn.Module):
@@ -180,21 +200,12 @@ class MoxinVLM(nn.Module):
             patches = text.new_zeros(batch, num_patches, text.shape[2])
             patches[has_image] = projected
             source = torch.cat((text, patches), dim=1)  # [B, T + patches, C]
-        first = is_token.argmax(dim=1, keepdim=True)  # [B, 1]
-        num_tokens = is_token.sum(dim=1, keepdim=True)  # [B, 1]
-        if not bool((num_tokens > 0).all()):
+        if not bool((is_token.sum(dim=1) > 0).all()):
             raise ValueError("a row has no token at all: each begins with bos")
         row_patches = has_image.long()[:, None] * num_patches  # [B, 1]
-        lengths = num_tokens + row_patches
-        total = int(lengths.max())
-        # Position in the row's own sequence, negative on left padding: [B, total].
-        position = torch.arange(total, device=device)[None] - (total - lengths if left else 0)
-        mask = (position >= 0) & (position < lengths)
-        is_patch = (position >= 1) & (position <= row_patches)
-        # Where in `source` each position comes from; padding gathers anything.
-        text_index = first + torch.where(position > row_patches, position - row_patches, position)
+        position, mask, is_patch, text_index = place_patches(is_token, row_patches, left=left)
         index = torch.where(is_patch, width + position - 1, text_index)
-        index = index.clamp(0, source.shape[1] - 1)
+        index = index.clamp(0, source.shape[1] - 1)  # padding gathers anything
         embeddings = source.gather(1, index[..., None].expand(-1, -1, source.shape[2]))
         joined_labels = None
         if labels is not None:
@@ -265,17 +276,18 @@ class MoxinVLM(nn.Module):
         has_image: Tensor | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int = 0,
         use_cache: bool = True,
         generator: torch.Generator | None = None,
+        on_token: Callable[[Tensor], object] | None = None,
     ) -> Tensor:
         """New token ids int64 [B, up to max_new_tokens]; after `eos_token_id` a row continues with
         `pad_token_id`.
 
-        temperature: 0 for greedy decoding. use_cache: False recomputes the whole sequence for each
-        token, the reference that the cache is tested against. Raises ValueError for more tokens
-        than the decoder has positions.
+        on_token: called with each step's ids [B]. temperature: 0 for greedy decoding.
+        use_cache: False recomputes the whole sequence for each token, the reference that the cache
+        is tested against. Raises ValueError for more tokens than the decoder has positions.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
@@ -315,8 +327,10 @@ class MoxinVLM(nn.Module):
             )
             token = torch.where(ended, pad_token_id, token)
             completion.append(token)
+            if on_token is not None:
+                on_token(token)
             if eos_token_id is not None:
-                ended |= token == eos_token_id
+                ended |= is_end(token, eos_token_id)
             if bool(ended.all()) or index == max_new_tokens - 1:
                 break
             new = self.decoder.model.embed_tokens(token[:, None])

@@ -15,6 +15,8 @@ continues bitwise on the CPU; an example without a labelled token is refused bef
 Out of scope: choosing examples (`training_data.py`).
 """
 
+import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -29,10 +32,12 @@ from moxin_lab.lab.progress import Progress
 from moxin_lab.scales.sections import TowerSettings, VlmTrainingSettings
 from moxin_lab.training import schedules
 from moxin_lab.training.fit import Order, accumulation, fit
+from moxin_lab.training.identity import digest, flat
 from moxin_lab.training.loss import IGNORE_INDEX
 from moxin_lab.training.optimizer import decay_matrices
 from moxin_lab.vision.data import Example
-from moxin_lab.vision.images import Source, prepare_images
+from moxin_lab.vision.images import Source
+from moxin_lab.vision.pixels import prepare_images
 from moxin_lab.vision.prompts import EncodedExample, encode_example
 from moxin_lab.vision.vlm import MoxinVLM, pad_examples
 
@@ -53,6 +58,8 @@ class ExampleStream:
     A batch has `input_ids`, `labels`, `attention_mask` int64 [B, T], `has_image` bool [B],
     `step_targets` (labelled tokens of the whole step), and the tensors that `load` returns for its
     images.
+
+    source: digest of what `load` reads.
     """
 
     def __init__(
@@ -61,8 +68,9 @@ class ExampleStream:
         settings: VlmTrainingSettings,
         seed: int,
         load: Load,
+        source: str,
     ) -> None:
-        self._encoded, self._load = encoded, load
+        self._encoded, self._load, self._source = encoded, load, source
         self.examples_per_step = settings.examples_per_step
         self._order = Order(
             len(encoded),
@@ -71,6 +79,14 @@ class ExampleStream:
             seed=seed,
         )
         self.num_steps = self._order.num_steps
+
+    def fingerprint(self) -> str:
+        """Digest of the examples, their order, and the source of their images."""
+        return digest(self._encoded, self._order.fingerprint(), self._source)
+
+    def describe(self, step: int) -> str:
+        """Which examples a step reads, for messages."""
+        return f"examples {[self._encoded[i].id for i in self._order.step(step)][:5]} and more"
 
     def batch(self, step: int, *, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         """Part `part` of a step cut into `parts`."""
@@ -102,10 +118,29 @@ def vlm_loss(model: MoxinVLM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         has_image=batch["has_image"],
     )
     assert output.nats is not None
+    loss = output.nats.sum() / batch["step_targets"]
+    if not bool(batch["has_image"].any()):
+        loss = loss + _unused(model)
     return {
-        "loss": output.nats.sum() / batch["step_targets"],
+        "loss": loss,
         "targets": torch.tensor(output.nats.numel()),
     }
+
+
+def _unused(model: MoxinVLM) -> Tensor:
+    """0, with a gradient of 0 for the projector and for towers that are trained: a batch of text
+    alone does not reach them, but a backward pass and a reduction over ranks expect the gradient of
+    each trained parameter.
+    """
+    towers, weight = model.towers, next(model.towers.parameters())
+    if any(parameter.requires_grad for parameter in towers.parameters()):
+        edge = towers.settings.image_size
+        features = model.image_features(
+            dict.fromkeys(towers.names, weight.new_zeros(1, 3, edge, edge))
+        )
+    else:
+        features = weight.new_zeros(1, towers.num_patches, towers.channels)
+    return 0 * model.projector(features.to(model.projector.fc1.weight.dtype)).sum()
 
 
 def set_trainable(model: MoxinVLM, stage: str) -> None:
@@ -152,6 +187,7 @@ def train_vlm(
     ]
     if features is None:
         load = _load_pixels(images, model.towers.settings)
+        source = _pixel_source(images, model.towers.settings, encoded)
     elif stage == "full-finetune":
         raise ValueError(
             "full-finetune changes the towers, so features computed before it would be stale: pass "
@@ -159,13 +195,14 @@ def train_vlm(
         )
     else:
         load = _load_features(features, encoded)
+        source = digest("features", [features[name] for name in _image_names(encoded)])
     model.train()
     model.towers.train(stage == "full-finetune")
     model.decoder.activation_checkpointing = settings.activation_checkpointing
     try:
         return fit(
             model,
-            ExampleStream(encoded, settings, seed, load),
+            ExampleStream(encoded, settings, seed, load, source),
             settings,
             vlm_loss,
             optimizer=decay_matrices,
@@ -191,10 +228,37 @@ def _load_pixels(images: Images, settings: TowerSettings) -> Load:
     return load
 
 
+def _image_names(encoded: Sequence[EncodedExample]) -> list[str]:
+    return sorted({example.image for example in encoded if example.image is not None})
+
+
+def _pixel_source(
+    images: Images, settings: TowerSettings, encoded: Sequence[EncodedExample]
+) -> str:
+    """Digest of the towers' settings and of every image's source: of a file its path, of an image
+    in memory its pixels.
+    """
+    get_image = images if callable(images) else images.__getitem__
+    sources = (_source(get_image(name)) for name in _image_names(encoded))
+    return digest("pixels", flat(settings), [digest(source) for source in sources])
+
+
+def _source(image: Source) -> Any:
+    """What tells an image from another without opening a file."""
+    if isinstance(image, str | os.PathLike):
+        return os.fspath(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, Image.Image):
+        return getattr(image, "filename", "") or (image.mode, image.getpalette(), np.asarray(image))
+    if isinstance(image, io.BytesIO):
+        return image.getvalue()
+    return image if isinstance(image, np.ndarray | Tensor) else str(getattr(image, "name", image))
+
+
 def _load_features(features: Mapping[str, Tensor], encoded: Sequence[EncodedExample]) -> Load:
     """A function that looks up features. Raises ValueError for an image without."""
-    names = {example.image for example in encoded if example.image is not None}
-    missing = sorted(names - features.keys())
+    missing = [name for name in _image_names(encoded) if name not in features]
     if missing:
         raise ValueError(f"{len(missing)} images have no features, the first is {missing[0]}")
 

@@ -16,6 +16,7 @@ from moxin_lab.vision.dino_training import (
     dino_loss,
     has_collapsed,
     train_dino,
+    training_in_words,
 )
 from moxin_lab.vision.towers import build_towers
 from moxin_lab.vision.views import ViewStream
@@ -69,6 +70,10 @@ def test_a_collapse_is_distinguished_from_learning():
     assert not has_collapsed(log(*[even] * 10), 1024)
     assert "= 4.16" in collapse_warning(log(*[even] * 10), 64)
     assert collapse_warning(log(*[even] * 10), 1024) == ""
+    both = {"SigLIP": log(*[1.0] * 10), "DINO": log(*[even] * 10)}
+    assert "collapsed: its loss" in training_in_words(both, 64)
+    assert "ln(1024) = 6.93" in training_in_words(both, 1024)
+    assert training_in_words({}, 64) == "Published towers were loaded."
 
 
 def test_a_student_with_the_same_output_for_every_picture_has_collapsed():

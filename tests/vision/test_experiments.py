@@ -1,10 +1,12 @@
 """`moxin_lab.vision.experiments`: captions of a concept, and which concepts a question is about."""
 
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 
-from moxin_lab.vision import data, experiments
+from moxin_lab import scales
+from moxin_lab.vision import data, experiments, tasks
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,12 @@ def test_tower_captions_have_only_the_concepts_tags_and_half_omit_the_label(conc
 
 def test_test_questions_are_about_other_concepts_except_presence(repository, concepts):
     train = data.read_concepts(repository / "data_cards" / "emoji", "validation")
-    settings = SimpleNamespace(train_items=4, test_items=4, towers=SimpleNamespace(image_size=32))
+    settings = SimpleNamespace(
+        tasks=(*tasks.TASKS, "chart"),
+        train_items=4,
+        test_items=4,
+        towers=SimpleNamespace(image_size=32),
+    )
     questions = experiments.questions(
         train, concepts, repository / "data_cards" / "charts", settings, seed=0
     )
@@ -59,3 +66,18 @@ def test_test_questions_are_about_other_concepts_except_presence(repository, con
     assert (
         not captions & {item.answer for item in questions.test if item.task == "caption"} - labels
     )
+
+
+def test_questions_are_of_the_tasks_that_the_scale_names(repository, concepts):
+    settings = scales.load("tiny").vision.model_copy(
+        update={"tasks": ("count", "chart"), "train_items": 4, "test_items": 4}
+    )
+    charts = repository / "data_cards" / "charts"
+    made = experiments.questions(concepts, concepts, charts, settings, seed=0)
+    for part in made:
+        assert [item.task for item in part] == ["count"] * 4 + ["chart"] * 4
+
+
+def test_a_scale_may_name_every_task_and_no_other():
+    named = get_args(get_args(scales.VisionSettings.model_fields["tasks"].annotation)[0])
+    assert set(named) == {*tasks.TASKS, "chart"}

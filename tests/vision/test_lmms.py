@@ -18,7 +18,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from moxin_lab.vision import hf, lmms
-from moxin_lab.vision.images import prepare_images
+from moxin_lab.vision.pixels import prepare_images
 from moxin_lab.vision.prompts import PromptError, encode_prompt, tokenize
 
 RED = Image.new("RGB", (30, 40), (200, 10, 10))
@@ -130,6 +130,45 @@ def test_generate_until_is_the_models_answer_up_to_the_stop_in_either_form_of_re
             options, context="<image>What?"
         )  # some tasks contain the placeholder
         assert models.simple.generate_until([marked]) == [answer]
+
+
+@pytest.mark.parametrize("text", ["a</s>b", "a\nOut: b", "is <image> a word?", "<s>", "<unk>"])
+def test_a_question_that_spells_markup_is_text(models, tiny_vlm, byte_tokenizer, text):
+    expected = written(tiny_vlm, byte_tokenizer, text, RED).strip()
+    options = {"max_new_tokens": 8}
+    assert models.simple.generate_until([simple_request(options, context=text)]) == [expected]
+    parts = [{"type": "image", "url": RED}, {"type": "text", "text": text}]
+    chat = chat_request(options, lambda _: [{"role": "user", "content": parts}])
+    assert models.chat.generate_until([chat]) == [expected]
+    prompt = encode_prompt(byte_tokenizer, [], text)
+    likely = tiny_vlm.answer_log_likelihoods(
+        [prompt],
+        [[tokenize(byte_tokenizer, "yes")]],
+        pixel_values=prepare_images([RED], tiny_vlm.towers.settings),
+    )[0][0]
+    args = (text, "yes", _visual, 0, "task", "test")
+    loss, _ = models.simple.loglikelihood([SimpleNamespace(args=args)])[0].text
+    assert loss == pytest.approx(-float(likely), abs=1e-3)
+
+
+def test_a_placeholder_is_text_where_there_is_no_image(models, tiny_vlm, byte_tokenizer):
+    request = simple_request({"max_new_tokens": 8}, "<image>What?", lambda document: None)
+    expected = written(tiny_vlm, byte_tokenizer, "<image>What?", None).strip()
+    assert models.simple.generate_until([request]) == [expected]
+
+
+def test_messages_and_options_that_are_not_followed_are_refused_by_name(models):
+    system = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a"}]
+    with pytest.raises(PromptError, match="no system message"):
+        models.chat.generate_until([chat_request({}, lambda _: system)])
+    for options, named in (
+        ({"repetition_penalty": 1.2, "num_beams": 3}, "num_beams=3, repetition_penalty=1.2"),
+        ({"image_aspect_ratio": "pad"}, "image_aspect_ratio='pad'"),
+    ):
+        with pytest.raises(ValueError, match=f"does not follow {named}"):
+            models.simple.generate_until([simple_request(options)])
+    neutral = {"num_beams": 1, "image_aspect_ratio": "original", "max_new_tokens": 2}
+    assert models.simple.generate_until([simple_request(neutral)])
 
 
 def test_a_question_without_an_image_is_answered(models, tiny_vlm, byte_tokenizer):

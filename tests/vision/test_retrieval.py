@@ -1,6 +1,7 @@
 """`moxin_lab.vision.retrieval`: ranks equal a plain sort, ties never help, chance is stated."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +55,28 @@ def test_the_table_has_both_directions_of_every_language():
         and table.loc[("ko", "text to image"), "R@1"] == 0
     )
     assert table.loc[("en", "text to image"), "chance R@5"] == pytest.approx(5 / 6)
+
+
+def test_a_tower_is_compared_with_pixels_and_with_itself_untrained():
+    def row(value, half):
+        return {"R@5": value, "R@5 low": value - half, "R@5 high": value + half}
+
+    across = pd.DataFrame(
+        {
+            "SigLIP": row(0.3, 0.05),
+            "DINO": row(0.5, 0.2),
+            "pixels": row(0.7, 0.05),
+            "SigLIP, untrained": row(0.2, 0.05),
+        }
+    ).T
+    said = retrieval.style_summary(across, ("SigLIP", "DINO"), "pixels")
+    assert "SigLIP's recall at 5, 0.30, is below the raw pixels (0.70) and above itself" in said
+    assert "DINO's recall at 5, 0.50, is not seen to differ from the raw pixels (0.70)." in said
+
+
+def test_the_sentence_on_recall_has_its_chance_and_says_why_there_is_none():
+    vectors = np.eye(10)
+    table = retrieval.recall_table(vectors, {"en": vectors}, wilson_interval)
+    said = retrieval.recall_summary(table)
+    assert "In `en`, image to text, recall at 5 is 1.000" in said and "2.0 times chance" in said
+    assert "without their text encoder" in retrieval.recall_summary(pd.DataFrame())

@@ -5,6 +5,7 @@ verdicts that follow from intervals.
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,12 +84,20 @@ def test_majority_is_taken_within_a_kind():
     )
 
 
-def test_majority_of_boxes_is_the_mean_box():
+def test_majority_of_boxes_is_the_constant_box_that_is_right_most_often():
+    corner, middle, wide = "[0.0, 0.0, 0.4, 0.4]", "[0.3, 0.3, 0.7, 0.7]", "[0.2, 0.3, 0.7, 0.7]"
     train = [
         item(i, text, task="box", kind="box", choices=())
-        for i, text in enumerate(["[0.0, 0.0, 0.4, 0.4]", "[0.2, 0.2, 0.6, 0.6]"])
+        for i, text in enumerate([corner, middle, wide, middle])
     ]
-    assert scoring.majority(train, train[:1]) == ["[0.10, 0.10, 0.50, 0.50]"]
+    asked_otherwise = item(9, corner, task="box", kind="box", choices=(), question="The square?")
+    assert scoring.majority(train, train[:1]) == [
+        wide
+    ]  # right for itself and for both in the middle
+    assert scoring.majority([*train, asked_otherwise], [asked_otherwise]) == [corner]
+    assert scoring.constant_box([]) == ""
+    with pytest.raises(ValueError, match="not a box"):
+        scoring.constant_box([corner, "left"])
 
 
 def test_nearest_answers_as_the_nearest_picture_and_prefers_the_same_question():
@@ -176,8 +185,26 @@ def test_popes_measures_distinguish_a_constant_yes_from_correct_answers():
     assert (constant["accuracy"], constant["recall"], constant["answered yes"]) == (0.5, 1.0, 1.0)
     perfect = scoring.presence_table(items, [one.answer for one in items]).loc["random"]
     assert perfect["F1"] == perfect["accuracy"] == 1.0
+    assert constant["F1 of always yes"] == constant["F1"] == pytest.approx(2 / 3)
     never = scoring.presence_table(items, ["no"] * 10).loc["random"]
     assert never["F1"] == 0.0
+
+
+def test_a_rule_that_wins_is_said_with_the_tasks_on_which_it_does():
+    compared = pd.DataFrame(
+        {"model": [0.8, 0.3, 0.4], "nearest": [0.5, 0.9, 0.45]},
+        index=["colour", "side", "count"],
+    ).assign(verdict=["above nearest", "below nearest", "no difference seen"])
+    said = scoring.rule_summary(compared, "nearest")
+    assert "higher than the model on 2 of 3 tasks (side, count; beyond the interval: side)" in said
+    assert said.endswith("interval included, on 1: colour.")
+    table = pd.DataFrame({"F1": [0.5, 0.8], "F1 of always yes": [0.67, 0.6]}, index=["a", "b"])
+    assert "for 1 of 2 kinds of negatives: a." in scoring.presence_summary(table)
+
+
+def test_a_gap_around_zero_is_not_called_use_of_the_picture():
+    assert "uses it." in scoring.caption_gap_in_words((0.01, 0.003, 0.02))
+    assert "is not seen to use it." in scoring.caption_gap_in_words((0.01, -0.003, 0.02))
 
 
 def test_the_summary_names_the_tasks_that_need_their_own_picture():

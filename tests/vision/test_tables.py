@@ -5,6 +5,7 @@ import numpy as np
 from moxin_lab.vision import tables
 from moxin_lab.vision.data import Concept
 from moxin_lab.vision.experiments import Questions
+from moxin_lab.vision.prompts import encode_example
 from moxin_lab.vision.tasks import Item
 
 PICTURE = np.zeros((8, 8, 3), dtype=np.uint8)
@@ -38,3 +39,20 @@ def test_answers_have_one_row_per_seed_and_question():
     assert frame.loc[6, "model"].tolist() == ["no", "no"]
     assert frame.loc[5, "truth"].tolist() == ["yes", "no"]
     assert frame.index.get_level_values("seed").tolist() == [5, 5, 6, 6]
+
+
+def test_samples_are_questions_of_the_first_seed_spread_over_all():
+    items = [item(str(i), "side") for i in range(8)]
+    frame = tables.answers(items, [{"model": list("abcdefgh")}, {"model": ["z"] * 8}], first_seed=3)
+    sample = tables.sample_answers(items, frame, count=2)
+    assert sample.index.tolist() == ["2", "6"] and sample["model"].tolist() == ["c", "g"]
+    assert sample["question"].tolist() == ["side?", "side?"]
+
+
+def test_tokens_say_which_carry_loss(byte_tokenizer):
+    example = Item("0", "side", "", "a b", "left", (), PICTURE).example()
+    encoded = encode_example(byte_tokenizer, example, stage="finetune", max_tokens=64)
+    tokens = tables.tokens_with_loss(encoded, byte_tokenizer)
+    assert tokens[0] == ("<s>", False)
+    assert "".join(text for text, _ in tokens) == "<s>In:·a·b↵Out:·left</s>"
+    assert [text for text, loss in tokens if loss] == [*"left", "</s>"]

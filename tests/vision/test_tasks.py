@@ -3,9 +3,12 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from moxin_lab.vision import data, scoring, tasks
+from moxin_lab.vision.images import ImageError
 
 EDGE = 64
 
@@ -148,3 +151,34 @@ def test_there_is_one_caption_per_concept_and_language(concepts):
     assert len(captions) == 8 and {one.image for one in captions} == {
         f"{one.id}.png" for one in concepts[:4]
     }
+
+
+@pytest.mark.parametrize("content", [b"no image", b"", None])
+def test_a_chart_that_is_no_image_is_refused_with_file_and_chart(repository, tmp_path, content):
+    name = "data/test_tables.parquet"
+    table = pq.read_table(repository / "data_cards" / "charts" / name)
+    rows = table.slice(0, 2).to_pylist()
+    rows[1]["png"] = content
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / name)
+    with pytest.raises(ImageError, match=rf"test_tables\.parquet, chart {rows[1]['id']}"):
+        tasks.chart_items(tmp_path, "test_tables", 64)
+
+
+@pytest.mark.parametrize("damage", ["no column", "null", "null in a question"])
+def test_a_chart_card_that_is_not_as_described_is_refused_with_its_file(
+    repository, tmp_path, damage
+):
+    name = "data/test_tables.parquet"
+    table = pq.read_table(repository / "data_cards" / "charts" / name).slice(0, 2)
+    rows = table.to_pylist()
+    if damage == "null":
+        rows[1]["questions"] = None
+    else:
+        rows[1]["questions"][0]["task"] = None
+    (tmp_path / "data").mkdir()
+    changed = pa.Table.from_pylist(rows, schema=table.schema)
+    pq.write_table(table.drop(["png"]) if damage == "no column" else changed, tmp_path / name)
+    reason = "lacks the column 'png'" if damage == "no column" else "row 1 .*a question lacks task"
+    with pytest.raises(data.DataError, match=rf"test_tables\.parquet.*{reason}"):
+        tasks.chart_items(tmp_path, "test_tables", 192)

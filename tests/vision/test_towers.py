@@ -6,12 +6,13 @@ import open_clip
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.scales import load
 from moxin_lab.scales.sections import TowerSettings, VisionSettings
-from moxin_lab.vision.towers import Towers, build_towers, load_towers, save_towers
+from moxin_lab.vision.towers import TowerError, Towers, build_towers, load_towers, save_towers
 from moxin_lab.vision.vlm import MoxinVLM
 from tests.vision.conftest import SHAPE, TINY_TOWERS
 
@@ -155,3 +156,56 @@ def test_a_scale_states_every_setting_of_the_towers():
     del values["towers"]["resize"]
     with pytest.raises(ValueError, match="towers lacks resize"):
         VisionSettings.model_validate(values)
+
+
+def _safetensors(tower):
+    return {name: value.contiguous() for name, value in tower.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.safetensors", b""),
+        ("page.safetensors", b"<html>404 Not Found</html>"),
+        ("cut.safetensors", None),
+        ("empty.pth", b""),
+        ("page.pth", b"<html>404 Not Found</html>"),
+        ("junk.bin", b"junk"),
+        ("list.pth", [1, 2]),
+        ("other.safetensors", {"a": torch.zeros(1)}),
+        ("siglip.safetensors", "siglip"),
+    ],
+)
+def test_a_broken_checkpoint_is_refused_with_its_file_and_tower(tmp_path, name, content):
+    file, towers = tmp_path / name, build_towers(TINY_TOWERS)
+    if content is None:
+        save_file(_safetensors(towers.dino), file)
+        file.write_bytes(file.read_bytes()[:-100])
+    elif content == "siglip":
+        save_file(_safetensors(towers.siglip), file)
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    elif isinstance(content, dict):
+        save_file(content, file)
+    else:
+        torch.save(content, file)
+    with pytest.raises(TowerError, match=rf"{name} is no checkpoint of the tower dino"):
+        build_towers(TINY_TOWERS, checkpoints={"dino": file})
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("towers.json", b""),
+        ("towers.json", b"[]"),
+        ("towers.json", b'{"image_size": "x"}'),
+        ("towers.json", b'{"image_size": 32, "image_size": 48}'),
+        ("towers.safetensors", b""),
+        ("towers.safetensors", b"<html>"),
+    ],
+)
+def test_a_broken_folder_of_towers_is_refused_with_its_file(tmp_path, file, content):
+    folder = save_towers(build_towers(TINY_TOWERS), tmp_path)
+    (folder / file).write_bytes(content)
+    with pytest.raises(TowerError, match=file):
+        load_towers(folder)

@@ -3,10 +3,12 @@ it is cut, and that a killed run continues bitwise.
 """
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from moxin_lab.scales.sections import VlmTrainingSettings
 from moxin_lab.vision import vlm_training
@@ -19,7 +21,7 @@ from moxin_lab.vision.vlm_training import (
     mismatched_caption_nats,
     train_vlm,
 )
-from tests.vision.conftest import OPTIMISATION
+from tests.vision.conftest import CPU, OPTIMISATION
 
 CHANGED = {"epochs": 2, "examples_per_step": 8, "micro_batch_examples": 8, "learning_rate": 1e-3}
 SETTINGS = VlmTrainingSettings(
@@ -188,3 +190,101 @@ def test_caption_nats_equal_the_losses_of_the_model(tiny_vlm, byte_tokenizer):
     )
     again = [mismatched_caption_nats(tiny_vlm, encoded, style, others=4) for style in styles]
     np.testing.assert_allclose(wrong, np.mean(again, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("stage", "precomputed"),
+    [*((stage, False) for stage in vlm_training.STAGES), ("align", True), ("finetune", True)],
+)
+def test_text_only_rows_train_in_every_stage(
+    tiny_vlm, byte_tokenizer, tmp_path, stage, precomputed
+):
+    """A micro-batch of text alone does not reach projector and towers: they get a gradient of 0,
+    and the step is that of the same rows in one batch.
+    """
+    words = [Example(f"t{i}", None, (("Say it.", f"word {i}"),)) for i in range(3)]
+    features = compute_features(tiny_vlm.towers, IMAGES, device="cpu") if precomputed else None
+    logs, models = [], []
+    for rows in (4, 1):  # of 4 rows, of which one has an image
+        model = copy.deepcopy(tiny_vlm)
+        logs.append(
+            train_vlm(
+                model,
+                [EXAMPLES[0], *words],
+                IMAGES,
+                byte_tokenizer,
+                stage=stage,
+                settings=SETTINGS.model_copy(
+                    update={"examples_per_step": 4, "micro_batch_examples": rows, "epochs": 1}
+                ),
+                folder=tmp_path / str(rows),
+                features=features,
+                trainer_options=CPU,
+            )
+        )
+        models.append(model)
+    together, alone = logs
+    np.testing.assert_allclose(alone["loss"], together["loss"], rtol=1e-4)
+    np.testing.assert_allclose(alone["gradient_norm"], together["gradient_norm"], rtol=1e-3)
+    assert together["gradient_norm"].iloc[0] > 0
+
+
+@pytest.mark.parametrize("stage", vlm_training.STAGES)
+def test_text_alone_trains_without_any_image_and_moves_only_the_decoder(
+    tiny_vlm, byte_tokenizer, tmp_path, stage
+):
+    words = [Example(f"t{i}", None, (("Say it.", f"word {i}"),)) for i in range(4)]
+    before = {name: value.clone() for name, value in tiny_vlm.state_dict().items()}
+    log = train_vlm(
+        tiny_vlm,
+        words,
+        {},
+        byte_tokenizer,
+        stage=stage,
+        settings=SETTINGS.model_copy(
+            update={"examples_per_step": 4, "micro_batch_examples": 2, "weight_decay": 0.0}
+        ),
+        folder=tmp_path,
+        trainer_options=CPU,
+    )
+    assert np.isfinite(log["loss"]).all() and (log["targets"] > 0).all()
+    moved = {
+        name.partition(".")[0]
+        for name, value in tiny_vlm.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert moved == (set() if stage == "align" else {"decoder"})
+
+
+def test_other_images_features_or_tower_settings_are_another_training(byte_tokenizer, tiny_vlm):
+    settings = tiny_vlm.towers.settings
+    encoded = [
+        vlm_training.encode_example(byte_tokenizer, one, stage="align", max_tokens=48)
+        for one in EXAMPLES
+    ]
+
+    def source(images, settings=settings):
+        return vlm_training._pixel_source(images, settings, encoded)
+
+    same = source(IMAGES)
+    assert source({**IMAGES, "unused.png": "a"}) == source(IMAGES.__getitem__) == same
+    brighter = {**IMAGES, "3.png": IMAGES["3.png"] ^ 1}
+    folders = [lambda name, folder=folder: Path(folder) / name for folder in "ab"]
+    pictures = {name: Image.fromarray(pixels) for name, pixels in IMAGES.items()}
+    cropped = settings.model_copy(update={"resize": "crop"})
+    assert settings.resize != "crop"
+    different = [same, source(brighter), *map(source, folders), source(pictures)]
+    different.append(source(IMAGES, cropped))
+    assert len(set(different)) == 6
+
+
+def test_a_training_on_other_features_or_images_is_not_continued(
+    tiny_vlm, byte_tokenizer, tmp_path
+):
+    features = compute_features(tiny_vlm.towers, IMAGES, device="cpu")
+    changed = {**features, "3.png": features["3.png"] + 1}
+    start = copy.deepcopy(tiny_vlm)
+    _train(copy.deepcopy(start), byte_tokenizer, tmp_path, features=features)
+    for options in ({"features": changed}, {}):
+        with pytest.raises(ValueError, match="belongs to another training: data was"):
+            _train(copy.deepcopy(start), byte_tokenizer, tmp_path, **options)
