@@ -21,7 +21,8 @@ import pandas as pd
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from moxin_lab.evaluation.harness import NGramLM, TokenLM, quiet
+from moxin_lab.evaluation.harness import quiet
+from moxin_lab.evaluation.language_models import NGramLM, TokenLM
 from moxin_lab.scales.sections import TaskSettings
 
 COLUMNS = ("task", "shots", "items", "model", "metric", "value", "stderr")
@@ -51,6 +52,11 @@ def run_benchmarks(models: Mapping[str, TokenLM], entries: Sequence[TaskSettings
                 )
             rows += list(_rows(results, name))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def run_named(models: Mapping[str, TokenLM], entries: Sequence[TaskSettings]) -> pd.DataFrame:
+    """`run_benchmarks`, or its empty table if the scale file names no task."""
+    return run_benchmarks(models, entries) if entries else pd.DataFrame(columns=list(COLUMNS))
 
 
 def _manager(entry: TaskSettings) -> TaskManager:

@@ -1,7 +1,8 @@
 """Held-out bits per byte: the loss of a model on text, in a unit independent of the tokenizer.
 
     tokens = encode_documents(tokenizer, texts)                         # checked to be lossless
-    nats = document_losses(model, tokens, context=1024)                 # one number per document
+    bos = prefix_token_id(tokenizer)
+    nats = document_losses(model, tokens, context=1024, bos_id=bos)     # one number per document
     table = bits_per_byte_by_group(nats, num_bytes, languages, seed=0)
 
 Long documents are read in overlapping windows of `context` input tokens that advance by `stride`.
@@ -24,10 +25,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from moxin_lab.evaluation.scoring import CausalLM, Request, score
 from moxin_lab.evaluation.statistics import bootstrap_interval
+from moxin_lab.model import plain_text
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 class Window(NamedTuple):
@@ -42,14 +44,15 @@ class Window(NamedTuple):
 
 
 def encode_documents(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without special tokens.
+    """Token ids of each text, without control tokens: one that a text spells is text, as in
+    training.
 
     Raises ValueError for a text that does not decode to itself: bits per byte counts the bytes of
     the text, so a tokenizer that loses some would yield too low a number.
     """
     if not len(texts):
         return []
-    token_lists = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    token_lists = plain_text.encode(tokenizer, list(texts))
     for i, (tokens, text) in enumerate(zip(token_lists, texts, strict=True)):
         decoded = tokenizer.decode(
             tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -62,10 +65,17 @@ def encode_documents(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str])
     return token_lists
 
 
-def head(text: str, max_bytes: int) -> str:
-    """The beginning of a text: as many whole characters as fit `max_bytes` of UTF-8."""
-    # `ignore` drops the last character if the cut falls inside it.
-    return text.encode()[:max_bytes].decode(errors="ignore")
+def prefix_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """What precedes a text's first token: bos, or eos where the tokenizer names no bos, as in
+    lm-eval. Raises ValueError for a tokenizer that names neither.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None and eos is None:
+        raise ValueError(
+            "the tokenizer names neither bos nor eos, so nothing can precede the first token of a "
+            "text: set tokenizer.bos_token"
+        )
+    return eos if bos is None else bos
 
 
 def windows(num_tokens: int, context: int, stride: int) -> list[Window]:
@@ -91,9 +101,9 @@ def document_losses(
     token_lists: Sequence[Sequence[int]],
     *,
     context: int,
+    bos_id: int,
     stride: int | None = None,
     batch_tokens: int = 4096,
-    bos_id: int = 1,
     device: "torch.device | str" = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
@@ -102,6 +112,7 @@ def document_losses(
     Args:
         token_lists: token ids of the documents, without bos or eos.
         context: input tokens of a window, bos included.
+        bos_id: what precedes each document, see `prefix_token_id`.
         stride: advance of each window after the first; by default half the context.
         batch_tokens: most tokens in one forward pass, padding included (at least one window).
         progress: called with (windows done, windows in all).

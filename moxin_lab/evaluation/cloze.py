@@ -36,6 +36,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from moxin_lab.lab.progress import Progress
+
 NUM_CHOICES = 4
 LENGTH_TOLERANCE = 0.2
 PASSAGE_BYTES = (60, 240)
@@ -128,6 +130,35 @@ def build_items(
         )
     _place_answers(items, rng)
     return items
+
+
+def build_all(
+    heldout: pd.DataFrame,
+    train: pd.DataFrame,
+    languages: Sequence[str],
+    *,
+    num_items: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """`build_items` of each language."""
+    items = {}
+    for index, language in enumerate(languages):
+        if progress is not None:
+            progress(index, len(languages), f"building cloze items, {language}")
+        items[language] = build_items(
+            heldout, train, language=language, num_items=num_items, seed=seed
+        )
+    return items
+
+
+def shown_item(item: Mapping[str, Any]) -> tuple[str, pd.DataFrame, str]:
+    """An item to look at: the end of its context on one line, its choices with the correct one
+    marked, and its page.
+    """
+    marks = ["correct" if index == item["label"] else "" for index in range(NUM_CHOICES)]
+    choices = pd.DataFrame({"choice": item["choices"], "": marks})
+    return item["context"][-120:].replace("\n", " "), choices, item["page"]
 
 
 def find_passages(page: str, source: str, text: str, language: str) -> list[Passage]:

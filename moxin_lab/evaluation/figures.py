@@ -19,6 +19,46 @@ if TYPE_CHECKING:
 MARKERS = ("o", "s", "D", "^")
 
 
+def averages(printed: pd.Series) -> "Figure":
+    """Printed averages by model as points in order, Moxin's filled; one row per model."""
+    import matplotlib.pyplot as plt
+
+    ordered = printed.sort_values()
+    moxin = ordered.index.str.contains("Moxin")
+    figure, axes = plt.subplots(figsize=(7.0, 0.9 + 0.3 * len(ordered)))
+    places = np.arange(len(ordered))
+    for filled, label in ((False, "other models"), (True, "Moxin's models")):
+        chosen = moxin == filled
+        axes.plot(
+            ordered[chosen],
+            places[chosen],
+            "D" if filled else "o",
+            color="#0072B2",
+            markerfacecolor="#0072B2" if filled else "white",
+            label=label,
+        )
+    for place, value in zip(places, ordered, strict=True):
+        axes.annotate(
+            f"{value:g}",
+            (value, place),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(places, ordered.index)
+    axes.set_xlabel("printed average, %")
+    axes.set_xlim(ordered.min() - 1, ordered.max() + 1.5)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def averages_alt(printed: pd.Series) -> str:
+    """The figure of `averages` in words."""
+    ordered = printed.sort_values(ascending=False)
+    return "Printed averages: " + ", ".join(f"{name} {value:g}" for name, value in ordered.items())
+
+
 def bits_figure(table: pd.DataFrame) -> "Figure":
     """Bits per byte by language: one marker per model, whiskers for the intervals."""
     import matplotlib.pyplot as plt

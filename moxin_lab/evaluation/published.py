@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from moxin_lab.lab import claims, published
+from moxin_lab.lab import Stage, claims, published
 
 HUB_ORGANISATION = "moxin-org"
 """Source: model cards of the release; technical report v6, table 9."""
@@ -230,6 +230,28 @@ def attempt(
                 {"row": row, "column": column, "published": printed.at[row, column], **accuracy}
             )
     return pd.DataFrame(rows)
+
+
+def described(table: PublishedTable, scale: str, attempted: bool) -> tuple[str, str]:
+    """Caption and notes of a table as printed: what it is, and what an attempt needs."""
+    state = "attempted above" if attempted else f"not attempted at this scale ({scale})"
+    caption = f"Published, {state}. {table.title} ({table.source}). {table.caption}"
+    notes = [f"Shots: {table.shots}. Metric: {table.metric}.", *table.notes]
+    return caption, "\n".join(f"- {note}" for note in notes) + f"\n\n{table.how_to_attempt()}"
+
+
+def verdicts(
+    tables: Mapping[str, PublishedTable], attempted: Mapping[str, pd.DataFrame], stage: Stage
+) -> dict[str, tuple[str, str]]:
+    """Verdict and evidence of each claim of `CLAIM_TABLES`: `judge` where its table was attempted,
+    else not attempted.
+    """
+    return {
+        claim: judge(claim, attempted[name], stage.root)
+        if name in attempted
+        else ("not attempted", tables[name].not_attempted(stage.scale))
+        for claim, name in CLAIM_TABLES.items()
+    }
 
 
 def judge(claim: str, attempted: pd.DataFrame, root: Path) -> tuple[str, str]:

@@ -19,11 +19,28 @@ import pandas as pd
 from moxin_lab.evaluation.bits_per_byte import bits_per_byte_by_group
 from moxin_lab.evaluation.cloze import NUM_CHOICES
 from moxin_lab.evaluation.statistics import Estimate, paired_bootstrap, wilson_interval
+from moxin_lab.lab import curated
+from moxin_lab.lab.recording import Number
 
 BITS_TASK = "moxin_bits_per_byte_"
 CLOZE_TASK = "moxin_cloze_"
 METRICS = {"acc": "by log-likelihood", "acc_norm": "by log-likelihood per character"}
 """The harness's metrics of a multiple-choice task, and how each one ranks the choices."""
+
+
+def read_splits(documents: Path, languages: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Training documents of stage 01, and its held-out documents in these languages."""
+    train, held_out = (curated.read(documents, side).to_pandas() for side in ("train", "heldout"))
+    return train, held_out[held_out["language"].isin(list(languages))]
+
+
+def drawn(texts: pd.DataFrame, held_out: pd.DataFrame, languages: Sequence[str]) -> pd.DataFrame:
+    """Documents and bytes that are scored, beside the documents held out: one row per language."""
+    by_language = texts.groupby("language")
+    table = by_language.agg(documents=("id", "size"), bytes=("num_bytes", "sum"))
+    table = table.loc[list(languages)]
+    table["documents held out"] = held_out.groupby("language").size()
+    return table
 
 
 def write_task_data(
@@ -96,6 +113,69 @@ def bits_wide(table: pd.DataFrame) -> pd.DataFrame:
     """`bits_table` with one row per language and one column per model, in their order."""
     wide = table.pivot(index="language", columns="model", values="bits_per_byte")
     return wide.loc[table["language"].unique(), table["model"].unique()]
+
+
+def bits_sentence(wide: pd.DataFrame) -> str:
+    """The trained model against the untrained one and the trigram. wide: of `bits_wide`."""
+    saved = (1 - wide["trained"] / wide["untrained"]) * 100
+    below = wide.index[wide["trained"] < wide["trigram"]].tolist()
+    rest = len(wide) - len(below)
+    return (
+        f"Training reduces the untrained model's bits per byte by {saved.min():.0f} to "
+        f"{saved.max():.0f} %. The trained model is below the trigram in {len(below)} of "
+        f"{len(wide)} languages ({', '.join(below) or 'none'})"
+        + (f"; in the other {rest} the trigram predicts this text better." if rest else ".")
+    )
+
+
+def cue_sentence(answers: pd.DataFrame, cues: pd.DataFrame) -> str:
+    """In how many languages counting shared trigrams answers more items than the trained model, by
+    the model's better metric. answers: of `cloze_table`; cues: of `cloze.cue_table`.
+    """
+    trained = answers[answers["model"] == "trained"]
+    best = 100 * trained.groupby("language")["accuracy"].max().loc[cues.index]
+    rule = cues["most trigrams shared with the context"]
+    wins = cues.index[rule >= best].tolist()
+    return (
+        "Counting shared trigrams, which reads nothing, answers at least as many items as the "
+        f"trained model in {len(wins)} of {len(cues)} languages ({', '.join(wins) or 'none'})."
+    )
+
+
+def numbers(
+    cues: pd.DataFrame,
+    bits: pd.DataFrame,
+    answers: pd.DataFrame,
+    gains: Mapping[str, Estimate],
+    named: pd.DataFrame,
+) -> list[Number]:
+    """The measures of stage 08 from its tables, in percent where the tables have shares.
+
+    gains: by metric, of `cloze_difference`. named: of `benchmarks.run_named`.
+    """
+    rows = [
+        Number("cloze_cue_accuracy", value, "%", None, {"language": language, "rule": rule})
+        for language, row in cues.drop(columns="items").iterrows()
+        for rule, value in row.items()
+    ]
+    for row in bits.itertuples():
+        labels = {"language": row.language, "model": row.model}
+        interval = (row.low, row.high)
+        rows.append(
+            Number("heldout_bits_per_byte", row.bits_per_byte, "bits/byte", interval, labels)
+        )
+    for row in answers.itertuples():
+        labels = {"language": row.language, "model": row.model, "metric": row.metric}
+        interval = (100 * row.low, 100 * row.high)
+        rows.append(Number("cloze_accuracy", 100 * row.accuracy, "%", interval, labels))
+    for metric, gain in gains.items():
+        value, low, high = (100 * number for number in gain)
+        name, unit = "cloze_gain_over_untrained", "percentage points"
+        rows.append(Number(name, value, unit, (low, high), {"metric": metric}))
+    for row in named.itertuples():
+        labels = {"task": row.task, "metric": row.metric, "model": row.model, "shots": row.shots}
+        rows.append(Number("benchmark", row.value, "score", None, labels))
+    return rows
 
 
 def cloze_wide(table: pd.DataFrame) -> pd.DataFrame:

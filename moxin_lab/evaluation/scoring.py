@@ -3,7 +3,8 @@
 Every evaluation of log-likelihoods goes through `score`.
 
 Guarantees: sequences are padded on the right, so that a causal model never attends to padding, and
-padding is not scored; results are in the order of the requests and do not depend on batching.
+padding is not scored; results are in the order of the requests and do not depend on batching;
+requests that differ in their last token only, such as choices of one token, share a row.
 Out of scope: tokenizing, cutting or windowing. Callers pass sequences that fit the model.
 """
 
@@ -64,32 +65,31 @@ def score(
                 f"request {index} scores {counts}: it must score at least one, "
                 "and have at least one before them"
             )
-    # Longest first, so that running out of memory shows at once.
-    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].tokens))
+    sharing: dict[tuple[int, ...], list[int]] = {}  # requests by what the model reads
+    for index, request in enumerate(requests):
+        sharing.setdefault(tuple(request.tokens[:-1]), []).append(index)
+    rows = sorted(sharing, key=len, reverse=True)  # running out of memory shows at once
     results = [Score(0.0, True)] * len(requests)
     # A model may be any callable; an `nn.Module` leaves training mode for the duration.
     module: Any = model if getattr(model, "training", False) else None
     if module is not None:
         module.eval()
-    done = 0
+    first = done = 0
     with torch.inference_mode():
-        while done < len(order):
-            width = len(requests[order[done]].tokens) - 1
-            # Rows of one batch: inputs and targets int64 [B, width]; a target of -1 is not scored.
-            batch = order[done : done + max(1, batch_tokens // width)]
+        while first < len(rows):
+            width = len(rows[first])
+            batch = rows[first : first + max(1, batch_tokens // width)]
+            first += len(batch)
             inputs = torch.full((len(batch), width), pad_id)
-            targets = torch.full((len(batch), width), -1)
-            for row, i in enumerate(batch):
-                tokens = torch.as_tensor(requests[i].tokens)
-                last = len(tokens) - 1
-                inputs[row, :last] = tokens[:-1]
-                targets[row, last - requests[i].num_scored : last] = tokens[
-                    -requests[i].num_scored :
-                ]
-            rows = _score_rows(model, inputs.to(device), targets.to(device))
-            for i, row_score in zip(batch, rows, strict=True):
-                results[i] = row_score
-            done += len(batch)
+            for row, tokens in enumerate(batch):
+                inputs[row, : len(tokens)] = torch.as_tensor(tokens)
+            output = model(inputs.to(device))
+            logits = getattr(output, "logits", output)  # [B, T, V]
+            scored = [(row, i) for row, tokens in enumerate(batch) for i in sharing[tokens]]
+            batch_scores = _score_rows(logits, [(row, requests[i]) for row, i in scored])
+            for (_, i), result in zip(scored, batch_scores, strict=True):
+                results[i] = result
+            done += len(scored)
             if progress is not None:
                 progress(done, len(requests))
     if module is not None:
@@ -97,19 +97,32 @@ def score(
     return results
 
 
-def _score_rows(model: CausalLM, inputs: "torch.Tensor", targets: "torch.Tensor") -> list[Score]:
-    """One score per row. inputs, targets: int64 [B, T]; a target below 0 is not scored."""
+def _score_rows(logits: "torch.Tensor", requests: Sequence[tuple[int, Request]]) -> list[Score]:
+    """One score per request, given with its row of logits [B, T, V]."""
     import torch
-    import torch.nn.functional as F
 
-    output = model(inputs)
-    logits = getattr(output, "logits", output)  # [B, T, V]
-    rows, columns = torch.nonzero(targets >= 0, as_tuple=True)
-    labels, scored = targets[rows, columns], logits[rows, columns].float()  # [N], [N, V]
-    nats = torch.zeros(len(inputs), dtype=torch.float64, device=scored.device)
-    nats.index_add_(0, rows, F.cross_entropy(scored, labels, reduction="none").double())
-    misses = torch.zeros(len(inputs), device=scored.device)
-    misses.index_add_(0, rows, (scored.argmax(-1) != labels).float())
+    row_of: list[int] = []
+    column_of: list[int] = []
+    labels: list[int] = []
+    request_of: list[int] = []
+    for index, (row, request) in enumerate(requests):
+        end, count = len(request.tokens) - 1, request.num_scored
+        row_of += [row] * count
+        column_of += range(end - count, end)
+        labels += request.tokens[-count:]
+        request_of += [index] * count
+    device = logits.device
+    rows, columns, targets, owners = (
+        torch.as_tensor(values, device=device) for values in (row_of, column_of, labels, request_of)
+    )
+    # Positions that several requests share are read once: [N] into [P].
+    positions, position_of = (rows * logits.shape[1] + columns).unique(return_inverse=True)
+    read = logits.flatten(0, 1)[positions].float()  # [P, V]
+    log_likelihoods = read.log_softmax(-1)[position_of, targets].double()  # [N]
+    nats = torch.zeros(len(requests), dtype=torch.float64, device=device)
+    nats.index_add_(0, owners, -log_likelihoods)
+    misses = torch.zeros(len(requests), device=device)
+    misses.index_add_(0, owners, (read.argmax(-1)[position_of] != targets).float())
     return [
         Score(loss, count == 0) for loss, count in zip(nats.tolist(), misses.tolist(), strict=True)
     ]

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from moxin_lab.evaluation.benchmarks import COLUMNS, run_benchmarks
-from moxin_lab.evaluation.harness import NGramLM, TokenLM
+from moxin_lab.evaluation.language_models import NGramLM, TokenLM
 from moxin_lab.evaluation.ngrams import NGram
 from moxin_lab.evaluation.scoring import Score
 
@@ -39,10 +40,12 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 class Letters:
     """A tokenizer of characters."""
 
-    bos_token_id, eos_token_id = 1, 2
+    bos_token_id, eos_token_id, unk_token_id = 1, 2, None
+    added_tokens_decoder: ClassVar[dict] = {}
 
-    def encode(self, text, add_special_tokens=False):
-        return [3 + ord(letter) % 100 for letter in text]
+    def __call__(self, texts, **_):
+        ids = [[3 + ord(letter) % 100 for letter in text] for text in texts]
+        return {"input_ids": ids, "special_tokens_mask": [[0] * len(row) for row in ids]}
 
     def decode(self, ids):
         return "</s>"

@@ -1,6 +1,7 @@
 """Bits per byte: every byte is scored once, whatever the windows and batches."""
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from moxin_lab.evaluation.bits_per_byte import (
     bits_per_byte_by_group,
     document_losses,
     encode_documents,
-    head,
+    prefix_token_id,
     windows,
 )
+from moxin_lab.pretraining import pools
+from tests.posttraining.examples import make_tokenizer
 
 VOCAB = 300
 
@@ -64,7 +67,7 @@ def test_windows_score_every_token_once_in_order(num_tokens, context, data):
 
 
 def test_losses_equal_one_unpadded_pass_when_the_document_fits(model, documents):
-    losses = document_losses(model, documents, context=128, batch_tokens=200)
+    losses = document_losses(model, documents, context=128, bos_id=1, batch_tokens=200)
     for tokens, loss in zip(documents, losses, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([[1, *tokens]])).logits[0, :-1]
@@ -78,11 +81,15 @@ def test_losses_equal_one_unpadded_pass_when_the_document_fits(model, documents)
 
 @pytest.mark.parametrize("stride", [None, 1, 16])
 def test_losses_do_not_depend_on_batching_or_order(model, documents, stride):
-    one_by_one = document_losses(model, documents, context=16, stride=stride, batch_tokens=1)
-    batched = document_losses(model, documents, context=16, stride=stride, batch_tokens=500)
-    backwards = document_losses(model, documents[::-1], context=16, stride=stride, batch_tokens=70)[
-        ::-1
-    ]
+    one_by_one = document_losses(
+        model, documents, context=16, bos_id=1, stride=stride, batch_tokens=1
+    )
+    batched = document_losses(
+        model, documents, context=16, bos_id=1, stride=stride, batch_tokens=500
+    )
+    backwards = document_losses(
+        model, documents[::-1], context=16, bos_id=1, stride=stride, batch_tokens=70
+    )[::-1]
     np.testing.assert_allclose(batched, one_by_one, rtol=1e-5)
     np.testing.assert_allclose(backwards, one_by_one, rtol=1e-5)
 
@@ -93,7 +100,9 @@ def test_losses_do_not_depend_on_batching_or_order(model, documents, stride):
 def test_uniform_model_gives_log2_of_the_vocabulary_times_tokens_over_bytes(
     documents, context, stride
 ):
-    nats = document_losses(uniform, documents, context=context, stride=stride, batch_tokens=64)
+    nats = document_losses(
+        uniform, documents, context=context, bos_id=1, stride=stride, batch_tokens=64
+    )
     num_bytes = np.array([3 * len(tokens) + 1 for tokens in documents])
     tokens = sum(map(len, documents))
     assert bits_per_byte(nats, num_bytes) == pytest.approx(
@@ -108,13 +117,15 @@ def test_padding_never_enters_the_loss(documents):
         logits[..., 1] = 30.0
         return logits
 
-    losses = document_losses(certain_of_padding, documents, context=200, batch_tokens=10_000)
+    losses = document_losses(
+        certain_of_padding, documents, context=200, bos_id=1, batch_tokens=10_000
+    )
     np.testing.assert_allclose(losses, [30.0 * len(tokens) for tokens in documents], rtol=1e-6)
 
 
 def test_long_documents_use_the_stated_context(model):
     tokens = np.random.default_rng(1).integers(4, VOCAB, size=40).tolist()
-    nats = document_losses(model, [tokens], context=16, stride=8)[0]
+    nats = document_losses(model, [tokens], context=16, bos_id=1, stride=8)[0]
     sequence = [1, *tokens]
     expected = 0.0
     for i in range(1, len(sequence)):
@@ -133,6 +144,7 @@ def test_progress_counts_windows_and_training_mode_is_restored(model, documents)
         model,
         documents,
         context=16,
+        bos_id=1,
         batch_tokens=64,
         progress=lambda done, total: seen.append((done, total)),
     )
@@ -153,7 +165,10 @@ def test_group_table_sums_before_dividing_and_has_an_interval_per_group():
 
 
 class LossyTokenizer:
-    def __call__(self, texts, add_special_tokens):
+    added_tokens_decoder: ClassVar[dict] = {}
+    unk_token_id = None
+
+    def __call__(self, texts, **_):
         return {"input_ids": [[ord(c) % 128 for c in text] for text in texts]}
 
     def decode(self, tokens, **_):
@@ -166,9 +181,20 @@ def test_a_lossy_tokenizer_is_refused():
         encode_documents(LossyTokenizer(), ["plain", "漢字"])
 
 
-@given(st.text(max_size=60), st.integers(1, 80))
-@settings(max_examples=200, deadline=None)
-def test_head_is_the_longest_beginning_that_fits(text, max_bytes):
-    beginning = head(text, max_bytes)
-    assert text.startswith(beginning) and len(beginning.encode()) <= max_bytes
-    assert beginning == text or len(text[: len(beginning) + 1].encode()) > max_bytes
+def test_a_special_token_that_a_text_spells_is_text_as_in_training():
+    tokenizer = make_tokenizer(template=False)
+    texts = ["a </s> b", "<s>", "<pad>x"]
+    tokens = encode_documents(tokenizer, texts)
+    assert not {*tokenizer.all_special_ids} & {token for ids in tokens for token in ids}
+    trained = pools.tokenize(texts, ["a", "b", "c"], tokenizer)  # bos, document, eos
+    assert [id for ids in tokens for id in [1, *ids, 2]] == trained.ids.tolist()
+
+
+def test_a_document_is_preceded_by_the_tokenizers_bos_or_else_by_its_eos():
+    tokenizer = make_tokenizer(template=False)
+    assert prefix_token_id(tokenizer) == tokenizer.bos_token_id == 1
+    tokenizer.bos_token = None
+    assert prefix_token_id(tokenizer) == tokenizer.eos_token_id == 2
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="neither bos nor eos"):
+        prefix_token_id(tokenizer)

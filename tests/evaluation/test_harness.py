@@ -1,21 +1,33 @@
 """Our `LM` gives the same numbers as lm-evaluation-harness's HFLM, and runs the local tasks."""
 
+import copy
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from moxin_lab.evaluation.bits_per_byte import document_losses
-from moxin_lab.evaluation.harness import TASKS_FOLDER, MoxinLM, NGramLM, run_tasks, write_results
+from moxin_lab.evaluation.harness import TASKS_FOLDER, fit_trigram, run_tasks, write_results
+from moxin_lab.evaluation.language_models import MoxinLM, NGramLM
 from moxin_lab.evaluation.ngrams import NGram
+from moxin_lab.evaluation.scoring import Request
 from moxin_lab.model.convert import from_pretrained
+from moxin_lab.model.generate import generate
+from tests.evaluation.tiny import save_mistral
 
 TEXTS = [
     "The window slides over the text, and the cache rolls with it.",
@@ -54,24 +66,7 @@ def checkpoint(tmp_path_factory):
         eos_token="</s>",
         pad_token="<pad>",
     )
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=12,
-        sliding_window=16,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=3,
-    )
-    MistralForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_mistral(folder, tokenizer, bos=1, eos=2, pad=3)
     return folder
 
 
@@ -103,7 +98,6 @@ def test_loglikelihood_equals_hflm(ours, checkpoint):
     pairs += [
         ("", "alone"),
         ("trailing space ", "word"),
-        ("<s>already begun", " by bos"),
         (TEXTS[4] * 2, TEXTS[0]),
     ]
     before = ours.truncated_requests
@@ -116,6 +110,72 @@ def test_loglikelihood_equals_hflm(ours, checkpoint):
     assert ours.truncated_requests > before, (
         "the last pair is longer than max_length and must be counted"
     )
+
+
+def test_choices_of_one_token_share_one_row_and_equal_hflm(ours, checkpoint, monkeypatch):
+    contexts = [text.rstrip() for text in TEXTS]
+    pairs = [(context, choice) for context in contexts for choice in "abcd"]
+    rows = []
+    forward = ours.model.forward
+    monkeypatch.setattr(
+        ours.model, "forward", lambda ids, *a, **k: rows.append(len(ids)) or forward(ids, *a, **k)
+    )
+    actual = ours.loglikelihood(instances("loglikelihood", pairs))
+    assert sum(rows) == len(contexts)
+    expected = theirs(checkpoint).loglikelihood(instances("loglikelihood", pairs))
+    np.testing.assert_allclose([x for x, _ in actual], [x for x, _ in expected], atol=1e-4)
+    assert [greedy for _, greedy in actual] == [greedy for _, greedy in expected]
+
+
+def test_requests_of_any_lengths_that_share_a_row_get_their_own_scores(ours):
+    tokens = ours.tok_encode(TEXTS[0])[:20]
+    requests = [
+        Request([*tokens[:-1], last], count) for last in (5, 9, tokens[-1]) for count in (1, 4, 19)
+    ]
+    together = ours.score_tokens([*requests, Request(tokens[:9], 3), requests[0]])
+    for request, result in zip(
+        [*requests, Request(tokens[:9], 3), requests[0]], together, strict=True
+    ):
+        alone = ours.score_tokens([request])[0]
+        assert result.nats == pytest.approx(alone.nats, rel=1e-5)
+        assert result.is_greedy == alone.is_greedy
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("names_bos", [True, False])
+def test_bos_is_what_the_tokenizer_says_as_in_hflm(checkpoint, tmp_path, adds_bos, names_bos):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    if not adds_bos:
+        tokenizer._tokenizer.post_processor = processors.ByteLevel()
+    if not names_bos:
+        tokenizer.bos_token = None
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        shutil.copy(checkpoint / name, tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    lm = MoxinLM(
+        from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path), max_length=MAX_LENGTH
+    )
+    assert (lm.tok_encode("12345")[0] == 1) == adds_bos
+    hflm = theirs(tmp_path)
+    pairs = [("", "alone"), *[(text, " yes") for text in TEXTS]]
+    for kind, arguments, options in (
+        ("loglikelihood", pairs, {}),
+        ("loglikelihood_rolling", [(text,) for text in TEXTS], {"add_bos_token": False}),
+    ):
+        if options and adds_bos:
+            hflm = theirs(tmp_path, **options)  # see the module's docstring
+        actual, expected = (
+            np.array(getattr(each, kind)(instances(kind, arguments)), dtype=float)
+            for each in (lm, hflm)
+        )
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+def test_a_special_token_that_a_text_spells_is_text(ours):
+    for text in ("a </s> b", "<s>", "<s>already begun", "<unk><pad>"):
+        assert ours.tok_encode(text)[0] == 1
+        assert not {0, 1, 2, 3} & set(ours.tok_encode(text)[1:])
+        assert ours.tokenizer.decode(ours.tok_encode(text)[1:]) == text
 
 
 def test_is_greedy_is_true_for_the_models_own_continuation(ours, checkpoint):
@@ -148,7 +208,9 @@ def test_rolling_equals_document_losses_where_a_document_fits_one_window(ours):
     )
     assert len(texts) >= 3
     np.testing.assert_allclose(
-        -np.array(rolling), document_losses(ours.model, tokens, context=MAX_LENGTH), rtol=1e-6
+        -np.array(rolling),
+        document_losses(ours.model, tokens, context=MAX_LENGTH, bos_id=1),
+        rtol=1e-6,
     )
 
 
@@ -163,6 +225,126 @@ def test_greedy_generate_until_equals_hflm(ours, checkpoint):
     )
     assert actual == expected
     assert any(actual)
+
+
+@pytest.fixture(scope="module")
+def babbler(checkpoint, tmp_path_factory):
+    """The checkpoint with a liking for special tokens, so that it writes all of them."""
+    folder = tmp_path_factory.mktemp("babbler")
+    model = MistralForCausalLM.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.lm_head.weight[[0, 1, 3]] *= 3.0
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(checkpoint).save_pretrained(folder)
+    return folder
+
+
+def test_stop_sequences_of_every_kind_of_token_equal_hflms(babbler):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(babbler)
+    lm = MoxinLM(from_pretrained(babbler), tokenizer, max_length=MAX_LENGTH)
+    hflm = theirs(babbler)
+    hflm.batch_size_per_gpu = 1  # in a batch, HFLM writes on until every row has stopped
+    options = {"do_sample": False, "max_gen_toks": 12}
+    free = [(text, {"until": [], **options}) for text in TEXTS]
+    stops = [["<unk>"], ["<s>"], ["<pad>"], ["</s>"], ["<s", "d>"], ["\n\n", "<unk><s>"], [""]]
+    words = lm.generate_until(instances("generate_until", free))
+    stops += [
+        [word[i : i + n]]
+        for word in words
+        for i, n in ((0, 1), (1, 2), (2, 3), (3, 9))
+        if word[i : i + n]
+    ]
+    requests = [(text, {"until": stop, **options}) for text in TEXTS for stop in stops]
+    actual = lm.generate_until(instances("generate_until", requests))
+    expected = hflm.generate_until(instances("generate_until", requests))
+    assert actual == expected
+    by_stop = {stop[0]: actual[i :: len(stops)] for i, stop in enumerate(stops)}
+    for special in ("<unk>", "<s>", "<pad>"):  # each of them cuts some answer
+        assert by_stop[special] != by_stop[""], special
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_generation_ends_at_every_end_token_that_the_folder_names_as_hflm_does(
+    checkpoint, tmp_path, file
+):
+    for path in checkpoint.iterdir():
+        shutil.copy(path, tmp_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    options = {"until": [], "do_sample": False, "max_gen_toks": 12}
+    requests = instances("generate_until", [(text, options) for text in TEXTS])
+    model = from_pretrained(tmp_path)
+    endless = MoxinLM(model, tokenizer, max_length=MAX_LENGTH).generate_until(requests)
+    prompt = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
+    written = generate(model, prompt, max_new_tokens=12)[0, prompt.shape[1] :].tolist()
+    end = written[4]  # an ordinary token, which HFLM keeps in the text
+    if file == "config.json":
+        (tmp_path / "generation_config.json").unlink()  # transformers then reads config.json
+    config = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps({**config, "eos_token_id": [2, end]}))
+    lm = MoxinLM(from_pretrained(tmp_path), tokenizer, max_length=MAX_LENGTH, batch_tokens=300)
+    assert lm.end_ids == {2, end}
+    hflm = theirs(tmp_path)
+    hflm.batch_size_per_gpu = 1
+    actual = lm.generate_until(requests)
+    assert actual == hflm.generate_until(requests)
+    assert actual[0] == tokenizer.decode(written[: written.index(end) + 1])
+    assert actual != endless
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"repetition_penalty": 1.2}, "repetition_penalty=1.2"),
+        ({"num_beams": 4}, "num_beams=4"),
+        ({"bad_words_ids": [[1]], "max_length": 9}, r"bad_words_ids=\[\[1\]\], max_length=9"),
+    ],
+)
+def test_generation_options_that_are_not_followed_are_refused_by_name(ours, options, named):
+    with pytest.raises(ValueError, match=f"does not follow {named}"):
+        ours.generate_until(instances("generate_until", [("a", {"until": [], **options})]))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"repetition_penalty": 1.2}, "repetition_penalty=1.2"),
+        ({"num_beams": 4, "suppress_tokens": [5]}, r"num_beams=4, suppress_tokens=\[5\]"),
+        ({"a_new_option": 1}, "a_new_option=1"),
+    ],
+)
+def test_options_of_the_models_folder_that_change_a_greedy_text_are_refused(
+    checkpoint, tmp_path, options, named
+):
+    for path in checkpoint.iterdir():
+        shutil.copy(path, tmp_path)
+    harmless = {"do_sample": True, "temperature": 0.6, "top_k": 20, "repetition_penalty": None}
+    file = tmp_path / "generation_config.json"
+    config = json.loads(file.read_text())
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    lm = MoxinLM(from_pretrained(tmp_path), tokenizer, max_length=MAX_LENGTH)
+    greedy = {"until": [], "do_sample": False, "max_gen_toks": 12}
+    requests = instances("generate_until", [(text, greedy) for text in TEXTS])
+    expected = lm.generate_until(requests)
+    file.write_text(json.dumps({**config, **harmless}))
+    assert lm.generate_until(requests) == expected == theirs(tmp_path).generate_until(requests)
+    file.write_text(json.dumps({**config, **harmless, **options}))
+    with pytest.raises(ValueError, match=f"does not follow {named} of .*generation_config.json"):
+        lm.generate_until(requests)
+    if "repetition_penalty" in options:  # HFLM follows it, and a task's own value comes first
+        assert theirs(tmp_path).generate_until(requests) != expected
+        plain = [(text, {**greedy, "repetition_penalty": 1.0}) for text in TEXTS]
+        assert lm.generate_until(instances("generate_until", plain)) == expected
+
+
+def test_options_that_ask_for_greedy_decoding_are_taken(ours):
+    plain, spelled = (
+        ours.generate_until(instances("generate_until", [("a", {"max_gen_toks": 4, **options})]))
+        for options in (
+            {},
+            {"num_beams": 1, "repetition_penalty": 1.0, "top_p": 0.9, "temperature": 0.0},
+        )
+    )
+    assert plain == spelled
 
 
 def test_sampling_and_impossible_lengths_are_refused(ours):
@@ -241,7 +423,10 @@ def test_missing_task_data_is_named(ours, tmp_path):
 
 def test_the_ngram_baseline_runs_under_the_same_interface(ours):
     train = [ours.tok_encode(text, add_special_tokens=False) for text in TEXTS]
-    ngram = NGram.fit(train, order=3, vocab_size=len(ours.tokenizer))
+    size = len(ours.tokenizer)
+    with pytest.raises(ValueError, match="fitted with bos id 2, and the tokenizer puts 1"):
+        NGramLM(NGram.fit(train, order=3, vocab_size=size, bos_id=2), ours.tokenizer)
+    ngram = NGram.fit(train, order=3, vocab_size=size, bos_id=1)
     lm = NGramLM(ngram, ours.tokenizer)
     rolling = lm.loglikelihood_rolling(
         instances("loglikelihood_rolling", [(text,) for text in TEXTS])
@@ -253,6 +438,24 @@ def test_the_ngram_baseline_runs_under_the_same_interface(ours):
     )
     expected = np.diff(ngram.document_losses([total, context]))[0]
     assert lm.loglikelihood(instances("loglikelihood", [pair]))[0][0] == pytest.approx(expected)
+
+
+def test_the_trigram_begins_a_text_with_what_the_model_is_given(ours):
+    """bos, or eos where the tokenizer names no bos."""
+    pages = pd.DataFrame(
+        {
+            "id": [str(i) for i in range(len(TEXTS))],
+            "language": "en",
+            "text": TEXTS,
+            "num_bytes": [len(text.encode()) for text in TEXTS],
+        }
+    )
+    settings = SimpleNamespace(languages=("en",), ngram_training_bytes_per_language=10**6)
+    for bos, expected in (("<s>", 1), (None, 2)):
+        tokenizer = copy.deepcopy(ours.tokenizer)
+        tokenizer.bos_token = bos
+        trigram, _, _ = fit_trigram(pages, tokenizer, settings, seed=0)
+        assert trigram.bos_id == expected
 
 
 def test_the_harness_finds_every_task_file():

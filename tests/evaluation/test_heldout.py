@@ -26,4 +26,21 @@ def test_the_choice_depends_on_seed_and_ids_and_not_on_the_order_of_rows():
     again = heldout.choose(DOCUMENTS[::-1], bytes_per_language=11, seed=0)
     assert chosen.equals(again)
     assert chosen["language"].tolist()[-1] == "zh"
-    assert 11 <= chosen[chosen["language"] == "en"]["num_bytes"].sum() < 11 + 10
+    assert chosen[chosen["language"] == "en"]["num_bytes"].sum() == 11
+    assert chosen[chosen["language"] == "zh"]["text"].item() == "\u5b57" * 3  # whole characters
+
+
+def test_no_source_vanishes_from_the_choice_and_every_byte_count_is_that_of_its_text():
+    sources = ["manual"] * 200 + ["talk"] * 2
+    documents = pd.DataFrame(
+        {
+            "id": [f"d{index}" for index in range(len(sources))],
+            "source": sources,
+            "language": "en",
+            "text": [str(index) * 200 for index in range(len(sources))],
+        }
+    ).assign(num_bytes=lambda table: table["text"].str.len())
+    chosen = heldout.choose(documents, bytes_per_language=5000, seed=1)
+    by_source = chosen.groupby("source")["num_bytes"].sum()
+    assert by_source["talk"] >= 49 and 4998 <= by_source.sum() <= 5000
+    assert chosen["num_bytes"].tolist() == [len(text) for text in chosen["text"]]
