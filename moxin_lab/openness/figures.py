@@ -32,7 +32,10 @@ LOOKS = {
 VERDICT_LOOKS = {
     "reproduced": {"color": BLUE, "hatch": ""},
     "contradicted": {"color": VERMILION, "hatch": "//"},
+    "no difference seen": {"color": "#56B4E9", "hatch": ".."},
+    "undecided": {"color": "#E69F00", "hatch": "xx"},
     "not attempted": {"color": "#d5d5d5", "hatch": ""},
+    "not testable as stated": {"color": "#f2f2f2", "hatch": "\\\\"},
 }
 
 
@@ -88,11 +91,13 @@ def component_alt(evaluations: Mapping[str, mof.Evaluation]) -> str:
 
 
 def verdict_figure(verdicts: Sequence[claims.Verdict]) -> Figure:
-    """Claims by topic: one stacked bar of the three verdicts per topic, labelled with counts."""
+    """Claims by topic: one stacked bar per topic of the verdicts that occur, with counts."""
     counts = verdict_counts(verdicts)
     figure, axes = plt.subplots(figsize=(7.0, 0.42 * len(counts) + 1.5), layout="constrained")
     left = pd.Series(0, index=counts.index)
     for verdict, look in VERDICT_LOOKS.items():
+        if not counts[verdict].any():
+            continue
         axes.barh(
             counts.index, counts[verdict], left=left, label=verdict, edgecolor="white", **look
         )

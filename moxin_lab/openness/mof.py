@@ -19,32 +19,28 @@ github.com/lfai/model_openness_tool at 8b5d30e):
   by requiring one component fewer.
 
 Guarantees: agrees with MOT's own fixtures on progress and counts; refuses component names that MOT
-would silently ignore.
-Out of scope: whether a component exists. The sidecar `<name>.evidence.yml` and notebook 10 say.
+would silently ignore, and says what a licence that does not count may have meant; any file gives an
+evaluation or a MofError within a second.
+Out of scope: reading the file (`mof_entry.py`) and whether a component exists (`mof_evidence.py`).
 """
 
-import difflib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+from moxin_lab.openness.licences import similar
+from moxin_lab.openness.mof_entry import MofError, catalogue, check, load
 
-from moxin_lab.lab.artifacts import LabError, read_yaml
+__all__ = ["MofError", "catalogue", "check", "load"]  # of mof_entry, for those who evaluate
 
-CATALOGUE_FILE = Path(__file__).parent / "mof_catalogue.yml"
 TECHNICAL_REPORT = "Technical report"
 RESEARCH_PAPER = "Research paper"
 RECOMMENDED_LICENCE = {"code": "Apache-2.0", "data": "CDLA-Permissive-2.0", "document": "CC-BY-4.0"}
 """By content type; source: LF AI & Data, "Simplifying AI model licensing with OpenMDW" (22 July
 2025).
 """
-
-
-class MofError(LabError):
-    """A MOF entry that cannot be evaluated; the message names file, field and remedy."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +112,6 @@ class Evaluation:
         return asdict(self)
 
 
-@cache
-def catalogue() -> dict[str, Any]:
-    """The 17 components, the classes and the licences of `mof_catalogue.yml`, with their source."""
-    return read_yaml(CATALOGUE_FILE)
-
-
 def is_open(licence: str) -> bool:
     """Whether MOT counts an SPDX identifier as open."""
     return any(licence in identifiers for identifiers in catalogue()["open_licences"].values())
@@ -130,39 +120,6 @@ def is_open(licence: str) -> bool:
 def is_type_appropriate(licence: str, content_type: str) -> bool:
     """Whether MOT lists a licence as made for `code`, `data` or `document`."""
     return licence in catalogue()["type_appropriate"][content_type]
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Read and check an entry. Raises MofError for a file that cannot be read, breaks the schema or
-    names unknown components.
-    """
-    if not path.exists():
-        raise MofError(f"{path} does not exist; give the path of a MOF.yml")
-    return check(_yaml(path), str(path))
-
-
-def check(entry: Any, where: str = "entry") -> dict[str, Any]:
-    """A copy of the entry with dates as text. Raises MofError with every breach of the schema, or
-    else every name that is not in the catalogue.
-    """
-    entry = _dates_as_text(entry)
-    validator = jsonschema.Draft7Validator(
-        _schema(), format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER
-    )
-    problems = [
-        f"{'.'.join(map(str, error.absolute_path)) or 'top level'}: {error.message}"
-        for error in validator.iter_errors(entry)
-    ]
-    if not problems:
-        problems = _name_problems(
-            [component["name"] for component in entry["release"]["components"]]
-        )
-    if problems:
-        raise MofError(
-            f"{where} is not a valid MOF entry:\n"
-            + "\n".join(f"  - {problem}" for problem in problems)
-        )
-    return entry
 
 
 def evaluate(path: str | Path) -> Evaluation:
@@ -188,68 +145,41 @@ def evaluate_entry(entry: dict[str, Any]) -> Evaluation:
         class_name=catalogue()["class_names"][mof_class],
         classes=results,
         components=components,
-        warnings=tuple(
-            _warning(component)
-            for component in components
-            if component.status == "included" and not component.type_appropriate
+        warnings=(
+            *(
+                _warning(component)
+                for component in components
+                if component.status == "included" and not component.type_appropriate
+            ),
+            *_unknown_to_the_tool(components),
+            *_misspelt(components),
         ),
     )
 
 
-def evidence(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The sidecar `<name>.evidence.yml` of an entry: component name -> {status, paths, artifact,
-    licence, note}.
+def format_text(evaluation: Evaluation, lines: Mapping[str, int] | None = None) -> str:
+    """Class, progress, 17 components, warnings and what the next class needs, for a terminal.
 
-    Raises MofError if it is missing, is not such a mapping or names an unknown component.
+    lines: where the file has each component (`component_lines`).
     """
-    sidecar = Path(path).with_suffix(".evidence.yml")
-    if not sidecar.exists():
-        raise MofError(
-            f"{sidecar} does not exist; it has the paths of each component of {Path(path).name}"
-        )
-    content = _yaml(sidecar)
-    components = content.get("evidence") if isinstance(content, dict) else None
-    if not isinstance(components, dict):
-        raise MofError(f"{sidecar} cannot be read as evidence: it has no mapping `evidence`")
-    if problems := _name_problems(list(components)):
-        raise MofError(f"{sidecar}:\n" + "\n".join(f"  - {problem}" for problem in problems))
-    return components
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        return read_yaml(path)
-    except LabError as error:
-        raise MofError(str(error)) from None
-
-
-def with_components(entry: dict[str, Any], extra: dict[str, str]) -> dict[str, Any]:
-    """A copy of an entry with more components, name -> licence; listed ones keep theirs."""
-    release = entry["release"]
-    listed = {component["name"] for component in release["components"]}
-    added = [
-        {"name": name, "license": licence} for name, licence in extra.items() if name not in listed
-    ]
-    return check({**entry, "release": {**release, "components": [*release["components"], *added]}})
-
-
-def format_text(evaluation: Evaluation) -> str:
-    """Class, progress, 17 components, warnings and what the next class needs, for a terminal."""
-    lines = [f"{evaluation.release} ({evaluation.producer}): {evaluation.class_name}", ""]
+    lines_in_file = lines or {}
+    text = [f"{evaluation.release} ({evaluation.producer}): {evaluation.class_name}", ""]
     for result in evaluation.classes:
-        lines.append(
+        text.append(
             f"  {result.name:<26} {result.progress:5.1f} %  {'met' if result.met else 'not met'}"
         )
-    lines += ["", f"  {'component':<32} {'class':<6} {'status':<11} {'licence':<22} from"]
+    text += ["", f"  {'line':<5}{'component':<32} {'class':<6} {'status':<11} {'licence':<22} from"]
     numerals = {3: "III", 2: "II", 1: "I"}
     for component in evaluation.components:
         optional = "" if component.required else " (optional)"
-        lines.append(
-            f"  {component.name:<32} {numerals[component.mof_class]:<6} {component.status:<11} "
-            f"{component.licence or '-':<22} {component.licence_from or '-'}{optional}"
+        line = lines_in_file.get(component.name, "-")
+        text.append(
+            f"  {line:<5}{component.name:<32} {numerals[component.mof_class]:<6} "
+            f"{component.status:<11} {component.licence or '-':<22} "
+            f"{component.licence_from or '-'}{optional}"
         )
-    lines += [""] + [f"  warning: {warning}" for warning in evaluation.warnings]
-    return "\n".join(lines + next_steps(evaluation)).rstrip()
+    text += [""] + [f"  warning: {warning}" for warning in evaluation.warnings]
+    return "\n".join(text + next_steps(evaluation)).rstrip()
 
 
 def next_steps(evaluation: Evaluation) -> list[str]:
@@ -351,74 +281,40 @@ def _warning(component: Component) -> str:
     )
 
 
-def _name_problems(names: list[str]) -> list[str]:
-    known = [fact["name"] for fact in catalogue()["components"]]
-    problems = []
-    for name in dict.fromkeys(names):
-        if name not in known:
-            lower = {entry.lower(): entry for entry in known}
-            close = difflib.get_close_matches(name.lower(), lower, n=1)
-            problems.append(
-                f"component {name!r} is not in the catalogue"
-                + (f"; did you mean {lower[close[0]]!r}?" if close else "")
+def _unknown_to_the_tool(components: tuple[Component, ...]) -> Iterator[str]:
+    """A line for each licence that the tool's lists are too old for, or disagree on."""
+    upstream = catalogue()["upstream"]
+    list_of = f"the tool's list ({upstream['commit']}, {upstream['date']})"
+    for component in components:
+        if component.status != "invalid":
+            continue
+        if newer := catalogue()["newer_licences"].get(component.licence):
+            yield (
+                f"{component.name}: {component.licence}, announced on {newer['announced']}, is not "
+                f"yet in {list_of}, so it does not count; whether a later list has it is not "
+                "guessed here"
             )
-        if names.count(name) > 1:
-            problems.append(f"component {name!r} is listed {names.count(name)} times")
-    return problems
+        elif component.type_appropriate:
+            yield (
+                f"{component.name}: {list_of} calls {component.licence} made for "
+                f"{component.content_type} but not open, so it does not count"
+            )
 
 
-def _dates_as_text(value: Any) -> Any:
-    """YAML turns an unquoted 2024-12-15 into a date; MOT reads text."""
-    if isinstance(value, dict):
-        return {key: _dates_as_text(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_dates_as_text(item) for item in value]
-    return value.isoformat() if isinstance(value, date) else value
+def _misspelt(components: tuple[Component, ...]) -> Iterator[str]:
+    """A line for each licence that does not count but is close to one that does."""
+    named: dict[str, list[str]] = {}
+    for component in components:
+        if component.status == "invalid":
+            named.setdefault(component.licence, []).append(component.name)
+    for licence, names in named.items():
+        if close := similar(licence, _open_identifiers()):
+            yield (
+                f"{', '.join(names)}: {licence!r} is no identifier of one SPDX licence, so it does "
+                f"not count; did you mean {' or '.join(map(repr, close))}?"
+            )
 
 
-def _schema() -> dict[str, Any]:
-    """JSON Schema (draft 7) of an entry, with MOT's field names and enumerations; a component's
-    `name` is required as well.
-    """
-    facts = catalogue()["schema"]
-    text = {"type": "string"}
-    day = {"type": "string", "format": "date"}
-    maybe_text = {"type": ["string", "null"]}
-    licence = {"type": "object", "properties": {"name": maybe_text, "path": maybe_text}}
-    component_fields = ("description", "license", "license_path", "component_path")
-    release = {
-        "type": "object",
-        "required": ["name", "license", "producer", "components"],
-        "properties": {
-            "name": {"type": "string", "minLength": 1},
-            "date": day,
-            **dict.fromkeys(("version", "origin", "producer", "contact"), text),
-            **{
-                field: {"type": "string", "enum": facts[field]}
-                for field in ("type", "architecture", "treatment")
-            },
-            "license": {
-                "type": "object",
-                "properties": dict.fromkeys(("distribution", *RECOMMENDED_LICENCE), licence),
-            },
-            "components": {
-                "type": "array",
-                "maxItems": len(catalogue()["components"]),
-                "items": {
-                    "type": "object",
-                    "required": ["name"],
-                    "properties": dict.fromkeys(("name", *component_fields), text),
-                },
-            },
-        },
-    }
-    framework = {
-        "type": "object",
-        "required": ["name", "version", "date"],
-        "properties": {"name": {"const": facts["framework_name"]}, "version": text, "date": day},
-    }
-    return {
-        "type": "object",
-        "required": ["framework", "release"],
-        "properties": {"framework": framework, "release": release},
-    }
+@cache
+def _open_identifiers() -> tuple[str, ...]:
+    return tuple(name for names in catalogue()["open_licences"].values() for name in names)

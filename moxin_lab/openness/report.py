@@ -4,6 +4,7 @@ a text.
 Out of scope: drawing (figures.py), verdicts, and models.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from moxin_lab.lab import claims
-from moxin_lab.lab.artifacts import describe, parse_yaml
-from moxin_lab.openness import mof
+from moxin_lab.lab.artifacts import (
+    LabError,
+    describe,
+    parse_yaml,
+    read_json,
+    read_text,
+    write_json,
+)
+from moxin_lab.openness import mof, mof_evidence, summary
 
 NUMERALS = {3: "III", 2: "II", 1: "I"}
 
@@ -24,20 +32,16 @@ def readings(root: Path) -> dict[str, mof.Evaluation]:
     are the committed entries.
     """
     lab, upstream = mof.load(root / "MOF.yml"), mof.load(root / "papers" / "moxin_mof.yml")
-    local = {
-        name: item["licence"]
-        for name, item in mof.evidence(root / "MOF.yml").items()
-        if item["status"] == "local"
-    }
+    checked = mof_evidence.check_all(root / "MOF.yml")
     marked = [
         {"name": name}
-        for name, item in mof.evidence(root / "papers" / "moxin_mof.yml").items()
+        for name, item in mof_evidence.evidence(root / "papers" / "moxin_mof.yml").items()
         if item["blog"] == "yes"
     ]
     blog = mof.check({**upstream, "release": {**upstream["release"], "components": marked}})
     return {
-        "Lab, as published": mof.evaluate_entry(lab),
-        "Lab, with its local results": mof.evaluate_entry(mof.with_components(lab, local)),
+        "Lab, as listed": mof.evaluate_entry(lab),
+        "Lab, by its evidence": mof_evidence.with_evidence(lab, checked),
         "Moxin, favourable reading": mof.evaluate_entry(upstream),
         "Moxin, its own blog": mof.evaluate_entry(blog),
     }
@@ -77,7 +81,7 @@ def component_table(
         {
             "component": component.name,
             "class": NUMERALS[component.mof_class] + ("" if component.required else " (optional)"),
-            "status": evidence[component.name]["status"],
+            "evidence": evidence[component.name]["status"],
             "licence": component.licence or "–",
             "licence from": component.licence_from or "–",
             "open": _yes(component.open, component.status),
@@ -88,36 +92,59 @@ def component_table(
 
 
 def evidence_table(
-    evidence: Mapping[str, Mapping[str, Any]], root: Path, records: Sequence[Mapping[str, Any]]
+    evidence: Mapping[str, Mapping[str, Any]], checked: Mapping[str, mof_evidence.Checked]
 ) -> pd.DataFrame:
-    """Paths of each component, one row per path, with the first 12 digits of the SHA-256; a
-    component without a path has the reason instead.
-
-    Raises LabError if a path that the evidence names does not exist.
+    """Files of each component, one row per file, with the first 12 digits of the SHA-256 and what
+    is wrong with it; a component without a file has the reason instead.
     """
     rows = []
     for name, item in evidence.items():
-        for path, sha256 in _paths(item, root, records) or [(item["note"], "–")]:
+        state = "; ".join(checked[name].problems) or ("holds" if checked[name].holds else "–")
+        files = [(file["path"], file["sha256"][:12]) for file in item.get("files") or []]
+        for path, sha256 in files or [(item["note"], "–")]:
             rows.append(
-                {"component": name, "path, or why there is none": path, "SHA-256": sha256[:12]}
+                {
+                    "component": name,
+                    "file, or why there is none": path,
+                    "SHA-256": sha256,
+                    "made by": item.get("notebook") or "–",
+                    "evidence": state,
+                }
             )
     return pd.DataFrame(rows)
 
 
-def _paths(
-    item: Mapping[str, Any], root: Path, records: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, str]]:
-    if item["status"] != "local":
-        return [(path, describe(root / path)["sha256"]) for path in item.get("paths", [])]
-    for record in records:
-        if output := record["outputs"].get(item["artifact"]):
-            return [
-                (
-                    f"local: runs/{record['scale']}/{record['stage']}/{item['artifact']}",
-                    output["sha256"],
-                )
-            ]
-    return [(f"local: artifact {item['artifact']}, not made yet at this scale", "–")]
+def summary_table(grades: Mapping[str, summary.Graded]) -> pd.DataFrame:
+    """Grades of public summaries: one row per section, two columns per model."""
+    rows = {}
+    for section in [*summary.sections(), None]:
+        rows[section or "Whole summary"] = {
+            f"{model}: {what}": grade.letter
+            if grade.percent is None
+            else f"{grade.letter} ({grade.percent:.1f} %)"
+            for model, graded in grades.items()
+            for what, grade in zip(
+                ("transparency", "usefulness"), summary.pair(graded, section), strict=True
+            )
+        }
+    return pd.DataFrame(rows).T.rename_axis("section")
+
+
+def lost_table(graded: summary.Graded) -> pd.DataFrame:
+    """The metrics that a summary does not meet in full, heaviest first, with the reason."""
+    lost = [m for m in graded.metrics if m.score is not None and m.score < 1]
+    lost.sort(key=lambda metric: -metric.weight * (1 - (metric.score or 0)))
+    return pd.DataFrame(
+        {
+            "metric": metric.id,
+            "section": metric.section,
+            "weight": metric.weight,
+            "score": metric.score,
+            "how": metric.how,
+            "reason": metric.reason,
+        }
+        for metric in lost
+    )
 
 
 def data_card_table(root: Path) -> pd.DataFrame:
@@ -126,25 +153,42 @@ def data_card_table(root: Path) -> pd.DataFrame:
     """
     rows = []
     for card in sorted((root / "data_cards").glob("*/README.md")):
-        matter = parse_yaml(card.read_text(encoding="utf-8").split("---", 2)[1], card)
-        files = sorted((card.parent / "data").glob("*.parquet"))
+        parts = read_text(card).split("---\n", 2)
+        matter = parse_yaml(parts[1], card) if len(parts) == 3 and not parts[0] else None
+        if not isinstance(matter, dict) or "license" not in matter:
+            raise LabError(f"{card} does not begin with YAML front matter that says its license")
+        licence = matter.get("license_name", matter["license"])
         rows.append(
-            {
-                "data set": card.parent.name,
-                "licence on its card": matter.get("license_name", matter["license"]),
-                "rows": sum(pq.read_metadata(file).num_rows for file in files),
-                "MiB": sum(file.stat().st_size for file in files) / 2**20,
-                "SHA-256 of data/": describe(card.parent / "data")["sha256"][:12],
-            }
+            {"data set": card.parent.name, "licence on its card": licence, **_data_of(card.parent)}
         )
     return pd.DataFrame(rows)
+
+
+def _data_of(folder: Path) -> dict[str, Any]:
+    """Rows, size and hash of a card's data; where a command builds it (`build.json`), those of the
+    build that the card describes, and no hash of a folder that is not there.
+    """
+    data, built = folder / "data", folder / "build.json"
+    if not data.is_dir() and built.is_file():
+        packages = read_json(built)["packages"]
+        return {
+            "rows": sum(package["documents"] for package in packages),
+            "MiB": sum(package["text_bytes"] for package in packages) / 2**20,
+            "SHA-256 of data/": "built on demand",
+        }
+    files = sorted(data.glob("*.parquet"))
+    return {
+        "rows": sum(pq.read_metadata(file).num_rows for file in files),
+        "MiB": sum(file.stat().st_size for file in files) / 2**20,
+        "SHA-256 of data/": describe(data)["sha256"][:12],
+    }
 
 
 def upstream_table(
     evaluation: mof.Evaluation, evidence: Mapping[str, Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """The 17 components of upstream Moxin: what public snapshots show, what its blog says, and
-    whether the component counts here.
+    """The 17 components of upstream Moxin: what public snapshots show, what its blog says, whether
+    the component counts here, what is missing, and what was read until when.
     """
     rows = [
         {
@@ -154,6 +198,9 @@ def upstream_table(
             "its blog says": evidence[component.name]["blog"],
             "counts here": "yes" if component.status == "included" else "no",
             "note": evidence[component.name]["note"],
+            "missing": evidence[component.name].get("gap", "–"),
+            "read": f"{evidence[component.name]['source']}; until "
+            f"{evidence[component.name]['read']}",
         }
         for component in evaluation.components
     ]
@@ -188,23 +235,23 @@ def decided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
             "notebook": v.stage[:2],
         }
         for v in verdicts
-        if v.verdict != "not attempted"
+        if v.verdict not in claims.OPEN
     ]
     return pd.DataFrame(rows, columns=["claim", "verdict", "evidence", "notebook"])
 
 
 def undecided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
     """Claims without a verdict: what a notebook saw, or why there is none, and the command that
-    would attempt the claim.
+    would attempt the claim; `none` where no stage of this lab attempts it.
     """
     rows = [
         {
             "claim": f"{v.id}: {v.claim}",
             "why not, or what was seen": v.evidence,
-            "command": v.command,
+            "command": v.command or "none",
         }
         for v in verdicts
-        if v.verdict == "not attempted"
+        if v.verdict in claims.OPEN
     ]
     return pd.DataFrame(rows, columns=["claim", "why not, or what was seen", "command"])
 
@@ -274,6 +321,19 @@ def provenance_sentence(records: Sequence[Mapping[str, Any]]) -> str:
         else "Every input is the present output of the stage that made it."
     )
     return f"{len(records)} stages in {seconds:.0f} s. {state}"
+
+
+def save(
+    folder: Path,
+    evaluations: Mapping[str, mof.Evaluation],
+    verdicts: Sequence[claims.Verdict],
+    grades: Mapping[str, summary.Graded],
+) -> None:
+    """The artifact `openness`: `mof.json`, `claims.json` and `summaries.json`."""
+    folder.mkdir()
+    write_json(folder / "mof.json", {name: item.as_dict() for name, item in evaluations.items()})
+    write_json(folder / "summaries.json", {name: item.as_dict() for name, item in grades.items()})
+    write_json(folder / "claims.json", [dataclasses.asdict(item) for item in verdicts])
 
 
 def _yes(value: bool, status: str) -> str:

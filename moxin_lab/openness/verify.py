@@ -3,50 +3,64 @@ them has changed.
 
     write_manifest(root, "tiny")     # last step of a run: reports/tiny/manifest.json
     verify(root, "tiny")             # missing, changed and surplus files; empty: nothing changed
-    verify_folder(Path("report"))    # the same for a clone, its copy, or a report's folder alone
+    verify_folder(Path("report"))    # the same for a clone, its copy, or a report's folder alone,
+                                     # and what `released.py` finds in it
+    verify_file(Path("report/x"))    # one file
+
+    python -m moxin_lab.openness.verify reports/released/h100    # writes the manifest of a release
 
 The manifest binds the report's pages, the artifacts under `runs/<scale>/`, the data cards, the
-notebooks, `papers/`, the MOF entry and the lock file. Names that begin with a dot, `scratch` and
-`__pycache__` are working state and are not bound. The file is an unsigned in-toto Statement v1, so
-that a signer such as model-signing can wrap it.
+notebooks, `papers/`, `release/`, the MOF entry and the lock file; that of a folder of
+`reports/released` binds the files in it. Working state (`artifacts.is_working_state`) and folders
+named `scratch` are not bound. The file is an in-toto Statement v1; `signing.py` signs its folder.
 
 Guarantees: the same files give the same bytes; a run killed while writing leaves the old manifest
 or the new one; no other tree is checked than the one given.
-Out of scope: who made the files (the manifest is unsigned), empty folders, times and permissions.
+Out of scope: who made the files (`signing.py`), empty folders, times and permissions.
 """
 
+import dataclasses
 import os
 import re
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from moxin_lab.lab.artifacts import LabError, find_root, read_json, sha256_file, write_json
+from moxin_lab.lab.artifacts import (
+    LabError,
+    find_root,
+    is_working_state,
+    json_text,
+    read_json,
+    read_text,
+    sha256_file,
+    write_json,
+)
+from moxin_lab.openness import released
+from moxin_lab.openness.released import Problem
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:moxin-lab:report-manifest:v1"
-COVERED = ("data_cards", "notebooks", "papers", "MOF.yml", "MOF.evidence.yml", "requirements.lock")
+COVERED = (
+    "data_cards",
+    "notebooks",
+    "papers",
+    "release",
+    "MOF.yml",
+    "MOF.evidence.yml",
+    "requirements.lock",
+)
 """What a report rests on in the repository, beside its own pages and the runs of its scale."""
 
-SKIPPED = ("scratch", "__pycache__")
-"""Folders of working state, beside all names that begin with a dot."""
-
-
-@dataclass(frozen=True, order=True)
-class Problem:
-    """One file that is not as the manifest says.
-
-    kind: `missing`, `changed`, `surplus` or `not a plain file`.
-    """
-
-    path: str
-    kind: str
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.path}" + (f" ({self.detail})" if self.detail else "")
+RELEASED = "released/"
+"""Begins what the manifest of a folder of `reports/released` says in place of a scale."""
+SKIPPED = "scratch"
+"""Folder of a stage's resume points, which is working state too."""
+MAX_MANIFEST_BYTES = 2**27
+"""Largest manifest that is read: half a million files."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +75,16 @@ class Checked:
     elsewhere: int
     """Bound files outside a report's folder that was given alone; not looked for."""
     problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
+    """What could not be looked up."""
 
     def summary(self) -> str:
         """One sentence that names the tree."""
         found = f"{len(self.problems)} problem(s)" if self.problems else "as the manifest says"
+        if not self.scale:
+            return f"{self.folder}: {found}"
+        if self.scale.startswith(RELEASED):
+            return f"{self.folder}, report {self.scale}, {self.files} files: {found}"
         if not self.elsewhere:
             return f"{self.folder}, {self.scale} scale, {self.files} files: {found}"
         return (
@@ -88,23 +108,55 @@ def write_manifest(root: Path, scale: str) -> Path:
         raise LabError(
             f"{path.parent} holds no report; make one with: moxin-lab run --scale {scale}"
         )
+    write_json(path, _statement(scale, files))
+    return path
+
+
+def write_released_manifest(folder: Path) -> Path:
+    """Bind every file of a folder of `reports/released`. Raises LabError for another folder, an
+    empty one, and a name that is no plain file.
+    """
+    folder = folder.resolve()
+    if folder.parent.name + "/" != RELEASED or folder.parent.parent.name != "reports":
+        raise LabError(f"{folder} is no folder of reports/released")
+    path, report = folder / "manifest.json", RELEASED + folder.name
+    files = [
+        (f"reports/{report}/{file.relative_to(folder).as_posix()}", file)
+        for file in _files(folder)
+        if file != path
+    ]
+    if not files:
+        raise LabError(f"{folder} holds no report")
+    write_json(path, _statement(report, sorted(files)))
+    return path
+
+
+def _statement(scale: str, files: Sequence[tuple[str, Path]]) -> dict[str, Any]:
     if strange := [name for name, file in files if not _is_plain(file)]:
         raise LabError(
             f"{strange[0]} is a link or not a plain file; a manifest binds contents, so put the "
             "file itself there"
         )
-    sizes = [file.stat().st_size for _, file in files]
-    statement = {
+    return _of_entries(
+        scale, [(name, sha256_file(file), file.stat().st_size) for name, file in files]
+    )
+
+
+def _of_entries(scale: str, entries: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+    """The statement over names, hashes and sizes in bytes."""
+    return {
         "_type": STATEMENT_TYPE,
         "subject": [
-            {"name": name, "digest": {"sha256": sha256_file(file)}, "annotations": {"size": size}}
-            for (name, file), size in zip(files, sizes, strict=True)
+            {"name": name, "digest": {"sha256": sha256}, "annotations": {"size": size}}
+            for name, sha256, size in entries
         ],
         "predicateType": PREDICATE_TYPE,
-        "predicate": {"scale": scale, "files": len(files), "bytes": sum(sizes)},
+        "predicate": {
+            "scale": scale,
+            "files": len(entries),
+            "bytes": sum(size for _, _, size in entries),
+        },
     }
-    write_json(path, statement)
-    return path
 
 
 def verify(root: Path, scale: str) -> list[Problem]:
@@ -117,8 +169,9 @@ def verify(root: Path, scale: str) -> list[Problem]:
 def verify_folder(folder: Path, scale: str | None = None) -> Checked:
     """Check the tree that `folder` is or lies in, or the report's folder that it is.
 
-    A folder with a manifest.json that is not in its place under a repository is a report alone: its
-    pages are checked, and how many files it rests on are not there. scale: which report of a
+    A folder with a manifest.json that is not in its place under a repository is a report alone, as
+    are the folders of `reports/released`: its pages are checked, and how many files it rests on are
+    not there. scale: which report of a
     repository (default tiny). Raises LabError if there is no manifest, or it is malformed or of
     another scale.
     """
@@ -142,8 +195,65 @@ def verify_folder(folder: Path, scale: str | None = None) -> Checked:
         root = _repository_around(folder)
     scale = scale or "tiny"
     recorded = read_manifest(root, scale)
-    problems = _compare(recorded, dict(_covered(root, scale)))
-    return Checked(root, scale, len(recorded), 0, tuple(problems))
+    present = dict(_covered(root, scale))
+    checked = _checked(root, scale, recorded, present, root)
+    return checked if folder != root else _with_released(checked)
+
+
+def _with_released(checked: Checked) -> Checked:
+    """A clone's own report and those of its reports/released."""
+    folders = sorted((checked.folder / "reports" / "released").glob("*/manifest.json"))
+    others = [_verify_report_alone(path.parent, None) for path in folders]
+    return dataclasses.replace(
+        checked,
+        files=checked.files + sum(other.files for other in others),
+        problems=(*checked.problems, *(p for other in others for p in other.problems)),
+        notes=tuple(dict.fromkeys((*checked.notes, *(n for other in others for n in other.notes)))),
+    )
+
+
+def verify_file(file: Path) -> Checked:
+    """Check one file: that a manifest of its report or clone binds it as it is. A manifest.json
+    stands for its folder. Raises LabError where no manifest around it names it.
+    """
+    file = file.absolute()
+    if file.name == "manifest.json":
+        return verify_folder(file.parent)
+    name, recorded = _bound_around(file)
+    if name not in recorded:
+        raise LabError(f"{file}: no manifest around it names it, so there is nothing to verify")
+    problems = _compare({name: recorded[name]}, {name: file} if file.exists() else {})
+    return Checked(file, "", 1, 0, tuple(problems))
+
+
+def _bound_around(file: Path) -> tuple[str, dict[str, tuple[str, int]]]:
+    """A file's name in the nearest manifests around it, and what they bind."""
+    for folder in file.parents:
+        if (folder / "manifest.json").is_file():
+            written, recorded = _read(folder / "manifest.json", "copy the report again")
+            return f"reports/{written}/{file.relative_to(folder).as_posix()}", recorded
+        if manifests := sorted((folder / "reports").glob("*/manifest.json")):
+            bound: dict[str, tuple[str, int]] = {}
+            for path in manifests:
+                bound |= _read(path, f"make it again: moxin-lab run --scale {path.parent.name}")[1]
+            return file.relative_to(folder).as_posix(), bound
+    return file.name, {}
+
+
+def _checked(
+    folder: Path,
+    scale: str,
+    recorded: dict[str, tuple[str, int]],
+    present: dict[str, Path],
+    root: Path | None,
+    elsewhere: int = 0,
+) -> Checked:
+    """Bytes against the manifest, then what hashes alone do not show."""
+    hashes = {name: sha256 for name, (sha256, _) in recorded.items()}
+    plain = {name: file for name, file in present.items() if _is_plain(file)}
+    faults, notes = released.problems(root, plain, hashes)
+    problems = (*_compare(recorded, present), *faults)
+    return Checked(folder, scale, len(recorded), elsewhere, problems, tuple(notes))
 
 
 def _repository_around(folder: Path) -> Path:
@@ -173,8 +283,11 @@ def _verify_report_alone(folder: Path, scale: str | None) -> Checked:
         for file in _files(folder)
         if file != folder / "manifest.json"
     }
-    problems = _compare(pages, present)
-    return Checked(folder, written, len(pages), len(recorded) - len(pages), tuple(problems))
+    root = next((r for r in folder.parents if r / "reports" / written == folder), None)
+    if root is not None and not (root / "data_cards").is_dir():
+        root = None  # a report that was copied has no clone around it
+    elsewhere = len(recorded) - len(pages)
+    return _checked(folder, written, pages, present, root, elsewhere)
 
 
 def _compare(recorded: dict[str, tuple[str, int]], present: dict[str, Path]) -> list[Problem]:
@@ -211,7 +324,7 @@ def read_manifest(root: Path, scale: str) -> dict[str, tuple[str, int]]:
 
 def _read(path: Path, remedy: str) -> tuple[str, dict[str, tuple[str, int]]]:
     """The scale and the files of a manifest. Raises LabError, ending in `remedy`."""
-    statement = read_json(path, remedy)
+    statement = read_json(path, remedy, max_bytes=MAX_MANIFEST_BYTES)
     try:
         if (statement["_type"], statement["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
             raise ValueError(f"it is not a statement of type {PREDICATE_TYPE}")
@@ -220,9 +333,13 @@ def _read(path: Path, remedy: str) -> tuple[str, dict[str, tuple[str, int]]]:
         count = statement["predicate"]["files"]
         if not recorded or not len(recorded) == len(entries) == count:
             raise ValueError("its list of files is empty, incomplete or names a file twice")
+        if statement["predicate"]["bytes"] != sum(size for _, _, size in entries):
+            raise ValueError("its sum of bytes is not that of its files")
         scale = statement["predicate"]["scale"]
-        if not isinstance(scale, str) or not re.fullmatch(r"[\w-]+", scale):
+        if not isinstance(scale, str) or not re.fullmatch(rf"({RELEASED})?[\w-]+", scale):
             raise ValueError("it names no scale")
+        if json_text(_of_entries(scale, entries)) != read_text(path):
+            raise ValueError("it is not written as the lab writes it, so a part of it was changed")
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]!r} is absent" if isinstance(error, KeyError) else str(error)
         raise LabError(f"{path} is not a manifest: {reason}; {remedy}") from error
@@ -261,12 +378,17 @@ def _files(start: Path) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(start):
         links = [name for name in subfolders if (Path(folder) / name).is_symlink()]
         subfolders[:] = sorted(
-            {name for name in subfolders if not name.startswith(".")} - {*SKIPPED, *links}
+            {name for name in subfolders if not is_working_state(name)} - {SKIPPED, *links}
         )
         for name in sorted([*names, *links]):
-            if not name.startswith("."):
+            if not is_working_state(name):
                 yield Path(folder) / name
 
 
 def _is_plain(file: Path) -> bool:
     return stat.S_ISREG(file.lstat().st_mode)
+
+
+if __name__ == "__main__":
+    for given in sys.argv[1:]:
+        print(write_released_manifest(Path(given)))

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from moxin_lab.lab import claims
-from moxin_lab.lab.artifacts import LabError
-from moxin_lab.openness import figures, mof, report
+from moxin_lab.openness import figures, mof, mof_evidence, report, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,34 +37,29 @@ def test_upstream_lacks_a_data_card_in_both_readings_and_so_has_no_class(reading
         assert readings[name].next_class.missing == ("Data card",)
 
 
-def test_the_lab_lists_nothing_that_only_a_run_makes(readings):
-    local = [
-        name for name, item in mof.evidence(ROOT / "MOF.yml").items() if item["status"] == "local"
-    ]
-    state = {
-        component.name: component.status for component in readings["Lab, as published"].components
-    }
-    assert local and all(state[name] == "absent" for name in local)
-    with_results = {c.name: c.status for c in readings["Lab, with its local results"].components}
-    assert all(with_results[name] == "included" for name in local)
+def test_by_its_evidence_the_lab_has_no_component_more_than_it_lists(readings):
+    listed, held = readings["Lab, as listed"], readings["Lab, by its evidence"]
+    included = {component.name for component in listed.components if component.status != "absent"}
+    assert {c.name for c in held.components if c.status == "included"} <= included
+    assert listed.mof_class == held.mof_class == 1
 
 
 @pytest.mark.parametrize("entry", ["MOF.yml", "papers/moxin_mof.yml"])
 def test_evidence_has_a_row_for_each_of_the_17_components_and_agrees_with_the_entry(entry):
-    evidence = mof.evidence(ROOT / entry)
+    evidence = mof_evidence.evidence(ROOT / entry)
     listed = {component["name"] for component in mof.load(ROOT / entry)["release"]["components"]}
     assert evidence.keys() == {fact["name"] for fact in mof.catalogue()["components"]}
     for name, item in evidence.items():
         assert item["note"]
         if item["status"] in ("present", "partial"):
             assert name in listed
-        if item["status"] in ("absent", "local", "not found"):
+        if item["status"] in ("absent", "not found"):
             assert name not in listed
 
 
 def test_component_table_has_a_row_for_each_of_the_17_components(readings):
     frame = report.component_table(
-        readings["Lab, as published"], mof.evidence(ROOT / "MOF.yml")
+        readings["Lab, as listed"], mof_evidence.evidence(ROOT / "MOF.yml")
     ).set_index("component")
     assert len(frame) == 17
     assert tuple(frame.loc["Datasets", ["licence", "licence from", "open", "fits its type"]]) == (
@@ -76,31 +70,38 @@ def test_component_table_has_a_row_for_each_of_the_17_components(readings):
     )
 
 
-def test_every_path_that_the_evidence_names_exists_and_is_hashed():
-    evidence = mof.evidence(ROOT / "MOF.yml")
-    done = record(stage="04_pretraining", outputs={"pretrained": {"sha256": "c" * 64}})
-    frame = report.evidence_table(evidence, ROOT, [done])
-    place = "path, or why there is none"
+def test_every_file_of_the_evidence_has_a_row_with_its_hash_and_state():
+    evidence = mof_evidence.evidence(ROOT / "MOF.yml")
+    checked = mof_evidence.check_all(ROOT / "MOF.yml")
+    frame = report.evidence_table(evidence, checked)
+    place = "file, or why there is none"
     for name, item in evidence.items():
-        places = list(frame.loc[frame["component"] == name, place])
-        if item["status"] in ("present", "partial"):
-            assert places == item["paths"]
-        if item["status"] == "absent":
-            assert places == [item["note"]]
-    rows = frame.set_index("component")
-    assert (
-        rows.loc["Model parameters (Final)", place] == "local: runs/tiny/04_pretraining/pretrained"
-    )
-    assert rows.loc["Model parameters (Final)", "SHA-256"] == "c" * 12
-    assert "not made yet" in rows.loc["Model parameters (Intermediate)", place]
-    assert rows["SHA-256"].str.fullmatch("[0-9a-f]{12}|–").all()
+        rows = frame[frame["component"] == name]
+        assert list(rows[place]) == [file["path"] for file in item["files"]]
+        assert list(rows["SHA-256"]) == [file["sha256"][:12] for file in item["files"]]
+        assert set(rows["evidence"]) == {"holds" if checked[name].holds else "–"}
 
 
-def test_evidence_of_a_file_that_is_gone_is_an_error(tmp_path):
-    with pytest.raises(LabError, match="gone does not exist"):
-        report.evidence_table(
-            {"Data card": {"status": "present", "paths": ["gone"], "note": "n"}}, tmp_path, []
-        )
+def test_evidence_that_does_not_hold_is_said_in_its_row():
+    evidence = {"Data card": {"status": "present", "note": "n"}}
+    checked = {"Data card": mof_evidence.Checked("Data card", "present", ("it names no file",))}
+    (row,) = report.evidence_table(evidence, checked).to_dict(orient="records")
+    assert (row["file, or why there is none"], row["evidence"]) == ("n", "it names no file")
+
+
+def test_grades_stand_by_section_and_lost_points_heaviest_first():
+    metrics = [
+        summary.Scored("A", "Document", "1", "Clarity", 3, 0.5, "answer", "why A"),
+        summary.Scored("B", "Document", "1", "Clarity", 20, 0, "automatic", "why B"),
+        summary.Scored("C", "Document", "1", "Comprehension", 9, 1, "automatic", "why C"),
+        summary.Scored("D", "User data", "2", "Clarity", 9, None, "automatic", "why D"),
+    ]
+    graded = summary.Graded("m", tuple(metrics))
+    assert list(report.lost_table(graded)["metric"]) == ["B", "A"]
+    table = report.summary_table({"m": graded})
+    assert table.loc["User data", "m: transparency"] == "not applicable"
+    assert table.loc["Whole summary", "m: transparency"] == "F (6.5 %)"
+    assert table.loc["Document", "m: usefulness"] == "A+ (100.0 %)"
 
 
 def test_data_card_table_has_every_card_with_its_own_licence():
@@ -133,7 +134,8 @@ def test_every_claim_is_in_exactly_one_of_the_two_claim_tables():
     decided, undecided = report.decided_table(verdicts), report.undecided_table(verdicts)
     assert len(decided) == 1 and "36 counted" in decided.loc[0, "evidence"]
     assert len(decided) + len(undecided) == len(verdicts)
-    assert undecided["command"].str.startswith("moxin-lab run --scale ").all()
+    carried = {entry["command"] for entry in claims.load(ROOT) if "command" in entry}
+    assert set(undecided["command"]) == carried | {"none"}
 
 
 def test_provenance_tables_show_where_stages_differ():
@@ -165,7 +167,7 @@ def test_the_provenance_sentence_names_inputs_that_are_not_the_present_outputs()
 
 
 def test_what_was_found_of_a_component_is_beside_what_the_blog_says(readings):
-    evidence = mof.evidence(ROOT / "papers" / "moxin_mof.yml")
+    evidence = mof_evidence.evidence(ROOT / "papers" / "moxin_mof.yml")
     item = evidence["Data card"]
     sentence = report.found_sentence(evidence, ["Data card", "Training code"])
     assert f"Data card: {item['status']} (its blog: {item['blog']}); Training code: " in sentence

@@ -7,9 +7,10 @@ import os
 import shutil
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies
 
 from moxin_lab import cli
-from moxin_lab.lab.artifacts import LabError
+from moxin_lab.lab.artifacts import LabError, describe, is_working_state, json_text
 from moxin_lab.openness import verify as manifest
 
 FILES = {
@@ -77,6 +78,45 @@ def test_one_flipped_bit_in_any_file_is_caught(root, name):
     content[len(content) // 2] ^= 1
     (root / name).write_bytes(content)
     assert found(root) == [("changed", name)]
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=strategies.data())
+def test_any_single_flipped_bit_is_found_also_one_of_the_manifest(root, data):
+    """A whole file of the tree at a time, the manifest among them; its bytes are put back."""
+    names = [*FILES, "reports/tiny/manifest.json"]
+    path = root / data.draw(strategies.sampled_from(names))
+    before = path.read_bytes()
+    bit = data.draw(strategies.integers(0, 8 * len(before) - 1))
+    content = bytearray(before)
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    try:
+        try:
+            problems = manifest.verify_folder(root).problems
+        except LabError as error:
+            problems = [error]
+        assert problems, (path.name, bit)
+    finally:
+        path.write_bytes(before)
+    assert manifest.verify_folder(root).problems == ()
+
+
+def test_one_file_is_checked_by_the_manifest_around_it(root):
+    page = root / "reports/tiny/index.html"
+    assert manifest.verify_file(page).problems == ()
+    card = root / "data_cards/udhr/data/test.parquet"
+    assert manifest.verify_file(card).problems == ()
+    assert manifest.verify_file(root / "reports/tiny/manifest.json").files == len(FILES)
+    card.write_bytes(b"PAR2")
+    assert [p.kind for p in manifest.verify_file(card).problems] == ["changed"]
+    page.unlink()
+    assert [p.kind for p in manifest.verify_file(page).problems] == ["missing"]
+    with pytest.raises(LabError, match=r"README\.md: no manifest around it names it"):
+        manifest.verify_file(root / "README.md")
+    assert cli.main(["verify", str(card)]) == 1
 
 
 def test_missing_changed_and_surplus_files_are_listed_together_in_order(root):
@@ -163,7 +203,7 @@ def test_malformed_manifest_says_what_is_wrong(root, change, message):
     path = manifest.manifest_path(root, "tiny")
     statement = json.loads(path.read_text())
     change(statement)
-    path.write_text(json.dumps(statement))
+    path.write_text(json_text(statement))
     with pytest.raises(LabError, match=message):
         manifest.verify(root, "tiny")
 
@@ -264,3 +304,64 @@ def test_a_folder_without_a_manifest_is_refused_instead_of_another_tree_being_ch
         manifest.verify_folder(root / "none")
     with pytest.raises(LabError, match="not the name of a scale"):
         manifest.verify_folder(root, "..")
+
+
+LEFTOVERS = ["x~", "Thumbs.db", "desktop.ini", "#x#", "x.swp", ".DS_Store", "__pycache__/x.pyc"]
+
+
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_what_an_editor_or_a_file_manager_leaves_is_working_state_everywhere(root, name):
+    artifact = root / "runs/tiny/02_tokenizer/tokenizer"
+    before = describe(artifact)
+    for folder in ("reports/tiny", "runs/tiny/02_tokenizer/tokenizer", "papers"):
+        (root / folder / name).parent.mkdir(exist_ok=True)
+        (root / folder / name).write_bytes(b"left")
+    assert found(root) == [] and describe(artifact) == before
+    path = manifest.manifest_path(root, "tiny")
+    written = path.read_bytes()
+    manifest.write_manifest(root, "tiny")
+    assert path.read_bytes() == written
+    assert not is_working_state("index.html") and not is_working_state("#")
+
+
+def test_every_released_report_has_a_manifest_that_verify_accepts(repository, tmp_path, capsys):
+    released = (repository / "reports/released").iterdir()
+    folders = sorted(path for path in released if path.is_dir() and any(path.iterdir()))
+    assert len(folders) >= 7
+    for folder in folders:
+        write = f"write it with: python -m moxin_lab.openness.verify reports/released/{folder.name}"
+        assert (folder / "manifest.json").is_file(), write
+        checked = manifest.verify_folder(folder)
+        assert (checked.problems, checked.elsewhere) == ((), 0), write
+        assert checked.files == sum(file.is_file() for file in folder.rglob("*")) - 1
+    copy = shutil.copytree(folders[0], tmp_path / "anywhere")
+    assert cli.main(["verify", str(copy)]) == 0
+    assert f"report released/{folders[0].name}" in capsys.readouterr().out
+    (copy / "more").write_bytes(b"")
+    assert cli.main(["verify", str(copy)]) == 1
+
+
+def test_a_released_manifest_binds_the_files_of_its_folder_alone(root):
+    folder = root / "reports/released/old"
+    folder.mkdir(parents=True)
+    with pytest.raises(LabError, match="holds no report"):
+        manifest.write_released_manifest(folder)
+    (folder / "a.json").write_text("{}")
+    (folder / "deeper").mkdir()
+    (folder / "deeper/b.html").write_text("b")
+    path = manifest.write_released_manifest(folder)
+    before = path.read_bytes()
+    assert manifest.write_released_manifest(folder).read_bytes() == before
+    assert manifest.verify_folder(folder).problems == ()
+    assert found(root) == []  # the report of the scale rests on no released one
+    (folder / "a.json").write_text("[]")
+    (folder / "deeper/b.html").unlink()
+    (folder / "c").write_text("")
+    problems = manifest.verify_folder(folder).problems
+    assert [(problem.kind, problem.path) for problem in problems] == [
+        ("changed", "reports/released/old/a.json"),
+        ("surplus", "reports/released/old/c"),
+        ("missing", "reports/released/old/deeper/b.html"),
+    ]
+    with pytest.raises(LabError, match="is no folder of reports/released"):
+        manifest.write_released_manifest(root / "reports/tiny")
