@@ -28,17 +28,46 @@ BENCHES = {
         "attention backends forward and backward, with FlexAttention, SDPA and flash-attn-4 as "
         "peers"
     ),
+    "compression": (
+        "a model pruned by magnitude, Wanda and 2:4, and quantised by torchao and as GGUF: "
+        "held-out bits per byte and bytes"
+    ),
+    "curation": (
+        "near-duplicates, filters and the whole of `slimpajama`: speed, memory, quality and cost, "
+        "with rensa and datasketch as peers"
+    ),
+    "extraction": "HTML to text: characters kept by script, and speed, with trafilatura as peer",
     "decode": "one token after a long text, with transformers as peer",
     "prefill": "reading a long text into the ring, with transformers as peer",
     "train-step": "one training step, with transformers as peer",
+    "pretraining": (
+        "three phases on the corpus: the loop beside a bare step, bits per byte beside n-grams"
+    ),
     "expansion": (
         "32 blocks expanded to 36 by three recipes, against training from scratch, at equal compute"
     ),
+    "extension": (
+        "SmolLM2-135M given the routed tokenizer's Chinese, Japanese and Korean experts: bits per "
+        "byte before and after a short training of the new rows"
+    ),
+    "evaluation": "requests of lm-evaluation-harness, with its own `hf` adapter as peer",
     "sft": "steps of supervised fine-tuning, with TRL's SFTTrainer as peer",
     "rollout": "completions sampled for GRPO, with transformers' generate as peer",
     "overlap": (
         "GRPO steps with rollouts sampled during training, on the same or another GPU, against "
         "rollout and training one after the other"
+    ),
+    "serve": (
+        "the server under streaming clients, and its scheduler beside the time to read the weights"
+    ),
+    "stores": "where a knowledge base is kept: SQLite beside LanceDB and DuckDB",
+    "tokenizer": (
+        "the routed tokenizer in tokens, speed and memory, with a joint BPE, Mistral's two, "
+        "tiktoken, quicktok and gigatoken as peers"
+    ),
+    "tokenizer-designs": (
+        "the routed tokenizer beside parity-aware BPE, SuperBPE and shipped vocabularies: tokens, "
+        "Renyi efficiency, bits per byte of one small model at equal compute"
     ),
     "towers": (
         "images through the frozen vision towers, with plain timm and open_clip calls as peer"
@@ -55,7 +84,21 @@ PACKAGES = (
     "nvidia-cutlass-dsl",
     "lightning",
     "trl",
+    "lm-eval",
     "math-verify",
+    "resiliparse",
+    "trafilatura",
+    "daft",
+    "rensa",
+    "datasketch",
+    "tokenizers",
+    "tiktoken",
+    "quicktok-v1",
+    "gigatoken",
+    "torchao",
+    "gguf",
+    "lancedb",
+    "duckdb",
 )
 
 
@@ -112,7 +155,7 @@ def record(name: str, device: str, result: dict[str, Any]) -> dict[str, Any]:
     by_command_line = Path(sys.argv[0]).name in ("moxin-lab", "cli.py")
     # The file's name is enough to repeat the command; its folder belongs to this machine.
     words = [
-        Path(word).name if before == "--json" else word
+        Path(word).name if before in ("--json", "--picture", "--datatrove") else word
         for before, word in itertools.pairwise(sys.argv[1:])
     ]
     command = shlex.join(["moxin-lab", "bench", *words]) if by_command_line else name

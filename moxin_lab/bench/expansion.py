@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from moxin_lab.model.config import MoxinConfig
     from moxin_lab.model.decoder import MoxinForCausalLM
-    from moxin_lab.pretraining.packing import Tokens
+    from moxin_lab.pretraining.pools import Tokens
     from moxin_lab.scales import Scale
     from moxin_lab.scales.sections import Phase
 
@@ -135,6 +135,7 @@ class Data:
     heldout: list[list[int]]
     languages: list[str]
     num_bytes: np.ndarray
+    bos_id: int
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
@@ -215,13 +216,13 @@ def compute(plan: Plan) -> list[dict[str, Any]]:
 
 def load_data(plan: Plan) -> Data:
     """Training pools and held-out documents from the artifacts of stages 01 and 02."""
-    import pandas as pd
     from transformers import AutoTokenizer
 
     from moxin_lab.evaluation import heldout
-    from moxin_lab.evaluation.bits_per_byte import encode_documents
+    from moxin_lab.evaluation.bits_per_byte import encode_documents, prefix_token_id
+    from moxin_lab.lab import curated
     from moxin_lab.lab.artifacts import LabError
-    from moxin_lab.pretraining import packing
+    from moxin_lab.pretraining import pools
 
     documents = plan.runs / "01_data_curation" / "documents"
     tokenizer_folder = plan.runs / "02_tokenizer" / "tokenizer"
@@ -237,17 +238,18 @@ def load_data(plan: Plan) -> Data:
             f"{tokenizer_folder} has {len(tokenizer)} tokens, "
             f"the scale {plan.scale.tokenizer.vocab_size}"
         )
-    train = pd.read_parquet(documents / "train.parquet")
+    train = curated.read(documents, "train").to_pandas()
     texts = heldout.choose(
-        pd.read_parquet(documents / "heldout.parquet"),
+        curated.read(documents, "heldout").to_pandas(),
         bytes_per_language=plan.settings["heldout_bytes_per_language"],
         seed=0,
     )
     return Data(
-        pools=packing.tokenize_pools(train, tokenizer, plan.scale.pretraining.phases),
+        pools=pools.tokenize_pools(train, tokenizer, plan.scale.pretraining.phases),
         heldout=encode_documents(tokenizer, texts["text"].tolist()),
         languages=texts["language"].tolist(),
         num_bytes=texts["num_bytes"].to_numpy(),
+        bos_id=prefix_token_id(tokenizer),
     )
 
 
@@ -469,7 +471,11 @@ def measure(model: MoxinForCausalLM, data: Data, plan: Plan, device: str) -> dic
 
     model.eval()
     nats = document_losses(
-        model, data.heldout, context=plan.settings["sequence_length"], device=device
+        model,
+        data.heldout,
+        context=plan.settings["sequence_length"],
+        bos_id=data.bos_id,
+        device=device,
     )
     languages = np.array(data.languages)
     return {

@@ -9,7 +9,7 @@ the peers.
 
 Guarantees: only ratios within one file are computed, thus within one run on one machine; a row that
 could not run keeps its reason; a file that no bench wrote raises an error with its name.
-Out of scope: verdicts.
+Out of scope: verdicts, and the charts of the report (`lab/measured.py`).
 """
 
 import json
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+
+from moxin_lab.lab import measured
 
 
 class Comparison(NamedTuple):
@@ -52,6 +54,8 @@ ALSO_SHOWN = {
 """Further columns of the table."""
 NAMED_BY = {"sft": ("what", "layout", "attention"), "overlap": ("arrangement", "sampler")}
 """Columns that together name a row in benches without a column `implementation`."""
+BAR_WIDTH = 30
+"""Characters of the longest bar on the page of a folder. Our choice."""
 OUR_BACKENDS = ("auto", "triton")
 OTHER_WORK = "full triangle"  # more pairs than the window has: a rate to see, not a peer
 
@@ -143,37 +147,38 @@ def comparison(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def page(folder: Path) -> str:
-    """Markdown of every record in a folder: origin, note and table. It is deterministic, so a test
-    can compare it with the committed page.
+    """Markdown of a folder of `reports/released`: one chart per question, then what the runs were.
+    It is deterministic, so a test can compare it with the committed page.
     """
     parts = [
         "# Measurements on one GPU",
-        "Made from the JSON files of this folder by `python -m moxin_lab.bench.released`; ratios "
-        "are within one run, above 1 is faster than the best peer there.",
+        "Made from the JSON files of this folder, which hold every row, by "
+        f"`python -m moxin_lab.bench.released`. {measured.RULE}",
     ]
-    for bench in COMPARED:
-        record = read(folder, bench)
-        if record is None:
-            continue
-        frame = comparison(record)
-        parts += [f"## {bench}", origin(record)]
-        lines = [
-            frame.columns.tolist(),
-            ["---"] * len(frame.columns),
-            *frame.astype(object).to_numpy().tolist(),
-        ]
-        parts.append(
-            "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
-        )
-    return "\n\n".join(parts) + "\n"
+    for chart in measured.charts(folder.parents[2], folder.name):
+        parts += [f"## {chart.question.title}", chart.finding, _chart_table(chart)]
+    parts.append("## What the runs were")
+    records = (read(folder, bench) for bench in COMPARED)
+    parts += [f"**{record['bench']}.** {origin(record)}" for record in records if record]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and pd.isna(value)):
+def _chart_table(chart: measured.Chart) -> str:
+    """A Markdown table with a bar per row; the limit of the hardware is a row of its own."""
+    digits = chart.question.digits
+    better = "higher" if chart.question.larger_is_better else "lower"
+    lines = [("implementation", f"{chart.question.unit} ({better} is better)", ""), ("---",) * 3]
+    if chart.floor is not None:
+        lines.append((f"*{chart.floor_name}*", f"{chart.floor:,.{digits}f}", _bar(chart, None)))
+    lines += [(bar.name, bar.in_words(digits), _bar(chart, bar)) for bar in chart.bars]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _bar(chart: measured.Chart, bar: measured.Bar | None) -> str:
+    value = chart.floor if bar is None else bar.value
+    if value is None:
         return ""
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return str(value)
+    return ("▒" if bar is None else "█") * max(1, round(chart.share(value) / 100 * BAR_WIDTH))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from moxin_lab import scales
 from moxin_lab.bench import expansion
 from moxin_lab.lab.artifacts import LabError
-from moxin_lab.pretraining.packing import Tokens
+from moxin_lab.pretraining.pools import Tokens
 
 VOCABULARY = 40
 
@@ -37,7 +37,7 @@ class SmallScale:
         }
     )
     pretraining = SimpleNamespace(
-        phases=(SimpleNamespace(sequence_length=16, mixture={"a": 1}),),
+        phases=(SimpleNamespace(sequence_length=16, mixture={"a": 100}),),
         tokens_per_step=32,
         micro_batch_tokens=16,
         learning_rate=1e-2,
@@ -56,7 +56,13 @@ def tokens(seed):
         np.array([1, *generator.integers(4, VOCABULARY, 20), 2], dtype=np.int32) for _ in range(20)
     ]
     offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
-    return Tokens(np.concatenate(pieces), offsets, np.ones(20, dtype=np.int64))
+    return Tokens(
+        np.concatenate(pieces),
+        offsets,
+        np.ones(20, dtype=np.int64),
+        list(map(str, range(20))),
+        VOCABULARY,
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,6 +72,7 @@ def small():
         heldout=[tokens(9).document(i)[1:-1].tolist() for i in range(4)],
         languages=["x", "x", "y", "y"],
         num_bytes=np.array([30, 31, 32, 33]),
+        bos_id=1,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scales, "load", lambda name: SmallScale)
