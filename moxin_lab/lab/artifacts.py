@@ -9,8 +9,8 @@ Layout of `runs/<scale>/<stage>/`:
     .scratch/         resume points of long work; kept until the stage finishes
 
 A folder's SHA-256 is that of its sorted list of (relative path, SHA-256) lines, so it does not
-depend on times, owners or the order in which a file system lists names. Names inside it that begin
-with a dot, and `__pycache__`, are working state (editors, Python's cache) and do not count.
+depend on times, owners or the order in which a file system lists names. What editors, file managers
+and Python's cache leave is working state and does not count; `is_working_state` has the rule.
 
 Guarantees: a reader never sees half a file; whatever a JSON or YAML file holds, reading it gives a
 value or a LabError that names the file.
@@ -25,7 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from moxin_lab import untrusted
+
+MAX_NOTEBOOK_BYTES = 2**28
+"""Largest notebook that is read, with its outputs."""
+LEFT_BY_PROGRAMS = ("__pycache__", "Thumbs.db", "ehthumbs.db", "desktop.ini")
+"""Names of working state that no pattern covers."""
 
 
 class LabError(RuntimeError):
@@ -83,7 +88,7 @@ def describe(path: Path) -> dict[str, Any]:
         }
         for file in sorted(path.rglob("*"))
         if file.is_file()
-        and not any(_is_working_state(part) for part in file.relative_to(path).parts)
+        and not any(is_working_state(part) for part in file.relative_to(path).parts)
     }
     if not files:
         raise LabError(f"{path} is an empty folder")
@@ -95,8 +100,17 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
-def _is_working_state(name: str) -> bool:
-    return name.startswith(".") or name == "__pycache__"
+def is_working_state(name: str) -> bool:
+    """Whether a file or folder of this name is left by an editor (`x~`, `#x#`, `x.swp`), a file
+    manager (`Thumbs.db`, `desktop.ini`), Python (`__pycache__`), or hidden (`.x`). Such names count
+    nowhere: not in an artifact's hash, not in a manifest, not in the key of a stage.
+    """
+    return (
+        name.startswith(".")
+        or name.endswith(("~", ".swp"))
+        or name in LEFT_BY_PROGRAMS
+        or (len(name) > 1 and name.startswith("#") and name.endswith("#"))
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -117,8 +131,13 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def json_text(value: Any) -> str:
+    """A value as the lab writes JSON: the same value gives the same text."""
+    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
+    write_atomically(path, json_text(value))
 
 
 def read_text(path: Path) -> str:
@@ -126,31 +145,37 @@ def read_text(path: Path) -> str:
     return _parse(lambda: path.read_text(encoding="utf-8"), path, "text", "")
 
 
-def read_json(path: Path, remedy: str = "") -> Any:
+def read_json(path: Path, remedy: str = "", *, max_bytes: int = untrusted.MAX_JSON_BYTES) -> Any:
     """The value in a JSON file.
 
-    Raises LabError, which ends with `remedy`, for a file that cannot be read, is not JSON, is
-    nested too deeply or holds a number of too many digits.
+    Raises LabError, which ends with `remedy`, for a file that cannot be read, is larger than
+    `max_bytes`, is not JSON or is beyond the limits of `untrusted.load_json`.
     """
-    return _parse(lambda: json.loads(path.read_text(encoding="utf-8")), path, "JSON", remedy)
+
+    def parse() -> Any:
+        return untrusted.load_json(untrusted.read_bytes(path, max_bytes), max_bytes=max_bytes)
+
+    return _parse(parse, path, "JSON", remedy)
 
 
 def read_yaml(path: Path, remedy: str = "") -> Any:
-    """The value in a YAML file. Raises LabError as `read_json` does."""
-    return _parse(lambda: yaml.safe_load(path.read_text(encoding="utf-8")), path, "YAML", remedy)
+    """The value in a YAML file. Raises LabError, as `read_json` does, by `untrusted.load_yaml`."""
+
+    def parse() -> Any:
+        return untrusted.load_yaml(untrusted.read_bytes(path, untrusted.MAX_YAML_BYTES))
+
+    return _parse(parse, path, "YAML", remedy)
 
 
 def parse_yaml(text: str, where: Path) -> Any:
-    """The value of YAML text from the file `where`. Raises LabError as `read_json` does."""
-    return _parse(lambda: yaml.safe_load(text), where, "YAML", "")
+    """The value of YAML text from the file `where`. Raises LabError as `read_yaml` does."""
+    return _parse(lambda: untrusted.load_yaml(text), where, "YAML", "")
 
 
 def _parse(parse: Callable[[], Any], where: Path, kind: str, remedy: str) -> Any:
     try:
         return parse()
-    except RecursionError:
-        reason = "it is nested too deeply"
-    except (OSError, ValueError, yaml.YAMLError) as error:  # too many digits are a ValueError
+    except (OSError, ValueError) as error:
         reason = str(error)
     raise LabError(f"{where} cannot be read as {kind}: {reason}" + (remedy and f"; {remedy}"))
 
@@ -159,10 +184,15 @@ def read_record(root: Path, scale: str, stage: str) -> dict[str, Any] | None:
     """The record of a finished stage, None if it never finished. Raises LabError for a file that is
     not a record.
     """
-    path = stage_folder(root, scale, stage) / "stage.json"
+    remedy = f"delete it and run the stage again: moxin-lab run --scale {scale} --only {stage[:2]}"
+    return read_record_of(stage_folder(root, scale, stage), remedy)
+
+
+def read_record_of(folder: Path, remedy: str = "copy it again") -> dict[str, Any] | None:
+    """As `read_record`, of the stage whose folder is given, in any tree."""
+    path = folder / "stage.json"
     if not path.exists():
         return None
-    remedy = f"delete it and run the stage again: moxin-lab run --scale {scale} --only {stage[:2]}"
     record = read_json(path, remedy)
     if (problem := _record_problem(record)) is not None:
         raise LabError(f"{path} is not a stage record: {problem}; {remedy}")

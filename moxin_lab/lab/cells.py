@@ -19,6 +19,9 @@ from functools import cache
 from html import escape
 from typing import Any
 
+from moxin_lab.lab import pictures
+from moxin_lab.lab.captions import make_table_readable, number_captions, unique
+
 log = logging.getLogger(__name__)
 
 PRINTED_LINES_KEPT = 20
@@ -218,6 +221,8 @@ def _code_cell(
     tags = _tags(cell)
     is_parameters = bool(tags & {"parameters", "injected-parameters"})
     label = "Parameters" if is_parameters else "Code"
+    if "bookkeeping" in tags:
+        label = "Records and verdicts"
     summary = f'<summary>{label} <span class="where">cell {number}</span></summary>'
     parts = [f'<details class="code">{summary}{code_html(source)}</details>']
     printed: list[str] = []
@@ -350,7 +355,7 @@ def _finish(html: str, title: str, link: Callable[[str], str | None], page: Rend
     """
     from bs4 import BeautifulSoup
 
-    soup = BeautifulSoup(html, "html.parser")
+    soup = BeautifulSoup(pictures.inlined(html), "html.parser")
     make_safe(soup, link)
     first = soup.find("h1")
     page.title, page.title_html = title, escape(title)
@@ -366,44 +371,19 @@ def _finish(html: str, title: str, link: Callable[[str], str | None], page: Rend
         "main",
         "failure",
         "provenance",
+        "verdicts",
         *(str(element["id"]) for element in soup.find_all(id=True)),
     }
     for heading in soup.find_all(re.compile(r"^h[1-6]$")):
         if heading.name == "h1":
             heading.name = "h2"
         text = " ".join(heading.get_text().split())
-        heading["id"] = _unique(text.replace(" ", "-"), used)
+        heading["id"] = unique(text.replace(" ", "-"), used)
         page.headings.append((int(heading.name[1]), str(heading["id"]), text))
     for table in soup.find_all("table"):
-        _make_table_readable(table, soup)
+        make_table_readable(table, soup)
+    number_captions(soup, used)
     return str(soup)
-
-
-def _make_table_readable(table: Any, soup: Any) -> None:
-    for name in ("border", "class"):
-        if name in table.attrs and table[name] != ["moxin-table"]:
-            del table[name]
-    for cell in table.find_all("th"):
-        if not cell.get("scope"):
-            cell["scope"] = "col" if cell.find_parent("thead") else "row"
-    if not table.find_parent(class_="scroll"):
-        about = table.caption.get_text() if table.caption else "Table"
-        table.wrap(
-            soup.new_tag(
-                "div",
-                attrs={"class": "scroll", "role": "group", "tabindex": "0", "aria-label": about},
-            )
-        )
-
-
-def _unique(base: str, used: set[str]) -> str:
-    """`base`, with a number behind it if it is used already; now it is used."""
-    name, count = base, 1
-    while name in used:
-        count += 1
-        name = f"{base}-{count}"
-    used.add(name)
-    return name
 
 
 def _tags(cell: dict[str, Any]) -> set[str]:

@@ -5,12 +5,13 @@ recorded.
     verdicts(root, records, stage.decides_as)
 
 A claim's verdict is the one that a notebook recorded. A claim without a recorded verdict is `not
-attempted`, with the reason and the command that would attempt it. The stage object, notebook 10 and
-the report site all read claims here.
+attempted`, with the reason, and with the command that would attempt it if its entry has one, or
+`not testable as stated` if its entry says so. The stage object, notebook 10 and the report site all
+read claims here.
 
 Guarantees: one verdict per claim; a verdict from a smaller scale than the claim needs, or two
 stages that disagree, is an error and never reaches a report.
-Out of scope: deciding a verdict, which notebooks do.
+Out of scope: deciding a verdict, which notebooks do (`rules.py` has the rule for intervals).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -22,8 +23,14 @@ from typing import Any
 from moxin_lab.lab.artifacts import LabError, parse_yaml, read_text, read_yaml
 from moxin_lab.scales import SCALES
 
-VERDICTS = ("reproduced", "contradicted", "not attempted")
-PROSE = ("id", "topic", "claim", "source", "how", "status", "tested_in")
+NOT_TESTABLE = "not testable as stated"
+OPEN = ("not attempted", NOT_TESTABLE)
+"""Not compared: not yet, or because no number could decide the words, as `how` then says."""
+VERDICTS = ("reproduced", "contradicted", "no difference seen", "undecided", *OPEN)
+"""`no difference seen`: compared, and the interval of the difference contains zero. `undecided`:
+compared, and the interval settles it neither way.
+"""
+PROSE = ("id", "topic", "claim", "source", "how", "status", "tested_in", "command", "margin_reason")
 """Fields of a claim that decide no verdict."""
 REQUIRED = ("id", "topic", "claim", "source", "tested_in", "scale_needed", "how", "status")
 
@@ -50,7 +57,7 @@ class Verdict:
     scale: str
     stage: str
     command: str
-    """Would attempt the claim; empty for a decided claim."""
+    """Would attempt the claim; empty for a claim that was attempted or that no command attempts."""
 
 
 def load(root: Path) -> list[dict[str, Any]]:
@@ -65,6 +72,13 @@ def scales_needed(root: Path) -> dict[str, str]:
     does.
     """
     return {claim["id"]: claim["scale_needed"] for claim in load(root)}
+
+
+def margins(root: Path) -> dict[str, float]:
+    """The largest difference that a claim of no difference still calls none, by the claim's id.
+    Raises LabError as `load` does.
+    """
+    return {claim["id"]: float(claim["margin"]) for claim in load(root) if "margin" in claim}
 
 
 def deciding_values(root: Path, stage: str, words: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -102,11 +116,18 @@ def refuse_unfounded(
         )
     if verdict not in VERDICTS:
         raise LabError(f"{where}; a verdict is one of {', '.join(VERDICTS)}")
-    if verdict != "not attempted" and SCALES.index(decides_as) < SCALES.index(needed[claim_id]):
+    if verdict not in OPEN and SCALES.index(decides_as) < SCALES.index(needed[claim_id]):
         raise LabError(
             f"{where}, but only {needed[claim_id]} scale can decide that claim (scale_needed in "
             "papers/claims.yml): record 'not attempted' with what was seen as its evidence"
         )
+
+
+def documents(root: Path) -> dict[str, list[dict[str, Any]]]:
+    """What documents say of each claim that only documents can decide, by the claim's id: source,
+    says, agrees. Raises LabError as `load` does.
+    """
+    return {claim["id"]: claim["documents"] for claim in load(root) if "documents" in claim}
 
 
 def planned_notebooks(root: Path) -> list[str]:
@@ -169,18 +190,18 @@ def _verdict(
     decides_as: str,
 ) -> Verdict:
     verdict = recorded["verdict"] if recorded else claim["status"]
-    number = claim["tested_in"][:2]
-    command = f"moxin-lab run --scale {claim['scale_needed']} --only {number}"
+    command = claim.get("command", "")
     if recorded:
         evidence, reason = recorded.get("evidence", ""), "the notebook says why"
+    elif verdict == NOT_TESTABLE:
+        evidence, reason = claim["how"], NOT_TESTABLE
     elif claim["tested_in"] in planned:
         evidence, reason = f"Notebook {claim['tested_in']} is not built yet.", "notebook planned"
-        command = f"{command} (once notebook {number} exists)"
     else:
-        evidence = (
-            f"No verdict was recorded; {claim['scale_needed']} scale would decide it. "
-            f"{claim['how']}"
+        decided_by = (
+            f"{claim['scale_needed']} scale would decide it" if command else "no stage does"
         )
+        evidence = f"No verdict was recorded; {decided_by}. {claim['how']}"
         reason = _why_silent(claim, finished, decides_as)
     return Verdict(
         id=claim["id"],
@@ -191,14 +212,16 @@ def _verdict(
         scale_needed=claim["scale_needed"],
         verdict=verdict,
         evidence=evidence,
-        reason=reason if verdict == "not attempted" else "",
+        reason=reason if verdict in OPEN else "",
         scale=recorded["scale"] if recorded else "",
         stage=recorded["stage"] if recorded else "",
-        command=command if verdict == "not attempted" else "",
+        command=command if verdict in OPEN else "",
     )
 
 
 def _why_silent(claim: Mapping[str, Any], finished: set[str], decides_as: str) -> str:
+    if not claim.get("command"):
+        return "no command attempts it"
     if SCALES.index(claim["scale_needed"]) > SCALES.index(decides_as):
         return f"{claim['scale_needed']} scale needed"
     return (
@@ -230,12 +253,49 @@ def _checked(text: str, path: Path) -> dict[str, Any]:
         ]
         if absent:
             raise LabError(f"{path}: claim {name!r} lacks {', '.join(absent)}")
+        if odd := [field for field in REQUIRED if not isinstance(claim[field], str)]:
+            raise LabError(f"{path}: of claim {name!r}, {', '.join(odd)} must be text")
         if claim["scale_needed"] not in SCALES or claim["status"] not in VERDICTS:
             raise LabError(f"{path}: claim {name!r} has an unknown scale_needed or status")
+        if "margin" in claim and not _is_stated_margin(claim):
+            raise LabError(
+                f"{path}: claim {name!r} needs a margin above 0 and a margin_reason that says why "
+                "it is that large"
+            )
+        if claim["status"] == NOT_TESTABLE and "command" in claim:
+            raise LabError(f"{path}: claim {name!r} is {NOT_TESTABLE}, so no command attempts it")
+        if "documents" in claim and not _are_documents(claim["documents"]):
+            raise LabError(
+                f"{path}: the documents of claim {name!r} are not a list of entries with `source`, "
+                "`says` and `agrees` (true or false)"
+            )
         if name in ids:
             raise LabError(f"{path}: claim {name!r} is listed twice")
         ids.add(name)
-    return {"claims": claims, "planned_notebooks": content.get("planned_notebooks") or []}
+    planned = content.get("planned_notebooks") or []
+    if not isinstance(planned, list):
+        raise LabError(f"{path}: `planned_notebooks` is not a list")
+    return {"claims": claims, "planned_notebooks": planned}
+
+
+def _is_stated_margin(claim: Mapping[str, Any]) -> bool:
+    margin = claim["margin"]
+    return isinstance(margin, int | float) and margin > 0 and bool(claim.get("margin_reason"))
+
+
+def _are_documents(entries: Any) -> bool:
+    return (
+        isinstance(entries, list)
+        and bool(entries)
+        and all(
+            isinstance(entry, dict)
+            and entry.keys() == {"source", "says", "agrees"}
+            and isinstance(entry["source"], str)
+            and isinstance(entry["says"], str)
+            and isinstance(entry["agrees"], bool)
+            for entry in entries
+        )
+    )
 
 
 def _mapping(content: Any, path: Path) -> dict[str, Any]:

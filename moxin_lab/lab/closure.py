@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from moxin_lab.lab.artifacts import LabError, sha256_file
+from moxin_lab.lab.artifacts import LabError, is_working_state, sha256_file
 
 PACKAGE = "moxin_lab"
 COUNTED_AS_VALUES = ("moxin_lab.stages", "moxin_lab.scales", "moxin_lab.scales.sections")
@@ -148,7 +148,7 @@ def _data_files(root: Path, folder: Path) -> dict[str, str]:
     hashes = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(root)
-        working = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+        working = any(is_working_state(part) for part in name.parts)
         unused = any(name.is_relative_to(other) for other in DECIDES_NO_RESULT)
         if file.suffix != ".py" and file.is_file() and not working and not unused:
             hashes[name.as_posix()] = sha256_file(file)

@@ -31,7 +31,8 @@ PACKAGES = (
 )
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package, None if it is absent."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -81,8 +82,8 @@ def describe_environment(root: Path) -> dict[str, Any]:
         "cores": threads.usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": gpu,
-        "packages": {name: _version(name) for name in PACKAGES},
-        **git_state(root),
+        "packages": {name: installed_version(name) for name in PACKAGES},
+        **git_state(root / "moxin_lab"),  # a root beside a checkout has a link to its package
     }
 
 

@@ -12,6 +12,7 @@ What is in it, by the part's name in `stage.json`:
                                one names as module:function
     inputs                     SHA-256 of earlier stages' artifacts
     data cards, files          SHA-256 of what the row lists
+    corpus                     what the last build of the corpus names, where a setting names it
     claims                     value, tolerance and needed scale of claims that it tests or names
     source                     SHA-256 of the package files that its code reaches (closure.py)
     lock file                  SHA-256 of requirements.lock
@@ -35,14 +36,17 @@ from typing import Any
 from moxin_lab import scales
 from moxin_lab.lab import claims
 from moxin_lab.lab.artifacts import (
+    MAX_NOTEBOOK_BYTES,
     LabError,
     describe,
+    is_working_state,
     read_json,
     read_record,
     read_text,
     sha256_file,
     sha256_json,
 )
+from moxin_lab.lab.cache import CORPUS, corpus_hash
 from moxin_lab.lab.closure import closure
 from moxin_lab.stages import STAGES, StageInfo, producer
 
@@ -58,7 +62,7 @@ def code_cells(notebook: Path) -> list[str]:
         raise LabError(
             f"{notebook} is missing: restore it (git checkout -- notebooks/{notebook.name})"
         )
-    content = read_json(notebook)
+    content = read_json(notebook, max_bytes=MAX_NOTEBOOK_BYTES)
     try:
         return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
     except (KeyError, TypeError) as error:
@@ -96,6 +100,7 @@ def key_parts(
             name: _folder_hash(root / "data_cards" / name / "data") for name in info.data_cards
         },
         "files": {name: _folder_hash(root / name) for name in info.reads},
+        "corpus": corpus_hash() if CORPUS in {text for _, text in _strings(settings)} else None,
         "claims": claims.deciding_values(root, info.name, reached.strings),
         "source": reached.files,
         "lock file": _lock_hash(root),
@@ -147,6 +152,7 @@ def _fingerprint(path: Path) -> str:
     checkpoint or an image set is too large to be read at each look.
     """
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [f for f in files if not any(map(is_working_state, f.relative_to(path).parts))]
     facts = [(file, file.stat()) for file in files if file.is_file()]
     if facts and sum(fact.st_size for _, fact in facts) <= HASHED_BYTES:
         return describe(path)["sha256"]

@@ -8,7 +8,8 @@ and its artifacts still have the recorded hashes. A stage that fails or is kille
 `failed.ipynb`, the partly executed notebook, beside its last good result.
 
 Guarantees: the next run begins at the stage that failed; a stage that failed has not touched its
-last good result; the same run gives the same executed notebook, but for what its cells print.
+last good result; the same run gives the same executed notebook, but for what its cells print; an
+executed notebook holds no path of this machine.
 Out of scope: resuming inside a stage (`Stage.scratch`), and parameters that a notebook does not
 have, of which papermill only warns (`lab.stage`).
 """
@@ -31,11 +32,18 @@ from moxin_lab.lab.artifacts import (
     read_record,
     sha256_json,
     stage_folder,
+    write_atomically,
     write_json,
 )
+from moxin_lab.lab.execution import TooMuchOutput, execute
 from moxin_lab.lab.keys import differences, key_parts
-from moxin_lab.lab.stage import RUNNER_VARIABLE, acquire_lock, release_lock
+from moxin_lab.lab.layout import presentable
+from moxin_lab.lab.lock import BY_RUNNER, acquire_lock, release_lock
+from moxin_lab.lab.stage import RUNNER_VARIABLE
 from moxin_lab.stages import STAGES, StageInfo, producer
+
+BINARY = ("image/png", "image/jpeg", "image/gif", "application/pdf")
+"""Kinds of outputs that nbformat keeps as base64."""
 
 
 class StageFailed(LabError):
@@ -70,11 +78,19 @@ def plan(root: Path, scale: scales.Scale, info: StageInfo, seed: int) -> Plan:
         path = folder / name
         if not path.exists():
             reasons.append(f"artifact {name} is gone")
-        elif describe(path)["sha256"] != output["sha256"]:
+        elif _hash(path) != output["sha256"]:
             reasons.append(f"artifact {name} was changed after the stage wrote it")
     if not (folder / "notebook.ipynb").exists():
         reasons.append("its executed notebook is gone")
     return Plan(info, parts, reasons)
+
+
+def _hash(path: Path) -> str | None:
+    """SHA-256 of an artifact; None for a folder from which every file was taken."""
+    try:
+        return describe(path)["sha256"]
+    except LabError:
+        return None
 
 
 def status(root: Path, scale_name: str, seed: int = 0) -> list[tuple[str, list[str]]]:
@@ -115,7 +131,7 @@ def run(
     """
     scale = scales.use(scale_name, root)  # the kernels are given its name alone
     out = out or sys.stdout
-    acquire_lock(root, scale.name)
+    acquire_lock(root, scale.name, BY_RUNNER)
     ran = []
     try:
         for info in stages:
@@ -144,7 +160,6 @@ def _execute(
     """Run one notebook through papermill; its completed record. Raises StageFailed if a cell raised
     or the kernel died.
     """
-    import nbformat
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
@@ -162,20 +177,11 @@ def _execute(
     began = time.monotonic()
     try:
         with _kernel_environment(), _progress_line(folder, where, out):
-            papermill.execute_notebook(
-                root / source,
-                working,
-                parameters={"scale": scale_name, "seed": seed, "root": "."},
-                kernel_name="python3",
-                cwd=root,
-                progress_bar=False,
-                start_timeout=120,
-                # At its usual level the kernel warns at every start that its loopback connection is
-                # not encrypted.
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            execute(
+                root / source, working, {"scale": scale_name, "seed": seed, "root": "."}, cwd=root
             )
     except papermill.PapermillExecutionError as error:
-        _clean_notebook(working, nbformat)
+        _clean_notebook(working, root)
         if error.ename in ("LabError", "ScaleError"):
             named = info.name in error.evalue
             raise StageFailed(error.evalue if named else f"{info.name}: {error.evalue}") from None
@@ -184,11 +190,22 @@ def _execute(
             f"correct {source}, or the code that it calls, and run again: the run resumes at this "
             f"stage (a copy of the notebook with its outputs so far is {working})"
         ) from None
+    except TooMuchOutput as error:
+        _clean_notebook(working, root)
+        raise StageFailed(
+            f"{info.name}: {error}; correct {source} and run again: the run resumes at this stage"
+        ) from None
     except (DeadKernelError, CellTimeoutError) as error:
+        _clean_notebook(working, root)
         raise StageFailed(
             f"{info.name}: the kernel died ({type(error).__name__}), most often for lack of memory "
             f"or because it was killed; run again: the run resumes at this stage"
         ) from None
+    except OSError as error:
+        raise StageFailed(
+            f"{info.name}: {working} cannot be written: {error.strerror or error}; free space "
+            "there, or make it writable, and run again: the run resumes at this stage"
+        ) from error
     record = read_record(root, scale_name, info.name)
     if record is None:
         raise StageFailed(
@@ -199,25 +216,51 @@ def _execute(
     record["key"] = sha256_json(planned.parts)
     record["seconds_in_cells"] = record["seconds"]
     record["seconds"] = round(time.monotonic() - began, 3)
-    _clean_notebook(working, nbformat)
+    _clean_notebook(working, root)
     working.replace(folder / "notebook.ipynb")
     write_json(folder / "stage.json", record)
     return record
 
 
-def _clean_notebook(path: Path, nbformat: Any) -> None:
-    """Drop times, paths and identifiers that papermill and the kernel write."""
-    if not path.exists():
+def _clean_notebook(path: Path, root: Path) -> None:
+    """Drop times, paths and identifiers that papermill, the kernel, warnings and tracebacks
+    write. A file that is not a whole notebook, as a full disk leaves it, stays as it is.
+    """
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (FileNotFoundError, ValueError, nbformat.reader.NotJSONError):
         return
-    notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("papermill", None)
-    for cell in notebook.cells:
-        cell.metadata = {
-            key: value for key, value in cell.metadata.items() if key == "tags" and value
-        }
     for position, cell in enumerate(notebook.cells, start=1):
+        cell.metadata = {
+            key: value
+            for key, value in cell.metadata.items()
+            if key in ("jupyter", "tags") and value
+        }
         cell.id = f"cell-{position:02d}"
-    nbformat.write(notebook, path)
+        if cell.cell_type == "code":
+            cell.outputs = [_without_paths(output, root) for output in cell.outputs]
+    write_atomically(path, nbformat.writes(notebook) + "\n")
+
+
+def _without_paths(value: Any, root: Path, of_program: bool = False) -> Any:
+    """An output of a cell, or a part of it, with texts as `layout.presentable` shows them."""
+    if isinstance(value, str):
+        return presentable(value, root, of_program=of_program)
+    if isinstance(value, list):
+        return [_without_paths(item, root, of_program) for item in value]
+    if isinstance(value, dict):
+        about_itself = (
+            of_program or value.get("output_type") == "error" or value.get("name") == "stderr"
+        )
+        changed = {
+            key: item if key in BINARY else _without_paths(item, root, about_itself)
+            for key, item in value.items()
+        }
+        return type(value)(changed)
+    return value
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What a notebook shows: figures as SVG with a text alternative, tables that a screen reader can
+"""What a notebook shows: figures with a text alternative, tables that a screen reader can
 read cell by cell, short Markdown.
 
 Guarantees: the same figure or frame gives the same bytes (fixed salt, no dates, ids made from the
@@ -9,13 +9,14 @@ matplotlib, pandas and IPython are imported when first used, not before.
 Out of scope: what to plot, and saving files.
 """
 
-import hashlib
-import io
 import math
-import re
-import warnings
+import time
+from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from moxin_lab.lab import pictures
+from moxin_lab.lab.pictures import SVG_SETTINGS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,17 +27,12 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 Color Universal Design (2008); those that read best on white come first, yellow last.
 """
 
+CLOCK = "of_the_clock"
+"""Key of an output's metadata: a clock decides what it shows, so that equal runs differ in it."""
+GROUPED_FROM = 1_000
+"""Numbers from here on have a comma between thousands, in tables as in figures (`{:,}`)."""
 WRAP_FROM = 28
 """Characters: a column with a longer text wraps, any other stays on one line. Our choice."""
-LARGE_FIGURE = 150_000
-"""Bytes of SVG; a report page with three such figures is near its limit of 500 kB. Our choice."""
-
-SVG_SETTINGS = {
-    # clip-path ids from the content instead of a random uuid
-    "svg.hashsalt": "moxin-lab",
-    # text stays text: small, searchable, and CJK labels use the reader's fonts
-    "svg.fonttype": "none",
-}
 
 
 def style() -> None:
@@ -82,41 +78,20 @@ def style() -> None:
 
 
 def figure_html(fig: "Figure", *, alt: str, caption: str, scale: str) -> str:
-    """A matplotlib figure as one `<figure>`: inline SVG described by `alt`, and a caption that ends
-    with the scale.
+    """A matplotlib figure as one `<figure>`: an image described by `alt`, and a caption that ends
+    with the scale, if that is not empty.
 
-    Raises ValueError if `alt` or `caption` is empty. Warns about an SVG above `LARGE_FIGURE`.
+    Raises ValueError if `alt` or `caption` is empty. Warns about an SVG above
+    `pictures.LARGE_FIGURE`.
     """
     for name, text in (("alt", alt), ("caption", caption)):
         if not text.strip():
             raise ValueError(f"show_figure needs {name}=...: say in words what the picture shows")
-    svg = _figure_svg(fig)
-    if len(svg) > LARGE_FIGURE:
-        warnings.warn(
-            f"the figure {caption!r} is {len(svg) // 1000} kB of SVG; plot fewer points: the limit "
-            "of a page is 500 kB",
-            stacklevel=2,
-        )
-    key = "fig-" + hashlib.sha256("\0".join((svg, alt, caption, scale)).encode()).hexdigest()[:10]
-    svg = re.sub(r'((?:id|href)="#?|url\(#)', rf"\g<1>{key}-", svg).replace(
-        f'href="{key}-data:', 'href="data:'
-    )
-    width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2]
-    view_box = re.search(r'viewBox="[^"]+"', svg)
-    if view_box is None:
-        raise RuntimeError("matplotlib wrote an SVG without a viewBox; the figure cannot be scaled")
-    body = svg[svg.index(">") + 1 :]
-    pixels = [round(float(size) * 4 / 3) for size in (width, height)]  # 72 pt = 96 CSS px
     return (
         f'<figure class="moxin-figure">'
         f'<div class="scroll" role="group" tabindex="0" aria-label="{escape(caption)}">'
-        f'<svg role="img" aria-labelledby="{key}-desc" {view_box[0]} '
-        f'width="{pixels[0]}" height="{pixels[1]}" '
-        f'style="max-width:100%;height:auto;background:#fff" '
-        f'stroke-linejoin="round" stroke-linecap="butt">'
-        f'<desc id="{key}-desc">{escape(alt)}</desc>{body}</div>'
-        f"<figcaption>{escape(caption)} "
-        f'<span class="scale">{_scale_label(scale)}</span></figcaption></figure>'
+        f"{pictures.image(pictures.figure_svg(fig, caption), alt)}</div>"
+        f"<figcaption>{escape(caption)}{_badge(scale)}</figcaption></figure>"
     )
 
 
@@ -152,7 +127,8 @@ def table_html(
 
     # thousands are separated in all numbers of a column or in none
     grouped = [
-        any(_is_number(value) and abs(value) >= 10_000 for value in values) for _, values in columns
+        any(_is_number(value) and abs(value) >= GROUPED_FROM for value in values)
+        for _, values in columns
     ]
     wide = [
         any(isinstance(value, str) and len(value) > WRAP_FROM for value in values)
@@ -179,43 +155,85 @@ def table_html(
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f'<div class="scroll" role="group" tabindex="0" aria-label="{escape(caption)}">'
-        f'<table class="moxin-table"><caption style="text-align:left">{escape(caption)} '
-        f'<span class="scale">{_scale_label(scale)}</span></caption>'
+        f'<table class="moxin-table"><caption style="text-align:left">{escape(caption)}'
+        f"{_badge(scale)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
     )
 
 
-def figure_output(fig: "Figure", *, alt: str, caption: str, scale: str) -> None:
+def figure_output(
+    fig: "Figure", *, alt: str, caption: str, scale: str, clock: bool = False
+) -> None:
     """Display `figure_html` in the notebook and close the figure, so that it is neither shown twice
-    nor kept in memory.
+    nor kept in memory. clock: a clock decides what it shows, so that equal runs differ in it.
     """
     import matplotlib.pyplot as plt
 
     html = figure_html(fig, alt=alt, caption=caption, scale=scale)
     plt.close(fig)
-    _display(html, f"[{caption} ({_scale_label(scale)})] {alt}")
+    _display(html, f"[{caption}{_in_brackets(scale)}] {alt}", clock)
 
 
 def table_output(
-    frame: "pd.DataFrame", *, caption: str, scale: str, decimals: int | dict[str, int] = 3
+    frame: "pd.DataFrame",
+    *,
+    caption: str,
+    scale: str,
+    decimals: int | dict[str, int] = 3,
+    clock: bool = False,
 ) -> None:
-    """Display `table_html` in the notebook."""
+    """Display `table_html` in the notebook; clock as in `figure_output`."""
     html = table_html(frame, caption=caption, scale=scale, decimals=decimals)
-    _display(html, f"{caption} ({_scale_label(scale)})\n{frame.to_string()}")
+    _display(html, f"{caption}{_in_brackets(scale)}\n{frame.to_string()}", clock)
 
 
-def say(markdown: str) -> None:
-    """Display Markdown: a sentence whose numbers were computed in the cell."""
+def html_output(html: str, plain: str) -> None:
+    """Display HTML, and `plain` where a viewer shows text only."""
+    _display(html, plain)
+
+
+class Line(NamedTuple):
+    """A line that a running cell rewrites: which cell, since when, and IPython's handle."""
+
+    cell: int
+    began: float
+    handle: Any
+
+
+def progress_line(line: Line | None, step: int, total: int, text: str) -> Line | None:
+    """Show or rewrite the line of the running cell: what, how far, and for how long. None where no
+    cell is running.
+    """
+    from IPython import get_ipython
+    from IPython.display import display
+
+    shell = get_ipython()
+    if shell is None:
+        return None
+    same_cell = line is not None and line.cell == shell.execution_count
+    began = line.began if line is not None and same_cell else time.monotonic()
+    shown = f"{text} {step:,} of {total:,}, {format_seconds(time.monotonic() - began)}".strip()
+    bundle = {"text/plain": shown}
+    if line is not None and same_cell:
+        line.handle.update(bundle, raw=True)
+        return line
+    return Line(shell.execution_count, began, display(bundle, raw=True, display_id=True))
+
+
+def say(markdown: str, *, clock: bool = False) -> None:
+    """Display Markdown: a sentence whose numbers were computed in the cell; clock as in
+    `figure_output`.
+    """
     from IPython.display import Markdown, display
 
-    display(Markdown(markdown))
+    display(Markdown(markdown, metadata=_metadata(clock)))
 
 
 def format_value(value: Any, decimals: int = 3, *, grouped: bool | None = None) -> str:
     """One table cell as text, with true minus signs and a dash for a missing value.
 
-    grouped: separate thousands (None: from 10,000 on). A number that would round to zero keeps two
-    digits and an exponent, so that a small number is never printed as 0.
+    grouped: separate thousands (None: from 1,000 on, as figures do). A number that would round to
+    zero keeps two digits and an exponent, so that a small number is never printed as 0.
     """
     if _is_missing(value):
         return "–"
@@ -226,7 +244,7 @@ def format_value(value: Any, decimals: int = 3, *, grouped: bool | None = None) 
     if not _is_number(value):
         return str(value)
     number = value.item() if hasattr(value, "item") else value
-    comma = "," if (abs(number) >= 10_000 if grouped is None else grouped) else ""
+    comma = "," if (abs(number) >= GROUPED_FROM if grouped is None else grouped) else ""
     if isinstance(number, int):
         text = f"{number:{comma}}"
     elif math.isinf(number):
@@ -282,51 +300,31 @@ def format_bytes(size: float | None) -> str:
     )
 
 
-def _figure_svg(fig: "Figure") -> str:
-    """The figure's SVG without prologue, metadata, page-wide style rules, unused ids and invisible
-    digits.
-    """
-    import matplotlib as mpl
-
-    buffer = io.StringIO()
-    with mpl.rc_context(SVG_SETTINGS), warnings.catch_warnings():
-        # text stays text, so the reader's browser has the glyphs that matplotlib's own font lacks
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        fig.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.08, metadata=metadata)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace("xlink:href", "href")
-    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # matplotlib's rule is `*{...}`: inlined in a page it would reach every other picture; the
-    # root's attributes replace it
-    svg = re.sub(r"\s*<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", svg)
-    svg = re.sub(
-        r'(?<= d=")[^"]+',
-        lambda m: " ".join(_shorten(m[0], 2 if len(m[0]) < 4000 else 1).split()),
-        svg,
-    )
-    svg = re.sub(r'(?<= [xy]=")[\d.-]+(?=")', lambda m: _shorten(m[0]), svg)
-    return re.sub(r"\n\s*", "\n", svg).strip()
-
-
-def _shorten(numbers: str, decimals: int = 2) -> str:
-    """Coordinates to a hundredth of a point, or to a tenth in long curves."""
-    return re.sub(
-        r"-?\d+\.\d+", lambda m: f"{float(m[0]):.{decimals}f}".rstrip("0").rstrip("."), numbers
-    )
-
-
-def _display(html: str, plain: str) -> None:
+def _display(html: str, plain: str, clock: bool = False) -> None:
     from IPython.display import display
 
-    display({"text/html": html, "text/plain": plain}, raw=True)
+    display({"text/html": html, "text/plain": plain}, raw=True, metadata=_metadata(clock))
 
 
-def _scale_label(scale: str) -> str:
-    return f"{escape(scale)} scale"
+def of_the_clock(output: Mapping[str, Any]) -> bool:
+    """Whether an output of an executed notebook was shown with `clock=True`; metadata of a sentence
+    is kept by the kernel under its type.
+    """
+    metadata = output.get("metadata") or {}
+    return bool(metadata.get(CLOCK) or (metadata.get("text/markdown") or {}).get(CLOCK))
+
+
+def _metadata(clock: bool) -> dict[str, Any]:
+    return {CLOCK: True} if clock else {}
+
+
+def _badge(scale: str) -> str:
+    """The scale's label behind a caption; nothing for what has no scale, such as a document."""
+    return f' <span class="scale">{escape(scale)} scale</span>' if scale else ""
+
+
+def _in_brackets(scale: str) -> str:
+    return f" ({scale} scale)" if scale else ""
 
 
 def _label(name: Any) -> str:

@@ -18,17 +18,17 @@ run by hand `moxin-lab status` says so.
 """
 
 import ast
-import fcntl
 import json
 import math
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from moxin_lab import scales
-from moxin_lab.lab import claims, show
+from moxin_lab.lab import claims, inputs, show
 from moxin_lab.lab.artifacts import (
     LabError,
     describe,
@@ -40,12 +40,13 @@ from moxin_lab.lab.artifacts import (
 )
 from moxin_lab.lab.environment import PeakMemory, describe_environment
 from moxin_lab.lab.keys import key_parts
+from moxin_lab.lab.lock import acquire_lock, hold_as_kernel, refuse_without_runner, release_lock
+from moxin_lab.lab.recording import Number
 from moxin_lab.stages import STAGES, StageInfo, producer, stage_info
 
 PARAMETERS = ("scale", "seed", "root")
 RUNNER_VARIABLE = "MOXIN_LAB_RUN"
 """Set by the runner for its kernels: the runner holds the lock already."""
-_held_locks: dict[Path, Any] = {}
 
 
 def stage(name: str, *, scale: str, seed: int, root: str | Path = ".") -> "Stage":
@@ -83,44 +84,6 @@ def _refuse_unknown_parameters() -> None:
                 )
 
 
-def acquire_lock(root: Path, scale: str) -> None:
-    """Hold `runs/<scale>/.lock` until `release_lock` or the end of this process. A second call in
-    one process changes nothing. Raises LabError if another process holds it.
-    """
-    path = root / "runs" / scale / ".lock"
-    if path in _held_locks:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise LabError(
-            f"cannot write under {path.parent}: {error.strerror}; "
-            "results go there, so make it writable"
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise LabError(
-            f"another run is at work in {path.parent} (process {holder}): wait for it to end or "
-            "stop it; two runs in one folder would overwrite each other"
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    _held_locks[path] = file
-
-
-def release_lock(root: Path, scale: str) -> None:
-    """Let go of the lock that this process may hold."""
-    file = _held_locks.pop(root / "runs" / scale / ".lock", None)
-    if file is not None:
-        file.close()
-
-
 class Stage:
     """An open stage, created by `stage()`; see the module's text."""
 
@@ -139,11 +102,27 @@ class Stage:
         self._measures: list[dict[str, Any]] = []
         self._claims: list[dict[str, str]] = []
         self._progress_at = 0.0
+        self._progress_line: show.Line | None = None
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise LabError(f"seed is {seed!r}: it must be a whole number of at least 0")
-        if RUNNER_VARIABLE not in os.environ:
-            acquire_lock(root, scale.name)
+        self._finished = False
+        self._by_hand = RUNNER_VARIABLE not in os.environ
         self._new = self.folder / ".new"
+        newly_held = self._by_hand and acquire_lock(root, scale.name, info.name)
+        if not self._by_hand:
+            hold_as_kernel(root, scale.name, info.name)
+        try:
+            self._open()
+        except BaseException:
+            if newly_held:  # a kernel in which no stage is open must not keep others out
+                release_lock(root, scale.name)
+            raise
+        self._memory = PeakMemory()
+        self._started = time.monotonic()
+        show.style()
+
+    def _open(self) -> None:
+        """Begin with an empty folder, and with every input as its stage left it."""
         try:
             shutil.rmtree(self._new, ignore_errors=True)
             self._new.mkdir(parents=True, exist_ok=True)
@@ -152,12 +131,9 @@ class Stage:
                 f"cannot write under {self.folder}: {error.strerror}; "
                 "results go there, so make it writable"
             ) from error
-        self._scales_needed = claims.scales_needed(root)
-        for artifact in info.takes:
-            self._check_input(artifact)
-        self._memory = PeakMemory()
-        self._started = time.monotonic()
-        show.style()
+        self._scales_needed = claims.scales_needed(self.root)
+        for artifact in self._info.takes:
+            self._inputs[artifact] = inputs.checked(self.root, self.scale, self.name, artifact)
 
     # ---- what the stage takes
 
@@ -183,32 +159,8 @@ class Stage:
         if artifact not in self._info.inputs:
             raise self._not_listed(f"asks for artifact {artifact!r}")
         if artifact not in self._inputs:
-            self._check_input(artifact)
+            self._inputs[artifact] = inputs.checked(self.root, self.scale, self.name, artifact)
         return stage_folder(self.root, self.scale, producer(artifact).name) / artifact
-
-    def _check_input(self, artifact: str) -> None:
-        maker = producer(artifact)
-        command = f"moxin-lab run --scale {self.scale} --only {maker.name[:2]}"
-        record = read_record(self.root, self.scale, maker.name)
-        if record is None or artifact not in record["outputs"]:
-            raise LabError(
-                f"{self.name} needs {artifact!r} of stage {maker.name}, which has not run at this "
-                f"scale; make it with: {command}"
-            )
-        path = stage_folder(self.root, self.scale, maker.name) / artifact
-        recorded = record["outputs"][artifact]["sha256"]
-        if not path.exists():
-            raise LabError(
-                f"{path} is gone although {maker.name} recorded it; "
-                f"make it again with: {command} --force"
-            )
-        actual = describe(path)
-        if actual["sha256"] != recorded:
-            raise LabError(
-                f"{path} has changed since {maker.name} wrote it (SHA-256 {actual['sha256'][:12]}, "
-                f"recorded {recorded[:12]}); make it again with: {command} --force"
-            )
-        self._inputs[artifact] = {"stage": maker.name, "sha256": recorded, "size": actual["size"]}
 
     def data_card(self, name: str) -> Path:
         """Folder of a data set in `data_cards/`; its content is part of the stage's key."""
@@ -246,8 +198,9 @@ class Stage:
 
     def output(self, artifact: str) -> Path:
         """A new path for an artifact: create a file or a folder there. `finish()` moves it to its
-        place.
+        place. Raises LabError after `finish()`, as the methods below do.
         """
+        self._refuse_if_finished()
         if artifact not in self._info.leaves:
             raise self._not_listed(f"leaves {artifact!r}")
         path = self._new / artifact
@@ -264,6 +217,7 @@ class Stage:
         Anything that would change the stage's result changes the key, so a resume point of other
         code, settings or inputs is never continued; it is deleted here.
         """
+        self._refuse_if_finished()
         parts = key_parts(
             self.root, self._info, self._scale, {"scale": self.scale, "seed": self.seed}
         )
@@ -291,6 +245,7 @@ class Stage:
         language="zh" or model="untrained". Raises LabError for a value or a bound that is not a
         finite number: a mean over nothing is no measure.
         """
+        self._refuse_if_finished()
         number = value.item() if hasattr(value, "item") else value
         bounds = None if interval is None else [float(interval[0]), float(interval[1])]
         if not all(math.isfinite(each) for each in (number, *(bounds or ()))):
@@ -310,6 +265,11 @@ class Stage:
         )
         return value
 
+    def record(self, numbers: Iterable[Number]) -> None:
+        """`measure` each of the numbers that a stage's `verdicts` module computed."""
+        for name, value, unit, interval, labels in numbers:
+            self.measure(name, value, unit=unit, interval=interval, **labels)
+
     def claim(self, claim_id: str, verdict: str, evidence: str) -> None:
         """Record a verdict on a published claim.
 
@@ -317,6 +277,7 @@ class Stage:
         for an unknown claim or verdict, and for a verdict other than `not attempted` on a claim
         that this scale cannot decide.
         """
+        self._refuse_if_finished()
         claims.refuse_unfounded(
             self.name, self.scale, self.decides_as, claim_id, verdict, self._scales_needed
         )
@@ -326,23 +287,29 @@ class Stage:
     # ---- what a person sees
 
     def progress(self, step: int, total: int, text: str = "") -> None:
-        """Show on the runner's terminal how far the stage is; writes at most four times per
-        second.
+        """Show how far the stage is, at most four times per second: on the runner's terminal, or,
+        if the notebook is run by hand, in a line below the running cell.
         """
         now = time.monotonic()
         if now - self._progress_at < 0.25 and step < total:
             return
         self._progress_at = now
-        write_json(self.folder / ".progress.json", {"step": step, "total": total, "text": text})
+        if self._by_hand:
+            self._progress_line = show.progress_line(self._progress_line, step, total, text)
+        else:
+            write_json(self.folder / ".progress.json", {"step": step, "total": total, "text": text})
 
-    def show_figure(self, figure: Any, *, alt: str, caption: str, scale: str | None = None) -> None:
-        """Display a matplotlib figure as SVG with a text alternative and the scale's label, and
-        close it.
+    def show_figure(
+        self, figure: Any, *, alt: str, caption: str, scale: str | None = None, clock: bool = False
+    ) -> None:
+        """Display a matplotlib figure with a text alternative and the scale's label, and close it.
 
-        scale: the scale of what is shown, if not this run's (a committed measurement, a published
-        table).
+        scale: the scale of what is shown, if not this run's (a committed measurement); an empty
+        string for what has no scale (a published table, a document). clock: a clock decides what it
+        shows, so that it may differ between equal runs (`repeated.py`).
         """
-        show.figure_output(figure, alt=alt, caption=caption, scale=scale or self.scale)
+        shown = self.scale if scale is None else scale
+        show.figure_output(figure, alt=alt, caption=caption, scale=shown, clock=clock)
 
     def show_table(
         self,
@@ -351,28 +318,38 @@ class Stage:
         caption: str,
         decimals: int | dict[str, int] = 3,
         scale: str | None = None,
+        clock: bool = False,
     ) -> None:
-        """Display a pandas DataFrame as an accessible table with the scale's label; `scale` as in
+        """Display a pandas DataFrame as an accessible table with the scale's label; `scale` and
+        `clock` as in `show_figure`.
+        """
+        shown = self.scale if scale is None else scale
+        show.table_output(frame, caption=caption, scale=shown, decimals=decimals, clock=clock)
+
+    def say(self, text: str, *, clock: bool = False) -> None:
+        """Display Markdown: a sentence whose numbers were just computed; `clock` as in
         `show_figure`.
         """
-        show.table_output(frame, caption=caption, scale=scale or self.scale, decimals=decimals)
-
-    def say(self, text: str) -> None:
-        """Display Markdown: a sentence whose numbers were just computed."""
-        show.say(text)
+        show.say(text, clock=clock)
 
     def finish(self) -> dict[str, Any]:
         """Hash the outputs, move them to their place and write `stage.json`.
 
         Returns the stage's seconds and peak memory. Raises LabError if an output that the stage's
-        row lists was not written, ValueError for a measure that is not finite.
+        row lists was not written, an input has changed since the stage was opened, or the run that
+        started this kernel has ended; ValueError for a measure that is not finite.
         """
+        self._refuse_if_finished()
         missing = [name for name in self._info.leaves if not (self._new / name).exists()]
         if missing:
             raise LabError(
                 f"{self.name} ends without writing {', '.join(missing)}, which its row in "
                 "moxin_lab/stages.py promises"
             )
+        if not self._by_hand:
+            refuse_without_runner(self.name, int(os.environ[RUNNER_VARIABLE]))
+        for artifact, taken in self._inputs.items():
+            inputs.refuse_if_changed(self.root, self.scale, self.name, artifact, taken["sha256"])
         outputs = {name: describe(self._new / name) for name in self._info.leaves}
         record: dict[str, Any] = {
             "stage": self.name,
@@ -409,7 +386,8 @@ class Stage:
         shutil.rmtree(self._new)
         shutil.rmtree(self.folder / ".scratch", ignore_errors=True)
         (self.folder / ".progress.json").unlink(missing_ok=True)
-        if RUNNER_VARIABLE not in os.environ:
+        self._finished = True
+        if self._by_hand:
             release_lock(self.root, self.scale)
         if self._claims:
             import pandas as pd
@@ -419,6 +397,15 @@ class Stage:
         show.say(
             f"Stage `{self.name}` finished at {self.scale} scale: {record['seconds']:.1f} s in "
             f"this notebook, peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB, "
-            f"artifacts {', '.join(f'`{name}`' for name in outputs)}."
+            f"artifacts {', '.join(f'`{name}`' for name in outputs)}.",
+            clock=True,
         )
         return {"seconds": record["seconds"], "peak_memory_bytes": record["peak_memory_bytes"]}
+
+    def _refuse_if_finished(self) -> None:
+        if self._finished:
+            raise LabError(
+                f"{self.name} is finished in this kernel, and its result is kept: to change it, "
+                "run the notebook again from the cell with lab.stage(...) (in JupyterLab: Run, Run "
+                "All Cells); a single cell of a finished stage records nothing"
+            )

@@ -6,50 +6,20 @@ Needs the system's Chromium (`apt-get install chromium`, or MOXIN_CHROMIUM namin
 is built, of reports/tiny.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from moxin_lab.lab import site
+from tests.browser.chromium import NEEDS_CHROMIUM
 from tests.lab import example_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CHROMIUM = os.environ.get("MOXIN_CHROMIUM") or next(
-    (
-        path
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (path := shutil.which(name))
-    ),
-    None,
-)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="no Chromium here: apt-get install chromium, or set MOXIN_CHROMIUM to its path",
-)
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-WIDTHS = (360, 768, 1280)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is in the extra `dev`: make test installs it"
-    )
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield running
-        running.close()
+pytestmark = NEEDS_CHROMIUM
+WIDTHS = (360, 768, 1280, 1920)
+LARGEST_PAGE = 600_000
+"""Bytes; a page of a report may be sent by mail and opened on a telephone. Our choice."""
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +90,82 @@ def test_pages_print_without_complaint(pages, watch):
         assert watched.complaints == []
 
 
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_pages_have_no_serious_fault_by_axe(pages, browser, width, mode):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright",
+        reason="axe-playwright-python is in the extra `dev`: make test installs it",
+    ).Axe()
+    faults = []
+    for path in pages:
+        # the page's policy forbids scripts, axe's too
+        context = browser.new_context(
+            viewport={"width": width, "height": 800},
+            offline=True,
+            color_scheme=mode,
+            bypass_csp=True,
+        )
+        page = context.new_page()
+        page.goto(path.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        found = axe.run(page, options={"resultTypes": ["violations"]}).response
+        assert len(found["passes"]) > 10, f"axe looked at nothing in {path.name}"
+        faults += [
+            f"{path.name}: {fault['id']}: {fault['nodes'][0]['html'][:200]}"
+            for fault in found["violations"]
+            if fault["impact"] in ("serious", "critical")
+        ]
+        context.close()
+    assert faults == []
+
+
+def test_no_page_is_too_large_to_be_sent(pages):
+    assert {p.name: p.stat().st_size for p in pages if p.stat().st_size > LARGEST_PAGE} == {}
+
+
+def test_printed_pages_show_all_columns_of_a_table(pages, watch):
+    for path in pages:
+        page = watch(path, 794).page  # the width of A4 at 96 pixels per inch
+        page.emulate_media(media="print")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 794, path.name
+
+
+def test_a_term_opens_its_explanation_by_keyboard_and_closes_again(example, watch):
+    page = watch(example / "01_data_curation.html").page
+    term = page.locator("button.term").first
+    note = page.locator(f"#{term.get_attribute('popovertarget')}")
+    assert not note.is_visible()
+    term.focus()
+    page.keyboard.press("Enter")
+    assert note.is_visible()
+    page.keyboard.press("Escape")
+    assert not note.is_visible()
+
+
+def test_a_telephone_shows_every_value_of_a_wide_table_without_scrolling(example, watch):
+    page = watch(example / "01_data_curation.html", 380).page
+    table = page.get_by_role("table", name="Documents kept.")
+    assert table.get_by_role("rowheader", name="English").is_visible()
+    for cell in table.get_by_role("cell").all():
+        box = cell.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 380
+    shown = table.locator("td").first.evaluate("e => getComputedStyle(e, '::before').content")
+    assert shown == '"documents kept after every filter"'
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+def test_pictures_are_seen_whole(pages, watch, width):
+    for path in pages:
+        wide = watch(path, width).page.evaluate(
+            """width => [...document.querySelectorAll('main figure svg, main figure img')]
+                .map(e => e.getBoundingClientRect())
+                .filter(b => b.width && (b.left < 0 || b.right > width)).length""",
+            width,
+        )
+        assert wide == 0, path.name
+
+
 def test_keyboard_goes_from_the_first_tab_to_the_text(pages, watch):
     for path in pages:
         page = watch(path, 360).page
@@ -143,10 +189,10 @@ def test_folded_code_opens_by_keyboard(example, watch):
 def test_contents_are_folded_on_a_telephone_and_open_on_a_desktop(example, watch):
     path = example / "01_data_curation.html"
     phone = watch(path, 360).page
-    assert not phone.get_by_role("navigation", name="Stages").is_visible()
+    assert not phone.get_by_role("navigation", name="Pages").is_visible()
     phone.get_by_text("Contents", exact=True).click()
-    assert phone.get_by_role("navigation", name="Stages").is_visible()
-    assert watch(path, 1280).page.get_by_role("navigation", name="Stages").is_visible()
+    assert phone.get_by_role("navigation", name="Pages").is_visible()
+    assert watch(path, 1280).page.get_by_role("navigation", name="Pages").is_visible()
 
 
 def test_following_the_pages_walks_the_site(example, watch):

@@ -5,6 +5,7 @@ The notebooks look as papermill writes them; `show.py` makes the figures and tab
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def good_cells() -> list[dict[str, Any]]:
                 )
             ],
         ),
-        words("## The funnel\n\nLook at the last column."),
+        words("## The funnel\n\nLook at the last column: near duplicates by MinHash."),
         code("stage.show_table(frame, caption='Documents kept.')", [html(example_table())]),
         words("### By language"),
         code(
@@ -238,7 +239,11 @@ def write_example(root: Path) -> None:
     claims = [
         claim("data.kept", "Most documents are kept.", topic="data", tested_in="01_data_curation"),
         claim(
-            "model.size", "It has 8 billion parameters.", tested_in="03_model", scale_needed="full"
+            "model.size",
+            "It has 8 billion parameters.",
+            tested_in="03_model",
+            scale_needed="full",
+            command="moxin-lab run --scale full --only 03",
         ),
         claim("vlm.loss", "<b>Vision</b> works.", tested_in="07_vision_language"),
     ]
@@ -250,6 +255,8 @@ def write_example(root: Path) -> None:
         "---\npretty_name: LibreOffice help\nlicense: mpl-2.0\n---\n# Help pages\n",
         encoding="utf-8",
     )
+    summaries = Path(__file__).parents[2] / "papers" / "summaries"
+    shutil.copytree(summaries, root / "papers" / "summaries")
     first = root / "runs" / "tiny" / "01_data_curation"
     write_notebook(first / "notebook.ipynb", good_cells())
     (first / "stage.json").write_text(

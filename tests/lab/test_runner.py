@@ -16,62 +16,22 @@ import nbformat
 import pytest
 
 from moxin_lab import cli
-from moxin_lab.lab import runner
+from moxin_lab.lab import layout, runner
+from moxin_lab.lab import stage as open_stage
 from moxin_lab.lab.artifacts import LabError, describe, find_root, read_record
-from moxin_lab.lab.stage import RUNNER_VARIABLE, acquire_lock, release_lock
-from moxin_lab.stages import STAGES, stage_info
+from moxin_lab.lab.lock import BY_RUNNER, acquire_lock, release_lock
+from moxin_lab.lab.stage import RUNNER_VARIABLE
+from moxin_lab.stages import stage_info
+from tests.lab import toy_lab
+from tests.lab.toy_lab import write_notebook
 
-FIRST, SECOND = STAGES[0], STAGES[1]
-OPEN = "from moxin_lab import lab\nstage = lab.stage({name!r}, scale=scale, seed=seed, root=root)"
-WRITE_DOCUMENTS = """folder = stage.output("documents")
-folder.mkdir()
-(folder / "text").write_text(f"documents {seed}")"""
-WRITE_TOKENIZER = """text = (stage.input("documents") / "text").read_text()
-stage.output("tokenizer").write_text("tokens of " + text)"""
-
-ABOUT = (
-    "topic: t, claim: text, source: s, tested_in: 01_data_curation, how: h, status: not attempted"
-)
-CLAIMS = f"""claims:
-- {{id: known.claim, scale_needed: tiny, {ABOUT}}}
-- {{id: large.claim, scale_needed: full, {ABOUT}}}
-"""
-
-
-def write_notebook(root: Path, name: str, *cells: str) -> None:
-    parameters = nbformat.v4.new_code_cell(
-        'scale = "tiny"\nseed = 0\nroot = "."', metadata={"tags": ["parameters"]}
-    )
-    code = [
-        nbformat.v4.new_code_cell(cell)
-        for cell in (OPEN.format(name=name), *cells, "stage.finish()")
-    ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_markdown_cell("# A stage"), parameters, *code]
-    )
-    notebook.metadata["kernelspec"] = kernel
-    nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
+FIRST, SECOND = toy_lab.FIRST, toy_lab.SECOND
+WRITE_DOCUMENTS, WRITE_TOKENIZER = toy_lab.WRITE_DOCUMENTS, toy_lab.WRITE_TOKENIZER
 
 
 @pytest.fixture
 def lab_root(tmp_path):
-    """A repository whose notebooks do next to nothing; the first two write their outputs."""
-    for folder in ("notebooks", "moxin_lab", "papers"):
-        (tmp_path / folder).mkdir()
-    for card in FIRST.data_cards:
-        (tmp_path / "data_cards" / card / "data").mkdir(parents=True)
-        (tmp_path / "data_cards" / card / "data" / "rows").write_text("rows")
-    (tmp_path / "papers" / "claims.yml").write_text(CLAIMS)
-    (tmp_path / "requirements.lock").write_text("one==1\n")
-    (tmp_path / "moxin_lab" / "text").write_text(
-        "the kernels import the installed package; here only its hash matters"
-    )
-    for info in STAGES:
-        write_notebook(tmp_path, info.name)
-    write_notebook(tmp_path, FIRST.name, WRITE_DOCUMENTS)
-    write_notebook(tmp_path, SECOND.name, WRITE_TOKENIZER)
-    return tmp_path
+    return toy_lab.make_root(tmp_path)
 
 
 def run(root, **options):
@@ -268,8 +228,15 @@ def test_a_notebook_run_by_hand_works_and_status_says_so(lab_root):
     assert read_record(lab_root, "tiny", FIRST.name)["outputs"]["documents"]["sha256"]
 
 
-def test_second_run_in_one_folder_is_refused_while_the_first_is_at_work(lab_root):
-    acquire_lock(lab_root, "tiny")
+@pytest.mark.parametrize(
+    ("holder", "words"),
+    [
+        (BY_RUNNER, "another run is at work in {folder} (process {pid})"),
+        ("03_model", "the notebook 03_model is open in another kernel (process {pid})"),
+    ],
+)
+def test_second_run_in_one_folder_is_refused_while_the_first_is_at_work(lab_root, holder, words):
+    acquire_lock(lab_root, "tiny", holder)
     try:
         environment = {name: value for name, value in os.environ.items() if name != RUNNER_VARIABLE}
         second = subprocess.run(
@@ -281,11 +248,51 @@ def test_second_run_in_one_folder_is_refused_while_the_first_is_at_work(lab_root
     finally:
         release_lock(lab_root, "tiny")
     assert second.returncode == 1
-    assert (
-        f"another run is at work in {lab_root / 'runs/tiny'} (process {os.getpid()})"
-        in second.stderr
-    )
+    assert words.format(folder=lab_root / "runs/tiny", pid=os.getpid()) in second.stderr
     assert not (lab_root / "reports").exists()  # the refused run does not touch the report
+
+
+def test_a_stage_that_cannot_open_by_hand_does_not_keep_others_out(lab_root, monkeypatch):
+    monkeypatch.delenv(RUNNER_VARIABLE, raising=False)
+    with pytest.raises(LabError, match="has not run at this scale"):
+        open_stage(SECOND.name, scale="tiny", seed=0, root=lab_root)
+    assert acquire_lock(lab_root, "tiny", BY_RUNNER)
+    release_lock(lab_root, "tiny")
+
+
+def test_a_cell_run_again_after_finish_says_what_to_do(lab_root, monkeypatch):
+    monkeypatch.delenv(RUNNER_VARIABLE, raising=False)
+    stage = open_stage(FIRST.name, scale="tiny", seed=0, root=lab_root)
+    stage.output("documents").write_text("x")
+    stage.finish()
+    for again in (
+        lambda: stage.output("documents"),
+        lambda: stage.scratch(),
+        lambda: stage.measure("n", 1, unit="u"),
+        lambda: stage.claim("known.claim", "reproduced", "x"),
+        stage.finish,
+    ):
+        with pytest.raises(LabError, match=r"is finished in this kernel.*lab\.stage\(\.\.\.\)"):
+            again()
+    reopened = open_stage(FIRST.name, scale="tiny", seed=0, root=lab_root)
+    reopened.output("documents").write_text("y")
+    reopened.finish()
+
+
+def test_a_cell_that_runs_by_hand_shows_one_line_that_is_rewritten(lab_root):
+    import papermill
+
+    work = """for step in range(1, 4):
+    stage._progress_at = 0.0
+    stage.progress(step, 3, "training")"""
+    write_notebook(lab_root, FIRST.name, WRITE_DOCUMENTS, work)
+    out = lab_root / "out.ipynb"
+    papermill.execute_notebook(
+        lab_root / "notebooks" / f"{FIRST.name}.ipynb", out, cwd=lab_root, progress_bar=False
+    )
+    cell = next(c for c in nbformat.read(out, as_version=4).cells if "training" in c.source)
+    [line] = cell.outputs
+    assert line["data"]["text/plain"].startswith("training 3 of 3, ")
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused_before_work(lab_root):
@@ -309,7 +316,7 @@ def test_a_read_only_output_folder_is_refused_before_work():
             with pytest.raises(
                 LabError, match=r"cannot write under .*Permission denied.*make it writable"
             ):
-                acquire_lock(root, "tiny")
+                acquire_lock(root, "tiny", BY_RUNNER)
         finally:
             os.seteuid(user)
 
@@ -455,3 +462,61 @@ def test_help_answers_without_importing_anything_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_executed_notebook_holds_no_path_of_the_machine(lab_root):
+    """Neither in a warning, a traceback, a value nor a page; the report reads as before."""
+    write_notebook(
+        lab_root,
+        FIRST.name,
+        WRITE_DOCUMENTS,
+        "import os, sys, tempfile, warnings\nfrom pathlib import Path\nimport numpy\n"
+        "warnings.warn('a warning of this cell')\n"
+        "warnings.warn_explicit('of a library', UserWarning, numpy.__file__, 7)",
+        "print(Path.cwd(), Path('runs').resolve(), tempfile.mkdtemp(), sys.path, sys.executable)",
+        "print('a manual speaks of /etc/fstab, /tmp/x and /usr/share/doc')",
+        "print('\\x1b[32m' + os.__file__ + '\\x1b[0m', Path('x').absolute().as_uri())",
+        "Path.cwd() / 'data_cards'",
+        "from IPython.display import HTML\nHTML(f'<td>{numpy.__file__}</td><td>{Path.cwd()}</td>')",
+        "raise OSError(2, 'gone', str(Path.cwd() / 'runs/x'))",
+    )
+    with pytest.raises(runner.StageFailed):
+        run(lab_root)
+    text = (lab_root / "runs" / "tiny" / FIRST.name / "failed.ipynb").read_text()
+    assert "/etc/fstab, /tmp/x and /usr/share/doc" in text
+    text = text.replace("/tmp/x", "")
+    for folder in (
+        lab_root,
+        tempfile.gettempdir() + "/",
+        sys.prefix,
+        os.__file__,
+        Path.home() / "",
+    ):
+        assert str(folder) not in text, folder
+    assert "ipykernel_" not in text
+    for shown in ("<cell>:4: UserWarning: a warning", "PosixPath('data_cards')", "runs/x"):
+        assert shown in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "of_program"),
+    [
+        ("{root}/runs/x", "runs/x", False),
+        ("PosixPath('{root}')", "PosixPath('.')", False),
+        ("\x1b[32m{root}/a.py\x1b[0m", "\x1b[32ma.py\x1b[0m", False),
+        ("file://{root}/x", "file://x", False),
+        ("{root}ly/x", "{root}ly/x", False),  # a path that is not there is not of this machine
+        ("{root}ly/x", "[tmp]/", True),
+        ("<td>/usr/lib/x.so</td>", "<td>/usr/lib/x.so</td>", False),
+        ("<td>/usr/lib/x.so</td>", "<td>[elsewhere]/x.so</td>", True),
+        ("https://example.org/usr/lib/x", "https://example.org/usr/lib/x", True),
+        ("and/or 3/4 /v1/chat/completions /dev/null <b>a</b>", None, True),
+        ("See /etc/fstab, /tmp/nothing and /usr/share.", None, False),
+    ],
+)
+def test_paths_are_shown_without_the_machines_folders(tmp_path, text, shown, of_program):
+    root = tmp_path / "lab"
+    text = text.format(root=root)
+    found = layout.presentable(text, root, of_program=of_program)
+    expected = (shown or text).format(root=root)
+    assert found.startswith(expected) if shown == "[tmp]/" else found == expected

@@ -1,9 +1,12 @@
 """Guarantees of figures and tables: a text alternative, the scale, and the same bytes each time."""
 
+import base64
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
+import bleach
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -13,7 +16,7 @@ from bs4 import BeautifulSoup
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from moxin_lab.lab import show
+from moxin_lab.lab import pictures, show
 
 
 def simple_figure(title: str = "Title"):
@@ -26,7 +29,7 @@ def simple_figure(title: str = "Title"):
     return figure
 
 
-def figure_soup(**more: str) -> BeautifulSoup:
+def figure_text(**more: str) -> str:
     arguments = {
         "alt": "Loss falls <from> 3 to 1.5.",
         "caption": 'Loss & "steps".',
@@ -35,9 +38,13 @@ def figure_soup(**more: str) -> BeautifulSoup:
     }
     figure = simple_figure()
     try:
-        return BeautifulSoup(show.figure_html(figure, **arguments), "html.parser")
+        return show.figure_html(figure, **arguments)
     finally:
         plt.close(figure)
+
+
+def figure_soup(**more: str) -> BeautifulSoup:
+    return BeautifulSoup(figure_text(**more), "html.parser")
 
 
 def test_importing_show_imports_neither_matplotlib_nor_pandas():
@@ -49,13 +56,40 @@ def test_importing_show_imports_neither_matplotlib_nor_pandas():
     assert done.stdout.strip() == "[]"
 
 
-def test_figure_is_one_image_named_by_its_text_alternative():
+def on_a_page(html: str) -> BeautifulSoup:
+    """A figure as the site shows it."""
+    return BeautifulSoup(pictures.inlined(html), "html.parser")
+
+
+def test_figure_in_a_notebook_is_one_image_that_needs_no_trust():
     soup = figure_soup()
+    (image,) = soup.find_all("img")
+    assert image["alt"] == "Loss falls <from> 3 to 1.5." and not soup.find("svg")
+    head, content = image["src"].split(",")
+    assert head == "data:image/svg+xml;base64"
+    svg = base64.b64decode(content).decode()
+    assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+    # What JupyterLab's and a code host's sanitisers leave of a notebook that is not trusted.
+    kept = bleach.clean(
+        str(soup),
+        tags={"figure", "div", "img", "figcaption", "span"},
+        attributes={"img": ["src", "alt", "width", "height"]},
+        protocols={"data"},
+    )
+    assert image["src"] in kept and image["alt"] in BeautifulSoup(kept, "html.parser").img["alt"]
+
+
+def test_figure_on_a_page_is_the_same_picture_inline_named_by_its_text_alternative():
+    soup = on_a_page(figure_text())
     svg = soup.find("svg")
-    assert svg["role"] == "img"
-    named_by = soup.find(id=svg["aria-labelledby"])
-    assert named_by.get_text() == "Loss falls <from> 3 to 1.5."
-    assert len(soup.find_all("svg")) == 1
+    assert svg["role"] == "img" and not soup.find("img")
+    assert soup.find(id=svg["aria-labelledby"]).get_text() == "Loss falls <from> 3 to 1.5."
+    assert svg.find("text", string=re.compile("loss|step", re.IGNORECASE))
+
+
+def test_pictures_of_others_are_left_alone():
+    foreign = '<img alt="x" src="data:image/svg+xml;base64,PHN2Zy8+">'
+    assert pictures.inlined(foreign) == foreign
 
 
 def test_figure_caption_ends_with_the_scale():
@@ -69,17 +103,16 @@ def test_figure_has_the_same_bytes_each_time_and_no_date():
 
 
 def test_figure_refers_to_nothing_outside_itself():
-    text = str(figure_soup())
+    text = str(on_a_page(figure_text()))
     assert "http" not in text and "<style" not in text and "xmlns" not in text
 
 
 def test_every_reference_in_a_figure_has_its_target_and_ids_differ_between_figures():
-    soup = figure_soup()
+    first, second = figure_text(), figure_text(alt="Another picture.")
+    soup = on_a_page(first + second)
     ids = [element["id"] for element in soup.find_all(id=True)]
     used = re.findall(r'(?:href="|url\()#([^")]+)', str(soup))
     assert used and set(used) <= set(ids) and len(ids) == len(set(ids))
-    other = figure_soup(alt="Another picture.")
-    assert not set(ids) & {element["id"] for element in other.find_all(id=True)}
 
 
 def test_figure_with_an_image_in_it_keeps_the_image():
@@ -87,7 +120,7 @@ def test_figure_with_an_image_in_it_keeps_the_image():
     axes.imshow(np.eye(3))
     html = show.figure_html(figure, alt="a", caption="c", scale="tiny")
     plt.close(figure)
-    assert 'href="data:image/png;base64,' in html
+    assert 'href="data:image/png;base64,' in str(on_a_page(html))
 
 
 def test_figure_keeps_small_numbers_in_its_labels():
@@ -96,7 +129,12 @@ def test_figure_keeps_small_numbers_in_its_labels():
     axes.text(0, 0.0002, "0.0001234")
     html = show.figure_html(figure, alt="a", caption="c", scale="tiny")
     plt.close(figure)
-    assert ">0.0001234<" in html
+    assert ">0.0001234<" in str(on_a_page(html))
+
+
+def test_what_has_no_scale_has_no_badge():
+    soup = figure_soup(scale="")
+    assert soup.find("figcaption").get_text() == 'Loss & "steps".' and not soup.find(class_="scale")
 
 
 def test_figure_too_large_for_a_page_says_so():
@@ -169,8 +207,10 @@ def test_cells_have_readable_numbers():
 
 
 def test_a_column_separates_thousands_in_all_of_its_numbers_or_in_none():
-    soup = table_soup(pd.DataFrame({"large": [1214, 10240], "small": [1214, 497]}))
-    assert [cell.get_text() for cell in soup.find_all("td")] == ["1,214", "1214", "10,240", "497"]
+    soup = table_soup(pd.DataFrame({"large": [3072, 10240], "small": [914.5, 497.0]}))
+    texts = [cell.get_text() for cell in soup.find_all("td")]
+    assert texts == ["3,072", "914.500", "10,240", "497.000"]
+    assert show.format_value(3072) == f"{3072:,}"  # as figures write it
 
 
 def test_only_columns_of_long_words_wrap():

@@ -1,0 +1,239 @@
+"""What `notebooks/00_start_here.ipynb` shows: the map of the stages, and the best figure of each.
+
+    overview.show_pipeline()
+    overview.show_best_figures(scale, root)
+
+A figure is that of the newest run at this scale; where a stage has not run, it is that of the run
+committed under `reports/released`, and its caption says so. So a first reader sees something before
+anything has run.
+
+Guarantees: nothing is computed again and nothing is written; a figure is the very picture of the
+stage's notebook, with its text alternative.
+Out of scope: the front page of the report (`front_page.py`), which has the same sentences.
+"""
+
+import html
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from moxin_lab.lab import findings, pictures, show
+from moxin_lab.lab.artifacts import (
+    MAX_NOTEBOOK_BYTES,
+    find_root,
+    read_json,
+    read_record,
+    stage_folder,
+)
+from moxin_lab.lab.findings import RELEASED, SMALL
+from moxin_lab.stages import STAGES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Guide(NamedTuple):
+    """A stage for a newcomer. `figure`: how the caption of its best figure begins, here or in the
+    released run."""
+
+    stage: str
+    question: str
+    figure: tuple[str, ...]
+
+
+GUIDES = (
+    Guide(
+        "01_data_curation",
+        "What does a pretraining corpus look like before and after cleaning?",
+        ("Where the documents", "Documents left after each step"),
+    ),
+    Guide(
+        "02_tokenizer",
+        "Does routing text to experts by script save tokens?",
+        ("Bytes per token on held-out text", "Bytes a token on held-out text"),
+    ),
+    Guide(
+        "03_model",
+        "What is in 36 blocks, and what does the rolling cache save?",
+        ("Bytes of keys and values",),
+    ),
+    Guide(
+        "04_pretraining",
+        "What does a model know after each of three phases?",
+        ("Held-out bits per byte",),
+    ),
+    Guide(
+        "05_instruction_tuning",
+        "What do fine-tuning and preferences change?",
+        ("Exact match on held-out prompts",),
+    ),
+    Guide(
+        "06_reasoning",
+        "Does reinforcement learning add anything to chains of thought?",
+        ("pass@k of each model",),
+    ),
+    Guide(
+        "07_vision_language",
+        "Does the model look at the picture, or guess from the question?",
+        ("Share of right answers by task", "Right answers by task", "Correct answers by task"),
+    ),
+    Guide(
+        "08_benchmarks",
+        "How is a benchmark scored, and how can it be passed without reading?",
+        ("Cloze accuracy",),
+    ),
+    Guide(
+        "09_applications",
+        "Can it answer from documents, with the source, and say when it cannot?",
+        ("Recall at 5 of pages by their heading",),
+    ),
+    Guide(
+        "10_openness_report",
+        "Which published claims hold, and how open is the model?",
+        ("Published claims by topic",),
+    ),
+)
+
+
+def show_pipeline() -> None:
+    """Display the stages as boxes in their order, each with what it leaves."""
+    show.style()
+    figure = _pipeline()
+    alt = "Stages in order: " + "; ".join(
+        f"{info.title} leaves {', '.join(info.leaves)}" for info in STAGES
+    )
+    show.figure_output(
+        figure, alt=alt.replace("_", " "), caption="The stages and what each leaves.", scale=""
+    )
+
+
+def show_map(scale: str, root: str | Path = ".") -> None:
+    """Display one row per stage: its question, and the seconds that it took here, if it has run."""
+    import pandas as pd
+
+    folder = find_root(root)
+    rows = []
+    for guide in GUIDES:
+        record = read_record(folder, scale, guide.stage)
+        seconds = show.format_seconds(record["seconds"]) if record else "not run yet"
+        rows.append((f"{guide.stage}.ipynb", guide.question, seconds))
+    columns = ["notebook", "the question that it answers", f"time at {scale} scale here"]
+    frame = pd.DataFrame(rows, columns=columns).set_index("notebook")
+    show.table_output(frame, caption="The notebooks.", scale="")
+
+
+def show_findings(scale: str, root: str | Path = ".") -> None:
+    """Display the report's findings in sentences, from this scale's records and released files."""
+    folder = find_root(root)
+    records = {info.name: read_record(folder, scale, info.name) for info in STAGES}
+    found = findings.findings(records, folder)
+    show.say("\n".join(f"- {sentence} (`{stage}`)" for sentence, stage in found))
+
+
+def show_best_figures(scale: str, root: str | Path = ".") -> int:
+    """Display the best figure of each stage; returns how many there are."""
+    folder, count = find_root(root), 0
+    for guide in GUIDES:
+        found = _best(folder, scale, guide)
+        if found is not None:
+            show.html_output(found, f"[figure of {guide.stage}]")
+            count += 1
+    return count
+
+
+def _best(root: Path, scale: str, guide: Guide) -> str | None:
+    """The figure of this scale's run, else of the released one, else None."""
+    for figure in _of_run(stage_folder(root, scale, guide.stage) / "notebook.ipynb"):
+        if _begins(figure, guide.figure):
+            return figure
+    page = root / RELEASED / SMALL / f"{guide.stage}.html"
+    for figure in _of_page(page):
+        if _begins(figure, guide.figure):
+            return figure.replace("</figcaption>", " (released run)</figcaption>")
+    return None
+
+
+def _of_run(notebook: Path) -> Iterator[str]:
+    """The figures of an executed notebook, in order."""
+    if not notebook.is_file():
+        return
+    content = read_json(notebook, max_bytes=MAX_NOTEBOOK_BYTES)
+    for cell in content["cells"] if isinstance(content, dict) and "cells" in content else []:
+        for output in cell.get("outputs", []):
+            yield from _figures("".join(output.get("data", {}).get("text/html", [])))
+
+
+def _of_page(page: Path) -> Iterator[str]:
+    """The figures of a page of the site, in order, as they are in a notebook."""
+    if not page.is_file():
+        return
+    yield from _figures(page.read_text(encoding="utf-8"))
+
+
+def _figures(text: str) -> Iterator[str]:
+    """The figures in HTML, each picture as an image."""
+    for figure in re.findall(r'<figure class="moxin-figure">.*?</figure>', text, re.DOTALL):
+        svg = re.search(r"<svg.*</svg>", figure, re.DOTALL)
+        yield figure.replace(svg[0], pictures.image_of_inline(svg[0])) if svg else figure
+
+
+def _begins(figure: str, captions: tuple[str, ...]) -> bool:
+    caption = re.search(r"<figcaption[^>]*>(.*?)</figcaption>", figure, re.DOTALL)
+    text = html.unescape(re.sub(r"<[^>]+>", "", caption[1])) if caption else ""
+    text = re.sub(r"^Figure \d+\.\s*", "", text)
+    return text.startswith(captions)
+
+
+def _pipeline() -> "Figure":
+    """The stages on a path that runs forth and back."""
+    import textwrap
+
+    import matplotlib.pyplot as plt
+
+    columns = 3
+    rows = -(-len(STAGES) // columns)
+    figure, axes = plt.subplots(figsize=(7.4, 1.25 * rows))
+    places = []
+    for index, info in enumerate(STAGES):
+        row, column = divmod(index, columns)
+        if row % 2:  # the way runs back, so that neighbours in order are neighbours on the page
+            column = columns - 1 - column
+        places.append((column, -row))
+        title = "\n".join(textwrap.wrap(f"{info.name[:2]} {info.title}", 22))
+        leaves = "\n".join(textwrap.wrap(", ".join(info.leaves).replace("_", " "), 28))
+        axes.text(
+            column,
+            -row,
+            f"{title}\n",
+            ha="center",
+            va="center",
+            fontsize=9.5,
+            fontweight="bold",
+            color="#111111",
+        )
+        axes.text(
+            column, -row - 0.24, leaves, ha="center", va="center", fontsize=8, color="#444444"
+        )
+        axes.add_patch(
+            plt.Rectangle(
+                (column - 0.42, -row - 0.38),
+                0.84,
+                0.76,
+                facecolor="#E3EEF7",
+                edgecolor="#555555",
+                zorder=0,
+            )
+        )
+    for (x, y), (next_x, next_y) in itertools.pairwise(places):
+        across, down = next_x - x, next_y - y
+        axes.annotate(
+            "",
+            (next_x - 0.43 * across, next_y - 0.39 * down),
+            (x + 0.43 * across, y + 0.39 * down),
+            arrowprops={"arrowstyle": "->", "color": "#333333"},
+        )
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(-rows + 0.55, 0.45))
+    axes.axis("off")
+    return figure

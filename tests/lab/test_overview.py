@@ -1,0 +1,85 @@
+"""Guarantees of notebook 00: it shows a picture of every stage before anything has run, and each
+reader's own pictures after it.
+"""
+
+import base64
+import json
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from moxin_lab.lab import overview, pictures
+from moxin_lab.stages import STAGES
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the functions display, in order."""
+    outputs = []
+    monkeypatch.setattr("moxin_lab.lab.show._display", lambda html, *_: outputs.append(html))
+    monkeypatch.setattr("moxin_lab.lab.show.say", outputs.append)
+    return outputs
+
+
+def test_every_stage_has_a_guide():
+    assert [guide.stage for guide in overview.GUIDES] == [info.name for info in STAGES]
+
+
+def test_before_any_run_the_released_pictures_are_shown_and_said_to_be_so(shown, repository):
+    count = overview.show_best_figures("no-such-run", repository)
+    # The openness page is not among the released, and the released run is older than stage 09.
+    assert count == len(shown) >= len(STAGES) - 2
+    for html in shown:
+        assert "(released run)" in html and "<svg" not in html
+        content = re.search(r"base64,([^\"]+)", html)[1]
+        root = ElementTree.fromstring(base64.b64decode(content))
+        assert root.tag.endswith("}svg") and root.get("viewBox")
+        assert re.search(r'alt="[^"]{20,}', html)
+
+
+def test_a_run_of_ones_own_takes_the_place_of_the_released_picture(shown, tmp_path):
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "moxin-lab"\n')
+    folder = tmp_path / "runs" / "tiny" / "03_model"
+    folder.mkdir(parents=True)
+    svg = '<svg width="72pt" height="36pt" viewBox="0 0 72 36"><g/></svg>'
+    figure = (
+        f'<figure class="moxin-figure"><div>{pictures.image(svg, "mine")}</div>'
+        "<figcaption>Bytes of keys and values, mine.</figcaption></figure>"
+    )
+    cells = [{"outputs": [{"data": {"text/html": [figure]}}]}]
+    (folder / "notebook.ipynb").write_text(json.dumps({"cells": cells}))
+    guide = next(guide for guide in overview.GUIDES if guide.stage == "03_model")
+    assert "mine." in overview._best(tmp_path, "tiny", guide)
+
+
+def test_inline_pictures_become_images_and_inline_again():
+    page = (
+        '<svg aria-labelledby="a" height="48" viewbox="0 0 72 36" width="96"><desc id="a">Two '
+        'lines.</desc><defs><clippath id="c"><path d="M 0 0"></path></clippath></defs>'
+        '<g clip-path="url(#c)"></g></svg>'
+    )
+    image = pictures.image_of_inline(page)
+    assert 'alt="Two lines."' in image and 'width="96"' in image and 'height="48"' in image
+    again = pictures.inlined(image)
+    assert "clipPath" in again and "url(#picture-1-c)" in again and 'viewBox="0 0 72 36"' in again
+
+
+def test_the_map_names_every_notebook(shown, repository):
+    overview.show_map("no-such-run", repository)
+    assert all(f"{info.name}.ipynb" in shown[0] for info in STAGES)
+    assert shown[0].count("not run yet") == len(STAGES)
+
+
+def test_notebook_00_runs_from_where_jupyterlab_opens_it(repository, tmp_path):
+    import papermill
+
+    papermill.execute_notebook(
+        str(repository / "notebooks" / "00_start_here.ipynb"),
+        str(tmp_path / "out.ipynb"),
+        parameters={"scale": "tiny"},
+        cwd=str(repository / "notebooks"),
+        progress_bar=False,
+    )
+    text = (tmp_path / "out.ipynb").read_text()
+    assert text.count("moxin-picture") >= len(STAGES) - 1
