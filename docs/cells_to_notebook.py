@@ -31,6 +31,8 @@ def notebook(text: str) -> dict[str, object]:
             cell |= {"cell_type": "code", "outputs": [], "execution_count": None}
             if kind:
                 cell["metadata"] = {"tags": [kind]}
+            if kind == "bookkeeping":  # JupyterLab folds it as the report does
+                cell["metadata"] = {"jupyter": {"source_hidden": True}, "tags": [kind]}
         cell["source"] = [line + "\n" for line in lines[:-1]] + lines[-1:]
         cells.append(cell)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
