@@ -1,5 +1,6 @@
 # make reproduce   the whole recipe at tiny scale, then reports/tiny/index.html
 # make test        ruff, mypy, import contracts, pytest
+# make lab         JupyterLab on notebooks/, in the same environment
 # make docs        docs/ and the API reference into site/index.html, links checked
 # make lock        resolve the dependencies of pyproject.toml again into requirements.lock (environment.yml installs the same file)
 # Each first makes .venv (uv by pip, the lock, the package) and does nothing twice. SCALE=small, PYTHON=python3.12 change the obvious.
@@ -11,7 +12,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 
-.PHONY: reproduce test docs lock clean
+.PHONY: reproduce test lab docs lock clean
 .DELETE_ON_ERROR:
 
 reproduce: .venv/.ready
@@ -23,6 +24,9 @@ test: .venv/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest
+
+lab: .venv/.ready
+	$(BIN)/jupyter lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks
 
 docs: .venv/.ready
 	$(BIN)/mkdocs build --strict

@@ -57,7 +57,7 @@ def test_a_command_called_outside_a_repository_names_the_tree_it_uses(
     output = capsys.readouterr()
     installed = Path(cli.__file__).resolve().parents[1]
     assert f"{tmp_path} is not inside a repository; using {installed}" in output.err
-    assert output.out.startswith(f"{installed / 'MOF.yml'}:\n")
+    assert output.out.startswith(f"{installed / 'MOF.yml'}, as it lists")
     assert cli.main(["verify"]) == 1  # the one command that must not take another tree
     output = capsys.readouterr()
     assert f"{tmp_path} has neither manifest.json nor" in output.err and not output.out
@@ -76,7 +76,7 @@ def test_chat_with_a_text_model_says_what_it_is_and_what_to_give_instead(text_mo
     words = ["chat", "--image", str(image), "--model", str(folder), "--ask", "What?"]
     assert cli.main(words) == 1
     error = capsys.readouterr().err
-    assert f"{folder} is a model of type 'mistral'" in error and "--model" in error
+    assert f"{folder} is a text model (mistral) and sees no image" in error and "--model" in error
     assert len(error) < 400
     (folder / "config.json").write_text("[" * 100_000)
     assert cli.main(words) == 1
@@ -94,5 +94,7 @@ def text_model(tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "mistral"}')
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).touch()
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     return folder, tmp_path / "image.png"

@@ -14,10 +14,9 @@ import yaml
 from moxin_lab import scales
 from moxin_lab.stages import STAGES
 
-SIZE_LIMIT, FILE_LIMIT = (
-    36 * 2**20,
-    9 * 2**20,
-)  # bytes; the image sets of stage 07 are a third of the first
+# bytes; the image sets of stage 07 are a third of the first, released reports and the released
+# model five MiB
+SIZE_LIMIT, FILE_LIMIT = 40 * 2**20, 9 * 2**20
 
 
 @pytest.fixture(scope="session")
@@ -145,8 +144,9 @@ def test_every_notebook_has_one_h1_a_parameters_cell_short_cells_and_no_outputs(
 
 
 def test_notebooks_and_stage_table_name_the_same_stages(repository):
+    # 00 is the map: it computes nothing and is no stage
     assert sorted(path.stem for path in (repository / "notebooks").glob("*.ipynb")) == sorted(
-        info.name for info in STAGES
+        ["00_start_here", *(info.name for info in STAGES)]
     )
 
 

@@ -39,7 +39,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
+from moxin_lab import untrusted
 from moxin_lab.scales.sections import (
+    ApplicationsSettings,
     DataSettings,
     EvaluationSettings,
     HubSettings,
@@ -80,6 +82,7 @@ class Scale(Section):
     reasoning: ReasoningSettings
     vision: VisionSettings
     evaluation: EvaluationSettings
+    applications: ApplicationsSettings
 
 
 def load(scale: str | Path, root: Path | None = None) -> Scale:
@@ -142,8 +145,9 @@ def _load_file(
             + " -> ".join(file.name for file in (*above, path.resolve()))
         )
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = untrusted.read_bytes(path, untrusted.MAX_YAML_BYTES)
+        values = untrusted.load_yaml(content, loader=_Loader)
+    except (OSError, untrusted.UntrustedError) as error:
         raise ScaleError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise ScaleError(f"{path}: not a mapping of sections")
@@ -186,7 +190,7 @@ def _load_base(
     return _load_file(base, root, (*above, path.resolve()))
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(untrusted.Loader):
     """YAML with the tag `!replace` for mappings."""
 
 
@@ -194,7 +198,7 @@ class _Whole(dict[str, Any]):
     """A mapping that replaces the one it meets."""
 
 
-def _whole(loader: yaml.SafeLoader, node: yaml.MappingNode) -> _Whole:
+def _whole(loader: _Loader, node: yaml.MappingNode) -> _Whole:
     values = loader.construct_mapping(node, deep=True)
     return _Whole((str(key), value) for key, value in values.items())
 

@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 
 class CorpusSettings(Section):
-    """A corpus of your own, see data/corpora.py: a folder of files, or a set on the hub."""
+    """A corpus of your own, see docs/adding-a-corpus.md: a folder of files, or a set on the hub."""
 
     name: str = Field(
         pattern=r"^[A-Za-z][\w.-]*$", description="`source` of its documents in every table"
@@ -27,7 +27,11 @@ class CorpusSettings(Section):
         default=None, description="folder of .parquet or .jsonl files, relative to the root"
     )
     hub: str | None = Field(default=None, description="owner/name of a hub set")
-    subset: str | None = Field(default=None, description="configuration of the hub set")
+    files: str | None = Field(
+        default=None,
+        description="a glob below the folder or the hub set's name, such as 20231101.ja/*.parquet; "
+        "null: every file of a folder whose kind is known",
+    )
     text: str = Field(description="column of the text")
     page: str | None = Field(
         default=None,
@@ -36,12 +40,13 @@ class CorpusSettings(Section):
     )
     language: str = Field(description="language of the text: ISO 639, or code")
     licence: str = Field(min_length=1, description="SPDX identifier, or words")
-    rows: int | None = Field(default=None, gt=0, description="first rows only; null for all")
 
     @model_validator(mode="after")
     def lies_in_one_place(self) -> "CorpusSettings":
         if (self.path is None) == (self.hub is None):
             raise ValueError(f"corpus {self.name!r}: give either a path or a hub set")
+        if self.hub is not None and self.files is None:
+            raise ValueError(f"corpus {self.name!r}: name the files of the hub set, a glob")
         return self
 
 
@@ -58,7 +63,9 @@ class DataSettings(Section):
     """Stage 01: data curation."""
 
     sources: tuple[str, ...] = Field(
-        min_length=1, description="data cards, or hub sets known to moxin_lab/data/extract.py"
+        min_length=1,
+        description="data cards, hub sets known to moxin_lab/data/extract.py, or small_corpus, "
+        "which `moxin-lab corpus build` makes",
     )
     benchmark_sources: tuple[str, ...] = Field(
         description="those of the sources that hold questions of benchmarks; they are too short "
@@ -67,12 +74,14 @@ class DataSettings(Section):
     corpora: tuple[CorpusSettings, ...] = Field(
         default=(), description="further sources, each one entry"
     )
-    hub_rows: int | None = Field(gt=0, description="rows read from each hub set; null for all")
+    hub_files: dict[str, str] = Field(
+        default={}, description="files of a hub set, a glob below its name"
+    )
     minimum_characters: int = Field(
         ge=0, description="shorter documents are dropped; punctuation and spaces not counted"
     )
     language_share: float = Field(
-        gt=0, le=1, description="share of letters that must be in the stated language"
+        gt=0, le=1, description="share of bytes that must be in the stated language"
     )
     minhash_permutations: int = Field(gt=0)
     minhash_ngram_size: int = Field(gt=0, description="characters")
@@ -132,7 +141,19 @@ class TokenizerSettings(Section):
     )
     max_token_length: int = Field(gt=1, description="characters of the longest token")
     training_bytes_per_language: int = Field(
-        gt=0, description="each language's first documents, up to this many bytes"
+        gt=0, description="of each language, shared among its sources (lab/sampling.py)"
+    )
+    validation_one_in: int = Field(
+        gt=1, description="one of so many training documents decides the languages' weights instead"
+    )
+    favoured_languages: tuple[str, ...] = Field(
+        description="languages whose saved tokens count more (tokenizer/budget.py)"
+    )
+    weight_factors: tuple[float, ...] = Field(
+        min_length=1, description="by how much, tried on the validation documents"
+    )
+    english_floor: float = Field(
+        gt=0, description="English bytes per token over the joint BPE's, at the least"
     )
     bootstrap_samples: int = Field(gt=0, description="draws of pages for the 95 % intervals")
 
@@ -164,14 +185,32 @@ class Phase(Section):
     steps: int = Field(gt=0, description="optimizer steps")
     sequence_length: int = Field(gt=1, description="tokens per row")
     mixture: dict[str, float] = Field(
-        description="share of rows by pool, which is a source of stage 01 or a language; "
-        "normalised to one (see pretraining/packing.py)"
+        description="percent of the rows by pool, which is a source of stage 01 or a language "
+        "(see pretraining/pools.py)"
+    )
+    benchmark_mixture: dict[str, float] | None = Field(
+        default=None,
+        description="the mixture with training sets of benchmarks, which takes the place of "
+        "`mixture` where benchmark_training_sets is true; its sources are in no other pool",
     )
 
     @model_validator(mode="after")
-    def shares_are_positive(self) -> "Phase":
-        if not self.mixture or any(share <= 0 for share in self.mixture.values()):
-            raise ValueError("mixture needs at least one pool and every share above zero")
+    def shares_are_percents(self) -> "Phase":
+        for name in ("mixture", "benchmark_mixture"):
+            shares = getattr(self, name)
+            if shares is None:
+                continue
+            wrong = {pool: share for pool, share in shares.items() if not 0 < share <= 100}
+            if not shares or wrong:
+                raise ValueError(
+                    f"phase {self.name!r}: {name} needs at least one pool, each above 0 percent"
+                    + (f"; it has {wrong}" if wrong else "; it is empty")
+                )
+            if abs(sum(shares.values()) - 100) > 1e-6:
+                raise ValueError(
+                    f"phase {self.name!r}: the shares of {name} are percents and must sum to 100; "
+                    f"they sum to {sum(shares.values()):g}"
+                )
         return self
 
 
@@ -179,6 +218,9 @@ class PretrainingSettings(Section):
     """Stage 04."""
 
     phases: tuple[Phase, Phase, Phase]
+    benchmark_training_sets: bool = Field(
+        description="phases that have a benchmark_mixture draw from it: the report's phase 3"
+    )
     tokens_per_step: int = Field(
         gt=0,
         description="tokens of one optimizer step over all ranks; rows = this / sequence_length",
@@ -201,6 +243,26 @@ class PretrainingSettings(Section):
     heldout_bytes_per_language: int = Field(
         gt=0, description="held-out text measured in the notebook, by language"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def the_mixture_is_the_one_in_use(cls, values: Any) -> Any:
+        phases = values.get("phases") if isinstance(values, dict) else None
+        if not (isinstance(phases, list | tuple) and values.get("benchmark_training_sets") is True):
+            return values
+        mappings = [phase for phase in phases if isinstance(phase, dict)]
+        if not any(phase.get("benchmark_mixture") for phase in mappings):
+            raise ValueError(
+                "benchmark_training_sets is true, but no phase has a benchmark_mixture: state one, "
+                "with a source of data.benchmark_sources or data.corpora"
+            )
+        swapped = [
+            {**phase, "mixture": phase["benchmark_mixture"]}
+            if isinstance(phase, dict) and phase.get("benchmark_mixture")
+            else phase
+            for phase in phases
+        ]
+        return {**values, "phases": swapped}
 
 
 class Optimisation(Section):
@@ -571,7 +633,7 @@ class TowerSettings(Section):
         default_factory=dict, description="further arguments of timm.create_model"
     )
     resize: Literal["naive", "letterbox", "crop"] = Field(
-        default="naive", description="how an image becomes a square; see vision/images.py"
+        default="naive", description="how an image becomes a square; see vision/pixels.py"
     )
     which: tuple[Literal["dino", "siglip"], ...] = Field(
         default=("dino", "siglip"),
@@ -661,6 +723,12 @@ class VisionSettings(Section):
     align_languages: tuple[str, ...] = Field(
         min_length=1, description="languages of the captions that the projector is aligned on"
     )
+    tasks: tuple[
+        Literal[
+            "caption", "category", "colour", "count", "same", "side", "box", "presence", "chart"
+        ],
+        ...,
+    ] = Field(min_length=1, description="tasks of the questions; see vision/tasks.py")
     train_items: int = Field(gt=0, description="training questions of each task")
     test_items: int = Field(
         gt=1, description="test questions of each task, fewer where a task has fewer"
@@ -746,3 +814,36 @@ class EvaluationSettings(Section):
     published_tables: tuple[str, ...] = Field(
         description="files of papers/tables (without .csv) to attempt on the hub's weights"
     )
+
+
+class AdaptationSettings(Optimisation):
+    """LoRA on the documentation of one product (serving/adaptation.py); the rate falls linearly."""
+
+    epochs: int = Field(gt=0)
+    examples_per_step: int = Field(gt=0)
+    max_tokens: int = Field(gt=1, description="of a training row; longer texts are cut")
+    ranks: tuple[int, ...] = Field(min_length=1, description="of the adapters; one run for each")
+    rows: tuple[int, ...] = Field(
+        min_length=1, description="training rows; each rank is trained with each number"
+    )
+    alpha_over_rank: int = Field(gt=0, description="the adapters' product is weighted by this")
+
+
+class ApplicationsSettings(Section):
+    """Stage 09: a knowledge base, and a model adapted to its pages."""
+
+    languages: tuple[str, ...] = Field(min_length=2, description="of the help pages")
+    pages: int | None = Field(
+        gt=0, description="of each language, evenly spread; null for all that the card has"
+    )
+    encoder_blocks: int = Field(
+        ge=0, description="blocks of the lab's model after which its states become vectors"
+    )
+    questions: int = Field(
+        gt=0, description="of each kind and language at most, evenly spread over the test half"
+    )
+    heldout_bytes: int = Field(gt=0, description="held-out text of each kind that is measured")
+    heldout_bytes_per_document: int = Field(gt=0)
+    context_tokens: int = Field(gt=1, description="most tokens that the model reads at once")
+    max_new_tokens: int = Field(gt=0, description="of an answer without retrieval")
+    adaptation: AdaptationSettings

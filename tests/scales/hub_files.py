@@ -26,7 +26,15 @@ UDHR_LANGUAGES = ("en", "zh", "ja", "ko", "ru", "ar", "hi", "th", "vi")
 
 def write_root(root: Path, repository: Path) -> None:
     """Links to the repository, and its data cards with a few rows each."""
-    for name in ("notebooks", "moxin_lab", "papers", "reports", "requirements.lock", "LICENSE"):
+    for name in (
+        "notebooks",
+        "moxin_lab",
+        "papers",
+        "reports",
+        "release",
+        "requirements.lock",
+        "LICENSE",
+    ):
         (root / name).symlink_to(repository / name)
     for name in ("MOF.yml", "MOF.evidence.yml", "pyproject.toml", "README.md", "CITATION.cff"):
         (root / name).symlink_to(repository / name)
@@ -36,7 +44,8 @@ def write_root(root: Path, repository: Path) -> None:
         for item in card.iterdir():
             if item.name != "data":
                 (target / item.name).symlink_to(item)
-        (target / "data").mkdir()
+        if (card / "data").is_dir():  # a card may describe what a command builds
+            (target / "data").mkdir()
         for file in sorted((card / "data").glob("*.parquet")):
             table = pq.read_table(file, partitioning=None)
             pq.write_table(_few(card.name, table), target / "data" / file.name)
@@ -46,7 +55,7 @@ def _few(card: str, table: pa.Table) -> pa.Table:
     frame = table.to_pandas()
     if card == "help_pages":
         pages = sorted(set(frame["page"]))
-        chosen = {*pages[:: len(pages) // 12], SHOWN_PAGE}
+        chosen = {*pages[:: len(pages) // 72], SHOWN_PAGE}  # enough for questions of each kind
         keep = frame["page"].isin(chosen)
     elif card == "udhr":
         keep = frame["language"].isin(UDHR_LANGUAGES)
@@ -89,6 +98,7 @@ def write_hub(folder: Path, repository: Path) -> dict[str, str]:
                 "lang": "Python",
                 "max_stars_repo_path": f"{index}.py",
                 "max_stars_repo_licenses": ["MIT"],
+                "max_stars_repo_name": f"owner/project{index // 3}",
                 "content": text,
             }
             for index, text in enumerate(code[:90])

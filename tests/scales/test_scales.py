@@ -5,6 +5,7 @@ import os
 import pytest
 
 from moxin_lab import scales
+from moxin_lab.lab import cache
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +102,7 @@ def test_a_wrong_file_is_refused_by_its_name_with_what_is_wrong(tmp_path, text, 
 
 
 def test_a_recipe_has_three_phases_and_benchmark_sources_are_sources(tmp_path):
-    phase = "{name: a, steps: 1, sequence_length: 2, mixture: {en: 1}}"
+    phase = "{name: a, steps: 1, sequence_length: 2, mixture: {en: 100}}"
     two = f"extends: tiny\npretraining: {{phases: [{phase}]}}"
     with pytest.raises(scales.ScaleError, match=r"pretraining\.phases"):
         scales.load(write(tmp_path, "two", two))
@@ -120,6 +121,48 @@ def test_a_circle_of_files_and_a_fault_in_the_extended_file_name_the_file_concer
     assert str(caught.value).startswith(f"{base}:")
 
 
+def phases(last):
+    one = "{name: a, steps: 1, sequence_length: 2, mixture: {en: 100}}"
+    return f"phases: [{one}, {one}, {{name: last, steps: 1, sequence_length: 2, {last}}}]"
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ("{}", "'last': mixture needs at least one pool, .*it is empty"),
+        ("{en: 60, zh: 30}", "'last': the shares of mixture .* must sum to 100; they sum to 90"),
+        ("{en: 0.5, zh: 0.5}", "must sum to 100; they sum to 1"),
+        ("{en: 120, zh: -20}", "each above 0 percent; it has {'en': 120.0, 'zh': -20.0}"),
+        ("{en: 100, zh: 0}", "above 0 percent; it has {'zh': 0.0}"),
+        ("{en: .nan}", "above 0 percent; it has {'en': nan}"),
+    ],
+)
+def test_a_mixture_that_is_not_a_hundred_percent_of_pools_is_refused(tmp_path, mixture, message):
+    text = f"extends: tiny\npretraining: {{{phases('mixture: ' + mixture)}}}"
+    with pytest.raises(scales.ScaleError, match=message):
+        scales.load(write(tmp_path, "bad", text))
+
+
+def test_one_switch_puts_benchmark_training_sets_into_phase_3_and_takes_them_out():
+    full = scales.load("full").pretraining
+    assert full.benchmark_training_sets and "hellaswag-train" in full.phases[2].mixture
+    assert not scales.load("tiny").pretraining.benchmark_training_sets
+
+
+def test_the_ablation_of_the_full_scale_without_benchmark_sets_is_one_line(tmp_path):
+    text = "extends: full\npretraining: {benchmark_training_sets: false}"
+    without = scales.load(write(tmp_path, "without", text)).pretraining
+    benchmarks = set(scales.load("full").data.benchmark_sources)
+    assert not benchmarks & {name for phase in without.phases for name in phase.mixture}
+    assert benchmarks < set(without.phases[2].benchmark_mixture)
+
+
+def test_the_switch_without_a_mixture_for_it_is_refused(tmp_path):
+    text = "extends: tiny\npretraining: {benchmark_training_sets: true}"
+    with pytest.raises(scales.ScaleError, match="no phase has a benchmark_mixture: state one"):
+        scales.load(write(tmp_path, "bad", text))
+
+
 @pytest.mark.parametrize("name", ["tiny", "full", "released", "9th", "two words"])
 def test_a_file_cannot_take_a_name_that_would_mix_its_results_with_others(tmp_path, name):
     with pytest.raises(scales.ScaleError, match="is named after its file"):
@@ -129,3 +172,16 @@ def test_a_file_cannot_take_a_name_that_would_mix_its_results_with_others(tmp_pa
 @pytest.mark.parametrize("name", scales.SCALES)
 def test_the_scales_of_the_package_decide_as_themselves(name):
     assert scales.load(name).decides_as == name == scales.use(name).name
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "full"])
+def test_mixtures_draw_from_sources_or_from_languages_that_no_source_is_named_after(name):
+    scale = scales.load(name)
+    drawn = {pool for phase in scale.pretraining.phases for pool in phase.mixture}
+    languages = drawn - set(scale.data.source_names)
+    assert languages <= {"en", "zh", "ja", "ko", "code"}
+    assert name == "full" or languages == {"en", "zh", "ja", "ko", "code"}
+
+
+def test_the_small_scale_reads_the_corpus_that_a_command_builds():
+    assert scales.load("small").data.source_names == (cache.CORPUS, "conversations")
