@@ -24,6 +24,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,14 +292,15 @@ def run_arm(plan: Plan, data: Data, seed: int, arm: str, work: Path, device: str
             deeper = expand(model, 36, recipe)
             state = carry_moments(state, recipe)
             model = deeper
-    at_start = measure(model, data, plan, device)["bits_per_byte"]
+    context = plan.settings["sequence_length"]
+    at_start = measure(model, data, context, device)["bits_per_byte"]
     log, _ = train(
         model, plan, data, seed, first=first, steps=steps, moments=state, device=device, name=arm
     )
     row = {
         "seed": seed,
         "arm": arm,
-        **measure(model, data, plan, device),
+        **measure(model, data, context, device),
         "bits_per_byte_at_start": at_start,
         **log,
     }
@@ -463,7 +465,7 @@ def train(
     return log, state
 
 
-def measure(model: MoxinForCausalLM, data: Data, plan: Plan, device: str) -> dict[str, Any]:
+def measure(model: MoxinForCausalLM, data: Data, context: int, device: str) -> dict[str, Any]:
     """Held-out bits per byte of all documents, and of those of each language."""
     import numpy as np
 
@@ -473,7 +475,7 @@ def measure(model: MoxinForCausalLM, data: Data, plan: Plan, device: str) -> dic
     nats = document_losses(
         model,
         data.heldout,
-        context=plan.settings["sequence_length"],
+        context=context,
         bos_id=data.bos_id,
         device=device,
     )
@@ -490,9 +492,12 @@ def measure(model: MoxinForCausalLM, data: Data, plan: Plan, device: str) -> dic
 # ---- differences
 
 
-def paired_differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Bits per byte of each 36-block arm minus those of `32 continued` with the same seed: mean,
-    95 % interval (Student's t), and the difference for each seed.
+def paired_differences(
+    rows: list[dict[str, Any]], arms: Sequence[str] = ARMS[1:], against: str = CONTINUED
+) -> list[dict[str, Any]]:
+    """Bits per byte of each of the arms minus those of `against` with the same seed: mean, 95 %
+    interval (Student's t), and the difference for each seed that has both. An arm that has no seed
+    in common with `against` is left out.
 
     With three seeds the interval extends 4.3 standard errors to either side: it can show a
     difference that is large compared with the spread between seeds, but never that there is none.
@@ -500,11 +505,14 @@ def paired_differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     by_arm = {
         arm: {row["seed"]: row["bits_per_byte"] for row in rows if row["arm"] == arm}
-        for arm in ARMS
+        for arm in (*arms, against)
     }
     records = []
-    for arm in ARMS[1:]:
-        differences = [by_arm[arm][seed] - by_arm[CONTINUED][seed] for seed in sorted(by_arm[arm])]
+    for arm in arms:
+        seeds = sorted(by_arm[arm].keys() & by_arm[against].keys())
+        if not seeds:
+            continue
+        differences = [by_arm[arm][seed] - by_arm[against][seed] for seed in seeds]
         mean, interval = statistics.fmean(differences), None
         if len(differences) > 1:
             spread = statistics.stdev(differences) / len(differences) ** 0.5
@@ -513,7 +521,7 @@ def paired_differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         records.append(
             {
                 "arm": arm,
-                "against": CONTINUED,
+                "against": against,
                 "mean": mean,
                 "interval": interval,
                 "by_seed": differences,

@@ -8,6 +8,9 @@ the order of ids, their types, the list of merges, the ids of special tokens, an
 the rule that cuts pieces. A GGUF file cannot hold a pattern; `tekken` is the name of ours
 (`router.PIECE_PATTERN`).
 
+SmolLM2's files name `smollm`, whose pieces transformers does not know: it reads such a file
+(`gguf_file=...`) without cutting digits apart. `read_smollm` does.
+
 Guarantees: `read` gives the ids of `RoutedTokenizer.encode` from the file alone. A file of another
 model or pieces is refused.
 Out of scope: weights (`model.gguf_reader` reads those), other tokenizers, and what an engine makes
@@ -23,7 +26,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 
 from moxin_lab.tokenizer.routed import (
     BOS,
@@ -39,6 +43,7 @@ PREFIX = "tokenizer.ggml."
 MODEL = "gpt2"
 """llama.cpp's word for a byte-level BPE."""
 PIECES = "tekken"
+SMOLLM = "smollm"
 NORMAL, CONTROL = 1, 3
 """Types of tokens, `enum llama_token_type` of llama.cpp."""
 
@@ -100,6 +105,42 @@ def read(file: Path) -> Tokenizer:
         return assemble(vocab, merges, piece_splitter())
     except Exception as error:  # the library raises bare Exception for a merge it cannot place
         raise ValueError(f"{file}: {PREFIX}merges do not fit the tokens: {error}") from error
+
+
+def read_smollm(file: Path) -> Tokenizer:
+    """The tokenizer of a SmolLM2 file: byte-level BPE over GPT-2's pieces, each digit a piece of
+    its own, as in the tokenizer.json that the model was released with. Special tokens in text are
+    text.
+
+    Raises as `read` does.
+    """
+    fields = _fields(file)
+    for key, expected in (("model", MODEL), ("pre", SMOLLM)):
+        if fields[key] != expected:
+            raise ValueError(f"{file}: {PREFIX}{key} is {fields[key]!r}, not {expected!r}")
+    tokens = fields["tokens"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
+    try:
+        tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
+    except Exception as error:  # the library raises bare Exception for a merge it cannot place
+        raise ValueError(f"{file}: {PREFIX}merges do not fit the tokens: {error}") from error
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, fields["token_type"], strict=True)
+            if kind == CONTROL
+        ]
+    )
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def _fields(file: Path) -> Mapping[str, Any]:
