@@ -68,6 +68,7 @@ def add_source(card: Path, out: Path) -> None:
     """Writes the documents of a data card as a pool of its own, named after the card."""
     from moxin_lab.data.extract import extract_card  # loads the readers of all formats
 
+    out.mkdir(parents=True, exist_ok=True)
     documents, _ = extract_card(card)
     name = pa.array([card.name] * documents.num_rows, pa.string())
     table = documents.set_column(documents.schema.get_field_index("language"), "language", name)

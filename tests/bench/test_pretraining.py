@@ -1,5 +1,6 @@
 """Guarantees of `bench pretraining`: its counts, its split, its times."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,6 +67,12 @@ def test_each_text_is_kept_once_and_a_page_with_its_translations_is_on_one_side(
     pages = {row["page"] for row in train}, {row["page"] for row in heldout}
     assert heldout and not pages[0] & pages[1]
     assert {row["source"] for row in train} == {"p"}
+
+
+def test_a_data_card_becomes_a_pool_of_its_own_in_a_folder_that_is_new(tmp_path):
+    pretraining_corpus.add_source(Path("data_cards/conversations").resolve(), tmp_path / "new")
+    rows = pq.read_table(tmp_path / "new" / "train-conversations.parquet").to_pylist()
+    assert rows and {row["language"] for row in rows} == {"conversations"}
 
 
 def test_repeated_finds_the_share_of_tokens_in_13_grams_of_training_text():
