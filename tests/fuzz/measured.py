@@ -1,9 +1,10 @@
 """What the campaigns share: changes of bytes and of values, and a child process whose every call
 is measured.
 
-A campaign is a function (count, seed, folder) that yields one call at a time. It runs in a process
-of its own, so that its peak memory is its own and a decoder that crashes is an error of the test.
-The process is forked where that is safe (Linux), since it takes seconds to import torch again.
+A campaign is a function (count, seed, folder) that yields one call at a time, the same ones for the
+same seed. It runs in a process of its own, so that its peak memory is its own and a decoder that
+crashes is a fault of that call. The process is forked where that is safe (Linux), since it takes
+seconds to import torch again. `shards.py` runs a campaign in several processes.
 """
 
 import multiprocessing
@@ -12,12 +13,17 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 SECONDS, BYTES = 2.0, 2**30
 """Limits of one call: processor time, and memory above that of the process before the campaign."""
+SILENCE = 300.0
+"""Seconds of the clock after which a call that has not ended is stopped; a busy machine needs far
+fewer.
+"""
+CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 EXTREMES = (0, 1, 2, 127, 128, 255, 256, 65_535, 65_536, 2**31 - 1, 2**31, 2**32 - 1)
 
 
@@ -27,65 +33,128 @@ class Call(NamedTuple):
     case: str
     """What was changed; shown where the call fails."""
     run: Callable[[], object]
-    """The call, and checks of what it returns."""
+    """The call, and checks of what it returns. Text that it returns is its outcome."""
     documented: tuple[type[Exception], ...]
     """Exceptions that its documentation names."""
     names: str = ""
     """What the message of such an exception must contain."""
 
 
+class Fault(NamedTuple):
+    """What no call may do: another exception, more than the limits, the end of its process."""
+
+    number: int
+    case: str
+    what: str
+
+
 Campaign = Callable[[int, int, Path], Iterator[Call]]
 
 
 def run_in_child(campaign: Campaign, count: int, folder: Path, seed: int | None = None) -> Counter:
-    """Number of calls by outcome (`accepted`, or the exception's name). Fails on any other
-    exception, on a call beyond the limits, and on the death of the process, with seed and case.
+    """Number of calls by outcome: `accepted`, the exception's name, or the text that a call
+    returned. Fails at the first fault, with seed and case.
     """
     seed = random.randrange(2**32) if seed is None else seed
     print(f"{campaign.__module__}: {count} calls, seed {seed}")
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_child, args=(campaign, count, seed, folder, theirs))
+    outcomes: Counter[str] = Counter()
+    for outcome in results(campaign, count, seed, folder):
+        if isinstance(outcome, Fault):
+            raise AssertionError(
+                f"seed {seed}, call {outcome.number}, {outcome.case}: {outcome.what}"
+            )
+        outcomes[outcome] += 1
+    print(dict(outcomes))
+    return outcomes
+
+
+def check(outcomes: Mapping[str, int], count: int, least: Mapping[str, float]) -> None:
+    """Fails unless all calls were made, each outcome is one of `least` and has at least that share:
+    a campaign that refuses everything shows nothing.
+    """
+    assert sum(outcomes.values()) == count, f"{outcomes} are not {count} calls"
+    assert outcomes.keys() <= least.keys(), f"{outcomes} has others than {list(least)}"
+    rare = {name: share for name, share in least.items() if outcomes.get(name, 0) < share * count}
+    assert not rare, f"{outcomes} of {count} calls: these are rarer than {rare}"
+
+
+def results(
+    campaign: Campaign, count: int, seed: int, folder: Path, shard: int = 0, of: int = 1
+) -> Generator[str | Fault, None, None]:
+    """Outcome of each call whose number leaves `shard` when divided by `of`, in their order. After
+    a fault a new process goes on with the next call.
+    """
+    mine, outcome = range(shard, count, of), None
+    while mine:
+        for outcome in _until_fault(campaign, (count, seed, folder), mine):
+            mine = mine[1:]
+            yield outcome
+        if mine and not isinstance(outcome, Fault):
+            raise AssertionError(f"{campaign.__module__} ended before call {mine[0]} of {count}")
+
+
+def _until_fault(
+    campaign: Campaign, arguments: tuple[int, int, Path], mine: range
+) -> Iterator[str | Fault]:
+    ours, theirs = CONTEXT.Pipe()
+    child = CONTEXT.Process(target=_child, args=(campaign, arguments, mine, theirs))
     child.start()
     theirs.close()
-    number, message = -1, None
+    call: tuple[int, str] | None = None
     try:
-        while isinstance(message := ours.recv(), int):
-            number = message
+        while (message := _next(ours, child))[0] != "end":
+            if message[0] == "call":
+                call = message[1:]
+                continue
+            if call is None:
+                raise AssertionError(f"seed {arguments[1]}, between two calls: {message[1]}")
+            if message[0] == "fault":
+                yield Fault(*call, message[1])
+                return
+            call = None
+            yield message[1]
+    finally:
+        child.kill()  # it has ended, unless nobody wants its further calls
+        child.join()
+
+
+def _next(ours: Any, child: Any) -> tuple:
+    """What the child says next; its end or its silence is a fault of the call that it is in."""
+    try:
+        if ours.poll(SILENCE):
+            return ours.recv()
+        return "fault", f"no answer within {SILENCE:.0f} s"
     except EOFError:
-        message = f"the process ended without an answer in call {number}"
-    child.join()
-    if not isinstance(message, Counter):
-        raise AssertionError(f"seed {seed}: {message} (exit code {child.exitcode})")
-    print(dict(message))
-    return message
+        child.join()
+        return "fault", f"the process ended without an answer (exit code {child.exitcode})"
 
 
-def _child(campaign: Campaign, count: int, seed: int, folder: Path, answer: Any) -> None:
-    outcomes: Counter[str] = Counter()
+def _child(campaign: Campaign, arguments: tuple[int, int, Path], mine: range, answer: Any) -> None:
     slowest, base = 0.0, _peak_bytes()
-    for number, call in enumerate(campaign(count, seed, folder)):
-        answer.send(number)
+    for number, call in enumerate(campaign(*arguments)):
+        if number not in mine:
+            continue
+        answer.send(("call", number, call.case))
         began = time.process_time()
         try:
-            call.run()
-            outcome = "accepted"
+            result = call.run()
+            outcome = result if isinstance(result, str) else "accepted"
         except call.documented as error:
             outcome = type(error).__name__
             if call.names not in str(error) or not str(error):
-                answer.send(f"call {number}, {call.case}: {call.names!r} not in {error}")
+                answer.send(("fault", f"{call.names!r} not in {outcome}: {error}"))
                 return
         except BaseException as error:  # noqa: BLE001 - all others are what the campaign looks for
-            answer.send(f"call {number}, {call.case}: {type(error).__name__}: {error}")
+            answer.send(("fault", f"{type(error).__name__}: {error}"))
             return
         seconds, peak = time.process_time() - began, _peak_bytes() - base
         slowest = max(slowest, seconds)
         if seconds > SECONDS or peak > BYTES:
-            answer.send(f"call {number}, {call.case}: {seconds:.1f} s, {peak / 2**20:.0f} MiB")
+            answer.send(("fault", f"{seconds:.1f} s, {peak / 2**20:.0f} MiB"))
             return
-        outcomes[outcome] += 1
+        answer.send(("outcome", outcome))
     sys.stderr.write(f"slowest call {slowest:.2f} s, peak +{(_peak_bytes() - base) >> 20} MiB\n")
-    answer.send(outcomes)
+    answer.send(("end",))
 
 
 def _peak_bytes() -> int:

@@ -30,9 +30,11 @@ from moxin_lab.vision.data import Example
 from moxin_lab.vision.images import ImageError
 from moxin_lab.vision.processor import ESCAPE, MoxinVLImageProcessor, MoxinVLProcessor
 from moxin_lab.vision.prompts import PromptError, encode_example, encode_prompt, tokenize
-from tests.fuzz.measured import Call, change_value, run_in_child
+from tests.fuzz.measured import Call, change_value, check, run_in_child
 from tests.posttraining.test_prompts import CHATML, ZEPHYR
 
+CALLS = 2_000
+LEAST = {"accepted": 0.2, "ChatError": 0.003, "PromptError": 0.003, "ImageError": 0.003}
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
 FRAGMENTS = (
     *SPECIALS,
@@ -203,13 +205,9 @@ def campaign(count: int, seed: int, folder: Path) -> Iterator[Call]:
 
 
 def test_three_hundred_conversations_are_encoded_as_text_or_refused_by_name(tmp_path):
-    outcomes = run_in_child(campaign, 300, tmp_path, seed=0)
-    assert outcomes.keys() == {"accepted", "ChatError", "PromptError", "ImageError"}
-    assert outcomes.total() == 300 and outcomes["accepted"] > 60
+    check(run_in_child(campaign, 300, tmp_path, seed=0), 300, LEAST)
 
 
 @pytest.mark.fuzz
 def test_two_thousand_conversations_are_encoded_as_text_or_refused_by_name(tmp_path):
-    outcomes = run_in_child(campaign, 2_000, tmp_path)
-    assert outcomes.keys() == {"accepted", "ChatError", "PromptError", "ImageError"}
-    assert outcomes.total() == 2_000 and outcomes["accepted"] > 400
+    check(run_in_child(campaign, CALLS, tmp_path), CALLS, LEAST)
