@@ -43,12 +43,20 @@ BENCHES = {
     "pretraining": (
         "three phases on the corpus: the loop beside a bare step, bits per byte beside n-grams"
     ),
+    "recipe": (
+        "the choices of the pretraining recipe: a ladder of widths with its power law, ablations "
+        "over seeds with intervals"
+    ),
     "expansion": (
         "32 blocks expanded to 36 by three recipes, against training from scratch, at equal compute"
     ),
     "extension": (
         "SmolLM2-135M given the routed tokenizer's Chinese, Japanese and Korean experts: bits per "
         "byte before and after a short training of the new rows"
+    ),
+    "smollm2-expansion": (
+        "SmolLM2-135M, 30 blocks expanded to 36 by three recipes and continued, against itself "
+        "continued, at equal compute"
     ),
     "evaluation": "requests of lm-evaluation-harness, with its own `hf` adapter as peer",
     "sft": "steps of supervised fine-tuning, with TRL's SFTTrainer as peer",
