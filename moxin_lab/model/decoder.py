@@ -14,6 +14,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from moxin_lab.model.attention import attention, choose_backend, resolve_backend
@@ -22,9 +23,15 @@ from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.mask import AttentionMask
 
 
+def local(weight: Tensor) -> Tensor:
+    """The weight, or this rank's part of one that tensor parallelism has split."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
 class Linear(nn.Linear):
     """`nn.Linear` without a bias, and without the default initialisation, which `init_weights`
-    would overwrite.
+    would overwrite. A weight that is split by tensor parallelism is multiplied as this rank's part,
+    and the block's sums over ranks are those of pretraining/parallel.py.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -32,6 +39,9 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, local(self.weight))
 
 
 def joins(hidden_states: Tensor) -> bool:
@@ -43,7 +53,7 @@ def joins(hidden_states: Tensor) -> bool:
 
 def project(hidden_states: Tensor, *linears: Linear) -> Tensor:
     """The outputs of several projections side by side, by one product."""
-    return F.linear(hidden_states, torch.cat([linear.weight for linear in linears]))
+    return F.linear(hidden_states, torch.cat([local(linear.weight) for linear in linears]))
 
 
 class RMSNorm(nn.Module):
@@ -57,7 +67,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(hidden_states, self.weight.shape, local(self.weight), self.eps)
 
 
 def rotary_angles(position_ids: Tensor, config: MoxinConfig) -> tuple[Tensor, Tensor]:
@@ -115,8 +125,8 @@ class Attention(nn.Module):
             from moxin_lab.kernels.joined import split_heads
 
             projected = project(hidden_states, self.q_proj, self.k_proj, self.v_proj)
-            heads = self.q_proj.out_features // self.head_dim
-            kv_heads = self.k_proj.out_features // self.head_dim
+            heads = len(local(self.q_proj.weight)) // self.head_dim
+            kv_heads = len(local(self.k_proj.weight)) // self.head_dim
             query, key, value = split_heads(projected, *rotary, heads, kv_heads)
         else:
             query = rotate(self.q_proj(hidden_states).view(shape), *rotary)

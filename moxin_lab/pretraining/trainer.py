@@ -6,8 +6,9 @@ bitwise the same weights and losses on the CPU (batches are a function of the st
 are in the checkpoint); weights at the end of each phase are saved as a Hugging Face folder in one
 lineage.
 On a GPU the blocks and the loss are compiled, a step's passes are one CUDA graph, and under
-bf16-mixed the stream between the blocks is bfloat16, as the products are.
-Out of scope: sharding of the model (later: ModelParallelStrategy), skipping of loss spikes.
+bf16-mixed the stream between the blocks is bfloat16, as the products are. With `parallel` the model
+is sharded over ranks (parallel.py) and any number of ranks continues the run.
+Out of scope: skipping of loss spikes; CUDA graphs of a sharded model.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,9 @@ from torch import nn
 
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.pretraining import parallel as parallelism
 from moxin_lab.pretraining.packing import TrainingStream
+from moxin_lab.pretraining.parallel import ParallelSettings, own_share, shard
 from moxin_lab.scales.sections import PretrainingSettings
 from moxin_lab.training.compiled import GraphedPass, compiled_blocks
 from moxin_lab.training.loss import IGNORE_INDEX, linear_cross_entropy
@@ -49,11 +52,32 @@ class Pretraining(ExactResume):
         settings: PretrainingSettings,
         loss: Callable[..., torch.Tensor] = linear_cross_entropy,
         graphs: bool = False,
+        parallel: ParallelSettings | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__(stream)
         self.model = model
         self._settings, self._loss = settings, loss
+        self._parallel, self._compiled = parallel, compiled
+        self._call: Callable[..., Any] = lambda function, *arguments: function(model, *arguments)
         self._graphed = GraphedPass(self._sums, model.parameters()) if graphs else None
+
+    def functions(self) -> dict[str, str]:
+        """The seed of weights that are yet to be drawn: a model on the meta device has none."""
+        if self._parallel is None or not any(p.is_meta for p in self.model.parameters()):
+            return {}
+        return {"initial_seed": str(self._parallel.seed)}
+
+    def configure_model(self) -> None:
+        if self._parallel is not None:
+            self._call = shard(
+                self.model,
+                self.device_mesh,
+                self._parallel,
+                precision=self._settings.precision,
+                device=self.trainer.strategy.root_device,
+                compiled=self._compiled,
+            )
 
     def training_step(
         self, batch: dict[str, torch.Tensor], batch_index: int
@@ -69,19 +93,16 @@ class Pretraining(ExactResume):
             self._graphed.replay()
 
     def _sums(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        total = token_loss(self.model, batch, self._loss)
-        # Lightning divides by the micro-batches and averages gradients over ranks; undo both, then
-        # divide by the step's targets.
+        total = self._call(token_loss, batch, self._loss)
+        # Lightning divides by the micro-batches, and gradients are averaged over the ranks that
+        # read different rows; undo both, then divide by the step's targets.
         loss = (
-            total
-            * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
-            / batch["num_targets"]
+            total * (self.trainer.accumulate_grad_batches * self.reader()[1]) / batch["num_targets"]
         )
-        return {
-            "loss": loss,
-            "nats": total.detach(),
-            "targets": (batch["labels"] != IGNORE_INDEX).sum(),
-        }
+        targets = (batch["labels"] != IGNORE_INDEX).sum()
+        if self._parallel is not None and self.device_mesh["tensor_parallel"].get_local_rank():
+            targets = targets * 0  # the first rank of those that read these rows counts them
+        return {"loss": loss, "nats": total.detach(), "targets": targets}
 
     def configure_optimizers(self) -> Any:
         settings = self._settings
@@ -128,8 +149,8 @@ def token_loss(
     batch: dict[str, torch.Tensor],
     loss: Callable[..., torch.Tensor] = linear_cross_entropy,
 ) -> torch.Tensor:
-    """Sum of the cross-entropy over the targets of a (micro-)batch, in nats. loss:
-    `linear_cross_entropy` or that function compiled.
+    """Sum of the cross-entropy over the targets of a (micro-)batch, in nats; over this rank's share
+    of them with tensor parallelism. loss: `linear_cross_entropy` or that function compiled.
     """
     # input_ids [B, T] -> embeddings [B, T, C] -> states [B, T, C]
     embeddings = model.model.embed_tokens(batch["input_ids"])
@@ -140,7 +161,8 @@ def token_loss(
         embeddings = embeddings.to(torch.get_autocast_dtype(device))
     states = model.hidden_states_from_embeddings(embeddings, document_ids=batch["document_ids"])
     chunk = LOSS_CHUNK.get(device, LOSS_CHUNK["cuda"])
-    return loss(states, model.lm_head.weight, batch["labels"], chunk_tokens=chunk, reduction="sum")
+    share = own_share(states, model.lm_head.weight, batch["labels"])
+    return loss(*share, chunk_tokens=chunk, reduction="sum")
 
 
 def adamw(model: nn.Module, settings: PretrainingSettings) -> torch.optim.AdamW:
@@ -230,20 +252,24 @@ def fit(
     stream: TrainingStream,
     settings: PretrainingSettings,
     *,
-    resume_folder: Path,
+    resume_folder: Path | None,
     save_phase: Callable[[int], None],
     progress: Progress | None = None,
     trainer_options: dict[str, Any] | None = None,
     compiled: bool | None = None,
     graphs: bool | None = None,
     callbacks: Sequence[Callback] = (),
+    parallel: ParallelSettings | None = None,
 ) -> pd.DataFrame:
     """Train `model` in place over the whole stream; the log, one row per step.
 
-    resume_folder: where resume points are kept and looked for; a run that is there is continued.
-    save_phase: called with 0, 1, 2 when that phase has ended. compiled: whether blocks and loss run
-    compiled; None: on a GPU, where it pays for the minute that compiling takes. graphs: whether a
-    step's passes are one CUDA graph; None: where `can_be_graphed`. callbacks: further ones. Raises
+    resume_folder: where resume points are kept and looked for; a run that is there is continued;
+    None for a run that leaves none. save_phase: called with 0, 1, 2 when that phase has ended, on
+    every rank. parallel: shards the model, which may be on the meta device, over its ranks; it is
+    sharded afterwards (`parallel.save_pretrained` writes it). compiled: whether blocks and
+    loss run compiled; None: on a GPU, where it pays for the minute that compiling takes. graphs:
+    whether a step's passes are one CUDA graph; None: where `can_be_graphed`. callbacks: further
+    ones. Raises
     ValueError before the first step for inputs that do not fit together (`check_inputs`) and for a
     step that does not divide into micro-batches; besides as `fit` of training/fit.py.
     """
@@ -255,24 +281,30 @@ def fit(
     def name(step: int) -> str:
         return stream.phases[stream.phase_of(step)].name
 
-    options = with_defaults(trainer_options)
-    check_inputs(model, stream, world_size(options))
+    options, readers = dict(trainer_options or {}), None
+    if parallel is not None:
+        parallelism.check(model, parallel, settings.precision)
+        options, readers = parallelism.trainer_options(options, parallel), parallel.data
+    options = with_defaults(options)
+    readers_or_ranks = readers or world_size(options)
+    check_inputs(model, stream, readers_or_ranks)
     log = StepLog(stream, progress, name, row, late=uses_gpu(options))
     if compiled is None:
         compiled = uses_gpu(options)
     loss = torch.compile(linear_cross_entropy, dynamic=False) if compiled else linear_cross_entropy
     if graphs is None:
-        graphs = compiled and can_be_graphed(model, settings, options)
-    with compiled_blocks(model.model.layers, on=compiled):
+        graphs = compiled and parallel is None and can_be_graphed(model, settings, options)
+    with compiled_blocks(model.model.layers, on=compiled and parallel is None):
         run_to_end(
-            Pretraining(model, stream, settings, loss, graphs),
+            Pretraining(model, stream, settings, loss, graphs, parallel, compiled),
             [log, PhaseEnds(stream, save_phase), *callbacks],
             settings,
             num_steps=stream.num_steps,
-            accumulate=accumulation(settings, world_size(options)),
+            accumulate=accumulation(settings, readers_or_ranks),
             resume_folder=resume_folder,
             options=options,
             text=name,
+            readers=readers,
         )
     table = log.table()
     columns = ["step", "phase", "loss", "targets", "gradient_norm", "learning_rate", "skipped"]

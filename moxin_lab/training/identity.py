@@ -132,13 +132,13 @@ def identity(settings: Any, data: str, model: nn.Module, **more: Scalar) -> dict
         "data": data,
         "start": weights_digest(model),
         "trained": digest(trained),
-        **_dropouts(model),
+        **dropouts(model),
         **more,
     }
     return json.loads(json.dumps(values))  # as it will be read back
 
 
-def _dropouts(model: nn.Module) -> dict[str, float]:
+def dropouts(model: nn.Module) -> dict[str, float]:
     """Probabilities above 0 by module: `p` of PyTorch's modules, `dropout_p` of the decoder's,
     `dropout` of its recurrent ones, `drop_prob` of timm's.
     """

@@ -8,8 +8,10 @@ Guarantees: a batch is a function of (step, part of the step), so a resumed run 
 killed one would have read; random states of all ranks are in the checkpoint; a run found in
 `resume_folder` is continued if settings, data, seed, start and ranks are the same, and refused with
 what differs otherwise; SIGTERM saves at the end of the step and ends the process with code 143; a
-folder that cannot be written or has too little room fails before the first step.
-Out of scope: models, losses, schedules; the files (resume_points.py).
+folder that cannot be written or has too little room fails before the first step. A sharded training
+(pretraining/parallel.py) has distributed checkpoints as resume points, folders of shards, and continues on
+another number of ranks, unless it draws dropout, whose random states belong to ranks.
+Out of scope: models, losses, schedules; the files (resume_points.py); sharding a model.
 """
 
 import logging
@@ -17,7 +19,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moxin_lab.training import resume_points
 from moxin_lab.training.compiled import loader
-from moxin_lab.training.identity import Scalar, identity
+from moxin_lab.training.identity import Scalar, dropouts, identity
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
 
@@ -63,7 +65,7 @@ class RunSettings(Protocol):
 
 class StepParts(Dataset):
     """Micro-batch i of a rank as tensors: part `(i % accumulate) x ranks + rank` of step `i //
-    accumulate`.
+    accumulate`. Ranks here are those that read different rows.
     """
 
     def __init__(self, stream: Stream, accumulate: int, rank: int, world_size: int) -> None:
@@ -117,11 +119,18 @@ class ExactResume(L.LightningModule):
         """Names of the functions that a training is made of, for its identity."""
         return {}
 
+    def reader(self) -> tuple[int, int]:
+        """Number of this rank among those that read different rows, and how many they are. Ranks
+        that split the tensors of one model read the same rows.
+        """
+        if self.device_mesh is None:
+            return self.trainer.global_rank, self.trainer.world_size
+        mesh = self.device_mesh["data_parallel"]
+        return mesh.get_local_rank(), mesh.size()
+
     def train_dataloader(self) -> DataLoader:
         accumulate = self.trainer.accumulate_grad_batches
-        parts = StepParts(
-            self._stream, accumulate, self.trainer.global_rank, self.trainer.world_size
-        )
+        parts = StepParts(self._stream, accumulate, *self.reader())
         sampler = FromStep(self.trainer.global_step * accumulate, len(parts))
         beside = getattr(self._stream, "in_other_processes", False)
         return loader(parts, sampler, self.device if beside else torch.device("cpu"))
@@ -139,7 +148,15 @@ class ExactResume(L.LightningModule):
         checkpoint["random_states"] = of_ranks
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._random_states = checkpoint["random_states"][self.trainer.global_rank]
+        states = checkpoint["random_states"]
+        if len(states) == self.trainer.world_size:
+            self._random_states = states[self.trainer.global_rank]
+        # Lightning's loop counts micro-batches, of which another number of ranks has others.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        for counts in (progress["current"], progress["total"]):
+            more = done - counts["ready"]
+            counts.update({name: count + more for name, count in counts.items()})
 
     # Not restored earlier, because creating the loader's iterator draws a number, which the run
     # that was not killed drew at its start.
@@ -264,32 +281,35 @@ def run_to_end(
     *,
     num_steps: int,
     accumulate: int,
-    resume_folder: Path,
+    resume_folder: Path | None,
     options: dict[str, Any],
     text: Callable[[int], str],
+    readers: int | None = None,
 ) -> None:
     """Train over `num_steps` optimizer steps, from the newest resume point in `resume_folder` if
     there is one.
 
-    text: what a step belongs to, in the record of a resume point. Raises ResumeError for points of
-    another training or without a whole one, OSError for a folder without room; SystemExit after
-    SIGTERM.
+    text: what a step belongs to, in the record of a resume point. resume_folder: None for a run
+    that is not continued: SIGTERM ends it at once. readers: of different rows, for a sharded
+    training, whose points any number of ranks continues unless the model draws dropout; None: all
+    ranks, and only as many continue. Raises ResumeError for points of another training or without a
+    whole one, OSError for a folder without room; SystemExit after SIGTERM.
     """
-    belongs_to = identity(
-        settings,
-        module._stream.fingerprint(),
-        module,
-        steps=num_steps,
-        parts=accumulate,
-        ranks=world_size(options),
-        **module.functions(),
-    )
-    checkpoint = resume_points.newest(resume_folder, belongs_to)
-    resume_points.check_room(resume_folder, (resume_points.KEPT + 1) * state_bytes(module))
-    terminated = Terminated()
-    points = ResumePoints(
-        resume_folder, settings.checkpoint_every_steps, belongs_to, text, terminated
-    )
+    terminated, checkpoint, points = Terminated(), None, []
+    if resume_folder is not None:
+        belongs_to = identity(
+            settings,
+            module._stream.fingerprint(),
+            module,
+            steps=num_steps,
+            parts=accumulate * (readers or 1),
+            **({} if readers and not draws(module) else {"ranks": world_size(options)}),
+            **module.functions(),
+        )
+        checkpoint = resume_points.newest(resume_folder, belongs_to)
+        resume_points.check_room(resume_folder, (resume_points.KEPT + 1) * state_bytes(module))
+        every = settings.checkpoint_every_steps
+        points = [ResumePoints(resume_folder, every, belongs_to, text, terminated)]
     with warnings.catch_warnings(), quiet_lightning():
         # The loader is cheap and its order is the step's own: advice on workers and on resuming
         # mid-epoch does not apply.
@@ -301,7 +321,7 @@ def run_to_end(
             accumulate_grad_batches=accumulate,
             gradient_clip_val=settings.gradient_clip_norm,
             precision=settings.precision,
-            callbacks=[*callbacks, points],
+            callbacks=[*callbacks, *points],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -312,10 +332,15 @@ def run_to_end(
         )
         if isinstance(trainer.strategy.checkpoint_io, TorchCheckpointIO):
             trainer.strategy.checkpoint_io = DirectIO()
-        with without_cudnn_attention(), terminated.watch():
+        with without_cudnn_attention(), terminated.watch() if points else nullcontext():
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         if terminated.received:  # after the last step, whose end saves no more
             raise SystemExit(TERMINATED)
+
+
+def draws(module: torch.nn.Module) -> bool:
+    """Whether a model has dropout, whose random states belong to ranks."""
+    return bool(dropouts(module))
 
 
 def state_bytes(module: torch.nn.Module) -> int:
