@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if not options.steps:
         return {"model": path.name, "rows": rows}
     for name, tokenizer in (("base", base), ("extended", extension.tokenizer)):
-        model = gguf_reader.from_gguf(path).requires_grad_(False)
+        model = gguf_reader.from_gguf(path).requires_grad_(False).to(options.device)
         trainable = _rows_of_script(base)
         if name == "extended":
             rows_before = model.model.embed_tokens.weight.detach()
@@ -241,7 +241,8 @@ def train_rows(
     import torch
 
     weight = model.model.embed_tokens.weight
-    chosen = torch.zeros(len(weight), 1)
+    batches = batches.to(weight.device)
+    chosen = torch.zeros(len(weight), 1, device=weight.device)
     chosen[list(trainable)] = 1.0
     checksum = (weight.detach() * (1 - chosen)).double().sum()
     weight.requires_grad_(True)
@@ -280,7 +281,11 @@ def _scores(
     if bos is None:
         raise ValueError("the model's file names no bos, so nothing can precede the first token")
     nats = bits_per_byte.document_losses(
-        model, tokens, context=CONTEXT, bos_id=bos, batch_tokens=BATCH_TOKENS
+        *(model, tokens),
+        context=CONTEXT,
+        bos_id=bos,
+        batch_tokens=BATCH_TOKENS,
+        device=model.lm_head.weight.device,
     )
     groups = (pages["of"] + "/" + pages["language"]).tolist()
     sizes = pages["text"].map(lambda text: len(text.encode()))

@@ -63,6 +63,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speed-steps", type=int, default=40, help="timed steps of each row (default 40)"
     )
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="on a GPU: also say which kernels the bare step's time goes to",
+    )
+    parser.add_argument(
+        "--loss-chunk",
+        type=int,
+        default=None,
+        metavar="TOKENS",
+        help="tokens whose logits are held at once (default: the trainer's)",
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -70,6 +82,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Rows of the speed (`implementation`: bare step or loop), and of the scores (`row`)."""
     from moxin_lab import scales
 
+    if options.loss_chunk is not None:
+        from moxin_lab.pretraining import trainer
+
+        trainer.LOSS_CHUNK[options.device] = options.loss_chunk
     scale = scales.load(options.scale)
     folder = Path(options.folder)
     prepared = prepare(scale, folder, options)
@@ -79,6 +95,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"corpus": prepared, "settings": setup.settings, "rows": []}
     if not options.without_speed:
         result["rows"] += measure_speed(setup, options)
+    if options.kernels:
+        result["kernels"] = kernels(setup, options)
     if options.until in STEPS[4:]:
         # A machine is lent for a time: what was trained is kept before anything is scored.
         kept = folder / "run" / "training.json"
@@ -217,14 +235,10 @@ def between(marks: list[Any], on_gpu: bool) -> list[float]:
 
 def measure_speed(setup: SimpleNamespace, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Bare step and loop for each context of the phases, and the loop as it would be uncompiled."""
-    from moxin_lab.pretraining.packing import TrainingStream
-
     first_of = {phase.sequence_length: phase for phase in reversed(setup.phases.phases)}
     count = WARMUP + options.speed_steps
     phases = [first_of[length].model_copy(update={"steps": count}) for length in sorted(first_of)]
-    stream = TrainingStream(
-        setup.pools, phases, tokens_per_step=setup.phases.tokens_per_step, seed=options.seed
-    )
+    stream = stream_of(setup, phases, options)
     kinds: list[tuple[str, Callable[..., list[float]], bool]] = [
         ("bare step, compiled", bare_steps, True),
         ("training loop, compiled", loop_steps, True),
@@ -255,6 +269,52 @@ def measure_speed(setup: SimpleNamespace, options: argparse.Namespace) -> list[d
     return rows
 
 
+def stream_of(
+    setup: SimpleNamespace, phases: Sequence[Any], options: argparse.Namespace
+) -> TrainingStream:
+    """The pools' batches in these phases."""
+    from moxin_lab.pretraining.packing import TrainingStream
+
+    return TrainingStream(
+        setup.pools, phases, tokens_per_step=setup.phases.tokens_per_step, seed=options.seed
+    )
+
+
+def kernels(setup: SimpleNamespace, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Milliseconds and calls of each kernel in a bare step of the longest context, longest first;
+    kernels below 0.1 ms a step are one row.
+    """
+    import torch
+
+    longest = max(setup.phases.phases, key=lambda phase: phase.sequence_length)
+    found: list[dict[str, Any]] = []
+    profiled = 4
+    phase = longest.model_copy(update={"steps": WARMUP + profiled})
+    stream = stream_of(setup, [phase], options)
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+
+    def at_step(step: int) -> None:
+        if step == WARMUP:
+            torch.cuda.synchronize()
+            profile.start()
+
+    bare_steps(setup, stream, True, options, at_step)
+    torch.cuda.synchronize()
+    profile.stop()
+    rest = {"kernel": "all others", "ms": 0.0, "calls": 0.0}
+    for event in profile.key_averages():
+        row = {
+            "kernel": event.key,
+            "ms": event.self_device_time_total / 1000 / profiled,
+            "calls": event.count / profiled,
+        }
+        if row["ms"] >= 0.1:
+            found.append(row)
+        else:
+            rest = {"kernel": "all others"} | {k: rest[k] + row[k] for k in ("ms", "calls")}
+    return sorted(found, key=lambda row: -row["ms"]) + [rest]
+
+
 def speed_of(
     seconds: list[float], flops: list[float], setup: SimpleNamespace, options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -279,9 +339,13 @@ def new_model(setup: SimpleNamespace, options: argparse.Namespace) -> MoxinForCa
 
 
 def bare_steps(
-    setup: SimpleNamespace, stream: TrainingStream, compiled: bool, options: argparse.Namespace
+    setup: SimpleNamespace,
+    stream: TrainingStream,
+    compiled: bool,
+    options: argparse.Namespace,
+    at_step: Callable[[int], None] = lambda step: None,
 ) -> list[float]:
-    """Seconds of each step without Lightning, log and loader."""
+    """Seconds of each step without Lightning, log and loader. at_step: called before each."""
     import torch
 
     from moxin_lab.pretraining import trainer
@@ -310,7 +374,8 @@ def bare_steps(
         graphed = GraphedPass(sums, model.parameters())
     marks = []
     with compiled_blocks(model.model.layers, on=compiled):
-        for batch in batches:
+        for step, batch in enumerate(batches):
+            at_step(step)
             for part in batch:
                 if graphed is None:
                     sums(part)["loss"].backward()

@@ -216,7 +216,10 @@ def _models(
         for name, encode in encoders.items():
             model = _train(encode, vocab_size, texts, seed, options)
             nats = bits_per_byte.document_losses(
-                model, encode(scored["text"].tolist()), context=CONTEXT, bos_id=1
+                *(model, encode(scored["text"].tolist())),
+                context=CONTEXT,
+                bos_id=1,
+                device=options.device,
             )
             sizes = [len(text.encode()) for text in scored["text"]]
             groups = [*scored["language"]]
@@ -288,7 +291,8 @@ def _train(
             break
     else:
         raise ValueError(f"the training text has only {len(ids)} tokens: give fewer steps")
-    batches = torch.tensor(ids[: shape[0] * shape[1] * shape[2]]).view(shape)
+    batches = torch.tensor(ids[: shape[0] * shape[1] * shape[2]]).view(shape).to(options.device)
+    model.to(options.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
     rate = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=options.steps)
     for batch in batches:
