@@ -121,7 +121,7 @@ def show_map(scale: str, root: str | Path = ".") -> None:
         rows.append((f"{guide.stage}.ipynb", guide.question, seconds))
     columns = ["notebook", "the question that it answers", f"time at {scale} scale here"]
     frame = pd.DataFrame(rows, columns=columns).set_index("notebook")
-    show.table_output(frame, caption="The notebooks.", scale="")
+    show.table_output(frame, caption="The notebooks.", scale="", clock=True)
 
 
 def show_findings(scale: str, root: str | Path = ".") -> None:

@@ -71,6 +71,13 @@ def test_the_map_names_every_notebook(shown, repository):
     assert shown[0].count("not run yet") == len(STAGES)
 
 
+def test_the_seconds_of_the_map_are_marked_as_the_clock_s(monkeypatch, repository):
+    marks = []
+    monkeypatch.setattr("moxin_lab.lab.show._display", lambda *shown: marks.append(shown[2]))
+    overview.show_map("no-such-run", repository)
+    assert marks == [True]
+
+
 def test_notebook_00_runs_from_where_jupyterlab_opens_it(repository, tmp_path):
     import papermill
 

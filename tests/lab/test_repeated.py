@@ -2,7 +2,9 @@
 else differs is named.
 """
 
+import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +36,15 @@ CELLS = (
     "stage.show_figure(figure, alt=f'{seconds}', caption='Time', clock=True)\n"
     "stage.say(f'It took {seconds} s.', clock=True)",
 )
+
+
+CLOCK = re.compile(
+    r"seconds|attention_times|speed|throughput|per_second|stage_table|provenance_sentence"
+    r"|training_sentence"
+)
+"""Names in the notebooks whose values a clock decides; a full walk of all notebooks, twice, finds
+others (tests/scales/test_full_walk.py).
+"""
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +166,23 @@ def test_the_command_ends_with_1_where_something_differs(pair):
     changed(pair[1], lambda r: r["measures"][0].update(value=0.5))
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "measure mean" in done.stdout
+
+
+def shown(source):
+    """Calls that display something, as text."""
+    names = ("show_table", "show_figure", "say")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in names:
+            yield ast.unparse(node)
+
+
+def test_notebooks_mark_what_a_clock_decides(repository):
+    marked = 0
+    for path in sorted((repository / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for cell in cells:
+            for call in shown("".join(cell["source"])) if cell["cell_type"] == "code" else ():
+                if CLOCK.search(call):
+                    assert "clock=True" in call, f"{path.name}: {call}"
+                marked += "clock=True" in call
+    assert marked >= 9

@@ -4,6 +4,7 @@ with the full recipe at toy sizes, on local files of the hub's schema.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 import yaml
 
 from moxin_lab import scales
+from moxin_lab.lab import repeated
 from moxin_lab.stages import STAGES
 from tests.scales import hub_files
 
 pytestmark = pytest.mark.full_walk
 TOY = Path(__file__).parent / "toy_full.yaml"
+PROGRAM = Path(__file__).parent / "walk_notebooks.py"
 LENGTHS = {2048: 64, 4096: 128}  # tokens per row of a phase, by full.yaml's
 STEPS = 4
 
@@ -37,18 +40,26 @@ def write_scale(root: Path, repository: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def became(tmp_path_factory, repository):
-    """What became of each notebook, by its name."""
+def root(tmp_path_factory, repository):
     root = tmp_path_factory.mktemp("full")
     hub_files.write_root(root, repository)
     scale = scales.load(write_scale(root, repository))
     hub_files.write_llava(root, scale.vision.llava)
     hub_files.write_checkpoints(root, scale.vision.checkpoints, scale.vision.towers)
+    return root
+
+
+@pytest.fixture(scope="module")
+def became(root, repository):
+    """What became of each notebook, by its name."""
+    return walk(root, repository)
+
+
+def walk(root, repository):
     results = root / "results.json"
-    program = Path(__file__).parent / "walk_notebooks.py"
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MPLBACKEND": "agg"}
     process = subprocess.run(
-        [sys.executable, str(program), str(root), scale.name, str(results)],
+        [sys.executable, str(PROGRAM), str(root), TOY.stem, str(results)],
         env=os.environ | offline | {"PYTHONPATH": str(repository), "TQDM_DISABLE": "1"},
         capture_output=True,
         text=True,
@@ -62,3 +73,15 @@ def became(tmp_path_factory, repository):
 @pytest.mark.parametrize("name", [info.name for info in STAGES])
 def test_a_notebook_runs_to_its_end_with_the_full_recipe_at_toy_sizes(became, name):
     assert became.get(name, "not reached: an earlier notebook failed") == "ok"
+
+
+def test_a_second_walk_shows_and_records_the_same_but_for_what_a_clock_decides(
+    became, root, repository
+):
+    """Every measure, table, figure and sentence of stages 01 to 10, at the full recipe's paths."""
+    assert set(became.values()) == {"ok"}
+    runs = root / "runs" / TOY.stem
+    first = runs.with_name("first")
+    shutil.move(runs, first)
+    assert set(walk(root, repository).values()) == {"ok"}
+    assert repeated.differences(first, runs) == []

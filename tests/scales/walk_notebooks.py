@@ -3,8 +3,9 @@ and writes what became of each as JSON: "ok", or the cell and the traceback.
 
     python walk_notebooks.py ROOT SCALE RESULTS [STAGE ...]
 
-One process instead of a kernel per notebook saves the imports. `lm_eval.simple_evaluate`, which
-fetches its tasks from the hub, is replaced: it checks the names of its arguments and answers.
+What the cells display is kept as the runner keeps it, in the stage's notebook.ipynb. One process
+instead of a kernel per notebook saves the imports. `lm_eval.simple_evaluate`, which fetches its
+tasks from the hub, is replaced: it checks the names of its arguments and answers.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 
 def evaluate(*, model, model_args, tasks, num_fewshot, batch_size):
@@ -30,18 +32,42 @@ def known_tasks(manager) -> list[str]:
     return known_tasks.names
 
 
+SHOWN: list[dict[str, Any]] = []
+"""What the running cell has displayed."""
+
+
+def display(*values, raw=False, metadata=None, **options) -> None:
+    """In place of IPython's: bundles, and Markdown with its metadata under its type."""
+    for value in values:
+        if raw:
+            data, about = value, metadata or {}
+        elif hasattr(value, "_repr_markdown_"):
+            data, about = {"text/markdown": value.data}, {"text/markdown": value.metadata or {}}
+        else:
+            data, about = {"text/plain": type(value).__name__}, {}
+        SHOWN.append({"output_type": "display_data", "data": data, "metadata": about})
+
+
 def run(notebook: Path, scale: str, root: Path) -> str:
     names = {"__name__": "__main__"}
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    executed = []
     for index, cell in enumerate(cells):
         if cell["cell_type"] != "code":
             continue
+        source = "".join(cell["source"])
         try:
-            exec(compile("".join(cell["source"]), f"{notebook.stem}, cell {index}", "exec"), names)
+            exec(compile(source, f"{notebook.stem}, cell {index}", "exec"), names)
         except Exception:  # noqa: BLE001 - whatever a cell raises is reported
             return f"cell {index}\n{traceback.format_exc()}"
         if "parameters" in cell["metadata"].get("tags", ()):
             names |= {"scale": scale, "root": str(root)}
+        executed.append({"cell_type": "code", "source": source, "outputs": [*SHOWN]})
+        SHOWN.clear()
+    folder = root / "runs" / scale / notebook.stem
+    if (folder / "stage.json").is_file():
+        text = json.dumps({"cells": executed}, ensure_ascii=False)
+        (folder / "notebook.ipynb").write_text(text, encoding="utf-8")
     return "ok"
 
 
@@ -50,7 +76,7 @@ def main(root: Path, scale: str, results: Path, stages: list[str]) -> None:
     import lm_eval
 
     lm_eval.simple_evaluate = evaluate
-    IPython.display.display = lambda *values, **options: None  # pages of SVG
+    IPython.display.display = display
     os.chdir(root)
     became: dict[str, str] = {}
     for notebook in sorted((root / "notebooks").glob("*.ipynb")):
