@@ -161,7 +161,14 @@ def train(
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     loss_of = loss_function(training.label_smoothing, on_gpu)
-    parameters = list(model.parameters())
+    optimizers = optimizers_of(training.optimizer, model, settings)
+    # In the optimizers' order, in which Lightning adds up the norm for clipping.
+    parameters = [
+        parameter
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
 
     def sums(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         with autocast(settings.precision, device):
@@ -169,7 +176,6 @@ def train(
             loss = total / batch["num_targets"]
         return {"loss": loss, "nats": total.detach()}
 
-    optimizers = optimizers_of(training.optimizer, model, settings)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
             optimizer,

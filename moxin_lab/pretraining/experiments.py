@@ -1,0 +1,161 @@
+"""Figures of the experiments on the pretraining recipe, from the JSON of `moxin-lab bench recipe`,
+and the same figures in words.
+
+Guarantees: a figure's text alternative is made from the same values as the figure; arms and kinds
+of line can be distinguished without colour.
+Out of scope: computing a number (`bench/recipe_results.py`, `power_law.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from moxin_lab.pretraining.power_law import PowerLaw
+
+BLUE, RED, GREY = "#0072B2", "#D55E00", "#555555"
+UNITS = {"mean": "bits per byte", "nats_per_token": "nats per token"}
+
+
+def ladder(found: Mapping[str, Any], measure: str = "mean") -> Figure:
+    """Held-out loss against compute: rungs, the law of all but the last, the law of all with its
+    interval at the full scale. found: `ladder` of the JSON.
+    """
+    rungs, fits = found["rungs"], found["fits"][measure]
+    compute = np.array([rung["flops"] for rung in rungs])
+    losses = np.array([rung[measure] for rung in rungs])
+    figure, axes = plt.subplots(figsize=(7.0, 4.4), layout="constrained")
+    far = np.geomspace(compute[0] / 2, found["full_flops"], 200)
+    near = far[far <= 4 * compute[-1]]
+    first, last = _law(fits["all_but_last"]), _law(fits["all"])
+    axes.plot(near, [first.at(c) for c in near], color=GREY, linestyle="--", label=_of(rungs[:-1]))
+    axes.plot(far, [last.at(c) for c in far], color=BLUE, label=f"law of all {len(rungs)} rungs")
+    _point(axes, fits["all_but_last"]["predictions"]["last rung"], GREY, "s", "predicted last rung")
+    _point(axes, fits["all"]["predictions"]["full scale"], BLUE, "D", "8.1 B, 2 T tokens")
+    axes.plot(compute, losses, "o", color=RED, markersize=7, label="measured", zorder=3)
+    for rung, c, loss in zip(rungs, compute, losses, strict=True):
+        axes.annotate(
+            f"{rung['parameters'] / 1e6:.3g} M",
+            (c, loss),
+            xytext=(6, 6),
+            textcoords="offset points",
+            fontsize="small",
+        )
+    axes.set_xscale("log")
+    axes.set(xlabel="training compute (FLOPs)", ylabel=f"held-out {UNITS[measure]}", ylim=(0, None))
+    axes.legend(frameon=False, fontsize="small", loc="upper right")
+    return figure
+
+
+def ladder_alt(found: Mapping[str, Any], measure: str = "mean") -> str:
+    """The figure of `ladder` in words."""
+    rungs, fits = found["rungs"], found["fits"][measure]
+    values = ", ".join(
+        f"{rung['parameters'] / 1e6:.3g} M parameters, {rung['flops']:.1e} FLOPs: "
+        f"{rung[measure]:.3f}"
+        for rung in rungs
+    )
+    full = fits["all"]["predictions"]["full scale"]
+    return (
+        f"Held-out {UNITS[measure]} against compute: {values}. {fits['line']} All rungs' law gives "
+        f"{full['value']:.2f} ({full['low']:.2f} to {full['high']:.2f}) at the "
+        f"{full['compute']:.1e} FLOPs of 8.1 B parameters and 2 T tokens."
+    )
+
+
+def forest(
+    verdicts: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]]
+) -> Figure:
+    """Each ablation's difference in bits per byte with its interval, changed minus recipe, and the
+    spread of the recipe between seeds as a band. Differences of shares are not drawn.
+    """
+    rows = _drawn(verdicts, differences)
+    figure, axes = plt.subplots(figsize=(7.0, 1.4 + 0.36 * max(1, len(rows))), layout="constrained")
+    spreads = [row["recipe_spread"] for _, row in rows if row["recipe_spread"] is not None]
+    if spreads:
+        band = float(np.median(spreads))
+        axes.axvspan(
+            -band, band, color="#EDEDED", linewidth=0, label="spread of the recipe's seeds"
+        )
+    axes.axvline(0, color="#000000", linewidth=0.8)
+    marks = {"better": "v", "worse": "^", "no difference seen": "o", "undecided": "x"}
+    shown: set[str] = set()
+    for place, (verdict, row) in enumerate(rows):
+        said = verdict["verdict"]
+        colour = {"better": BLUE, "worse": RED}.get(said, GREY)
+        error = None
+        if row["low"] is not None:
+            error = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
+        axes.errorbar(
+            row["difference"],
+            place,
+            xerr=error,
+            fmt=marks[said],
+            color=colour,
+            capsize=3,
+            markersize=7,
+            label=None if said in shown else said,
+        )
+        shown.add(said)
+    axes.set_yticks(range(len(rows)), [f"{v['experiment']}: {v['measure']}" for v, _ in rows])
+    axes.invert_yaxis()
+    # One interval over the whole page would hide all others.
+    reach = sorted(abs(row["difference"]) + (row["recipe_spread"] or 0) for _, row in rows)
+    if reach and reach[-1] > 0:
+        axes.set_xscale("symlog", linthresh=max(reach[len(reach) // 2], 1e-6))
+    axes.set_xlabel("bits per byte, changed arm minus recipe (left is better)")
+    axes.legend(
+        frameon=False,
+        fontsize="small",
+        loc="upper center",
+        bbox_to_anchor=(0.4, -0.25 if len(rows) < 6 else -0.14),
+        ncols=4,
+    )
+    return figure
+
+
+def forest_alt(
+    verdicts: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]]
+) -> str:
+    """The figure of `forest` in words."""
+    said = [
+        f"{verdict['experiment']} {verdict['measure']} {row['difference']:+.3f}, "
+        f"{verdict['verdict']}"
+        for verdict, row in _drawn(verdicts, differences)
+    ]
+    return "Bits per byte of the changed arm minus the recipe's: " + "; ".join(said) + "."
+
+
+def _drawn(
+    verdicts: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    by_key = {(row["experiment"], row["measure"]): row for row in differences}
+    keys = [(verdict, (verdict["experiment"], verdict["measure"])) for verdict in verdicts]
+    return [
+        (verdict, by_key[key])
+        for verdict, key in keys
+        if key in by_key and not key[1].endswith("_right")
+    ]
+
+
+def _law(fit: Mapping[str, Any]) -> PowerLaw:
+    return PowerLaw(fit["floor"], fit["scale"], fit["exponent"], fit["unit"])
+
+
+def _of(rungs: Sequence[Any]) -> str:
+    return f"law of the first {len(rungs)} rungs"
+
+
+def _point(axes: Any, one: Mapping[str, float], colour: str, mark: str, label: str) -> None:
+    axes.errorbar(
+        one["compute"],
+        one["value"],
+        yerr=[[one["value"] - one["low"]], [one["high"] - one["value"]]],
+        fmt=mark,
+        color=colour,
+        capsize=4,
+        markerfacecolor="white",
+        label=label,
+    )
