@@ -9,8 +9,8 @@ killed one would have read; random states of all ranks are in the checkpoint; a 
 `resume_folder` is continued if settings, data, seed, start and ranks are the same, and refused with
 what differs otherwise; SIGTERM saves at the end of the step and ends the process with code 143; a
 folder that cannot be written or has too little room fails before the first step. A sharded training
-(pretraining/parallel.py) has distributed checkpoints as resume points, folders of shards, and continues on
-another number of ranks, unless it draws dropout, whose random states belong to ranks.
+(pretraining/parallel.py) has distributed checkpoints as resume points, folders of shards, and
+continues on another number of ranks, unless it draws dropout, whose random states belong to ranks.
 Out of scope: models, losses, schedules; the files (resume_points.py); sharding a model.
 """
 
