@@ -65,6 +65,9 @@ BENCHES = {
         "GRPO steps with rollouts sampled during training, on the same or another GPU, against "
         "rollout and training one after the other"
     ),
+    "scaling": (
+        "sharded training on 1, 2, 4 and 8 GPUs: speed, memory, loss curve, resume on other counts"
+    ),
     "serve": (
         "the server under streaming clients, and its scheduler beside the time to read the weights"
     ),
