@@ -2,6 +2,7 @@
 
     listed(out)             # whether the report has bills
     values(out, nav, cards) # of the page's template
+    models_by_stage(out)    # their rows on the page are named model-NAME
 
 Guarantees: each number and hash on the page stands in the bill; models link to the pages of their
 stages, data sets to their cards.
@@ -22,6 +23,16 @@ CYCLONEDX, SPDX = "bills/lab.cdx.json", "bills/lab.spdx.json"
 def listed(out: Path) -> bool:
     """Whether the report in `out` has both bills."""
     return (out / CYCLONEDX).is_file() and (out / SPDX).is_file()
+
+
+def models_by_stage(out: Path) -> dict[str, list[str]]:
+    """Names of the models that the bill lists, by the stage that made them. Raises LabError as
+    `values` does.
+    """
+    found: dict[str, list[str]] = {}
+    for model in values(out, [], {})["models"]:
+        found.setdefault(model["stage"], []).append(model["name"])
+    return found
 
 
 def values(out: Path, nav: Sequence[NavItem], cards: Mapping[str, str]) -> dict[str, Any]:

@@ -16,6 +16,25 @@ from typing import Any, NamedTuple
 from moxin_lab.lab import bills_page, claims, glossary, layout, measured, summary_page
 from moxin_lab.lab.artifacts import parse_yaml, read_json
 from moxin_lab.lab.layout import NavItem
+from moxin_lab.stages import STAGES
+
+TRAINING_DATA_TOPICS = ("data", "openness")
+TRAINING_DATA_CLAIMS = (
+    "pretraining.three-phases",
+    "pretraining.phase-3-content",
+    "pretraining.phase-3-science",
+    "pretraining.tokens-2t",
+    "sft.tulu3",
+    "dpo.tulu3",
+    "sft.infinity-instruct",
+    "sft.chat-tulu2",
+    "grpo.data-r1",
+)
+"""Topics, and claims of other topics, that say on what a model was trained: the public summaries of
+training content concern them.
+"""
+Links = list[tuple[str, str]]
+"""(words, address) of each link."""
 
 
 class Document(NamedTuple):
@@ -115,6 +134,35 @@ def by_claim(root: Path) -> dict[str, list[dict[str, Any]]]:
     for item in deviations(root):
         for name in item.get("claims") or []:
             found.setdefault(name, []).append(item)
+    return found
+
+
+def related(root: Path, out: Path) -> dict[str, list[tuple[str, Links]]]:
+    """The documents that concern each claim, by the claim's id: what they are, and their links.
+
+    Deviations that touch it; cards of the data that its notebook reads; of a claim on what a model
+    was trained on the public summaries; in the bills of materials the models that its notebook
+    makes, and of a claim on openness the bills as such.
+    """
+    disputed, cards = by_claim(root), {card["name"]: card["href"] for card in data_cards(root)}
+    read = {info.name: [name for name in info.data_cards if name in cards] for info in STAGES}
+    summaries = [(item["model"], item["href"]) for item in summary_page.published(root)]
+    billed = bills_page.models_by_stage(out) if bills_page.listed(out) else None
+    found = {}
+    for claim in claims.load(root):
+        stage, topic = claim["tested_in"], claim["topic"]
+        on_training = topic in TRAINING_DATA_TOPICS or claim["id"] in TRAINING_DATA_CLAIMS
+        models = (billed or {}).get(stage, [])
+        bills = [(name, f"bills.html#model-{name}") for name in models]
+        if billed is not None and topic == "openness":
+            bills = [("of this report", "bills.html")]
+        pages: list[tuple[str, Links]] = [
+            ("sources disagree", [(d["title"], d["href"]) for d in disputed.get(claim["id"], [])]),
+            ("data cards", [(name, cards[name]) for name in read.get(stage, [])]),
+            ("training content", summaries if on_training else []),
+            ("bills of materials", bills),
+        ]
+        found[claim["id"]] = [(what, links) for what, links in pages if links]
     return found
 
 

@@ -49,8 +49,8 @@ def write(
     base = scales.load(scale, root).decides_as
     listed = (root / "papers" / "claims.yml").exists()
     judged = claims.verdicts(root, done, base) if listed else []
-    disputed = documents.by_claim(root)
-    rows = [{**claim_row(verdict, nav), "disputed": disputed.get(verdict.id)} for verdict in judged]
+    related = documents.related(root, out_html.parent) if listed else {}
+    rows = [{**claim_row(verdict, nav), "related": related[verdict.id]} for verdict in judged]
     cards = documents.data_cards(root)
     released = released_reports(root)
     citation = cite(root, done)

@@ -2,8 +2,8 @@
 and to a screen reader.
 
 Needs the system's Chromium (`apt-get install chromium`, or MOXIN_CHROMIUM naming another);
-`.ci/run` installs it. The pages are those of the example in tests/lab/example_runs.py and, where it
-is built, of reports/tiny.
+`.ci/run` installs it. The pages are those of the two examples in tests/lab/example_runs.py (of the
+second those of documents, claims and a comparison) and, where it is built, of reports/tiny.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from moxin_lab.lab import site
+from moxin_lab.lab import comparison, comparison_page, site
 from tests.browser.chromium import NEEDS_CHROMIUM
 from tests.lab import example_runs
 
@@ -29,9 +29,30 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site.build_site(root, "tiny").parent
 
 
-@pytest.fixture(params=["example", "reports/tiny"])
-def pages(request: pytest.FixtureRequest, example: Path) -> list[Path]:
-    folder = example if request.param == "example" else REPOSITORY / "reports" / "tiny"
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Of the whole example the front page, bills, summaries, a comparison, and of cards and
+    deviations the lists and the two largest each.
+    """
+    root = example_runs.write_whole_example(tmp_path_factory.mktemp("lab"), REPOSITORY)
+    out = site.build_site(root, "tiny").parent
+    example_runs.write_records(root, "again", by=1.02)
+    runs = [comparison.read_run(root, name) for name in ("tiny", "again")]
+    comparison_page.write(comparison.compare(*runs), out / "compare.html")
+    lists = ("index", "bills", "summaries", "data", "deviations", "compare")
+    chosen = [out / f"{name}.html" for name in lists]
+    for kind in ("data", "deviation", "summary"):
+        chosen += sorted(out.glob(f"{kind}-*.html"), key=lambda page: page.stat().st_size)[-2:]
+    return chosen
+
+
+@pytest.fixture(params=["example", "documents", "reports/tiny"])
+def pages(request: pytest.FixtureRequest) -> list[Path]:
+    if request.param == "documents":
+        return request.getfixturevalue("documents")
+    folder = REPOSITORY / "reports" / "tiny"
+    if request.param == "example":
+        folder = request.getfixturevalue("example")
     found = sorted(folder.glob("*.html"))
     if not found:
         pytest.skip("reports/tiny is not built here; `make reproduce` builds it")
@@ -128,6 +149,8 @@ def test_printed_pages_show_all_columns_of_a_table(pages, watch):
     for path in pages:
         page = watch(path, 794).page  # the width of A4 at 96 pixels per inch
         page.emulate_media(media="print")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 794, path.name
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth") <= 794, path.name
 
 

@@ -4,12 +4,15 @@ build a site.
 The notebooks look as papermill writes them; `show.py` makes the figures and tables in them.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from moxin_lab.lab import show
+from moxin_lab.openness import bills
+from moxin_lab.stages import find_stage
 
 OPENING = r"""# 01 · Data *curation*
 
@@ -263,3 +266,74 @@ def write_example(root: Path) -> None:
         json.dumps(record("01_data_curation", "Data curation")), encoding="utf-8"
     )
     write_notebook(root / "runs" / "tiny" / "02_tokenizer" / "failed.ipynb", failing_cells(root))
+
+
+MODELS = {
+    "04_pretraining": ("pretrained", "phase_checkpoints"),
+    "05_instruction_tuning": ("sft", "instruct"),
+    "07_vision_language": ("vision_towers", "vlm"),
+    "09_applications": ("knowledge_base", "adapted"),
+}
+"""Stage -> artifacts of the whole example, models and others."""
+
+
+def write_whole_example(root: Path, repository: Path) -> Path:
+    """The example with every kind of document: this repository's own claims, deviations, cards and
+    summaries, records of stages that make models, and both bills of materials; returns `root`.
+    """
+    write_example(root)
+    shutil.rmtree(root / "data_cards")
+    for card in sorted((repository / "data_cards").iterdir()):
+        (root / "data_cards" / card.name).mkdir(parents=True)
+        for name in ("README.md", "croissant.json"):
+            shutil.copy(card / name, root / "data_cards" / card.name)
+    for name in ("claims.yml", "deviations.yml"):
+        shutil.copy(repository / "papers" / name, root / "papers")
+    for name in ("CITATION.cff", "requirements.lock"):
+        shutil.copy(repository / name, root)
+    for name in ("public_summary.json", "public_summary_grade.json"):
+        (root / "release" / "moxin-lab-small").mkdir(parents=True, exist_ok=True)
+        shutil.copy(repository / "release/moxin-lab-small" / name, root / "release/moxin-lab-small")
+    write_records(root, "tiny", by=1.0)
+    bills.write(root, "tiny")
+    return root
+
+
+def write_records(root: Path, run: str, by: float) -> None:
+    """Records of the whole example in `runs/<run>`, their measures multiplied."""
+    verdict = {"id": "data.html-extraction", "verdict": "reproduced", "evidence": "It keeps more."}
+    first = record(
+        "01_data_curation",
+        "Data curation",
+        claims=[verdict],
+        inputs={},
+        data_cards={name: {"sha256": "ab" * 32} for name in find_stage("01").data_cards},
+        measures=[_measure(number, by) for number in range(30)],
+    )
+    records = [first]
+    for stage, names in MODELS.items():
+        outputs = {
+            name: {"sha256": hashlib.sha256(f"{name} {by}".encode()).hexdigest(), "size": 5 * 10**6}
+            for name in names
+        }
+        measures = [_measure(number, by) for number in range(40)]
+        records.append(
+            record(stage, stage[3:], outputs=outputs, measures=measures, claims=[], data_cards={})
+        )
+    for made in records:
+        folder = root / "runs" / run / made["stage"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "stage.json").write_text(json.dumps(made), encoding="utf-8")
+
+
+def _measure(number: int, by: float) -> dict[str, Any]:
+    """With labels as long as those of stage 09."""
+    value = by * (number + 1) / 41
+    labels = {"question": "en", "pages": "pt-BR", "retrieval": "words and vectors", "k": number}
+    return {
+        "name": "recall_of_pages_by_their_heading",
+        "value": value,
+        "unit": "share",
+        "labels": labels,
+        "interval": [value - 0.01, value + 0.01] if number % 3 else None,
+    }

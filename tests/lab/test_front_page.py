@@ -1,13 +1,14 @@
 """Guarantees of the front page and the documents: numbers from records and files, nothing typed."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
 
-from moxin_lab.lab import documents, findings, front_page, measured, site
+from moxin_lab.lab import claims, documents, findings, front_page, measured, site
 from tests.lab import example_runs
 from tests.lab.test_site import check_page
 
@@ -74,11 +75,42 @@ def test_a_claim_leads_to_the_page_of_each_deviation_that_touches_it(tmp_path, r
     for claim, touching in documents.by_claim(tmp_path).items():
         row = index.find(id=f"claim-{claim}")
         assert {entry["href"] for entry in touching} == {
-            link["href"] for link in row.th.find_all("a")
+            link["href"] for link in row.th.find_all("a", href=re.compile("^deviation-"))
         }
     untestable = index.find(id="claim-grpo.dramatic")
     assert "nothing says how large" in untestable.get_text()
     assert index.find("span", class_="not-testable-as-stated").get_text().startswith("3 ")
+
+
+def test_a_claim_leads_to_cards_summaries_and_bills_that_concern_it(tmp_path, repository):
+    root = example_runs.write_whole_example(tmp_path, repository)
+    site.build_site(root, "tiny")
+    index, out = soup(root, "index"), root / "reports" / "tiny"
+
+    def links(claim: str) -> list[str]:
+        return [link["href"] for link in index.find(id=f"claim-{claim}").th.find_all("a")]
+
+    assert {"data-emoji.html", "data-charts.html", "bills.html#model-vlm"} <= {
+        *links("vlm.base-backbone")
+    }
+    assert "data-help_pages.html" in links("data.html-extraction")
+    assert "summary-moxin-7b.html" in links("data.uncontaminated")
+    assert "summary-moxin-7b.html" in links("sft.tulu3")
+    assert "bills.html" in links("mof.licence") and "bills.html#model-pretrained" in links(
+        "data.code-reasoning"
+    )
+    assert not [href for href in links("arch.pre-norm") if href.startswith(("bills", "summary"))]
+    for claim in documents.related(root, out):
+        for href in links(claim):
+            page, _, anchor = href.partition("#")
+            assert (out / page).is_file()
+            assert not anchor or soup(root, page.removesuffix(".html")).find(id=anchor)
+
+
+def test_claims_on_training_data_are_in_the_list_of_claims(repository):
+    topics = {claim["id"]: claim["topic"] for claim in claims.load(repository)}
+    assert set(documents.TRAINING_DATA_TOPICS) <= {*topics.values()}
+    assert set(documents.TRAINING_DATA_CLAIMS) <= topics.keys()
 
 
 def test_the_speed_is_that_of_the_committed_file(built):
