@@ -9,8 +9,8 @@ no starting value and no local minimum. Form: Hoffmann et al. 2022, arXiv 2203.1
 along one path of the compute (parameters and tokens in a fixed proportion).
 
 Guarantees: E and a are not negative; equal inputs give equal numbers; the intervals redraw each
-loss with the larger of two spreads, that between seeds and that of the residuals, and widen by how
-few degrees of freedom it was estimated from.
+loss with the spread of the runs around the law, between seeds and off the law together, and widen
+by how few degrees of freedom it was estimated from.
 Out of scope: whether the law holds far from the rungs, which no interval knows.
 """
 
@@ -108,19 +108,17 @@ def assess(
 def _spread(
     residuals: NDArray[np.float64], weights: NDArray[np.float64], seed_spread: float
 ) -> tuple[float, int]:
-    """Standard deviation of one run, and its degrees of freedom."""
-    of_residuals, of_seeds = len(residuals) - 3, int(weights.sum()) - len(weights)
-    candidates = []
-    if of_residuals > 0:
-        candidates.append((math.sqrt((weights * residuals**2).sum() / of_residuals), of_residuals))
-    if of_seeds > 0:
-        candidates.append((seed_spread, of_seeds))
-    if not candidates:
+    """Standard deviation of single runs around the law, with what seeds and misfit add to it, and
+    its degrees of freedom.
+    """
+    freedom = int(weights.sum()) - 3
+    if freedom < 1:
         raise ValueError(
             "three rungs with one seed each fit any power law: an interval needs a fourth rung or "
             "a second seed"
         )
-    return max(candidates)
+    of_seeds = (weights.sum() - len(weights)) * seed_spread**2
+    return math.sqrt(((weights * residuals**2).sum() + of_seeds) / freedom), freedom
 
 
 def _checked(

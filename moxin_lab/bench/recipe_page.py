@@ -1,0 +1,212 @@
+"""The page of `moxin-lab bench recipe`: README.md, ladder.svg and ablations.svg of a folder.
+
+    python -m moxin_lab.bench.recipe_page reports/released/ablations
+
+Guarantees: each number is read from the folder's JSON files; a part that was not run is in the plan
+as such; verdicts are those of the files, by the rule that stood there before the run.
+Out of scope: the measurements (`recipe.py`); merging trainings of several files (`--read`).
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moxin_lab.lab import pictures
+from moxin_lab.pretraining import experiments
+
+TITLES = {
+    (True, True): "What the choices of the pretraining recipe are worth",
+    (True, False): "A ladder of widths of the pretraining recipe",
+    (False, True): "Ablations of the pretraining recipe",
+    (False, False): "Experiments on the pretraining recipe, not yet run",
+}
+
+
+def write(folder: Path) -> Path:
+    """Writes page and pictures; returns the page. Raises ValueError for a folder without a record
+    of the bench.
+    """
+    files = sorted(folder.glob("*.json"))
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    records = [content for content in contents if content.get("bench") == "recipe"]
+    if not records:
+        raise ValueError(f"{folder} has no JSON file of `moxin-lab bench recipe`")
+    ladders = [record["ladder"] for record in records if record["ladder"]]
+    pairs = [record for record in records if record["differences"]]
+    parts = [f"# {TITLES[bool(ladders), bool(pairs)]}", "", *map(_made, records), ""]
+    for ladder in ladders[:1]:
+        parts += _ladder(ladder, folder)
+    for record in pairs:
+        parts += _pairs(record, folder)
+    for record in records:
+        parts += _plan(record)
+    page = folder / "README.md"
+    page.write_text("\n".join(parts), encoding="utf-8")
+    return page
+
+
+def _made(record: dict[str, Any]) -> str:
+    machine, settings = record["machine"], record["settings"]
+    cores = f"{machine['cores']} cores of {machine['cpu']}"
+    where = f"one {machine['gpu']}" if "gpu" in machine else cores
+    return (
+        f"`{record['command']}`: {where}, torch {machine['versions']['torch']}, "
+        f"{machine['date']}, scale {settings['scale']}, text {record['corpus']['sha256'][:8]}… "
+        "Every model is small and has read little: this shows orders and sizes of effects here, "
+        "not what they are at 8 billion parameters.\n"
+    )
+
+
+def _ladder(ladder: dict[str, Any], folder: Path) -> list[str]:
+    fit = ladder["fits"]["mean"]
+    alt = experiments.ladder_alt(ladder)
+    _picture(experiments.ladder(ladder), folder / "ladder.svg", "ladder")
+    low, high = fit["all"]["exponent_interval"]
+    floor_low, floor_high = fit["all"]["floor_interval"]
+    full = fit["all"]["predictions"]["full scale"]
+    most = max(ladder["rungs"][-1]["epochs"].items(), key=lambda item: item[1])
+    return [
+        "## The ladder",
+        "",
+        f"![{alt}](ladder.svg)",
+        "",
+        "36 blocks at every width, rows of one length, tokens in proportion to the parameters "
+        "outside the embeddings, learning rate in inverse proportion to the width. Bits per byte "
+        "is the mean over the languages and code of the held-out test pages.",
+        "",
+        "| width | parameters | tokens | FLOPs | seeds | bits per byte | nats per token |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {rung['width']} | {rung['parameters']:,} | {rung['tokens']:,} | "
+            f"{rung['flops']:.2e} | {rung['seeds']} | {rung['mean']:.4f} | "
+            f"{rung['nats_per_token']:.4f} |"
+            for rung in ladder["rungs"]
+        ),
+        "",
+        f"- {fit['line']} A law without a floor predicted {fit['without_floor']:.3f}.",
+        f"- In nats per token: {ladder['fits']['nats_per_token']['line']}",
+        f"- All rungs: exponent {fit['all']['exponent']:.3f} ({low:.3f} to {high:.3f}), floor "
+        f"{fit['all']['floor']:.2f} ({floor_low:.2f} to {floor_high:.2f}) bits per byte. The "
+        "intervals redraw the rungs' losses by the spread of all runs around the law.",
+        f"- At {full['compute']:.1e} FLOPs, 8.1 B parameters and 2 T tokens, the law gives "
+        f"{full['value']:.2f} ({full['low']:.2f} to {full['high']:.2f}). That is "
+        f"{full['compute'] / ladder['rungs'][-1]['flops']:.0e} times the last rung's compute, on "
+        "other text and at another ratio of tokens to parameters: the interval holds only if the "
+        "same law goes on, which nothing here shows.",
+        f"- Text repeats the more the larger the rung: the last one reads {most[0]}, its most "
+        f"repeated pool, {most[1]:.2f} times.",
+        "",
+    ]
+
+
+def _pairs(record: dict[str, Any], folder: Path) -> list[str]:
+    verdicts, differences = record["verdicts"], record["differences"]
+    alt = experiments.forest_alt(verdicts, differences)
+    _picture(experiments.forest(verdicts, differences), folder / "ablations.svg", "ablations")
+    base = next(row for row in differences if row["measure"] == "mean")
+    table = {one["name"]: one for one in record["experiments"]}
+    text = [
+        "## The ablations",
+        "",
+        f"![{alt}](ablations.svg)",
+        "",
+    ]
+    if base["recipe_spread"] is not None:
+        text += [
+            f"The recipe itself, {base['seeds']} seeds: {base['recipe']:.4f} bits per byte, with a "
+            f"standard deviation of {base['recipe_spread']:.4f} between seeds. Arms are paired "
+            "by seed, so smaller differences can show where a seed moves both arms alike.",
+            "",
+        ]
+    rules = {one["rule"] for one in table.values() if "recipe" in one}
+    text += [*(f"The rule, stated before the run: {rule}" for rule in sorted(rules)), ""]
+    for name, chosen in record["rates"].items():
+        tried = ", ".join(
+            f"{rate}: {'diverged' if bits is None else f'{bits:.4f}'}"
+            for rate, bits in chosen["validation"].items()
+        )
+        edge = " The best lies at the edge of the grid." if chosen["at_edge"] else ""
+        text += [
+            f"Learning rate of {name}, chosen on the validation half: {chosen['rate']:.3g} "
+            f"({tried}).{edge}",
+            "",
+        ]
+    text += [f"- **{one['experiment']}**: {one['line']}" for one in verdicts]
+    text += ["", *_languages(differences), *_seeds(record["spreads"])]
+    return text
+
+
+def _languages(differences: Sequence[dict[str, Any]]) -> list[str]:
+    """Each experiment's differences in bits per byte by language."""
+    kept = [row for row in differences if "_" not in row["measure"]]
+    names = list(dict.fromkeys(row["measure"] for row in kept))
+    by_experiment: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in kept:
+        by_experiment.setdefault(row["experiment"], {})[row["measure"]] = row
+    return [
+        "Bits per byte of the changed arm minus the recipe's, with the 95 % interval over seeds:",
+        "",
+        f"| experiment | {' | '.join(names)} |",
+        f"| --- |{' --- |' * len(names)}",
+        *(
+            f"| {name} | {' | '.join(_cell(rows.get(measure)) for measure in names)} |"
+            for name, rows in by_experiment.items()
+        ),
+        "",
+    ]
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if row["low"] is None:
+        return f"{row['difference']:+.3f}"
+    return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+
+
+def _seeds(spreads: Sequence[dict[str, Any]]) -> list[str]:
+    if not spreads:
+        return []
+    return [
+        "Standard deviation of bits per byte where one kind of seed changes:",
+        "",
+        "| what | seed that changes | runs | spread |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {row['what']} | {row['changes']} | {row['runs']} | {row['spread']:.4f} |"
+            for row in spreads
+        ),
+        "",
+    ]
+
+
+def _plan(record: dict[str, Any]) -> list[str]:
+    return [
+        f"## The plan of `{record['command']}`",
+        "",
+        "| experiment | arm | parameters | tokens | trainings | seconds expected | status |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {row['experiment']} | {row['arm']} | {row['parameters']:,} | {row['tokens']:,} | "
+            f"{row['trainings']} | {row['expected_seconds']} | {row['status']} |"
+            for row in record["plan"]
+        ),
+        "",
+        "A training that two experiments share ran once.",
+        "",
+    ]
+
+
+def _picture(figure: Any, path: Path, caption: str) -> None:
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    with mpl.rc_context(pictures.SVG_SETTINGS):
+        path.write_text(pictures.figure_svg(figure, caption), encoding="utf-8")
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    print(write(Path(sys.argv[1])))
