@@ -2,6 +2,12 @@
 right, and the next run ends in the hashes of a run that nothing disturbed.
 
 The campaign of twenty runs takes minutes: `pytest -m campaign`. Its seed is printed at a failure.
+In parts:
+
+    MOXIN_CAMPAIGN=FOLDER MOXIN_CAMPAIGN_ROUNDS=2 pytest -m campaign tests/lab
+
+does the next two rounds of each campaign and keeps in FOLDER which are done; a campaign that has
+rounds left is skipped with their number, and passes in the part that does the last one.
 """
 
 import contextlib
@@ -13,11 +19,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from moxin_lab.lab.artifacts import describe
+from moxin_lab.lab.artifacts import describe, read_json, write_json
 from moxin_lab.lab.stage import RUNNER_VARIABLE
 from tests.lab import toy_lab
 from tests.lab.toy_lab import FIRST, SECOND, write_notebook
@@ -134,13 +142,72 @@ def resumed(root: Path, seed: int) -> None:
     assert not list((root / "runs/tiny").glob("*/failed.ipynb"))
 
 
-def disturb_and_resume(root: Path, chance: random.Random, seed: int, longest: float) -> None:
+def disturb_and_resume(
+    root: Path, chance: random.Random, seed: int, longest: float
+) -> dict[str, Any]:
     number = chance.choice([signal.SIGKILL, signal.SIGTERM])
     after = chance.uniform(0.2, longest)
     print(f"seed {seed}: {number.name} after {after:.2f} s")
     disturbed(root, seed, number, after)
     check_what_verifies(root)
     resumed(root, seed)
+    return {"signal": number.name, "after": round(after, 2)}
+
+
+def in_parts(
+    name: str,
+    count: int,
+    folder: Path,
+    one_round: Callable[[int, random.Random], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """What each round of a campaign returned, with its seconds. Rounds are numbered from 1, each
+    with a chance of its own, which the campaign's seed and its number decide; finished ones are in
+    `folder`/NAME.json and are not repeated.
+    """
+    path = folder / f"{name}.json"
+    state = read_json(path) if path.is_file() else {"seed": int(time.time()), "rounds": []}
+    print(f"seed of the campaign: {state['seed']}")
+    rounds = state["rounds"]
+    last = min(count, len(rounds) + int(os.environ.get("MOXIN_CAMPAIGN_ROUNDS", count)))
+    for number in range(len(rounds) + 1, last + 1):
+        began = time.monotonic()
+        result = one_round(number, random.Random(f"{state['seed']} {number}"))
+        seconds = round(time.monotonic() - began, 1)
+        rounds.append({"round": number, "seconds": seconds, **result})
+        write_json(path, state)
+    if last < count:
+        pytest.skip(f"{last} of {count} rounds are done, by {path}; run again for the others")
+    return rounds
+
+
+def test_a_campaign_in_parts_does_each_round_once_with_the_chance_of_the_whole(
+    tmp_path, monkeypatch
+):
+    def draws(number: int, chance: random.Random) -> dict[str, Any]:
+        made.append(number)
+        return {"drawn": chance.random()}
+
+    made: list[int] = []
+    write_json(tmp_path / "whole.json", {"seed": 5, "rounds": []})
+    whole = in_parts("whole", 5, tmp_path, draws)
+    assert made == [1, 2, 3, 4, 5]
+    made.clear()
+    write_json(tmp_path / "parts.json", {"seed": 5, "rounds": []})
+    monkeypatch.setenv("MOXIN_CAMPAIGN_ROUNDS", "2")
+    for done in (2, 4):
+        with pytest.raises(pytest.skip.Exception, match=f"{done} of 5 rounds"):
+            in_parts("parts", 5, tmp_path, draws)
+    parts = in_parts("parts", 5, tmp_path, draws)
+    assert made == [1, 2, 3, 4, 5]
+    assert [one["drawn"] for one in parts] == [one["drawn"] for one in whole]
+
+
+@pytest.fixture
+def campaign_folder(tmp_path) -> Path:
+    """Where the finished rounds are noted; without the variable every run begins anew."""
+    folder = Path(os.environ.get("MOXIN_CAMPAIGN", tmp_path / "campaign"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def undisturbed_seconds(root: Path) -> float:
@@ -159,13 +226,14 @@ def test_a_run_that_is_killed_or_terminated_ends_after_a_resume_in_the_same_hash
 
 
 @pytest.mark.campaign
-def test_twenty_runs_disturbed_at_random_moments(tmp_path):
-    begin = int(time.time())
-    print(f"chance of {begin}")
-    root, chance = make(tmp_path / "lab"), random.Random(begin)
+def test_twenty_runs_disturbed_at_random_moments(tmp_path, campaign_folder):
+    root = make(tmp_path / "lab")
     longest = undisturbed_seconds(root)
-    for seed in range(1, 21):
-        disturb_and_resume(root, chance, seed, longest)
+
+    def one_round(seed: int, chance: random.Random) -> dict[str, Any]:
+        return disturb_and_resume(root, chance, seed, longest)
+
+    in_parts("signals", 20, campaign_folder, one_round)
 
 
 @contextlib.contextmanager
@@ -211,11 +279,14 @@ def test_a_full_disk_is_named_and_the_run_resumes_when_there_is_space(tmp_path):
 
 
 @pytest.mark.campaign
-def test_the_disk_is_full_at_ten_moments(tmp_path):
-    begin = int(time.time())
-    print(f"chance of {begin}")
-    chance, root = random.Random(begin), tmp_path / "lab"
+def test_the_disk_is_full_at_ten_moments(tmp_path, campaign_folder):
+    root = tmp_path / "lab"
+
+    def one_round(seed: int, chance: random.Random) -> dict[str, Any]:
+        left = chance.randrange(0, 700)
+        return {"kibibytes": left, "full": fill_and_resume(root, left, seed)}
+
     with small_disk(root / "runs", 4096):
         make(root)
-        full = [fill_and_resume(root, chance.randrange(0, 700), seed) for seed in range(1, 11)]
-    assert any(full)
+        rounds = in_parts("disk", 10, campaign_folder, one_round)
+    assert any(one["full"] for one in rounds)
