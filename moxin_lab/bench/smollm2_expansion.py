@@ -18,8 +18,9 @@ Compute is counted in operations; a frozen weight has no gradient and costs less
 different amounts of text, all from the beginning of the seed's one stream. AdamW starts without
 moments in every arm; warm-up in a twentieth of the steps, then a cosine to a tenth. The peak
 learning rate is chosen with seed 0 from one grid for `continued`, `identity` and `identity, new
-blocks alone`; the two other arms take that of `identity`. Held-out pages are cut in halves by a
-hash of the page: one half chooses, the other is reported.
+blocks alone`; the two other arms take that of `identity`. Held-out pages, of
+which at most 5 % lie in 13-grams of the training text, are cut in halves by a hash of the page: one
+half chooses, the other is reported.
 
 RULE states, before any run, how a difference is read.
 
@@ -255,6 +256,7 @@ def prepare(options: argparse.Namespace) -> SimpleNamespace:
     """What every arm reads: the start, the plan, the pools and both halves of held-out pages."""
     from moxin_lab import scales
     from moxin_lab.bench import extension
+    from moxin_lab.data.split import MAX_OVERLAP
     from moxin_lab.lab.artifacts import LabError, sha256_file
     from moxin_lab.model import gguf_reader
     from moxin_lab.tokenizer import gguf_vocabulary
@@ -295,8 +297,10 @@ def prepare(options: argparse.Namespace) -> SimpleNamespace:
     if min(steps.values()) < 2:
         raise LabError(f"--tokens {options.tokens} is less than two steps of every arm")
     texts = choose_text(files, mixture, max(steps.values()) * options.tokens_per_step)
-    pools = tokenize(texts, tokenizer, options.processes)
-    halves = load_heldout(curated / "heldout.parquet", tokenizer, mark, pools, options)
+    pages, own = choose_pages(curated / "heldout.parquet", sorted(mixture), options)
+    pools, found = tokenize(texts, tokenizer, np.unique(np.concatenate(own)), options.processes)
+    fresh = pages[[repeated_share(hashes, found) <= MAX_OVERLAP for hashes in own]]
+    halves = halve(fresh, sorted(mixture), tokenizer, mark, options)
     settings = {
         "model": gguf.name,
         "model_sha256": sha256_file(gguf),
@@ -377,9 +381,12 @@ def choose_text(files: Sequence[Path], mixture: dict[str, float], tokens: int) -
     return pd.concat(chosen, ignore_index=True)
 
 
-def tokenize(texts: pd.DataFrame, tokenizer: Tokenizer, processes: int | None) -> dict[str, Tokens]:
+def tokenize(
+    texts: pd.DataFrame, tokenizer: Tokenizer, wanted: np.ndarray, processes: int | None
+) -> tuple[dict[str, Tokens], np.ndarray]:
     """A pool for each language, each document between two marks, tokenised by several processes
-    (tokenizers' own threads wait for each other).
+    (tokenizers' own threads wait for each other); and which of `wanted`, hashes of 13-grams, the
+    texts have.
     """
     import multiprocessing
 
@@ -393,14 +400,15 @@ def tokenize(texts: pd.DataFrame, tokenizer: Tokenizer, processes: int | None) -
     ]
     work = tokenizer.to_str()
     if cores == 1:
-        _begin(work)
+        _begin(work, wanted)
         encoded = [_encode(piece) for piece in pieces]
     else:
         # Not forked: the parent holds threads and a GPU.
-        with multiprocessing.get_context("spawn").Pool(cores, _begin, (work,)) as pool:
+        with multiprocessing.get_context("spawn").Pool(cores, _begin, (work, wanted)) as pool:
             encoded = pool.map(_encode, pieces, chunksize=1)
-    ids = np.concatenate([ids for ids, _ in encoded])
-    lengths = np.concatenate([lengths for _, lengths in encoded])
+    ids = np.concatenate([ids for ids, _, _ in encoded])
+    lengths = np.concatenate([lengths for _, lengths, _ in encoded])
+    found = np.unique(np.concatenate([hashes for _, _, hashes in encoded]))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     pools = {}
     for language, part in texts.groupby("language"):
@@ -412,65 +420,100 @@ def tokenize(texts: pd.DataFrame, tokenizer: Tokenizer, processes: int | None) -
             part["id"].tolist(),
             tokenizer.get_vocab_size(),
         )
-    return pools
+    return pools, found
 
 
-_worker: Any = None
-"""The tokenizer of a process that tokenises."""
+_worker: tuple[Any, np.ndarray] | None = None
+"""The tokenizer of a process that tokenises, and the hashes that it looks for."""
 
 
-def _begin(tokenizer: str) -> None:
+def _begin(tokenizer: str, wanted: np.ndarray) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer
 
-    _worker = Tokenizer.from_str(tokenizer)
-    _worker.encode_special_tokens = True  # which the string does not say
+    made = Tokenizer.from_str(tokenizer)
+    made.encode_special_tokens = True  # which the string does not say
+    _worker = made, wanted
 
 
-def _encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """int32 [tokens] of all texts with their marks, and int64 [texts], the length of each."""
-    mark = _worker.token_to_id(MARK)
+def _encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int32 [tokens] of all texts with their marks; int64 [texts], the length of each; uint64, the
+    wanted hashes that occur.
+    """
+    from moxin_lab.data import ngrams
+
+    assert _worker is not None
+    tokenizer, wanted = _worker
+    mark = tokenizer.token_to_id(MARK)
     rows = [
         np.array([mark, *one.ids, mark], dtype=np.int32)
-        for one in _worker.encode_batch_fast(texts, add_special_tokens=False)
+        for one in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     ]
-    return np.concatenate(rows), np.array([len(row) for row in rows], dtype=np.int64)
+    hashes = np.concatenate([ngrams.hashes(ngrams.tokens(text)) for text in texts])
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    return np.concatenate(rows), lengths, np.intersect1d(hashes, wanted)
 
 
-def load_heldout(
-    file: Path,
-    tokenizer: Tokenizer,
-    mark: int,
-    pools: dict[str, Tokens],
-    options: argparse.Namespace,
-) -> dict[str, Data]:
-    """Two halves, `validation` and `reported`, of the pages that training text hardly repeats."""
+def choose_pages(
+    file: Path, languages: Sequence[str], options: argparse.Namespace
+) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """The beginnings of held-out pages, much more than is scored, since some of it repeats training
+    text; and the hashes of each one's 13-grams.
+    """
     import pandas as pd
 
-    from moxin_lab.bench.pretraining_corpus import MAX_OVERLAP, repeated
-    from moxin_lab.data.split import is_heldout
+    from moxin_lab.data import ngrams
+    from moxin_lab.evaluation import heldout
+
+    pages = pd.read_parquet(file)
+    pages = pages[pages["language"].isin(languages)]
+    pages = pages.assign(num_bytes=[len(text.encode()) for text in pages["text"]])
+    pages = heldout.beginnings(pages, max_bytes=PAGE_BYTES)
+    pages = heldout.choose(pages, bytes_per_language=10 * options.heldout_bytes, seed=0)
+    return pages, [ngrams.hashes(ngrams.tokens(text)) for text in pages["text"]]
+
+
+def repeated_share(hashes: np.ndarray, found: np.ndarray) -> float:
+    """The share of a text's words that lie in 13-grams of training text (`data/ngrams.py`: a letter
+    is a word in Chinese and Japanese).
+
+    hashes: uint64 [words - 12], of the text; found: those that training text has.
+    """
+    from moxin_lab.data.ngrams import NGRAM_TOKENS
+
+    if not len(hashes):
+        return 0.0
+    covered = np.zeros(len(hashes) + NGRAM_TOKENS - 1, dtype=bool)
+    for first in np.flatnonzero(np.isin(hashes, found)):
+        covered[first : first + NGRAM_TOKENS] = True
+    return float(covered.mean())
+
+
+def halve(
+    pages: pd.DataFrame,
+    languages: Sequence[str],
+    tokenizer: Tokenizer,
+    mark: int,
+    options: argparse.Namespace,
+) -> dict[str, Data]:
+    """`validation` and `reported`: the pages by a hash of their names, cut to what is scored.
+
+    Raises LabError for a half without a language, or a page that does not decode to itself.
+    """
+    from moxin_lab.data.split import MAX_OVERLAP, is_heldout
     from moxin_lab.evaluation import heldout
     from moxin_lab.lab.artifacts import LabError
 
-    pages = pd.read_parquet(file)
-    pages = pages[pages["language"].isin(list(pools))]
-    pages = pages.assign(num_bytes=[len(text.encode()) for text in pages["text"]])
-    pages = heldout.beginnings(pages, max_bytes=PAGE_BYTES)
-    # Several times what is scored, since some of it repeats training text.
-    pages = heldout.choose(pages, bytes_per_language=6 * options.heldout_bytes, seed=0)
-    tokens = [one.ids for one in tokenizer.encode_batch_fast(pages["text"].tolist(), False, False)]
-    streams = [pool.ids for pool in pools.values()]
-    pages = pages[repeated(tokens, streams, options.device) <= MAX_OVERLAP]
     chooses = np.array([is_heldout(page, 0.5, HALVES_SEED) for page in pages["page"]], dtype=bool)
     halves = {}
     for half, mask in (("validation", chooses), ("reported", ~chooses)):
         texts = heldout.choose(pages[mask], bytes_per_language=options.heldout_bytes, seed=0)
-        absent = sorted(set(pools) - set(texts["language"]))
+        absent = sorted(set(languages) - set(texts["language"]))
         if absent:
             raise LabError(
-                f"{file}: the {half} half has no page of {', '.join(absent)} of which at most "
-                f"{MAX_OVERLAP:.0%} repeats training text"
+                f"the {half} half has no page of {', '.join(absent)} of which at most "
+                f"{MAX_OVERLAP:.0%} repeats training text: raise --heldout-bytes, or hold out more"
             )
         encoded = tokenizer.encode_batch(texts["text"].tolist(), add_special_tokens=False)
         for one, text in zip(encoded, texts["text"], strict=True):

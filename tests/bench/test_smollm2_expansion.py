@@ -210,6 +210,22 @@ def test_arms_of_a_seed_read_the_same_rows_and_halves_share_no_page(setup):
         assert set(data.languages) == set(bench.LANGUAGES)
 
 
+def test_held_out_pages_that_repeat_training_text_are_left_out(folder, tmp_path):
+    (tmp_path / "curated").mkdir()
+    train = documents("train", 24)
+    pq.write_table(train, tmp_path / "curated" / "train-00000.parquet")
+    repeated = train.slice(0, 5).to_pylist()
+    copies = [row | {"id": f"{row['id']}/copy"} for row in repeated]
+    pages = pa.Table.from_pylist(documents("heldout", 16).to_pylist() + copies)
+    pq.write_table(pages, tmp_path / "curated" / "heldout.parquet")
+    options = make_options(folder, tmp_path / "r.json", tokens=64 * 128, heldout_bytes=9000)
+    options.folder = str(tmp_path)
+    made = bench.prepare(options)
+    kept = {text for data in made.halves.values() for text in map(tuple, data.heldout)}
+    known = {tuple(made.tokenizer.encode(row["text"]).ids) for row in repeated}
+    assert len(kept) == 16 * 5 and not kept & known
+
+
 def test_each_arm_and_seed_has_a_row_at_the_rate_that_validation_chose(finished):
     _, result = finished
     arms = [row for row in result["rows"] if row["row"] == "arm"]
