@@ -21,6 +21,7 @@ Out of scope: several devices for one training, the page (`recipe_page.py`).
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import sys
@@ -375,16 +376,12 @@ def summary(
     records: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """What the file holds: everything that the trainings so far show."""
-    from moxin_lab import scales
-    from moxin_lab.model.config import MoxinConfig
-
     scale, digest = setup.scale, setup.digest
     rates = results.chosen_rates(names, sizes, scale, records, digest)
     chosen = {name: one["rate"] for name, one in rates.items()}
     jobs = arms.jobs(names, sizes, scale, setup.vocab_size, chosen)
     found = results.differences(jobs, records, digest)
-    full = scales.load("full")
-    shape = MoxinConfig(vocab_size=full.tokenizer.vocab_size, **full.model.model_dump())
+    rungs = results.rungs(jobs, records, digest)
     return {
         "settings": {
             "scale": scale.name,
@@ -400,14 +397,23 @@ def summary(
         "differences": found,
         "verdicts": results.verdicts(jobs, records, digest, found),
         "spreads": results.spreads(jobs, records, digest),
-        "ladder": results.ladder(
-            results.rungs(jobs, records, digest),
-            shape,
-            full.pretraining.phases[0].sequence_length,
-        ),
+        "ladder": fitted(json.dumps(rungs)),
         "plan": plan(jobs, scale, setup.vocab_size, records, digest),
         "trainings": dict(records),
     }
+
+
+@functools.lru_cache(maxsize=1)
+def fitted(rungs: str) -> dict[str, Any]:
+    """`recipe_results.ladder` of the rungs as JSON, with the shape of the full scale; kept, because
+    the file is written after each training and resampling takes a second.
+    """
+    from moxin_lab import scales
+    from moxin_lab.model.config import MoxinConfig
+
+    full = scales.load("full")
+    shape = MoxinConfig(vocab_size=full.tokenizer.vocab_size, **full.model.model_dump())
+    return results.ladder(json.loads(rungs), shape, full.pretraining.phases[0].sequence_length)
 
 
 def experiments(names: Sequence[str]) -> list[dict[str, Any]]:

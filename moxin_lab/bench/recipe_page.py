@@ -49,8 +49,10 @@ def write(folder: Path) -> Path:
 
 def _made(record: dict[str, Any]) -> str:
     machine, settings = record["machine"], record["settings"]
-    cores = f"{machine['cores']} cores of {machine['cpu']}"
-    where = f"one {machine['gpu']}" if "gpu" in machine else cores
+    if "gpu" in machine:
+        where = f"one {machine['gpu']}"
+    else:
+        where = f"{machine['cores']} cores of {machine['cpu']}"
     return (
         f"`{record['command']}`: {where}, torch {machine['versions']['torch']}, "
         f"{machine['date']}, scale {settings['scale']}, text {record['corpus']['sha256'][:8]}… "

@@ -14,6 +14,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from moxin_lab.bench import recipe_arms as arms
 from moxin_lab.bench.recipe_arms import Experiment, Job, Measure
 from moxin_lab.evaluation.statistics import seed_interval
@@ -258,12 +260,14 @@ def rungs(jobs: Sequence[Job], records: Records, digest: str) -> list[dict[str, 
 
 def ladder(rungs: Sequence[dict[str, Any]], full: MoxinConfig, context: int) -> dict[str, Any]:
     """The fit of each measure: what all rungs but the last say of the last one, beside a law
-    without a floor; and all rungs' law at the full scale. Empty with fewer than five rungs.
+    without a floor; and all rungs' law on the way to the full scale. Empty with fewer than five
+    rungs.
     """
     if len(rungs) < 5:
         return {}
     full_flops = training_flops_per_token(full, context) * FULL_TOKENS
     compute = [row["flops"] for row in rungs]
+    band = {f"band {i}": float(c) for i, c in enumerate(np.geomspace(compute[0], full_flops, 25))}
     seeds = [row["seeds"] for row in rungs]
     found: dict[str, Any] = {"rungs": list(rungs), "full_flops": full_flops, "fits": {}}
     for measure in ("mean", "nats_per_token"):
@@ -282,7 +286,7 @@ def ladder(rungs: Sequence[dict[str, Any]], full: MoxinConfig, context: int) -> 
             "without_floor": line.at(compute[-1]),
             "holds": holds,
             "all": power_law.assess(
-                compute, losses, seeds=seeds, at={"full scale": full_flops}, **common
+                compute, losses, seeds=seeds, at={"full scale": full_flops, **band}, **common
             ),
             "line": (
                 f"The first {len(rungs) - 1} rungs predict {predicted['value']:.3f} "

@@ -6,6 +6,7 @@ of line can be distinguished without colour.
 Out of scope: computing a number (`bench/recipe_results.py`, `power_law.py`).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,16 @@ def ladder(found: Mapping[str, Any], measure: str = "mean") -> Figure:
     far = np.geomspace(compute[0] / 2, found["full_flops"], 200)
     near = far[far <= 4 * compute[-1]]
     first, last = _law(fits["all_but_last"]), _law(fits["all"])
+    band = [one for name, one in fits["all"]["predictions"].items() if name.startswith("band")]
+    axes.fill_between(
+        [one["compute"] for one in band],
+        [one["low"] for one in band],
+        [one["high"] for one in band],
+        color=BLUE,
+        alpha=0.15,
+        linewidth=0,
+        label="95 % if the law goes on",
+    )
     axes.plot(near, [first.at(c) for c in near], color=GREY, linestyle="--", label=_of(rungs[:-1]))
     axes.plot(far, [last.at(c) for c in far], color=BLUE, label=f"law of all {len(rungs)} rungs")
     _point(axes, fits["all_but_last"]["predictions"]["last rung"], GREY, "s", "predicted last rung")
@@ -99,12 +110,18 @@ def forest(
             label=None if said in shown else said,
         )
         shown.add(said)
-    axes.set_yticks(range(len(rows)), [f"{v['experiment']}: {v['measure']}" for v, _ in rows])
+    axes.set_yticks(range(len(rows)), [_label(verdict) for verdict, _ in rows])
     axes.invert_yaxis()
     # One interval over the whole page would hide all others.
     reach = sorted(abs(row["difference"]) + (row["recipe_spread"] or 0) for _, row in rows)
     if reach and reach[-1] > 0:
-        axes.set_xscale("symlog", linthresh=max(reach[len(reach) // 2], 1e-6))
+        linear = max(reach[len(reach) // 2], 1e-6)
+        axes.set_xscale("symlog", linthresh=linear)
+        decades = range(math.floor(math.log10(linear)), math.ceil(math.log10(reach[-1])) + 1)
+        ticks = [sign * digit * 10.0**n for n in decades for digit in (1, 3) for sign in (-1, 1)]
+        axes.set_xticks([0, *ticks], ["0", *(f"{tick:+g}" for tick in ticks)], fontsize="small")
+        widest = max(max(abs(r["low"] or 0), abs(r["high"] or 0)) for _, r in rows)
+        axes.set_xlim(-1.1 * max(widest, reach[-1]), 1.1 * max(widest, reach[-1]))
     axes.set_xlabel("bits per byte, changed arm minus recipe (left is better)")
     axes.legend(
         frameon=False,
@@ -121,8 +138,7 @@ def forest_alt(
 ) -> str:
     """The figure of `forest` in words."""
     said = [
-        f"{verdict['experiment']} {verdict['measure']} {row['difference']:+.3f}, "
-        f"{verdict['verdict']}"
+        f"{_label(verdict)} {row['difference']:+.3f}, {verdict['verdict']}"
         for verdict, row in _drawn(verdicts, differences)
     ]
     return "Bits per byte of the changed arm minus the recipe's: " + "; ".join(said) + "."
@@ -138,6 +154,10 @@ def _drawn(
         for verdict, key in keys
         if key in by_key and not key[1].endswith("_right")
     ]
+
+
+def _label(verdict: Mapping[str, Any]) -> str:
+    return f"{verdict['experiment']}: {verdict['measure'].replace('_', ' ')}"
 
 
 def _law(fit: Mapping[str, Any]) -> PowerLaw:

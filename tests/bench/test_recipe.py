@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from moxin_lab import scales
-from moxin_lab.bench import recipe, recipe_arms, recipe_results, recipe_training
+from moxin_lab.bench import recipe, recipe_arms, recipe_page, recipe_results, recipe_training
 from moxin_lab.bench.pretraining import useful_flops
 from moxin_lab.evaluation.scoring import Request
 from moxin_lab.model.config import training_flops_per_token
@@ -329,3 +329,50 @@ def test_the_ladders_fit_predicts_a_planted_last_rung():
     rungs[-1]["mean"] += 0.2
     assert not recipe_results.ladder(rungs, full, 512)["fits"]["mean"]["holds"]
     assert recipe_results.ladder(rungs[:4], full, 512) == {}
+
+
+# ---- the page
+
+
+def test_the_page_says_verdicts_fit_and_what_was_not_run(tmp_path):
+    def values(job):
+        one = job.training
+        bits = 2.0 + 0.01 * one.seed_weights + (0.1 if one.dropout else 0)
+        return {"validation": 2.0, "mean": bits, "text": bits, "code": bits}
+
+    jobs, records = planted(values, names=["dropout"])
+    differences = recipe_results.differences(jobs, records, "text")
+    rungs = [
+        {
+            "width": 8 * index,
+            "parameters": 10**5 * index,
+            "tokens": 10,
+            "flops": 10.0 ** (14 + index),
+        }
+        | {"seeds": 1, "epochs": {"ko": 2.5}, "mean": 1 + 2.0**-index, "nats_per_token": 3.0}
+        | {"mean_runs": [1 + 2.0**-index], "nats_per_token_runs": [3.0 - 0.1 * index]}
+        for index in range(1, 6)
+    ]
+    full = recipe_arms.shape(recipe_arms.Training(256, 1, 1, 512, 1e-3), SCALE, VOCABULARY)
+    record = {
+        "bench": "recipe",
+        "command": "moxin-lab bench recipe",
+        "machine": {"gpu": "GPU", "versions": {"torch": "2"}, "date": "2026-11-29"},
+        "settings": {"scale": "tiny"},
+        "corpus": {"sha256": "0123456789"},
+        "experiments": recipe.experiments(["dropout"]),
+        "rates": recipe_results.chosen_rates([], SIZES, SCALE, records, "text"),
+        "differences": differences,
+        "verdicts": recipe_results.verdicts(jobs, records, "text", differences),
+        "spreads": [],
+        "ladder": recipe_results.ladder(rungs, full, 512),
+        "plan": recipe.plan(jobs, SCALE, VOCABULARY, {}, "text"),
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(record))
+    text = recipe_page.write(tmp_path).read_text()
+    assert "**dropout**: 0.1 against none" in text and "worse, +0.1000" in text
+    assert "The first 4 rungs predict" in text and "not run: 3 of 3" in text
+    for picture in ("ladder.svg", "ablations.svg"):
+        assert (tmp_path / picture).read_text().startswith("<svg") and f"]({picture})" in text
+    with pytest.raises(ValueError, match="no JSON file"):
+        recipe_page.write(tmp_path / "empty")
