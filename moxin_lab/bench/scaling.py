@@ -82,6 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "'curve;2 x FSDP2, full'",
     )
     parser.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the rows that the file of --json has, and run only jobs that it lacks",
+    )
+    parser.add_argument(
         "--timeout", type=int, default=240, help="seconds after which a job is ended (default 240)"
     )
 
@@ -104,11 +109,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
     result: dict[str, Any] = {
         "settings": {**common, "memory_share": MEMORY_SHARE, "tolerance": CURVE_TOLERANCE},
-        "rows": [],
+        "rows": kept_rows(options, common),
     }
+    done = {key_of(row) for row in result["rows"]}
     with tempfile.TemporaryDirectory() as folder:
         for job in jobs(counts):
-            if not any(word in name_of(job) for word in options.only.split(";")):
+            chosen = any(word in name_of(job) for word in options.only.split(";"))
+            if not chosen or key_of(job) in done:
                 continue
             ranks = max(job["gpus"], job.get("saved_on", 0))
             if ranks > there:
@@ -159,6 +166,36 @@ def name_of(job: dict[str, Any]) -> str:
     saved = f"saved on {job['saved_on']}, " if "saved_on" in job else ""
     more = f", {job['checkpointing']}" if "checkpointing" in job else ""
     return f"{job['part']} {saved}{job['gpus']} x {job['layout']}{more}"
+
+
+def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells jobs apart; rows of weak and strong scaling are of one job."""
+    part = "speed" if row["part"] in ("weak", "strong") else row["part"]
+    return part, *(row.get(name) for name in ("gpus", "layout", "checkpointing", "saved_on"))
+
+
+def kept_rows(options: argparse.Namespace, common: dict[str, Any]) -> list[dict[str, Any]]:
+    """With --add, the rows of the file of jobs that did not fail. Raises ValueError if they were
+    measured with other settings.
+    """
+    if not options.add:
+        return []
+    if not options.json or options.json == "-":
+        raise ValueError("--add needs --json FILE, whose rows are kept")
+    if not Path(options.json).exists():
+        return []
+    found = json.loads(Path(options.json).read_text(encoding="utf-8"))
+    other = {
+        name: found["settings"].get(name)
+        for name, value in json.loads(json.dumps(common)).items()
+        if found["settings"].get(name) != value
+    }
+    if other:
+        raise ValueError(
+            f"{options.json} was measured with other settings, {other}: give these, or another file"
+        )
+    failed = {key_of(row) for row in found["rows"] if "reason" in row}
+    return [row for row in found["rows"] if key_of(row) not in failed]
 
 
 def keep(result: dict[str, Any], options: argparse.Namespace) -> None:

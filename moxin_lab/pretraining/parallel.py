@@ -29,11 +29,13 @@ which Lightning's strategy refuses; generating with a split model.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -42,8 +44,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from moxin_lab.model import convert
 from moxin_lab.model.config import MoxinConfig
@@ -142,7 +143,7 @@ def shard(
     if compiled:
         for block in model.model.layers:
             # Its forward pass alone: FSDP2's hooks, which wait for other ranks, stay outside.
-            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+            block.forward = torch.compile(block.forward, dynamic=False)
     # The stream's dtype is autocast's, and rotary angles stay float32: no input is cast.
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if precision == "bf16-mixed" else None,
@@ -173,22 +174,33 @@ def split_tensors(model: MoxinForCausalLM, mesh: DeviceMesh) -> None:
     over ranks before and after attention and feed-forward (Shoeybi et al. 2019, arXiv 1909.08053).
     """
     name = mesh.get_group().group_name
-    layouts = RowwiseParallel(input_layouts=Replicate(), output_layouts=Replicate())
-    parallelize_module(model.model.embed_tokens, mesh, layouts)
     for path, module in model.named_modules():
         weight = module._parameters.get("weight")
-        if weight is None or isinstance(weight, DTensor):
+        if weight is None:
             continue
         dim = split_dim(path)
         placement = Replicate() if dim is None else Shard(dim)
         part = distribute_tensor(weight.data, mesh, [placement])
         module.register_parameter("weight", nn.Parameter(part, weight.requires_grad))
+    table = model.model.embed_tokens
+    # PyTorch's RowwiseParallel returns a tensor that is still being summed, and a compiled block
+    # gives such an input a wrong gradient (torch 2.13).
+    table.forward = partial(_embed, table, mesh.get_local_rank(), name)
     for block in model.model.layers:
         for module in (block.self_attn, block.mlp):
             module.register_forward_pre_hook(
                 lambda module, inputs: (_SumOfGradients.apply(inputs[0], name), *inputs[1:])
             )
             module.register_forward_hook(lambda module, inputs, output: _Sum.apply(output, name))
+
+
+def _embed(table: nn.Embedding, rank: int, group: str, input_ids: Tensor) -> Tensor:
+    """Rows of a table that is split by vocabulary: each rank's are zero outside its part."""
+    weight = cast(DTensor, table.weight).to_local()
+    here = input_ids - rank * len(weight)
+    inside = (here >= 0) & (here < len(weight))
+    found = F.embedding(here.where(inside, 0), weight) * inside[..., None]
+    return cast(Tensor, _Sum.apply(found, group))
 
 
 def split_dim(name: str) -> int | None:
@@ -229,6 +241,25 @@ class _SumOfGradients(torch.autograd.Function):
         return _all_reduce(gradient, ctx.group), None
 
 
+class _Gather(torch.autograd.Function):
+    """All ranks' parts below each other, whose gradient is this rank's part of the sum. DTensor's
+    own gives tensors that are still being gathered, see `split_tensors`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: str, ranks: int) -> Tensor:
+        ctx.group, ctx.ranks = group, ranks
+        whole = torch.ops._c10d_functional.all_gather_into_tensor(part.contiguous(), ranks, group)
+        return torch.ops._c10d_functional.wait_tensor(whole)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        part = torch.ops._c10d_functional.reduce_scatter_tensor(
+            gradient.contiguous(), "sum", ctx.ranks, ctx.group
+        )
+        return torch.ops._c10d_functional.wait_tensor(part), None, None
+
+
 def own_share(
     hidden_states: Tensor, weight: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -244,7 +275,7 @@ def own_share(
     shared: Tensor = _SumOfGradients.apply(hidden_states, mesh.get_group().group_name)
     own_states = shared.flatten(0, 1).tensor_split(ranks)[rank]
     own_labels = labels.flatten().tensor_split(ranks)[rank]
-    whole = weight.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    whole = _Gather.apply(weight.to_local(), mesh.get_group().group_name, ranks)
     return own_states, whole, own_labels
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from moxin_lab.pretraining import parallel, trainer
 from tests.pretraining.test_trainer import make_model, make_settings, make_stream
 
 SEED = 5
+COMPILE = torch.compile
 
 
 class AtStart(Callback):
@@ -40,6 +42,8 @@ def run(folder: Path, job: dict) -> None:
         if step == job.get("stop") and rank == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    if job.get("compiled"):  # all of the compiler but its code generation, which takes minutes
+        torch.compile = partial(COMPILE, backend="aot_eager")
     settings, model = make_run_settings(), meta_model()
     try:
         log = trainer.fit(
@@ -51,6 +55,7 @@ def run(folder: Path, job: dict) -> None:
             trainer_options={"accelerator": "cpu"},
             progress=end,
             callbacks=[start],
+            compiled=job.get("compiled", False),
             parallel=parallel.ParallelSettings(seed=SEED, **job["parallel"]),
         ).to_dict("list")
     except SystemExit as ended:

@@ -45,12 +45,15 @@ def one_process(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """Sharded by rows, sharded by tensors with checkpointing, and ended after five steps."""
+    """Sharded by rows, by tensors with checkpointing, the same compiled, and ended after five
+    steps.
+    """
     folder = tmp_path_factory.mktemp("two")
     tensors = {"data": 1, "tensor": 2, "activation_checkpointing": "full"}
     jobs = [
         {"name": "rows", "points": "rows", "parallel": {"data": 2}},
         {"name": "tensors", "points": "tensors", "parallel": tensors},
+        {"name": "compiled", "points": "compiled", "parallel": tensors, "compiled": True},
         {"name": "ended", "points": "points", "parallel": {"data": 2}, "stop": 5},
     ]
     return ran(folder, 2, jobs), folder
@@ -58,7 +61,7 @@ def two_ranks(tmp_path_factory):
 
 def ran(folder, ranks, jobs):
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    run_ranks(SCRIPT, folder, ranks=ranks, seconds=120)
+    run_ranks(SCRIPT, folder, ranks=ranks)
     return {
         job["name"]: torch.load(folder / f"{job['name']}.pt", weights_only=True) for job in jobs
     }
@@ -79,11 +82,11 @@ def assert_equal(left, right):
 
 def test_a_model_on_the_meta_device_begins_with_the_same_weights_on_any_ranks(two_ranks):
     expected = drawn_model().state_dict()
-    for name in ("rows", "tensors"):
+    for name in ("rows", "tensors", "compiled"):
         assert_equal(two_ranks[0][name]["start"], expected)
 
 
-@pytest.mark.parametrize("name", ["rows", "tensors"])
+@pytest.mark.parametrize("name", ["rows", "tensors", "compiled"])
 def test_two_ranks_have_the_loss_curve_of_one_process(one_process, two_ranks, name):
     assert_same_curve(two_ranks[0][name]["log"], one_process[1])
 
