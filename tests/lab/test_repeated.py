@@ -43,7 +43,7 @@ CLOCK = re.compile(
     r"|training_sentence"
 )
 """Names in the notebooks whose values a clock decides; a full walk of all notebooks, twice, finds
-others (tests/scales/test_full_walk.py).
+others (tests/scales/test_repeated_walk.py).
 """
 
 
