@@ -480,6 +480,8 @@ def train(setup: SimpleNamespace, options: argparse.Namespace) -> dict[str, Any]
         # Without the steps in which blocks compile, a resume point is written or a phase is saved.
         first = phase.first_step + 2
         part = seconds[first : phase.first_step + phase.steps - 2]
+        if not part:  # a phase of so few steps has no speed
+            continue
         typical = statistics.median(part)
         kept = [i for i, value in enumerate(part) if value < 3 * typical]
         chosen = [part[i] for i in kept]

@@ -277,6 +277,8 @@ class TrainingStream:
         A second epoch's text comes again, as in training: a baseline fitted on this learns from the
         same text.
         """
+        if not self.consumed[pool]:  # its share of so few tokens is below one row
+            return []
         tokens = self._pools[pool].tokens
         bos, eos = tokens.document(0)[0], tokens.document(0)[-1]
         ids, numbers = self._pools[pool].read(0, self.consumed[pool])

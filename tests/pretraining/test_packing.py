@@ -139,6 +139,12 @@ def test_tokens_read_are_the_inputs_of_all_batches_without_bos_and_eos():
     assert all(tuple(piece) in documents for piece in read[:-1])
 
 
+def test_a_pool_of_which_no_row_is_read_has_no_text_that_was_read():
+    pools = {"a": make_tokens([20] * 9), "b": make_tokens([20] * 9, 500)}
+    stream = TrainingStream(pools, [phase(1, 8, a=99, b=1)], tokens_per_step=16, seed=0)
+    assert stream.consumed["b"] == 0 and stream.tokens_read("b") == []
+
+
 def test_order_differs_between_epochs_seeds_and_pools():
     tokens = make_tokens([1] * 40)
     orders = [
