@@ -247,6 +247,7 @@ def speed_config(options: argparse.Namespace, fewest: int) -> MoxinConfig:
 
     from moxin_lab import scales
     from moxin_lab.model.config import MoxinConfig
+    from moxin_lab.pretraining.dry_run import estimated_bytes
 
     scale = scales.load(options.scale)
     values = scale.model.model_dump()
@@ -258,43 +259,13 @@ def speed_config(options: argparse.Namespace, fewest: int) -> MoxinConfig:
     room = MEMORY_SHARE * torch.cuda.get_device_properties(0).total_memory
     for blocks in range(config.num_hidden_layers, 0, -1):
         config = dataclasses.replace(config, num_hidden_layers=blocks)
-        layout = SHARDED if fewest > 1 else WHOLE
-        if estimated_bytes(config, fewest, layout, "none", options.rows * options.sequence) < room:
+        tokens = options.rows * options.sequence
+        if estimated_bytes(config, fewest, 1, "none", tokens) < room:
             return config
     raise ValueError(
         f"not one block of scale {options.scale} fits {room / 1e9:.0f} GB: lower --rows or "
         "--sequence"
     )
-
-
-def estimated_bytes(
-    config: MoxinConfig, gpus: int, layout: str, checkpointing: str, tokens: int
-) -> int:
-    """Peak memory of one GPU under bf16-mixed. tokens: of a GPU's micro-batch.
-
-    16 bytes a parameter (weight, gradient and AdamW's two moments in float32) over all GPUs. Beside
-    them: bfloat16 weights and gradients of two blocks (one runs, the next is gathered) and of
-    embedding and head, and a block's gradient in float32; what a block keeps for its backward pass
-    (its input, both norms' outputs, queries, keys, values, attention's output, both sums, gate, up
-    and their product), or with checkpointing its input alone and one block's whole; the logits of a
-    chunk twice. Tensor parallelism divides what lies inside attention and feed-forward.
-    """
-    from moxin_lab.model.config import count_parameters
-    from moxin_lab.pretraining.trainer import LOSS_CHUNK
-
-    parts, tensor = count_parameters(config), TENSOR[layout]
-    micro = tokens * tensor  # of the ranks that split these tensors
-    blocks, outside = config.num_hidden_layers, parts["embed_tokens"] + parts["lm_head"]
-    held = 16 * parts["total"] / gpus
-    gathered = (2 * (2 + 2) + 4) * parts["block"] / tensor + (2 + 2) * outside
-    width, inner = config.hidden_size, config.intermediate_size
-    heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    kept = 2 * micro * (5 * width + (heads + 3 * inner) / tensor)
-    activations = blocks * kept
-    if checkpointing == "full":
-        activations = blocks * 2 * micro * width + kept
-    loss = 2 * 2 * min(tokens, LOSS_CHUNK["cuda"]) * config.vocab_size + 8 * micro * width
-    return int(held + gathered + activations + loss)
 
 
 # ---- starting ranks
@@ -403,6 +374,7 @@ def timed(job: SimpleNamespace, config: MoxinConfig, rows: int) -> dict[str, Any
     from moxin_lab.bench import free_memory, peak_bytes
     from moxin_lab.bench.pretraining import StepTimes, useful_flops
     from moxin_lab.bench.train_step import device_peak
+    from moxin_lab.pretraining.dry_run import estimated_bytes
 
     count = WARMUP + job.steps
     tokens = rows * job.sequence
@@ -419,7 +391,6 @@ def timed(job: SimpleNamespace, config: MoxinConfig, rows: int) -> dict[str, Any
     if job.gpus > 1:
         memories = [None] * job.gpus
         torch.distributed.all_gather_object(memories, memory)
-    per_gpu = job.rows * job.sequence
     return {
         "blocks": config.num_hidden_layers,
         "tokens_per_step": tokens,
@@ -429,7 +400,7 @@ def timed(job: SimpleNamespace, config: MoxinConfig, rows: int) -> dict[str, Any
         "model_flops_utilisation": sum(flops) / sum(seconds) / peak / job.gpus if peak else None,
         "peak_bytes": max(memories) if job.device == "cuda" else None,
         "estimated_bytes": estimated_bytes(
-            config, job.gpus, job.layout, job.checkpointing, per_gpu
+            config, job.gpus, TENSOR[job.layout], job.checkpointing, micro
         ),
     }
 

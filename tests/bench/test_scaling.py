@@ -6,9 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from moxin_lab.bench import scaling
-from moxin_lab.model.config import MoxinConfig
-
-FULL = MoxinConfig()
 
 
 def test_one_gpu_is_measured_unsharded_and_even_numbers_with_tensor_parallelism():
@@ -22,15 +19,6 @@ def test_one_gpu_is_measured_unsharded_and_even_numbers_with_tensor_parallelism(
         (3, scaling.SHARDED),
     }
     assert len({scaling.key_of(job) for job in jobs}) == len(jobs)
-
-
-def test_the_estimate_of_memory_falls_with_gpus_and_with_checkpointing_and_holds_the_states():
-    def estimate(gpus, layout=scaling.SHARDED, checkpointing="none"):
-        return scaling.estimated_bytes(FULL, gpus, layout, checkpointing, 8192)
-
-    assert estimate(1) > 16 * 8_114_180_096
-    assert estimate(1) > estimate(2) > estimate(8) > estimate(8, checkpointing="full")
-    assert estimate(8, scaling.SPLIT, "full") > 16 * 8_114_180_096 / 8
 
 
 def test_rows_are_compared_with_one_gpu_of_the_same_run():

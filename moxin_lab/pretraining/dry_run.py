@@ -1,0 +1,137 @@
+"""What a scale's pretraining would take, computed before any device is rented: phases and pools,
+steps, operations, memory of a device and days, by number of devices.
+
+    plan(scales.load("full"), [8, 16, 64], utilisation=0.5)
+
+Guarantees: the model is built on the meta device by the class that would be trained; the division
+of a step and the learning rates are those of the trainer, so settings that it would refuse are
+refused here. Memory is an estimate (`estimated_bytes`), which `bench scaling` sets beside measured
+peaks.
+Out of scope: reading the text; whether the pools hold as many tokens as the phases draw.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+
+from moxin_lab.model.config import MoxinConfig, count_parameters, training_flops_per_token
+from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.pretraining import parallel, tables, trainer
+from moxin_lab.scales import Scale
+from moxin_lab.training.schedules import pretraining_learning_rate
+
+SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Plan:
+    """parameters: of the model. phases: one row each, in order. devices: one row per number of
+    devices and way of checkpointing.
+    """
+
+    parameters: int
+    phases: pd.DataFrame
+    devices: pd.DataFrame
+
+
+def plan(
+    scale: Scale,
+    counts: list[int],
+    *,
+    utilisation: float,
+    tensor: int = 1,
+    peak: float = tables.PEAKS["H100"],
+) -> Plan:
+    """The plan of a scale's stage 04. utilisation: useful share of `peak` FLOP/s, as measured by
+    `bench scaling`. Raises ValueError for a step or a model that does not divide into these ranks.
+    """
+    settings = scale.pretraining
+    config = MoxinConfig(vocab_size=scale.tokenizer.vocab_size, **scale.model.model_dump())
+    with torch.device("meta"):
+        model = MoxinForCausalLM(config)
+    phases = pd.DataFrame(_phases(settings, config))
+    flops = float(phases["flops"].sum())
+    rows = []
+    for count in counts:
+        if count % tensor:
+            raise ValueError(f"{count} devices do not divide into groups of {tensor}")
+        for checkpointing in ("none", "full"):
+            layout = parallel.ParallelSettings(count // tensor, tensor, checkpointing)
+            parallel.check(model, layout, settings.precision)
+            memory = estimated_bytes(
+                config, count, tensor, checkpointing, settings.micro_batch_tokens
+            )
+            rows.append(
+                {
+                    "devices": count,
+                    "data": layout.data,
+                    "tensor": tensor,
+                    "checkpointing": checkpointing,
+                    "micro_batches": trainer.accumulation(settings, layout.data),
+                    "memory_bytes": memory,
+                    "days": flops / (count * peak * utilisation) / SECONDS_PER_DAY,
+                }
+            )
+    return Plan(sum(p.numel() for p in model.parameters()), phases, pd.DataFrame(rows))
+
+
+def _phases(settings: Any, config: MoxinConfig) -> list[dict[str, Any]]:
+    """Name, pools, steps, tokens, learning rates at both ends and FLOPs of each phase; rows count
+    as one document each, which is the most that attention can cost.
+    """
+    total, first, rows = sum(phase.steps for phase in settings.phases), 0, []
+
+    def rate(step: int) -> float:
+        return pretraining_learning_rate(
+            step,
+            total,
+            peak=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            final_ratio=settings.final_learning_rate_ratio,
+        )
+
+    for phase in settings.phases:
+        tokens = phase.steps * settings.tokens_per_step
+        rows.append(
+            {
+                "phase": phase.name,
+                "pools": ", ".join(f"{name} {share:g}" for name, share in phase.mixture.items()),
+                "context": phase.sequence_length,
+                "steps": phase.steps,
+                "tokens": tokens,
+                "first_rate": rate(first),
+                "last_rate": rate(first + phase.steps - 1),
+                "flops": tokens * training_flops_per_token(config, phase.sequence_length),
+            }
+        )
+        first += phase.steps
+    return rows
+
+
+def estimated_bytes(
+    config: MoxinConfig, devices: int, tensor: int, checkpointing: str, tokens: int
+) -> int:
+    """Peak memory of one device under bf16-mixed. tokens: of the micro-batch of `tensor` devices
+    that split one model's tensors.
+
+    16 bytes a parameter (weight, gradient and AdamW's two moments in float32) over all devices.
+    Beside them: bfloat16 weights and gradients of two blocks (one runs, the next is gathered) and
+    of embedding and head, and a block's gradient in float32; what a block keeps for its backward
+    pass (its input, both norms' outputs, queries, keys, values, attention's output, both sums,
+    gate, up and their product), or with checkpointing its input alone and one block's whole; the
+    logits of a chunk twice. Tensor parallelism divides what lies inside attention and feed-forward.
+    """
+    parts = count_parameters(config)
+    outside = parts["embed_tokens"] + parts["lm_head"]
+    held = 16 * parts["total"] / devices
+    gathered = (2 * (2 + 2) + 4) * parts["block"] / tensor + (2 + 2) * outside
+    width, inner = config.hidden_size, config.intermediate_size
+    heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    kept = 2 * tokens * (5 * width + (heads + 3 * inner) / tensor)
+    activations = config.num_hidden_layers * kept
+    if checkpointing == "full":
+        activations = config.num_hidden_layers * 2 * tokens * width + kept
+    logits = min(tokens // tensor, trainer.LOSS_CHUNK["cuda"]) * config.vocab_size
+    return int(held + gathered + activations + 2 * 2 * logits + 8 * tokens * width)

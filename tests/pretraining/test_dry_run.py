@@ -1,0 +1,28 @@
+"""A dry run tells what the trainer would do, without weights or text."""
+
+import pytest
+
+from moxin_lab import scales
+from moxin_lab.pretraining import dry_run
+
+
+def test_the_full_scale_is_planned_for_8_16_and_64_devices():
+    plan = dry_run.plan(scales.load("full"), [8, 16, 64], utilisation=0.5)
+    assert plan.parameters == 8_114_180_096
+    assert plan.phases["steps"].sum() == 482_000
+    assert plan.phases["tokens"].sum() == 482_000 * 4_194_304
+    assert plan.phases["first_rate"][0] < plan.phases["first_rate"][1] <= 2e-6
+    assert plan.phases["last_rate"][2] == pytest.approx(2e-7)
+    # 6 for each of 8.0e9 weights in products and 2.0e12 tokens, and attention
+    assert 9.7e22 < plan.phases["flops"].sum() < 1.15e23
+    devices = plan.devices.set_index(["devices", "checkpointing"])
+    assert devices["micro_batches"].tolist() == [64, 64, 32, 32, 8, 8]
+    assert devices.loc[(8, "none"), "days"] == pytest.approx(8 * devices.loc[(64, "none"), "days"])
+    assert devices.loc[(8, "full"), "memory_bytes"] < devices.loc[(8, "none"), "memory_bytes"]
+    assert devices.loc[(8, "full"), "memory_bytes"] > 16 * plan.parameters / 8
+
+
+@pytest.mark.parametrize(("count", "tensor"), [(3, 1), (9, 2)])
+def test_devices_that_do_not_divide_a_step_or_a_group_are_refused(count, tensor):
+    with pytest.raises(ValueError, match=r"not a multiple|do not divide"):
+        dry_run.plan(scales.load("full"), [count], utilisation=0.5, tensor=tensor)
