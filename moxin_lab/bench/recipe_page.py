@@ -124,6 +124,11 @@ def _pairs(record: dict[str, Any], folder: Path) -> list[str]:
         ]
     rules = {one["rule"] for one in table.values() if "recipe" in one}
     text += [*(f"The rule, stated before the run: {rule}" for rule in sorted(rules)), ""]
+    text += [
+        "Changed arms take the recipe's learning rate, Muon its own: an arm that another rate "
+        "would suit better is shown at a disadvantage.",
+        "",
+    ]
     for name, chosen in record["rates"].items():
         tried = ", ".join(
             f"{rate}: {'diverged' if bits is None else f'{bits:.4f}'}"
