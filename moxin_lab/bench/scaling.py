@@ -422,8 +422,9 @@ def curve(job: SimpleNamespace) -> None:
         job.checkpointing = "none"
         stop = job.curve_steps // 2 if job.part == "save" else None
         torch.compiler.reset()
+        watches = [] if job.part == "curve" else [watch]  # whole weights are slow to gather
         losses = train(
-            job, config, stream, settings, points, [watch], stop, compiled=precision != "32-true"
+            job, config, stream, settings, points, watches, stop, compiled=precision != "32-true"
         )
         if stop is not None:
             write_row(job, {"weights": watch.weights_at_end})

@@ -320,7 +320,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """All weights on the CPU, on the first rank; one parameter at a time is whole on a device.
     Every rank must call it; the others get nothing.
     """
-    first = torch.distributed.get_rank() == 0
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     weights = {}
     for name, tensor in model.state_dict().items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
