@@ -478,14 +478,15 @@ def repeated_share(hashes: np.ndarray, found: np.ndarray) -> float:
     """The share of a text's words that lie in 13-grams of training text (`data/ngrams.py`: a letter
     is a word in Chinese and Japanese).
 
-    hashes: uint64 [words - 12], of the text; found: those that training text has.
+    hashes: uint64 [words - 12], of the text; found: those that training text has, sorted.
     """
     from moxin_lab.data.ngrams import NGRAM_TOKENS
 
-    if not len(hashes):
+    if not len(hashes) or not len(found):
         return 0.0
     covered = np.zeros(len(hashes) + NGRAM_TOKENS - 1, dtype=bool)
-    for first in np.flatnonzero(np.isin(hashes, found)):
+    place = np.searchsorted(found, hashes).clip(max=len(found) - 1)
+    for first in np.flatnonzero(found[place] == hashes):
         covered[first : first + NGRAM_TOKENS] = True
     return float(covered.mean())
 
