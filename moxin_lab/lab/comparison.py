@@ -16,6 +16,7 @@ measure each, so two that overlap can still differ by a paired test); showing it
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class Pair:
     @property
     def of_the_clock(self) -> bool:
         named = "share_of_step" in self.name or "_time_" in self.name
-        return named or self.unit in TIMES or self.unit.endswith("/s")
+        return named or self.unit in TIMES or bool(re.search(r"/s\b", self.unit))
 
     @property
     def relation(self) -> str:

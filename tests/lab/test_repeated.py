@@ -112,7 +112,12 @@ def test_a_measure_or_a_verdict_that_differs_is_named(pair, change, fault):
 
 @pytest.mark.parametrize(
     ("name", "unit"),
-    [("first_token", "ms"), ("rate", "tokens/s"), ("attention_time_exponent", "exponent")],
+    [
+        ("first_token", "ms"),
+        ("rate", "tokens/s"),
+        ("pipeline_throughput", "MB/s a core"),
+        ("attention_time_exponent", "exponent"),
+    ],
 )
 def test_a_measure_of_the_clock_may_differ(pair, name, unit):
     for run, value in zip(pair, (1.0, 2.0), strict=True):

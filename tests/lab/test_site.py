@@ -329,7 +329,7 @@ def test_index_counts_verdicts_and_says_why_the_rest_is_open(built):
     ]
     decided = soup.find(id="claim-data.kept").get_text()
     assert "Most documents are kept." in decided and "12,345 documents were kept." in decided
-    assert soup.find(id="claim-data.kept").find("a")["href"] == (
+    assert soup.find(id="claim-data.kept").find("a", class_="state")["href"] == (
         "01_data_curation.html#verdict-data.kept"
     )
     reasons = [summary.get_text() for summary in soup.select(".open-claims summary")]
