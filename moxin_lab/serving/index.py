@@ -113,7 +113,9 @@ def build_from(
                 _add_vectors(database, model)
             facts = {
                 "version": str(VERSION),
-                "encoder": NO_ENCODER if model is None else model.name,
+                "encoder": NO_ENCODER
+                if model is None
+                else encoders.stored_name(model.name, target),
                 **{name: str(value) for name, value in counts.items()},
             }
             database.executemany("insert into facts values (?, ?)", facts.items())
@@ -195,17 +197,21 @@ def open_index(folder: Path, encoder: encoders.Encoder | None = None) -> "Index"
     if facts.get("version") != str(VERSION):
         database.close()
         raise LabError(f"{path} has version {facts.get('version')}, not {VERSION}; {remedy}")
-    return Index(database, facts, encoder)
+    return Index(database, facts, folder, encoder)
 
 
 class Index:
     """An open index; `with` closes it. Reading threads may share it."""
 
     def __init__(
-        self, database: sqlite3.Connection, facts: dict[str, str], encoder: encoders.Encoder | None
+        self,
+        database: sqlite3.Connection,
+        facts: dict[str, str],
+        folder: Path,
+        encoder: encoders.Encoder | None,
     ) -> None:
         self._database = database
-        self.facts = facts
+        self.facts, self._folder = facts, folder
         self._encoder = encoder
         self._vectors: encoders.Vectors | None = None
         self._fitted: dict[str, NDArray[Any]] | None = None
@@ -264,11 +270,10 @@ class Index:
         if not self.has_vectors:
             raise LabError("the index has no vectors: build it with --encoder")
         if self._encoder is None:
-            self._encoder = encoders.load(self.facts["encoder"])
-        if self._encoder.name != self.facts["encoder"]:
-            raise LabError(
-                f"the index has vectors of {self.facts['encoder']}, not of {self._encoder.name}"
-            )
+            self._encoder = encoders.load_stored(self.facts["encoder"], self._folder)
+        name = encoders.stored_name(self._encoder.name, self._folder)
+        if self.facts["encoder"] not in (name, self._encoder.name):
+            raise LabError(f"the index has vectors of {self.facts['encoder']}, not of {name}")
         # Each time: indexes may share an encoder, and it learns something else of each corpus.
         if self._fitted is None:
             self._fitted = {

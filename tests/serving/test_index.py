@@ -283,3 +283,27 @@ def test_an_encoder_puts_a_question_nearest_to_its_answer(name, tmp_path):
     questions = encoder.queries(["How do I add a table?", "oven"])
     assert (questions @ vectors.T).argmax(1).tolist() == [0, 2]
     np.testing.assert_allclose(encoder.passages(texts[1:2])[0], vectors[1], atol=2e-2)
+
+
+def test_an_index_in_a_lab_names_no_folder_of_the_machine_and_moves_with_the_lab(
+    tmp_path, monkeypatch
+):
+    class Model(Letters):
+        def __init__(self, name):
+            self.name = name
+
+    def make_lab(name):
+        for part in ("notebooks", "moxin_lab", "data_cards", "runs/model"):
+            (tmp_path / name / part).mkdir(parents=True)
+        return tmp_path / name
+
+    files = []
+    for lab in (make_lab("one"), make_lab("two")):
+        index.build_from(DOCUMENTS, lab / "base", encoder=Model(f"model:{lab}/runs/model@0"))
+        files.append((lab / "base" / index.FILE).read_bytes())
+    assert files[0] == files[1] and str(tmp_path).encode() not in files[0]
+    moved = (tmp_path / "one").rename(tmp_path / "three")
+    monkeypatch.setattr(encoders, "load", Model)
+    with index.open_index(moved / "base") as opened:
+        assert opened.encoder.name == f"model:{moved}/runs/model@0"
+        assert opened.dense("table", 1)
