@@ -167,7 +167,9 @@ def _parser(chosen_bench: str | None = None) -> argparse.ArgumentParser:
     )
     run.add_argument("--force", action="store_true", help="run even what is up to date")
     run.add_argument(
-        "--dry-run", action="store_true", help="show what would run and why, and run nothing"
+        "--dry-run",
+        action="store_true",
+        help="show what would run and why, and what pretraining would take; run nothing",
     )
     status = with_scale(
         command("status", _status, "show for each stage whether it would run, and why")
@@ -528,6 +530,11 @@ def _run(options: argparse.Namespace) -> int:
         for name, reasons in runner.status(root, options.scale, options.seed):
             if name in wanted:
                 _print_status(name, reasons or (["forced"] if options.force else []))
+        if "04_pretraining" in wanted:
+            from moxin_lab import scales
+            from moxin_lab.pretraining import dry_run
+
+            print(dry_run.text(scales.load(options.scale)))
         return 0
     try:
         with _ended_by_sigterm():

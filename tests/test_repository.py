@@ -15,8 +15,8 @@ from moxin_lab import scales
 from moxin_lab.stages import STAGES
 
 # bytes; the image sets of stage 07 are a third of the first, released reports and the released
-# model five MiB
-SIZE_LIMIT, FILE_LIMIT = 40 * 2**20, 9 * 2**20
+# model eight MiB
+SIZE_LIMIT, FILE_LIMIT = 41 * 2**20, 9 * 2**20
 
 
 @pytest.fixture(scope="session")

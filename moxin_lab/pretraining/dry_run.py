@@ -1,6 +1,7 @@
 """What a scale's pretraining would take, computed before any device is rented: phases and pools,
 steps, operations, memory of a device and days, by number of devices.
 
+    moxin-lab run --scale full --dry-run                      # prints `text`
     plan(scales.load("full"), [8, 16, 64], utilisation=0.5)
 
 Guarantees: the model is built on the meta device by the class that would be trained; the division
@@ -23,6 +24,9 @@ from moxin_lab.scales import Scale
 from moxin_lab.training.schedules import pretraining_learning_rate
 
 SECONDS_PER_DAY = 86_400
+COUNTS = (1, 8, 16, 64)
+MEASURED_UTILISATION = 0.485
+"""Of two H200, full width, 24 blocks, FSDP2: reports/released/scaling."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,37 @@ def plan(
                 }
             )
     return Plan(sum(p.numel() for p in model.parameters()), phases, pd.DataFrame(rows))
+
+
+def text(scale: Scale) -> str:
+    """The plan for those of `COUNTS` into which a step divides, in words. Raises ValueError as
+    `plan` does.
+    """
+    settings = scale.pretraining
+    counts = [
+        n for n in COUNTS if settings.tokens_per_step % (n * settings.micro_batch_tokens) == 0
+    ]
+    found = plan(scale, counts, utilisation=MEASURED_UTILISATION)
+    lines = [
+        f"pretraining at scale {scale.name}: {found.parameters:,} parameters, "
+        f"{found.phases['tokens'].sum():,} tokens, {found.phases['flops'].sum():.3g} FLOPs"
+    ]
+    for phase in found.phases.to_dict("records"):
+        lines.append(
+            f"  {phase['phase']}: {phase['steps']:,} steps of {phase['context']:,} tokens a row, "
+            f"learning rate {phase['first_rate']:.2g} to {phase['last_rate']:.2g}; "
+            f"{phase['pools']}"
+        )
+    lines.append(
+        f"  on H100s at {MEASURED_UTILISATION:.1%} of their bf16 peak, as two H200 did at full "
+        "width (reports/released/scaling); memory is an estimate, without and with checkpointing:"
+    )
+    for count, rows in found.devices.groupby("devices"):
+        memory = " and ".join(f"{each / 1e9:.0f}" for each in rows["memory_bytes"])
+        days = rows["days"].iloc[0]
+        time = f"{days:,.0f} days" if days >= 2 else f"{days * SECONDS_PER_DAY:,.0f} s"
+        lines.append(f"    {count} device{'s' * (count > 1)}: {memory} GB each, {time}")
+    return "\n".join(lines)
 
 
 def _phases(settings: Any, config: MoxinConfig) -> list[dict[str, Any]]:

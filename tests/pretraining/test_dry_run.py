@@ -2,7 +2,7 @@
 
 import pytest
 
-from moxin_lab import scales
+from moxin_lab import cli, scales
 from moxin_lab.pretraining import dry_run
 
 
@@ -26,3 +26,15 @@ def test_the_full_scale_is_planned_for_8_16_and_64_devices():
 def test_devices_that_do_not_divide_a_step_or_a_group_are_refused(count, tensor):
     with pytest.raises(ValueError, match=r"not a multiple|do not divide"):
         dry_run.plan(scales.load("full"), [count], utilisation=0.5, tensor=tensor)
+
+
+def test_a_dry_run_of_the_full_scale_says_pools_steps_memory_and_days(capsys):
+    assert cli.main(["run", "--scale", "full", "--only", "04", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "350,000 steps of 2,048 tokens a row" in said
+    assert "slimpajama 60, dclm-baseline 30, the-stack-dedup 10" in said
+    assert "64 devices: 50 and 11 GB each, 38 days" in said
+
+
+def test_a_dry_run_names_only_devices_into_which_a_step_divides():
+    assert "8 devices" not in dry_run.text(scales.load("tiny"))
