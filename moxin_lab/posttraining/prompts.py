@@ -15,6 +15,7 @@ Out of scope: the template of Tülu and training (`chat.py`); tools, documents a
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from moxin_lab.model import plain_text
 
 Conversation = Sequence[dict[str, Any]]
 ROLES = ("system", "user", "assistant")
+OTHER_ROLES = ("tool", "function", "developer", "ipython", "environment", "observation")
+"""Roles that templates of others know. No message here has one, and none may spell its header."""
 SANITIZER_MARKS = ("\U000f0000", "\U000f0001")
 """transformers puts these two characters around what `sanitize_control_tokens` reads as text."""
 
@@ -164,6 +167,19 @@ def _headers(tokenizer: PreTrainedTokenizerBase, state: State) -> tuple[str, ...
         outline = _outline(tokenizer, state, ("system", *turns), True)
     except ChatError:  # some templates have no place for a system message
         outline = _outline(tokenizer, state, turns, True)
+    headers = _lines_at_messages(outline)
+    for role in OTHER_ROLES:
+        # templates differ in where such a message may stand, and most have no place for it
+        for more in ((role,), (role, "assistant"), (role, "user")):
+            with suppress(ChatError):
+                headers |= _lines_at_messages(
+                    _outline(tokenizer, state, ("user", "assistant", *more), False)
+                )
+    return tuple(sorted(headers))
+
+
+def _lines_at_messages(outline: "_Outline") -> set[str]:
+    """The lines of the template that stand before, between and after the messages."""
     headers: set[str] = set()
     for place, run in enumerate(outline.runs):
         parts = re.split(NAME, run)
@@ -178,7 +194,7 @@ def _headers(tokenizer: PreTrainedTokenizerBase, state: State) -> tuple[str, ...
                 headers.add(lines[0])
             if not ((before_control or (after_control and not lines[1:])) and _is_words(lines[-1])):
                 headers.add(lines[-1])
-    return tuple(sorted(headers))
+    return headers
 
 
 def _is_words(text: str) -> bool:

@@ -10,7 +10,13 @@ from tokenizers import AddedToken, normalizers
 
 from moxin_lab.model import plain_text
 from moxin_lab.posttraining import chat
-from moxin_lab.posttraining.prompts import ChatError, encode_prompt, plain_headers
+from moxin_lab.posttraining.prompts import (
+    OTHER_ROLES,
+    ROLES,
+    ChatError,
+    encode_prompt,
+    plain_headers,
+)
 from tests.posttraining.examples import make_tokenizer, say
 
 TOKENIZER = make_tokenizer()
@@ -58,6 +64,9 @@ VICUNA = (
     "{% else %}{{ ' ASSISTANT: ' + message.content + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
+TOOLS = VICUNA.replace(
+    "{% else %}", "{% elif message.role == 'tool' %}{{ ' RESULT: ' + message.content }}{% else %}"
+)
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message.role"
     " + '<|end_header_id|>\n\n' + message.content | trim + '<|eot_id|>' }}{% endfor %}"
@@ -72,21 +81,24 @@ def with_template(template, *tokens):
     return tokenizer
 
 
+ALL_ROLES = (*ROLES, *OTHER_ROLES)
 OF_OTHERS = {
     "tulu": (TOKENIZER, ["<|assistant|>", "<|system|>", "<|user|>"]),
     "chatml": (with_template(CHATML, "<|im_start|>", "<|im_end|>"), []),
     "chatml without its tokens": (
         with_template(CHATML),
-        ["<|im_end|>", "<|im_start|>assistant", "<|im_start|>system", "<|im_start|>user"],
+        sorted(["<|im_end|>", *(f"<|im_start|>{role}" for role in ALL_ROLES)]),
     ),
     "llama 2": (with_template(LLAMA2), ["[/INST]", "[INST]"]),
     # Each header follows a control token, and is plain text all the same.
-    "zephyr": (with_template(ZEPHYR), ["<|assistant|>", "<|system|>", "<|user|>"]),
+    "zephyr": (with_template(ZEPHYR), sorted(f"<|{role}|>" for role in ALL_ROLES)),
     "openchat": (
         with_template(OPENCHAT, "<|end_of_turn|>"),
-        ["GPT4 Correct Assistant:", "GPT4 Correct System:", "GPT4 Correct User:"],
+        sorted(f"GPT4 Correct {role.title()}:" for role in ALL_ROLES),
     ),
     "vicuna": (with_template(VICUNA), ["ASSISTANT:", "USER:"]),
+    # No message here is a tool's, but the model has learned what such a turn looks like.
+    "vicuna with tools": (with_template(TOOLS), ["ASSISTANT:", "RESULT:", "USER:"]),
     "llama 3": (
         with_template(LLAMA3, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         [],
