@@ -80,6 +80,13 @@ STAGES: tuple[StageInfo, ...] = (
         takes=("documents", "tokenizer", "architecture"),
         leaves=("pretrained", "phase_checkpoints", "training_log"),
         sections=("pretraining",),
+        reads=(
+            "reports/released/pretraining-small/pretraining.json",
+            "reports/released/ladder/ladder.json",
+            "reports/released/ablations/ablations.json",
+            "reports/released/smollm2-expansion/smollm2-expansion.json",
+            "reports/released/scaling/scaling.json",
+        ),
     ),
     StageInfo(
         "05_instruction_tuning",

@@ -1,5 +1,5 @@
-"""Figures of the experiments on the pretraining recipe, from the JSON of `moxin-lab bench recipe`,
-and the same figures in words.
+"""Figures of the experiments on the pretraining recipe, from the JSON of `moxin-lab bench recipe`
+and `bench smollm2-expansion`, and the same figures in words.
 
 Guarantees: a figure's text alternative is made from the same values as the figure; arms and kinds
 of line can be distinguished without colour.
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from moxin_lab.pretraining.power_law import PowerLaw
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#555555"
+WIDTH = 5.4  # inches; on a narrow screen a wider figure's labels become too small to read
 UNITS = {"mean": "bits per byte", "nats_per_token": "nats per token"}
 
 
@@ -27,7 +28,7 @@ def ladder(found: Mapping[str, Any], measure: str = "mean") -> Figure:
     rungs, fits = found["rungs"], found["fits"][measure]
     compute = np.array([rung["flops"] for rung in rungs])
     losses = np.array([rung[measure] for rung in rungs])
-    figure, axes = plt.subplots(figsize=(7.0, 4.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
     far = np.geomspace(compute[0] / 2, found["full_flops"], 200)
     near = far[far <= 4 * compute[-1]]
     first, last = _law(fits["all_but_last"]), _law(fits["all"])
@@ -50,12 +51,15 @@ def ladder(found: Mapping[str, Any], measure: str = "mean") -> Figure:
         axes.annotate(
             f"{rung['parameters'] / 1e6:.3g} M",
             (c, loss),
-            xytext=(6, 6),
+            xytext=(-4, -4),  # below and left: the laws and the prediction lie above and right
             textcoords="offset points",
+            ha="right",
+            va="top",
             fontsize="small",
         )
     axes.set_xscale("log")
     axes.set(xlabel="training compute (FLOPs)", ylabel=f"held-out {UNITS[measure]}", ylim=(0, None))
+    axes.set_xlim(left=compute[0] / 20)  # room for the first rung's label
     axes.legend(frameon=False, fontsize="small", loc="upper right")
     return figure
 
@@ -83,7 +87,9 @@ def forest(
     spread of the recipe between seeds as a band. Differences of shares are not drawn.
     """
     rows = _drawn(verdicts, differences)
-    figure, axes = plt.subplots(figsize=(7.0, 1.4 + 0.36 * max(1, len(rows))), layout="constrained")
+    figure, axes = plt.subplots(
+        figsize=(WIDTH, 1.5 + 0.36 * max(1, len(rows))), layout="constrained"
+    )
     spreads = [row["recipe_spread"] for _, row in rows if row["recipe_spread"] is not None]
     if spreads:
         band = float(np.median(spreads))
@@ -122,13 +128,13 @@ def forest(
         axes.set_xticks([0, *ticks], ["0", *(f"{tick:+g}" for tick in ticks)], fontsize="small")
         widest = max(max(abs(r["low"] or 0), abs(r["high"] or 0)) for _, r in rows)
         axes.set_xlim(-1.1 * max(widest, reach[-1]), 1.1 * max(widest, reach[-1]))
-    axes.set_xlabel("bits per byte, changed arm minus recipe (left is better)")
+    axes.set_xlabel("bits per byte, changed minus recipe (left is better)")
     axes.legend(
         frameon=False,
         fontsize="small",
         loc="upper center",
-        bbox_to_anchor=(0.4, -0.25 if len(rows) < 6 else -0.14),
-        ncols=4,
+        bbox_to_anchor=(0.3, -0.25 if len(rows) < 6 else -0.18),
+        ncols=2,
     )
     return figure
 
@@ -142,6 +148,27 @@ def forest_alt(
         for verdict, row in _drawn(verdicts, differences)
     ]
     return "Bits per byte of the changed arm minus the recipe's: " + "; ".join(said) + "."
+
+
+def expansion(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Each way to add blocks: its difference in bits per byte to the model continued as it is, a
+    point for each seed and the interval. rows: `differences` of the JSON.
+    """
+    figure, axes = plt.subplots(
+        figsize=(WIDTH, 1.2 + 0.5 * max(1, len(rows))), layout="constrained"
+    )
+    axes.axvline(0, color="#000000", linewidth=0.8)
+    for place, row in enumerate(rows):
+        if row["interval"] is not None:
+            low, high = row["interval"]
+            error = [[row["mean"] - low], [high - row["mean"]]]
+            axes.errorbar(row["mean"], place, xerr=error, fmt="none", color=BLUE, capsize=4)
+        places = [place] * len(row["by_seed"])
+        axes.plot(row["by_seed"], places, "o", color=RED, markersize=5, zorder=3)
+    axes.set_yticks(range(len(rows)), [row["arm"].replace(", ", ",\n") for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("bits per byte, more blocks minus as it is (left is better)")
+    return figure
 
 
 def _drawn(

@@ -157,7 +157,7 @@ def bits_per_byte(table: pd.DataFrame) -> Figure:
     low, high.
     """
     models, groups = list(dict.fromkeys(table["model"])), list(dict.fromkeys(table["group"]))
-    figure, axes = plt.subplots(figsize=(7.0, 4.0), layout="constrained")
+    figure, axes = plt.subplots(figsize=(5.8, 3.8), layout="constrained")
     markers = ("s", "v", "^", "o", "D", "P", "X")
     width = 0.75 / len(models)
     for index, model in enumerate(models):

@@ -64,22 +64,27 @@ def packed_row(batch: dict[str, np.ndarray], tokenizer: PreTrainedTokenizerFast)
     )
 
 
-def stated_cost(utilisations: tuple[float, ...] = (0.3, 0.4, 0.5)) -> pd.DataFrame:
+def stated_cost(
+    utilisations: tuple[float, ...] = (0.3, 0.4, 0.5), *, measured: float | None = None
+) -> pd.DataFrame:
     """Device hours of 6ND operations (Kaplan et al. 2020, arXiv 2001.08361) and the price per hour
-    at which they cost what is stated. utilisations: shares of a device's peak.
+    at which they cost what is stated. utilisations: shares of a device's peak. measured: the share
+    that was measured on an H200, which becomes the last row.
     """
     operations = 6 * FULL_PARAMETERS * STATED_TOKENS
+    cases = [
+        (f"{device} at {share:.0%} of {peak / 1e12:.0f} TFLOP/s", peak * share)
+        for device, peak in PEAKS.items()
+        for share in utilisations
+    ]
+    if measured is not None:
+        peak = PEAKS["H100"]  # an H200 has the same
+        name = f"H200 at {measured:.1%} of {peak / 1e12:.0f} TFLOP/s, as measured"
+        cases.append((name, peak * measured))
     rows = []
-    for device, peak in PEAKS.items():
-        for share in utilisations:
-            hours = operations / (peak * share) / 3600
-            rows.append(
-                (
-                    f"{device} at {share:.0%} of {peak / 1e12:.0f} TFLOP/s",
-                    hours,
-                    STATED_DOLLARS / hours,
-                )
-            )
+    for name, rate in cases:
+        hours = operations / rate / 3600
+        rows.append((name, hours, STATED_DOLLARS / hours))
     return pd.DataFrame(
         rows, columns=["device and utilisation", "device hours", "dollars per hour"]
     ).set_index("device and utilisation")

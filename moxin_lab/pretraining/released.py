@@ -1,0 +1,213 @@
+"""Committed measurements of the recipe on a GPU (`reports/released/`), as notebook 04 shows them.
+
+    record = read(root / "reports/released/ladder/ladder.json")
+    ladder_in_words(record)      # what the ladder of widths says, in sentences
+
+Guarantees: every number in a sentence is computed from the record, and so is what it says: another
+measurement gives another sentence; a file that is not such a record raises an error with its name.
+Out of scope: measuring (`bench/`); drawing (`experiments.py`, `figures.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from moxin_lab.lab.artifacts import read_json
+from moxin_lab.pretraining import results
+
+NEEDED = {
+    "recipe": ("settings", "ladder", "verdicts", "differences", "plan"),
+    "smollm2-expansion": ("settings", "verdicts", "differences", "not_run", "rule"),
+    "pretraining": ("rows", "training"),
+    "scaling": ("settings", "rows"),
+}
+"""What the functions of this module read, by the name of the bench."""
+BASELINE, FINAL = "order 5", "after phase 3"
+CONTINUED = "continued"
+"""The arm of `bench smollm2-expansion` that adds no block."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The record in a file. Raises LabError if it is missing or no JSON, ValueError if it is not a
+    record of a bench in NEEDED or lacks a part of one.
+    """
+    record: dict[str, Any] = read_json(path)
+    bench = record.get("bench")
+    if bench not in NEEDED:
+        raise ValueError(
+            f"{path} says that it is of bench {bench!r}; expected one of {', '.join(NEEDED)}"
+        )
+    missing = [name for name in (*NEEDED[bench], "command", "machine") if name not in record]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}: make it again with `moxin-lab bench {bench}`"
+        )
+    return record
+
+
+def against_ngrams(record: Mapping[str, Any]) -> pd.DataFrame:
+    """Scores of `bench pretraining` on held-out text that repeats no training text: the n-grams and
+    the model after the last phase; columns model, group, bits_per_byte, low, high.
+    """
+    rows = pd.DataFrame([row for row in record["rows"] if row.get("text") == "fresh"])
+    rows = rows[rows["model"].str.startswith("order") | (rows["model"] == FINAL)]
+    return rows.rename(columns={"language": "group"})[
+        ["model", "group", "bits_per_byte", "low", "high"]
+    ].reset_index(drop=True)
+
+
+def against_ngrams_in_words(record: Mapping[str, Any]) -> str:
+    """Tokens read, in how many texts the model's interval lies below that of the n-grams of order
+    5, and how far its bits per byte are from theirs.
+    """
+    scores = against_ngrams(record)
+    ends = scores.set_index(["model", "group"])
+    model, ngram = ends.loc[FINAL], ends.loc[BASELINE]
+    below = int((model["high"] < ngram["low"]).sum())
+    gaps = results.gaps_in_words(results.scores_by_language(scores), FINAL, BASELINE)
+    return (
+        f"Held-out bits per byte after three phases on {record['training']['tokens']:,} tokens, "
+        f"beside n-grams fitted on the same tokens. In {below} of {len(model)} kinds of text the "
+        f"model's whole 95 % interval (over documents, one seed) lies below that of {BASELINE}: "
+        f"{gaps}."
+    )
+
+
+def against_ngrams_alt(record: Mapping[str, Any]) -> str:
+    """The figure of these scores in words, with each interval."""
+    parts = [
+        f"{model}: "
+        + ", ".join(
+            f"{row.group} {row.bits_per_byte:.2f} ({row.low:.2f} to {row.high:.2f})"
+            for row in rows.itertuples()
+        )
+        for model, rows in against_ngrams(record).groupby("model", sort=False)
+    ]
+    return f"Held-out bits per byte by language. {'; '.join(parts)}."
+
+
+def ladder_in_words(record: Mapping[str, Any]) -> str:
+    """Whether the first rungs predict the last, and what the law of all gives at full scale."""
+    rungs, fit = record["ladder"]["rungs"], record["ladder"]["fits"]["mean"]
+    full = fit["all"]["predictions"]["full scale"]
+    times = full["compute"] / rungs[-1]["flops"]
+    doubt = (
+        "which holds only if the same law goes on"
+        if fit["holds"]
+        else "and a law that missed one rung says little there"
+    )
+    return (
+        f"Held-out bits per byte. {fit['line']} At 8.1 B parameters and 2 T tokens, about "
+        f"{float(f'{times:.1g}'):,.0f} times the last rung's compute, the law of all "
+        f"{len(rungs)} gives {full['value']:.2f} ({full['low']:.2f} to "
+        f"{full['high']:.2f}), {doubt}."
+    )
+
+
+def ladder_limits(record: Mapping[str, Any]) -> str:
+    """Floor, seeds and repetition of text: what the ladder leaves open."""
+    rungs, fit = record["ladder"]["rungs"], record["ladder"]["fits"]["mean"]["all"]
+    low, high = fit["floor_interval"]
+    seeds = ", ".join(str(rung["seeds"]) for rung in rungs)
+    pool, times = max(rungs[-1]["epochs"].items(), key=lambda item: item[1])
+    return (
+        f"How little is known: the floor of the law, the loss that no compute goes below, is "
+        f"{fit['floor']:.2f} ({low:.2f} to {high:.2f}); the rungs have {seeds} seeds; and the last "
+        f"one reads its most repeated pool, {pool}, {times:.1f} times."
+    )
+
+
+def ablations_in_words(record: Mapping[str, Any]) -> str:
+    """The verdict lines of the experiments that were decided, as a Markdown list, then one sentence
+    on the trainings that were planned and not run.
+    """
+    decided = [one for one in record["verdicts"] if one["verdict"] != "undecided"]
+    lines = [f"- **{one['experiment']}**: {one['line']}" for one in decided]
+    undecided = [one["experiment"] for one in record["verdicts"] if one["verdict"] == "undecided"]
+    return "\n".join([*lines, "", not_run(record["plan"], list(dict.fromkeys(undecided)))])
+
+
+def not_run(plan: Sequence[Mapping[str, Any]], undecided: Sequence[str]) -> str:
+    """The arms of a plan that lack trainings, and the experiments that stay undecided."""
+    missing: dict[str, list[str]] = {}
+    for row in plan:
+        if row["done"] < row["trainings"]:
+            share = f"{row['arm']}: {row['trainings'] - row['done']} of {row['trainings']}"
+            missing.setdefault(row["experiment"], []).append(share)
+    if not missing:
+        return "Every training of the plan was run."
+    arms = "; ".join(f"{name} ({', '.join(shares)})" for name, shares in missing.items())
+    open_still = f" Hence undecided: {', '.join(undecided)}." if undecided else ""
+    return f"Planned and not run, in trainings: {arms}.{open_still}"
+
+
+def ablations_caption(record: Mapping[str, Any]) -> str:
+    """Width, tokens and how many verdicts there are of each kind."""
+    settings = record["settings"]
+    found = [one["verdict"] for one in record["verdicts"] if one["verdict"] != "undecided"]
+    counts = ", ".join(f"{found.count(kind)} {kind}" for kind in dict.fromkeys(found))
+    return (
+        f"What a change of the recipe costs or gains at width {settings['width']} and "
+        f"{settings['steps'] * settings['tokens_per_step']:,} tokens, 95 % intervals over seeds. "
+        f"The changed arm against the recipe: {counts}."
+    )
+
+
+def deeper(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Differences on all text of the arms with more blocks to the model continued as it is."""
+    return [
+        row for row in record["differences"] if row["text"] == "all" and row["against"] == CONTINUED
+    ]
+
+
+def deeper_in_words(record: Mapping[str, Any]) -> str:
+    """How many ways of adding blocks are better than adding none, at equal compute."""
+    old, new = record["settings"]["blocks"]
+    rows = [row for row in deeper(record) if row["interval"] is not None]
+    better = [row["arm"] for row in rows if row["interval"][1] < 0]
+    worse = [row["arm"] for row in rows if row["interval"][0] > 0]
+    gain = f"better: {', '.join(better)}" if better else "none is better"
+    loss = f"worse: {'; '.join(worse)}" if worse else "none is worse"
+    return (
+        f"SmolLM2-135M with {new} blocks in place of {old}, against the same model continued as it "
+        f"is with equal compute. Of {len(rows)} ways to add blocks {gain}; {loss}. Points are "
+        "seeds, bars 95 % intervals (Student's t)."
+    )
+
+
+def deeper_alt(record: Mapping[str, Any]) -> str:
+    """The figure of `experiments.expansion` in words."""
+    parts = [
+        f"{row['arm']} {row['mean']:+.3f}"
+        + ("" if row["interval"] is None else " ({:+.3f} to {:+.3f})".format(*row["interval"]))
+        for row in deeper(record)
+    ]
+    return f"Bits per byte minus those of the model continued as it is: {'; '.join(parts)}."
+
+
+def utilisation(record: Mapping[str, Any]) -> float:
+    """The highest useful share of the peak in `bench scaling` on its largest number of GPUs. Raises
+    ValueError if no row has one.
+    """
+    rows = [row for row in record["rows"] if row.get("model_flops_utilisation")]
+    if not rows:
+        raise ValueError("no row of the record has a model_flops_utilisation: run it on a GPU")
+    most = max(row["gpus"] for row in rows)
+    return float(max(row["model_flops_utilisation"] for row in rows if row["gpus"] == most))
+
+
+def cost_in_words(record: Mapping[str, Any], hours: float, dollars: float) -> str:
+    """What was measured, and days and price per hour that follow. hours: device hours of the whole
+    training at this utilisation; dollars: per device hour.
+    """
+    settings, gpus = record["settings"], max(row["gpus"] for row in record["rows"])
+    blocks = settings["config"]["num_hidden_layers"]
+    return (
+        f"The last row's utilisation, {utilisation(record):.1%}, was measured at full width with "
+        f"{blocks} of 36 blocks on {gpus} GPUs of one host. If it held for all blocks and many "
+        f"hosts, which was not measured, 2 trillion tokens would take {hours / 24:,.0f} device "
+        f"days, for example {hours / 24 / 512:,.0f} days on 512 GPUs, and \\$160,000 would be "
+        f"\\${dollars:.2f} per hour. The hours are a little low: $6ND$ leaves attention out."
+    )
