@@ -60,11 +60,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import pandas as pd
 
     from moxin_lab.lab import curated
-    from moxin_lab.model import gguf_reader
-    from moxin_lab.tokenizer import extend, files, gguf_vocabulary, measures, peers
+    from moxin_lab.model import gguf_reader, gguf_tokenizer
+    from moxin_lab.tokenizer import extend, files, measures, peers
 
     path = options.gguf or _shipped()
-    base = gguf_vocabulary.read_smollm(path)
+    base = gguf_tokenizer.tokenizer_of(path).backend_tokenizer
     base.encode_special_tokens = True
     routed = files.load(options.tokenizer)
     extension = extend.extend(base, routed, EXPERTS)

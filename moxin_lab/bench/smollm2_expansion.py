@@ -258,8 +258,7 @@ def prepare(options: argparse.Namespace) -> SimpleNamespace:
     from moxin_lab.bench import extension
     from moxin_lab.data.split import MAX_OVERLAP
     from moxin_lab.lab.artifacts import LabError, sha256_file
-    from moxin_lab.model import gguf_reader
-    from moxin_lab.tokenizer import gguf_vocabulary
+    from moxin_lab.model import gguf_reader, gguf_tokenizer
 
     curated = Path(options.folder) / "curated"
     files = sorted(curated.glob("train-[0-9]*.parquet"))
@@ -277,7 +276,8 @@ def prepare(options: argparse.Namespace) -> SimpleNamespace:
             f"{options.sequence_length}"
         )
     gguf = options.gguf or extension._shipped()
-    tokenizer = gguf_vocabulary.read_smollm(gguf)
+    tokenizer = gguf_tokenizer.tokenizer_of(gguf).backend_tokenizer
+    tokenizer.encode_special_tokens = True  # a mark that a page spells is text
     mark = tokenizer.token_to_id(MARK)
     if mark is None:
         raise LabError(f"{gguf} has no token {MARK}, with which documents are marked")

@@ -5,7 +5,8 @@
 
 Read are: what the stages of the lab write, any Hugging Face folder of the Mistral or LLaMA
 architecture (a GGUF file, or a folder with one, too), and with the engine `hf` whatever
-transformers loads.
+transformers loads. The byte-level tokenizer of a GGUF file is read by the rule that the file names,
+which transformers does not heed.
 
 Guarantees: `check` refuses, by name, a folder without a configuration, weights or a tokenizer, an
 architecture that our decoder does not compute, and a tokenizer with more tokens than the model.
@@ -21,7 +22,7 @@ from transformers import AutoTokenizer
 from moxin_lab.evaluation.bits_per_byte import prefix_token_id
 from moxin_lab.evaluation.language_models import MoxinLM
 from moxin_lab.lab.artifacts import LabError, read_json, sha256_file
-from moxin_lab.model import convert, gguf_reader, hf_config
+from moxin_lab.model import convert, gguf_reader, gguf_tokenizer, hf_config
 from moxin_lab.model.config import ConfigError
 
 Engine = Literal["lab", "hf"]
@@ -131,6 +132,10 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer(path: Path) -> Any:
+    if path.suffix == ".gguf":
+        values = gguf_tokenizer.read(path)
+        if values.get("model") == gguf_tokenizer.BYTE_LEVEL:
+            return gguf_tokenizer.make(values, path)
     try:
         if path.suffix == ".gguf":
             return AutoTokenizer.from_pretrained(

@@ -172,7 +172,7 @@ def read(source: Path, dtype: torch.dtype | None = None) -> Source:
     tokenizer that cannot be read or that has ids which the model lacks.
     """
     if source.is_file():
-        from moxin_lab.export.gguf_tokens import tokenizer_of
+        from moxin_lab.model.gguf_tokenizer import tokenizer_of
 
         model = gguf_reader.from_gguf(source)
         model, tokenizer = model if dtype is None else model.to(dtype), tokenizer_of(source)

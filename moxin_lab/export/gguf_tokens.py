@@ -8,11 +8,11 @@ the order of ids, merges, and `pre`, the name of the rule that cuts a text into 
 file cannot hold a rule. A SentencePiece BPE with `tokenizer.model`, such as Mistral's, which the
 released Moxin models have: pieces, scores and types.
 
-Guarantees: a tokenizer whose rule has no name in `RULES`, or that changes a text before it cuts it,
-is refused. Rows of the embedding that no token has get unused tokens.
-Out of scope: other rules, which llama.cpp's own `convert_hf_to_gguf.py` names; the ids themselves,
-which an engine makes by its own expression for the rule (`tokenizer.gguf_vocabulary` tells where
-that of `tekken` departs).
+Guarantees: a tokenizer whose rule has no name in `rules()`, or that changes a text before it cuts
+it, is refused. Rows of the embedding that no token has get unused tokens.
+Out of scope: reading (`model/gguf_tokenizer.py`, where `rules` is); other rules, which llama.cpp's
+own `convert_hf_to_gguf.py` names; the ids themselves, which an engine makes by its own expression
+for the rule (`tokenizer.gguf_vocabulary` tells where that of `tekken` departs).
 
 Needs the package `gguf`.
 """
@@ -22,35 +22,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import pre_tokenizers
+from transformers import PreTrainedTokenizerBase
 
 from moxin_lab.lab.artifacts import LabError
-from moxin_lab.tokenizer.gguf_vocabulary import PREFIX
-from moxin_lab.tokenizer.router import piece_splitter
+from moxin_lab.model.gguf_tokenizer import (
+    BYTE,
+    BYTE_LEVEL,
+    CONTROL,
+    NORMAL,
+    PREFIX,
+    TEMPLATE,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    rules,
+)
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-"""Types of tokens, `enum llama_token_type` of llama.cpp."""
 SCORELESS = -1000.0
 """Score of a token that no merge makes, as llama.cpp's converter writes it."""
-TEMPLATE = "tokenizer.chat_template"
-
-
-def rules() -> dict[str, pre_tokenizers.PreTokenizer]:
-    """llama.cpp's names of rules, with the same rule in `tokenizers`: GPT-2's pattern, the same
-    after single digits are cut out (SmolLM), and Mistral's Tekken, which is the lab's.
-    """
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return {
-        "gpt-2": byte_level,
-        "smollm": pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), byte_level]
-        ),
-        "tekken": pre_tokenizers.Sequence(
-            [piece_splitter(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        ),
-    }
 
 
 def describe(source: Path, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> dict[str, Any]:
@@ -109,64 +99,6 @@ def compare(path: Path, values: Mapping[str, Any]) -> None:
             raise LabError(f"{path}: {key} was not read back as it was written: try another disk")
 
 
-def tokenizer_of(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a GGUF file: a byte-level BPE with a rule of `rules()`.
-
-    transformers reads one too, but with GPT-2's rule whatever the file names, and with tokens that
-    it adds. Raises LabError for a file that is cut or has a tokenizer of another kind.
-    """
-    import gguf
-
-    keys = ("model", "pre", "tokens", "token_type", "merges")
-    try:
-        fields = gguf.GGUFReader(str(path)).fields
-        values = {
-            name.removeprefix(PREFIX): field.contents()
-            for name, field in fields.items()
-            if name.startswith(PREFIX) or name == TEMPLATE
-        }
-    # What the package lets out for files that are cut or of another kind.
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
-        raise LabError(f"{path} is not a whole GGUF file: {error}") from error
-    lacking = [PREFIX + key for key in keys if key not in values]
-    if lacking or values["model"] != "gpt2" or values["pre"] not in rules():
-        raise LabError(
-            f"{path}: the tokenizer is of kind {values.get('model')!r} with the rule "
-            f"{values.get('pre')!r}{', and lacks ' * bool(lacking)}{', '.join(lacking)}; read is a "
-            f"byte-level BPE ('gpt2') with one of the rules {', '.join(rules())}"
-        )
-    tokens: list[str] = values["tokens"]
-    made = Tokenizer(
-        BPE(
-            {token: index for index, token in enumerate(tokens)},
-            [tuple(merge.split(" ")) for merge in values["merges"]],
-        )
-    )
-    made.pre_tokenizer, made.decoder = rules()[values["pre"]], decoders.ByteLevel()
-    kinds = list(zip(tokens, values["token_type"], strict=True))
-    made.add_special_tokens([token for token, kind in kinds if kind == CONTROL])
-    made.add_tokens(
-        [AddedToken(token, normalized=False) for token, kind in kinds if kind == USER_DEFINED]
-    )
-    named = {
-        f"{name}_token": tokens[values[f"{key}_token_id"]]
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
-        if f"{key}_token_id" in values
-    }
-    if values.get("add_bos_token") and "bos_token" in named:
-        bos = named["bos_token"]
-        made.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A",
-            pair=f"{bos} $A $B:1",
-            special_tokens=[(bos, values["bos_token_id"])],
-        )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=made, clean_up_tokenization_spaces=False, **named
-    )
-    tokenizer.chat_template = values.get(TEMPLATE)
-    return tokenizer
-
-
 def _byte_level(source: Path, described: Mapping[str, Any]) -> dict[str, Any]:
     if described["normalizer"] is not None:
         raise LabError(
@@ -186,7 +118,7 @@ def _byte_level(source: Path, described: Mapping[str, Any]) -> dict[str, Any]:
     tokens = {index: token for token, index in described["model"]["vocab"].items()}
     tokens |= {index: token["content"] for index, token in added.items()}
     return {
-        "model": "gpt2",  # llama.cpp's word for a byte-level BPE
+        "model": BYTE_LEVEL,
         "pre": rule,
         "tokens": [tokens.get(index, f"[PAD{index}]") for index in range(1 + max(tokens))],
         "token_type": [

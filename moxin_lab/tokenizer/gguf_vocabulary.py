@@ -8,15 +8,13 @@ the order of ids, their types, the list of merges, the ids of special tokens, an
 the rule that cuts pieces. A GGUF file cannot hold a pattern; `tekken` is the name of ours
 (`router.PIECE_PATTERN`).
 
-SmolLM2's files name `smollm`, whose pieces transformers does not know: it reads such a file
-(`gguf_file=...`) without cutting digits apart. `read_smollm` does.
-
 Guarantees: `read` gives the ids of `RoutedTokenizer.encode` from the file alone. A file of another
 model or pieces is refused.
-Out of scope: weights (`model.gguf_reader` reads those), other tokenizers, and what an engine makes
-of `tekken`: llama.cpp has an expression of its own for it. Its ids (cyllama 0.2.18) are ours on 800
-help pages in English, Chinese, Japanese and Korean and on 518 of 532 texts of the Universal
-Declaration; it departs, for instance, at a combining mark that stands apart from its letter.
+Out of scope: weights (`model.gguf_reader` reads those), other tokenizers (`model.gguf_tokenizer`
+reads byte-level ones, SmolLM2's too), and what an engine makes of `tekken`: llama.cpp has an
+expression of its own for it. Its ids (cyllama 0.2.18) are ours on 800 help pages in English,
+Chinese, Japanese and Korean and on 518 of 532 texts of the Universal Declaration; it departs, for
+instance, at a combining mark that stands apart from its letter.
 
 Needs the package `gguf` (`pip install gguf`).
 """
@@ -26,8 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers import Tokenizer
 
 from moxin_lab.tokenizer.routed import (
     BOS,
@@ -43,7 +40,6 @@ PREFIX = "tokenizer.ggml."
 MODEL = "gpt2"
 """llama.cpp's word for a byte-level BPE."""
 PIECES = "tekken"
-SMOLLM = "smollm"
 NORMAL, CONTROL = 1, 3
 """Types of tokens, `enum llama_token_type` of llama.cpp."""
 
@@ -85,7 +81,7 @@ def read(file: Path) -> Tokenizer:
         if fields[key] != expected:
             raise ValueError(
                 f"{file}: {PREFIX}{key} is {fields[key]!r}, where the routed tokenizer has "
-                f"{expected!r}; transformers reads other tokenizers (gguf_file=...)"
+                f"{expected!r}; moxin_lab.model.gguf_tokenizer reads other ones"
             )
     tokens, types = fields["tokens"], fields["token_type"]
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
@@ -105,42 +101,6 @@ def read(file: Path) -> Tokenizer:
         return assemble(vocab, merges, piece_splitter())
     except Exception as error:  # the library raises bare Exception for a merge it cannot place
         raise ValueError(f"{file}: {PREFIX}merges do not fit the tokens: {error}") from error
-
-
-def read_smollm(file: Path) -> Tokenizer:
-    """The tokenizer of a SmolLM2 file: byte-level BPE over GPT-2's pieces, each digit a piece of
-    its own, as in the tokenizer.json that the model was released with. Special tokens in text are
-    text.
-
-    Raises as `read` does.
-    """
-    fields = _fields(file)
-    for key, expected in (("model", MODEL), ("pre", SMOLLM)):
-        if fields[key] != expected:
-            raise ValueError(f"{file}: {PREFIX}{key} is {fields[key]!r}, not {expected!r}")
-    tokens = fields["tokens"]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
-    try:
-        tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
-    except Exception as error:  # the library raises bare Exception for a merge it cannot place
-        raise ValueError(f"{file}: {PREFIX}merges do not fit the tokens: {error}") from error
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(tokens, fields["token_type"], strict=True)
-            if kind == CONTROL
-        ]
-    )
-    tokenizer.encode_special_tokens = True
-    return tokenizer
 
 
 def _fields(file: Path) -> Mapping[str, Any]:

@@ -21,7 +21,6 @@ from moxin_lab.lab.artifacts import LabError
 from moxin_lab.model import gguf_reader
 from moxin_lab.model.config import training_flops_per_token
 from moxin_lab.model.expansion import RECIPES, expand
-from moxin_lab.tokenizer import gguf_vocabulary
 
 BLOCKS, DEEPER, WIDTH, INNER, HEADS = 4, 6, 32, 48, 2
 TOKENS = [bench.MARK, "<|im_start|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "11"]
@@ -154,8 +153,8 @@ def test_an_identity_expansion_that_changes_a_logit_ends_the_bench(setup, tmp_pa
         bench.measure_starts(setup, bench.Results(tmp_path / "r.json", setup.settings))
 
 
-def test_digits_are_pieces_of_their_own_and_marks_in_text_are_text(folder):
-    tokenizer = gguf_vocabulary.read_smollm(folder / "toy.gguf")
+def test_digits_are_pieces_of_their_own_and_marks_in_text_are_text(setup):
+    tokenizer = setup.tokenizer
     assert tokenizer.encode("he 1123").tokens == ["he", "Ġ", "1", "1", "2", "3"]
     spelled = tokenizer.encode(bench.MARK, add_special_tokens=False).ids
     assert 0 not in spelled and tokenizer.decode(spelled, skip_special_tokens=False) == bench.MARK

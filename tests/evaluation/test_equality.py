@@ -11,14 +11,11 @@ import pytest
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.evaluation import checkpoints, named_tasks
 from moxin_lab.evaluation.harness import quiet
-from moxin_lab.model import convert, gguf_reader
+from moxin_lab.model import convert, gguf_reader, gguf_tokenizer
 from tests.evaluation.tiny import save_mistral
 
 TEXT = "the window slides over a long text and its cache rolls with it while four rows wait"
@@ -98,8 +95,7 @@ def smollm2(tmp_path_factory):
     path = next(Path(spec.origin).parent.glob("*.gguf"))
     folder = tmp_path_factory.mktemp("smollm2")
     convert.save_pretrained(gguf_reader.from_gguf(path), folder)
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    tokenizer.save_pretrained(folder)
+    gguf_tokenizer.tokenizer_of(path).save_pretrained(folder)
     return folder
 
 

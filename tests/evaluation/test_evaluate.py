@@ -13,7 +13,10 @@ from moxin_lab import cli
 from moxin_lab.evaluation import checkpoints, named_tasks, result_files
 from moxin_lab.evaluation.evaluate import evaluate
 from moxin_lab.evaluation.harness import task_config
+from moxin_lab.export import folders
 from moxin_lab.lab.artifacts import LabError
+from moxin_lab.model import gguf_tokenizer
+from tests.evaluation.tiny import save_mistral
 
 CHOICE = """
 task: lab_capitals
@@ -297,3 +300,42 @@ def test_baselines_are_of_the_answers_not_of_their_places(tasks):
     facts = named_tasks.load([], tasks / "lab_capitals.yaml").facts["lab_capitals"]
     assert facts.majority == 0.2
     assert facts.chance == pytest.approx((4 / 2 + 1 / 3) / 5)
+
+
+@pytest.fixture(scope="module")
+def smollm_file(tmp_path_factory):
+    """A GGUF file that names SmolLM2's rule, with merges that GPT-2's rule would let happen."""
+    folder = tmp_path_factory.mktemp("smollm")
+    names = ["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "11", "ĠĠ"]
+    bpe = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [("1", "1"), ("Ġ", "Ġ")]))
+    bpe.pre_tokenizer, bpe.decoder = gguf_tokenizer.rules()["smollm"], decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="</s>", eos_token="</s>", pad_token="</s>"
+    )
+    save_mistral(folder, tokenizer, bos=0, eos=0, pad=0)
+    folders.export(folder, "gguf", folder / "out")
+    return folder / "out" / "model.gguf"
+
+
+def test_a_gguf_files_text_is_cut_by_the_rule_that_the_file_names(smollm_file):
+    lm = checkpoints.load(smollm_file)
+    tokens = lm.tokenizer.convert_ids_to_tokens(lm.tok_encode("x  1123 </s>"))
+    assert tokens == ["x", "ĠĠ", "1", "1", "2", "3", "Ġ", "<", "/", "s", ">"]
+
+
+def test_a_gguf_file_with_a_rule_that_is_not_known_is_refused(smollm_file, monkeypatch):
+    values = gguf_tokenizer.read(smollm_file) | {"pre": "llama-bpe"}
+    monkeypatch.setattr(gguf_tokenizer, "read", lambda path: values)
+    with pytest.raises(LabError, match=r"model.gguf: .*'llama-bpe'.* gpt-2, smollm, tekken"):
+        checkpoints.load(smollm_file)
+
+
+def test_a_gguf_file_of_sentencepiece_is_read_by_transformers(smollm_file, monkeypatch):
+    def found(folder, **options):
+        raise ValueError(f"transformers was asked for {options['gguf_file']}")
+
+    values = gguf_tokenizer.read(smollm_file) | {"model": "llama"}
+    monkeypatch.setattr(gguf_tokenizer, "read", lambda path: values)
+    monkeypatch.setattr(checkpoints.AutoTokenizer, "from_pretrained", found)
+    with pytest.raises(LabError, match=r"transformers was asked for model.gguf"):
+        checkpoints.load(smollm_file)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from moxin_lab.export import folders, gguf_file, gguf_tokens
 from moxin_lab.lab.artifacts import LabError
-from moxin_lab.model import convert, gguf_reader
+from moxin_lab.model import convert, gguf_reader, gguf_tokenizer
 from moxin_lab.model.generate import generate
 from moxin_lab.tokenizer import gguf_vocabulary
 
@@ -104,12 +104,12 @@ def test_llama_cpp_answers_with_our_greedy_tokens_of_smollm2(tmp_path: Path, lla
     assert theirs == ours(tmp_path / "hf", PROMPTS, 24)
 
 
-@pytest.mark.parametrize("rule", sorted(gguf_tokens.rules()))
+@pytest.mark.parametrize("rule", sorted(gguf_tokenizer.rules()))
 def test_a_rule_is_known_by_what_it_does_and_has_llama_cpps_name(
     model, tmp_path: Path, rule: str, llama_cpp
 ) -> None:
     trained = Tokenizer(BPE())
-    trained.pre_tokenizer, trained.decoder = gguf_tokens.rules()[rule], decoders.ByteLevel()
+    trained.pre_tokenizer, trained.decoder = gguf_tokenizer.rules()[rule], decoders.ByteLevel()
     text = "window 2026 Window's 12,345 files\n\n\tx = 3.14  # menus, windows; 7 of 10\n"
     trainer = trainers.BpeTrainer(
         vocab_size=400,
@@ -129,11 +129,11 @@ def test_a_rule_is_known_by_what_it_does_and_has_llama_cpps_name(
     tokens = fields["tokenizer.ggml.tokens"].contents()
     types = fields["tokenizer.ggml.token_type"].contents()
     assert len(tokens) == len(types) == model.config.vocab_size
-    assert types[:3] == [gguf_tokens.CONTROL] * 2 + [gguf_tokens.NORMAL]
-    assert types[-1] == gguf_tokens.UNUSED and len(set(tokens)) == len(tokens)
+    assert types[:3] == [gguf_tokenizer.CONTROL] * 2 + [gguf_tokenizer.NORMAL]
+    assert types[-1] == gguf_tokenizer.UNUSED and len(set(tokens)) == len(tokens)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert llama_cpp(path, [text], 0) == [tokenizer(text).input_ids]
-    again = gguf_tokens.tokenizer_of(path)
+    again = gguf_tokenizer.tokenizer_of(path)
     assert again(text, add_special_tokens=False).input_ids == trained.encode(text).ids
 
 
@@ -168,10 +168,10 @@ def test_mistrals_pieces_get_the_scores_and_types_of_their_model(tmp_path: Path)
     values = gguf_tokens.describe(tmp_path, tokenizer, 32_002)
     assert values["model"] == "llama" and len(values["tokens"]) == 32_002
     assert values["token_type"][:4] == [
-        gguf_tokens.UNKNOWN,
-        gguf_tokens.CONTROL,
-        gguf_tokens.CONTROL,
-        gguf_tokens.BYTE,
+        gguf_tokenizer.UNKNOWN,
+        gguf_tokenizer.CONTROL,
+        gguf_tokenizer.CONTROL,
+        gguf_tokenizer.BYTE,
     ]
     place = vocab["▁the"]
     assert values["scores"][place] == pieces.get_score(place) < 0
