@@ -3,8 +3,9 @@
     record = read(root / "reports/released/ladder/ladder.json")
     ladder_in_words(record)      # what the ladder of widths says, in sentences
 
-Guarantees: every number in a sentence is computed from the record, and so is what it says: another
-measurement gives another sentence; a file that is not such a record raises an error with its name.
+Guarantees: every measured number in a sentence is computed from the record, and so is what it says:
+another measurement gives another sentence; a file that is not such a record raises an error with
+its name. Constants of the benches and of the paper (full scale, its tokens and price) are written.
 Out of scope: measuring (`bench/`); drawing (`experiments.py`, `figures.py`).
 """
 
@@ -191,19 +192,25 @@ def utilisation(record: Mapping[str, Any]) -> float:
     """The highest useful share of the peak in `bench scaling` on its largest number of GPUs. Raises
     ValueError if no row has one.
     """
+    rows = _measured(record)
+    most = max(row["gpus"] for row in rows)
+    return float(max(row["model_flops_utilisation"] for row in rows if row["gpus"] == most))
+
+
+def _measured(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows with a speed; others say why a number of GPUs has none."""
     rows = [row for row in record["rows"] if row.get("model_flops_utilisation")]
     if not rows:
         raise ValueError("no row of the record has a model_flops_utilisation: run it on a GPU")
-    most = max(row["gpus"] for row in rows)
-    return float(max(row["model_flops_utilisation"] for row in rows if row["gpus"] == most))
+    return rows
 
 
 def cost_in_words(record: Mapping[str, Any], hours: float, dollars: float) -> str:
     """What was measured, and days and price per hour that follow. hours: device hours of the whole
     training at this utilisation; dollars: per device hour.
     """
-    settings, gpus = record["settings"], max(row["gpus"] for row in record["rows"])
-    blocks = settings["config"]["num_hidden_layers"]
+    gpus = max(row["gpus"] for row in _measured(record))
+    blocks = record["settings"]["config"]["num_hidden_layers"]
     return (
         f"The last row's utilisation, {utilisation(record):.1%}, was measured at full width with "
         f"{blocks} of 36 blocks on {gpus} GPUs of one host. If it held for all blocks and many "

@@ -113,7 +113,7 @@ def test_the_cost_takes_the_best_measured_utilisation_of_the_most_gpus():
     same = cost.loc["H100 at 50% of 989 TFLOP/s"]
     assert [hours, dollars] == pytest.approx(list(same))
     assert len(cost) == len(tables.stated_cost()) + 1
-    record = {"rows": rows[:3], "settings": {"config": {"num_hidden_layers": 24}}}
+    record = {"rows": rows, "settings": {"config": {"num_hidden_layers": 24}}}
     said = released.cost_in_words(record, hours, dollars)
     assert "50.0%" in said and "24 of 36 blocks on 2 GPUs" in said and f"{hours / 24:,.0f}" in said
 
