@@ -124,17 +124,27 @@ def make(values: Mapping[str, Any], path: Path) -> PreTrainedTokenizerBase:
     made.add_tokens(
         [AddedToken(token, normalized=False) for token, kind in kinds if kind == USER_DEFINED]
     )
-    named = {
-        f"{name}_token": tokens[values[f"{key}_token_id"]]
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
-        if f"{key}_token_id" in values
-    }
-    if values.get("add_bos_token") and "bos_token" in named:
-        bos = named["bos_token"]
+    named = {}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+        index = values.get(f"{key}_token_id")
+        if index is None:
+            continue
+        if not 0 <= index < len(tokens):
+            raise LabError(
+                f"{path}: {PREFIX}{key}_token_id is {index}, and there are {len(tokens)} tokens"
+            )
+        named[f"{name}_token"] = tokens[index]
+    begins, ends = (
+        [named[f"{name}_token"]]
+        if values.get(f"add_{name}_token") and f"{name}_token" in named
+        else []
+        for name in ("bos", "eos")
+    )
+    if begins or ends:
         made.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A",
-            pair=f"{bos} $A $B:1",
-            special_tokens=[(bos, values["bos_token_id"])],
+            single=[*begins, "$A", *ends],
+            pair=[*begins, "$A", "$B:1", *ends],
+            special_tokens=[(token, vocab[token]) for token in dict.fromkeys([*begins, *ends])],
         )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=made, clean_up_tokenization_spaces=False, **named

@@ -23,6 +23,8 @@ def write(
     tokens: list[str] = TOKENS,
     merges: list[str] = MERGES,
     add_bos: bool = False,
+    add_eos: bool = False,
+    eos: int = 0,
 ) -> Path:
     """A file with a vocabulary and no weights."""
     writer = gguf.GGUFWriter(path, "llama")
@@ -32,8 +34,9 @@ def write(
     writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))
     writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
-    writer.add_eos_token_id(0)
+    writer.add_eos_token_id(eos)
     writer.add_add_bos_token(add_bos)
+    writer.add_add_eos_token(add_eos)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -74,6 +77,13 @@ def test_a_mark_in_a_text_is_a_mark_or_text_as_the_caller_says(
     assert spelled.tokens == ["<", "/", "s", ">"]
 
 
+@pytest.mark.parametrize(("add_bos", "add_eos"), [(False, True), (True, True)])
+def test_a_text_ends_as_the_file_says(tmp_path: Path, add_bos: bool, add_eos: bool) -> None:
+    file = write(tmp_path / "a.gguf", add_bos=add_bos, add_eos=add_eos)
+    ids = gguf_tokenizer.tokenizer_of(file)("he").input_ids
+    assert ids == [1] * add_bos + [TOKENS.index("he")] + [0] * add_eos
+
+
 def test_a_file_that_contradicts_itself_or_is_damaged_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     for changed, message in (
@@ -81,6 +91,7 @@ def test_a_file_that_contradicts_itself_or_is_damaged_is_refused_by_name(tmp_pat
         ({"tokens": [*TOKENS[:-1], "he"]}, "each token must stand once"),
         ({"tokens": TOKENS[:-1]}, "each token must stand once"),
         ({"merges": ["he 1"]}, "tokenizer.ggml.merges do not fit the tokens"),
+        ({"eos": len(TOKENS)}, "eos_token_id is 261, and there are 261 tokens"),
     ):
         with pytest.raises(LabError, match=rf"a\.gguf: .*{message}"):
             gguf_tokenizer.tokenizer_of(write(path, **changed))
