@@ -19,9 +19,10 @@ the other. A parameter's values are drawn from (seed, name) by a generator of it
 every rank, and cut: so they depend on the kind of device, not on the number of ranks.
 
 Guarantees: gradients are those of one process up to the order of sums (tests/pretraining/
-test_parallel.py states the tolerance); products run in bfloat16 and gradients are summed over ranks
-in float32 under bf16-mixed; weights of a distributed checkpoint are the same to the bit on any
-number of ranks, and in the Hugging Face folder made of it.
+test_parallel.py states the tolerance); under bf16-mixed products run in bfloat16, and gradients are
+summed over data ranks in float32, over tensor ranks as they are; weights of a distributed
+checkpoint are the same to the bit on any number of ranks, and in the Hugging Face folder made of
+it.
 Out of scope: sequence, context and pipeline parallelism, several optimizers; float16 with a scaler,
 which Lightning's strategy refuses; generating with a split model.
 """
