@@ -12,6 +12,7 @@ Out of scope: skipping of loss spikes; CUDA graphs of a sharded model.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,12 @@ LOSS_CHUNK = {"cuda": 16384, "cpu": 512}
 
 class Pretraining(ExactResume):
     """A causal language model (`hidden_states(input_ids, document_ids=...) -> [B, T, C]`,
-    `lm_head`) under AdamW and a cosine.
+    `lm_head`, `config`) under AdamW and a cosine.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: MoxinForCausalLM,
         stream: TrainingStream,
         settings: PretrainingSettings,
         loss: Callable[..., torch.Tensor] = linear_cross_entropy,
@@ -63,10 +64,13 @@ class Pretraining(ExactResume):
         self._graphed = GraphedPass(self._sums, model.parameters()) if graphs else None
 
     def functions(self) -> dict[str, str]:
-        """The seed of weights that are yet to be drawn: a model on the meta device has none."""
-        if self._parallel is None or not any(p.is_meta for p in self.model.parameters()):
-            return {}
-        return {"initial_seed": str(self._parallel.seed)}
+        """The model's constants, of which its weights show only the shapes, and the seed of weights
+        that are yet to be drawn: a model on the meta device has none.
+        """
+        found = {f"model.{name}": str(value) for name, value in asdict(self.model.config).items()}
+        if self._parallel is not None and any(p.is_meta for p in self.model.parameters()):
+            found["initial_seed"] = str(self._parallel.seed)
+        return found
 
     def configure_model(self) -> None:
         if self._parallel is not None:

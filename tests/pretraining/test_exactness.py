@@ -189,6 +189,10 @@ def other_phase_length():
             "micro_batch_tokens was 32, is 64; parts was 2, is 1",
         ),
         (lambda: {"model": other_start()}, "start was [0-9a-f]{12}, is [0-9a-f]{12}"),
+        (
+            lambda: {"model": make_model(**DROPOUT, rope_theta=5e4)},
+            "model.rope_theta was 10000.0, is 50000.0",
+        ),
     ],
 )
 def test_a_run_with_other_settings_data_seed_or_start_is_not_continued(
