@@ -33,11 +33,13 @@ class Question(NamedTuple):
     column: str
     unit: str
     digits: int
-    shape: Mapping[str, int] = {}
+    shape: Mapping[str, int | str] = {}
     """Values that a row must have to be in the chart."""
     floor: str = ""
     """Name of the limit that is drawn: a column, or a key of LIMITS."""
     larger_is_better: bool = False
+    named_by: tuple[str, ...] = ("implementation",)
+    """Columns that together name a row."""
 
 
 QUESTIONS = (
@@ -107,7 +109,32 @@ QUESTIONS = (
         True,
     ),
     Question(
-        "sft", "How fast is instruction tuning?", "tokens_per_second", "tokens/s", 0, {}, "", True
+        "pretraining",
+        "How many bits per byte of fresh English, three phases at small width beside n-grams?",
+        "bits_per_byte",
+        "bits",
+        2,
+        {"row": "held-out text", "text": "fresh", "language": "en"},
+        named_by=("model",),
+    ),
+    Question(
+        "scaling",
+        "How fast is sharded training, 24 blocks of full width, two rows of 4,096 a GPU?",
+        "tokens_per_second",
+        "tokens/s",
+        0,
+        {"part": "weak", "blocks": 24},
+        larger_is_better=True,
+        named_by=("gpus", "layout", "checkpointing"),
+    ),
+    Question(
+        "sft",
+        "How fast is instruction tuning?",
+        "tokens_per_second",
+        "tokens/s",
+        0,
+        larger_is_better=True,
+        named_by=("what", "layout", "attention"),
     ),
     Question(
         "rollout",
@@ -120,7 +147,12 @@ QUESTIONS = (
         True,
     ),
     Question(
-        "overlap", "What does overlapping rollouts with training gain?", "seconds_per_step", "s", 2
+        "overlap",
+        "What does overlapping rollouts with training gain?",
+        "seconds_per_step",
+        "s",
+        2,
+        named_by=("arrangement", "sampler"),
     ),
     Question(
         "towers",
@@ -133,8 +165,9 @@ QUESTIONS = (
         True,
     ),
 )
-NAMED_BY = {"sft": ("what", "layout", "attention"), "overlap": ("arrangement", "sampler")}
-"""Columns that together name a row in benches without a column `implementation`."""
+SHOWN_ELSEWHERE = ("recipe", "smollm2-expansion")
+"""Benches of a GPU that compare trainings by quality: the page lies beside the file, and notebook
+04 shows it."""
 NOISE = {"attention": 0.12}
 """Share by which rows of a bench differ for their place in a run alone. In runs 1 to 3 of
 reports/released/h100/attention.json `auto` calls flash-attn-4, and it is up to 1.11 times as fast
@@ -257,7 +290,7 @@ def merged(rows: Sequence[Mapping[str, Any]], question: Question) -> list[Bar]:
     values: dict[str, list[float]] = {}
     reasons: dict[str, str] = {}
     for row in rows:
-        name = ", ".join(str(row[key]) for key in NAMED_BY.get(question.bench, ("implementation",)))
+        name = ", ".join(str(row[key]) for key in question.named_by)
         chunk = row.get("chunk")
         if chunk and chunk != row["tokens"]:
             name += f", in chunks of {chunk:,}"
