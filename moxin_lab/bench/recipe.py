@@ -377,7 +377,7 @@ def summary(
 ) -> dict[str, Any]:
     """What the file holds: everything that the trainings so far show."""
     scale, digest = setup.scale, setup.digest
-    rates = results.chosen_rates(names, sizes, scale, records, digest)
+    rates = results.chosen_rates(sizes, scale, records, digest)
     chosen = {name: one["rate"] for name, one in rates.items()}
     jobs = arms.jobs(names, sizes, scale, setup.vocab_size, chosen)
     found = results.differences(jobs, records, digest)
@@ -479,7 +479,7 @@ def plan(
             },
         )
         row["trainings"] += 1
-        row["done"] += job.training.id(digest) in records
+        row["done"] += job.ready and job.training.id(digest) in records
         if job.training in seen:
             row["shared"] += 1
             continue

@@ -33,7 +33,8 @@ def rows(jobs: Sequence[Job], records: Records, digest: str) -> list[dict[str, A
     found = []
     for job in jobs:
         record = records.get(job.training.id(digest))
-        if record is None:
+        # Before its rate is chosen a job has the rule's, with which another one may have run.
+        if record is None or not job.ready:
             continue
         one = job.training
         row = {
@@ -53,7 +54,7 @@ def rows(jobs: Sequence[Job], records: Records, digest: str) -> list[dict[str, A
 
 
 def chosen_rates(
-    names: Sequence[str], sizes: arms.Sizes, scale: Any, records: Records, digest: str
+    sizes: arms.Sizes, scale: Any, records: Records, digest: str
 ) -> dict[str, dict[str, Any]]:
     """By optimizer: the learning rate that the validation half chooses, where the whole grid has
     run: `rate`, `at_edge`, and `validation` by rate (None: diverged).
@@ -201,7 +202,7 @@ def spreads(jobs: Sequence[Job], records: Records, digest: str) -> list[dict[str
     pair = arms.SEEDS_PAIR
     for job in jobs:
         record = records.get(job.training.id(digest), {})
-        if job.experiment in ("seeds", pair.name) and "measures" in record:
+        if job.experiment in ("seeds", pair.name) and job.ready and "measures" in record:
             seeds = (job.training.seed_weights, job.training.seed_data)
             by_seeds.setdefault(job.arm, {})[seeds] = record["measures"][arms.MEAN.name]
     first, second = (by_seeds.get(arm, {}) for arm in (pair.recipe, pair.changed))

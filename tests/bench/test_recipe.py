@@ -224,6 +224,11 @@ def test_a_half_finished_file_is_continued_and_what_was_not_run_is_said(
     assert len(calls) == 3 and len(half["rows"]) == 3
     assert [row["status"] for row in half["plan"]] == ["run"] * 3
     records = recipe.read_records([str(file), None, str(tmp_path / "not there")])
+    base = recipe_arms.rule_rate(setup.scale, sizes.width)
+    one = {name: r for name, r in records.items() if r["training"]["learning_rate"] == base}
+    early = recipe.run_jobs(["label-smoothing"], sizes, setup, one, options(file, 0), 0.0)
+    assert [row["experiment"] for row in early["rows"]] == ["adamw-rate"]  # no rate is chosen yet
+    assert [row["done"] for row in early["plan"]] == [0, 1, 0, 0, 0]
     late = recipe.run_jobs(["label-smoothing"], sizes, setup, records, options(file, 0), 0.0)
     assert len(calls) == 3  # no time was left
     assert [row["status"] for row in late["plan"]][-1] == "not run: 1 of 1"
@@ -256,11 +261,11 @@ def test_the_validation_half_chooses_the_rate_and_an_edge_is_said():
         names=["adamw-rate"],
     )
     base = recipe_arms.rule_rate(SCALE, SIZES.width)
-    found = recipe_results.chosen_rates([], SIZES, SCALE, records, "text")
+    found = recipe_results.chosen_rates(SIZES, SCALE, records, "text")
     assert found["adamw"]["rate"] == min((base / 2, base, 2 * base), key=lambda r: abs(r - 0.018))
     assert found["adamw"]["at_edge"] == (found["adamw"]["rate"] != base) and "muon" not in found
     del records[jobs[0].training.id("text")]
-    assert not recipe_results.chosen_rates([], SIZES, SCALE, records, "text")
+    assert not recipe_results.chosen_rates(SIZES, SCALE, records, "text")
 
 
 @pytest.mark.parametrize(
@@ -361,7 +366,7 @@ def test_the_page_says_verdicts_fit_and_what_was_not_run(tmp_path):
         "settings": {"scale": "tiny"},
         "corpus": {"sha256": "0123456789"},
         "experiments": recipe.experiments(["dropout"]),
-        "rates": recipe_results.chosen_rates([], SIZES, SCALE, records, "text"),
+        "rates": recipe_results.chosen_rates(SIZES, SCALE, records, "text"),
         "differences": differences,
         "verdicts": recipe_results.verdicts(jobs, records, "text", differences),
         "spreads": [],
