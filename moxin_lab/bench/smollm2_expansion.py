@@ -846,7 +846,10 @@ class Engine:
         seconds = time.monotonic() - began
         wrong = [step for step, value in enumerate(values) if not math.isfinite(value)]
         if wrong:
-            raise ArithmeticError(f"{text}: the loss of step {wrong[0]} is {values[wrong[0]]}")
+            raise ArithmeticError(
+                f"{text}: the loss of step {wrong[0]} is {values[wrong[0]]} at rate {rate:g}; name "
+                "lower --rates, and another file with --results"
+            )
         return values, seconds
 
 
@@ -854,8 +857,11 @@ class Engine:
 
 
 def checkpoint_folder(setup: SimpleNamespace, name: str, rate: float | None) -> Path:
+    """Of an arm with these settings; another run in WORK may have others."""
+    from moxin_lab.training.identity import digest
+
     label = name.replace(", ", "-").replace(" ", "-") + ("" if rate is None else f"-{rate:g}")
-    return Path(setup.options.folder) / "smollm2-expansion" / label
+    return Path(setup.options.folder) / "smollm2-expansion" / digest(setup.settings)[:8] / label
 
 
 def save(setup: SimpleNamespace, model: MoxinForCausalLM, folder: Path) -> None:
