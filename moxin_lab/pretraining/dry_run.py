@@ -89,7 +89,7 @@ def text(scale: Scale) -> str:
     counts = [
         n for n in COUNTS if settings.tokens_per_step % (n * settings.micro_batch_tokens) == 0
     ]
-    found = plan(scale, counts, utilisation=MEASURED_UTILISATION)
+    found = plan(scale, counts or [1], utilisation=MEASURED_UTILISATION)  # of 1: says why not
     lines = [
         f"pretraining at scale {scale.name}: {found.parameters:,} parameters, "
         f"{found.phases['tokens'].sum():,} tokens, {found.phases['flops'].sum():.3g} FLOPs"

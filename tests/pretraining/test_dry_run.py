@@ -38,3 +38,10 @@ def test_a_dry_run_of_the_full_scale_says_pools_steps_memory_and_days(capsys):
 
 def test_a_dry_run_names_only_devices_into_which_a_step_divides():
     assert "8 devices" not in dry_run.text(scales.load("tiny"))
+
+
+def test_a_step_that_divides_for_no_device_is_refused_with_the_reason():
+    scale = scales.load("tiny")
+    settings = scale.pretraining.model_copy(update={"micro_batch_tokens": 1000})
+    with pytest.raises(ValueError, match="is not a multiple of micro_batch_tokens"):
+        dry_run.text(scale.model_copy(update={"pretraining": settings}))
