@@ -81,7 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Rows of the speed (`implementation`: bare step or loop), and of the scores (`row`)."""
     from moxin_lab import scales
+    from moxin_lab.lab.artifacts import LabError
 
+    if options.kernels and options.device != "cuda":
+        raise LabError("--kernels are a GPU's: leave it out, or give --device cuda")
     if options.loss_chunk is not None:
         from moxin_lab.pretraining import trainer
 

@@ -7,7 +7,7 @@ are in the checkpoint); weights at the end of each phase are saved as a Hugging 
 lineage.
 On a GPU the blocks and the loss are compiled, a step's passes are one CUDA graph, and under
 bf16-mixed the stream between the blocks is bfloat16, as the products are. With `parallel` the model
-is sharded over ranks (parallel.py) and any number of ranks continues the run.
+is sharded over ranks (parallel.py), and without dropout any number of ranks continues the run.
 Out of scope: skipping of loss spikes; CUDA graphs of a sharded model.
 """
 

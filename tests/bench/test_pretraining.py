@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from moxin_lab.bench import pretraining, pretraining_corpus
+from moxin_lab.lab.artifacts import LabError
 from moxin_lab.model.config import MoxinConfig, matrix_parameters
 from moxin_lab.model.mask import AttentionMask
 from moxin_lab.pretraining.packing import TrainingStream
@@ -92,3 +93,8 @@ def test_step_times_have_one_interval_less_than_steps_and_ignore_micro_batches()
     for step in (0, 1, 1, 2, 2, 3):
         times.on_train_batch_end(SimpleNamespace(global_step=step))
     assert len(times.seconds()) == 2
+
+
+def test_kernels_are_refused_without_a_gpu_before_anything_runs():
+    with pytest.raises(LabError, match="give --device cuda"):
+        pretraining.run(SimpleNamespace(kernels=True, device="cpu"))
