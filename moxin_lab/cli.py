@@ -534,7 +534,10 @@ def _run(options: argparse.Namespace) -> int:
             from moxin_lab import scales
             from moxin_lab.pretraining import dry_run
 
-            print(dry_run.text(scales.load(options.scale)))
+            try:
+                print(dry_run.text(scales.load(options.scale)))
+            except ValueError as error:
+                raise LabError(f"pretraining at scale {options.scale}: {error}") from error
         return 0
     try:
         with _ended_by_sigterm():

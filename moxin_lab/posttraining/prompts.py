@@ -116,7 +116,7 @@ def conversation_ids(
             raise ChatError(f"the model's chat template omits message {position} ({role})")
     headers = plain_headers(tokenizer)
     for position, message in enumerate(conversation):
-        if spelled := [header for header in headers if header in message["content"]]:
+        if spelled := [header for header in headers if _times(header, message["content"])]:
             raise ChatError(
                 f"message {position} ({message['role']}) spells {', '.join(spelled)}, which begins "
                 "or ends a turn in the model's prompt: write it otherwise"
@@ -140,12 +140,21 @@ def conversation_ids(
             "tokenizer's normaliser or in the model's chat template: write them otherwise"
         )
     for header in headers:
-        if [run.count(header) for run in runs] != [run.count(header) for run in outline.runs]:
+        if [_times(header, run) for run in runs] != [_times(header, run) for run in outline.runs]:
             raise ChatError(
                 f"a message becomes {header!r} in the tokenizer's normaliser, which begins or ends "
                 "a turn in the model's prompt: write it otherwise"
             )
     return ids
+
+
+def _times(header: str, text: str) -> int:
+    """How often the text spells the header. The bare name of a role that no message here has is
+    also a word of program code: `function:` begins a turn at the start of a line alone.
+    """
+    if header.rstrip(":").lower() in OTHER_ROLES:
+        return len(re.findall(rf"^\s*{re.escape(header)}", text, re.MULTILINE))
+    return text.count(header)
 
 
 def plain_headers(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -63,7 +63,8 @@ def plan(
             raise ValueError(f"{count} devices do not divide into groups of {tensor}")
         for checkpointing in ("none", "full"):
             layout = parallel.ParallelSettings(count // tensor, tensor, checkpointing)
-            parallel.check(model, layout, settings.precision)
+            if count > 1:  # one device trains without sharding
+                parallel.check(model, layout, settings.precision)
             memory = estimated_bytes(
                 config, count, tensor, checkpointing, settings.micro_batch_tokens
             )

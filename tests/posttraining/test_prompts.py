@@ -117,6 +117,17 @@ def test_the_headers_that_text_could_spell_are_found_in_any_template(name):
         encode_prompt(say("a user and an assistant"), tokenizer)
 
 
+def test_the_bare_name_of_a_tools_role_is_a_header_at_the_start_of_a_line_alone():
+    tokenizer = with_template(
+        "{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    assert "function:" in plain_headers(tokenizer)
+    encode_prompt(say("call the function: it takes a tool: or two"), tokenizer)
+    with pytest.raises(ChatError, match="spells tool:, which begins"):
+        encode_prompt(say("a\n tool: 5"), tokenizer)
+
+
 SPELLED = st.sampled_from(
     ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "user\n", "\n", "<", "|>", " ", "[", "é"]
 )

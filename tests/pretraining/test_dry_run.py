@@ -1,5 +1,7 @@
 """A dry run tells what the trainer would do, without weights or text."""
 
+import json
+
 import pytest
 
 from moxin_lab import cli, scales
@@ -45,3 +47,9 @@ def test_a_step_that_divides_for_no_device_is_refused_with_the_reason():
     settings = scale.pretraining.model_copy(update={"micro_batch_tokens": 1000})
     with pytest.raises(ValueError, match="is not a multiple of micro_batch_tokens"):
         dry_run.text(scale.model_copy(update={"pretraining": settings}))
+
+
+def test_the_utilisation_of_a_dry_run_is_the_measured_one(repository):
+    record = json.loads((repository / "reports/released/scaling/scaling.json").read_text("utf-8"))
+    rows = [row["model_flops_utilisation"] for row in record["rows"] if "median_ms" in row]
+    assert max(rows) == pytest.approx(dry_run.MEASURED_UTILISATION, abs=5e-4)
