@@ -55,9 +55,10 @@ def _made(record: dict[str, Any]) -> str:
         where = f"{machine['cores']} cores of {machine['cpu']}"
     return (
         f"`{record['command']}`: {where}, torch {machine['versions']['torch']}, "
-        f"{machine['date']}, scale {settings['scale']}, text {record['corpus']['sha256'][:8]}… "
+        f"{machine['date']}, scale {settings['scale']}, tokens with the SHA-256 "
+        f"{record['corpus']['sha256'][:8]}…. "
         "Every model is small and has read little: this shows orders and sizes of effects here, "
-        "not what they are at 8 billion parameters.\n"
+        "not what they are at 8 billion parameters."
     )
 
 
@@ -78,7 +79,8 @@ def _ladder(ladder: dict[str, Any], folder: Path) -> list[str]:
         "outside the embeddings, learning rate in inverse proportion to the width. Bits per byte "
         "is the mean over the languages and code of the held-out test pages.",
         "",
-        "| width | parameters | tokens | FLOPs | seeds | bits per byte | nats per token |",
+        "| width | parameters outside the embeddings | tokens | FLOPs | seeds | bits per byte | "
+        "nats per token |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(
             f"| {rung['width']} | {rung['parameters']:,} | {rung['tokens']:,} | "
@@ -88,7 +90,7 @@ def _ladder(ladder: dict[str, Any], folder: Path) -> list[str]:
         ),
         "",
         f"- {fit['line']} A law without a floor predicted {fit['without_floor']:.3f}.",
-        f"- In nats per token: {ladder['fits']['nats_per_token']['line']}",
+        f"- The same in nats per token. {ladder['fits']['nats_per_token']['line']}",
         f"- All rungs: exponent {fit['all']['exponent']:.3f} ({low:.3f} to {high:.3f}), floor "
         f"{fit['all']['floor']:.2f} ({floor_low:.2f} to {floor_high:.2f}) bits per byte. The "
         "intervals redraw the rungs' losses by the spread of all runs around the law.",
@@ -97,7 +99,7 @@ def _ladder(ladder: dict[str, Any], folder: Path) -> list[str]:
         f"{full['compute'] / ladder['rungs'][-1]['flops']:.0e} times the last rung's compute, on "
         "other text and at another ratio of tokens to parameters: the interval holds only if the "
         "same law goes on, which nothing here shows.",
-        f"- Text repeats the more the larger the rung: the last one reads {most[0]}, its most "
+        f"- The larger the rung, the more its text repeats: the last one reads {most[0]}, its most "
         f"repeated pool, {most[1]:.2f} times.",
         "",
     ]
@@ -126,7 +128,8 @@ def _pairs(record: dict[str, Any], folder: Path) -> list[str]:
     text += [*(f"The rule, stated before the run: {rule}" for rule in sorted(rules)), ""]
     text += [
         "Changed arms take the recipe's learning rate, Muon its own: an arm that another rate "
-        "would suit better is shown at a disadvantage.",
+        "would suit better is shown at a disadvantage. Intervals are not widened for the number of "
+        "verdicts, and one whose end lies near zero is weak evidence.",
         "",
     ]
     for name, chosen in record["rates"].items():
@@ -191,9 +194,9 @@ def _seeds(spreads: Sequence[dict[str, Any]]) -> list[str]:
 
 def _plan(record: dict[str, Any]) -> list[str]:
     return [
-        f"## The plan of `{record['command']}`",
+        "## What was planned, and what was not run",
         "",
-        "| experiment | arm | parameters | tokens | trainings | seconds expected | status |",
+        "| experiment | arm | all parameters | tokens | trainings | seconds expected | status |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(
             f"| {row['experiment']} | {row['arm']} | {row['parameters']:,} | {row['tokens']:,} | "
@@ -201,7 +204,8 @@ def _plan(record: dict[str, Any]) -> list[str]:
             for row in record["plan"]
         ),
         "",
-        "A training that two experiments share ran once.",
+        "A training that two experiments share ran once. Where the command gives `--seconds`, no "
+        "training started that would have ended later.",
         "",
     ]
 
