@@ -52,12 +52,9 @@ ALSO_SHOWN = {
     "train-step": ("model_flops_utilisation", "tokens_per_second"),
 }
 """Further columns of the table."""
-NAMED_BY = {"sft": ("what", "layout", "attention"), "overlap": ("arrangement", "sampler")}
-"""Columns that together name a row in benches without a column `implementation`."""
 BAR_WIDTH = 30
 """Characters of the longest bar on the page of a folder. Our choice."""
 OUR_BACKENDS = ("auto", "triton")
-OTHER_WORK = "full triangle"  # more pairs than the window has: a rate to see, not a peer
 
 
 def read(folder: Path, bench: str) -> dict[str, Any] | None:
@@ -120,14 +117,14 @@ def comparison(record: dict[str, Any]) -> pd.DataFrame:
         )
     keys, compared, larger_is_better = COMPARED[bench]
     frame = pd.DataFrame(record["rows"])
-    if bench in NAMED_BY:
-        frame["implementation"] = frame[list(NAMED_BY[bench])].agg(", ".join, axis=1)
+    named_by = next(each.named_by for each in measured.QUESTIONS if each.bench == bench)
+    frame["implementation"] = frame[list(named_by)].agg(", ".join, axis=1)
     keys = tuple(key for key in keys if key in frame)
     for column in (*compared, "reason"):
         if column not in frame:
             frame[column] = None
     peers = ~frame["implementation"].map(is_ours) & ~frame["implementation"].str.contains(
-        OTHER_WORK
+        measured.OTHER_WORK
     )
     shown = frame[["implementation", *keys]].copy()
     for column in compared:
