@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 
 import pytest
 
@@ -26,3 +27,17 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+def wait_until(page, expression, seconds=30.0):
+    """Wait until this JavaScript expression is true of the page, asked from here again and again.
+
+    Playwright's `wait_for_function` asks from a timer inside the page, where a Content Security
+    Policy without 'unsafe-eval' forbids it: it holds only if the first look already finds it true.
+
+    Raises AssertionError with the expression if it is never true.
+    """
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"not true within {seconds:.0f} s: {expression}"
+        page.wait_for_timeout(20)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from moxin_lab.serving.server import serve_in_background
-from tests.browser.chromium import NEEDS_CHROMIUM
+from tests.browser.chromium import NEEDS_CHROMIUM, wait_until
 from tests.serving.examples import write_model
 
 pytestmark = NEEDS_CHROMIUM
@@ -51,7 +51,7 @@ def open_page(browser):
 def ready(page):
     """Once an answer is whole, another question may be sent."""
     page.wait_for_selector("#send:not([disabled])")
-    page.wait_for_function("document.querySelector('#stop').hidden")
+    wait_until(page, "document.querySelector('#stop').hidden")
 
 
 def ask(page, text):
@@ -103,10 +103,19 @@ def test_a_conversation_streams_and_remembers(server, open_page):
     assert page.complaints == []
 
 
+def test_what_becomes_true_later_is_waited_for_under_the_pages_policy(server, open_page):
+    page = open_page(server.url)
+    page.wait_for_selector("#model:has-text('tiny chat')")
+    page.evaluate("setTimeout(() => { document.title = 'later' }, 300); 0")
+    wait_until(page, "document.title === 'later'")
+    with pytest.raises(AssertionError, match="not true within 0 s"):
+        wait_until(page, "document.title === 'never'", seconds=0.1)
+
+
 def test_all_of_it_works_by_keyboard(server, open_page):
     page = open_page(server.url)
     page.wait_for_selector("#model:has-text('tiny chat')")
-    page.wait_for_function("document.activeElement.id === 'question'")
+    wait_until(page, "document.activeElement.id === 'question'")
     page.keyboard.type("one")
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("two")
@@ -115,7 +124,7 @@ def test_all_of_it_works_by_keyboard(server, open_page):
     page.keyboard.press("Escape")  # stops the answer; what there is of it stays
     ready(page)
     assert texts(page, "user") == ["one\ntwo"]
-    page.wait_for_function("document.activeElement.id === 'question'")
+    wait_until(page, "document.activeElement.id === 'question'")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "send"
     page.keyboard.press("Shift+Tab")
@@ -152,7 +161,7 @@ def test_an_image_is_shown_and_sent_without_its_name(server, open_page):
     name = "../../<script>evil.png"
     upload = {"name": name, "mimeType": "image/png", "buffer": file.getvalue()}
     page.set_input_files("#file", upload)
-    page.wait_for_function("document.querySelector('#preview').naturalWidth === 40")
+    wait_until(page, "document.querySelector('#preview').naturalWidth === 40")
     sent = []
     page.on("request", lambda request: sent.append(request.post_data))
     answer_with(page, [piece("red")])
