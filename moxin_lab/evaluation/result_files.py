@@ -23,7 +23,12 @@ from lm_eval import __version__ as lm_eval_version
 from lm_eval.utils import handle_non_serializable
 
 from moxin_lab.evaluation.named_tasks import Facts
-from moxin_lab.evaluation.statistics import paired_bootstrap, wilson_interval
+from moxin_lab.evaluation.statistics import (
+    Estimate,
+    paired_bootstrap,
+    paired_proportions,
+    wilson_interval,
+)
 from moxin_lab.lab.artifacts import LabError, read_json, write_atomically
 
 FORMAT = 1
@@ -195,8 +200,9 @@ def _shown(value: Any) -> str:
 
 
 def compare(paths: Sequence[Path], *, level: float = 0.95) -> str:
-    """Each file beside the first, by task and metric, as text: the differences on the same items
-    with their paired bootstrap intervals.
+    """Each file beside the first, by task and metric, as text: the scores with their intervals, and
+    the differences on the same items with paired ones (`statistics.paired_proportions` where each
+    item scores 0 or 1, else a paired bootstrap).
 
     The level is corrected for the number of differences shown (Bonferroni: each interval at
     1 - (1 - level) / number), so that with this probability all of them hold. Raises LabError if a
@@ -223,7 +229,7 @@ def compare(paths: Sequence[Path], *, level: float = 0.95) -> str:
         task, metric, chosen, _ = key
         first = _singles(files[0], task, metric, chosen)
         lines.append(f"{task}, {metric}{'' if chosen == 'none' else f' ({chosen})'}")
-        lines.append(f"  {keyed[0][key]['value']:.3f}  {names[0]}")
+        lines.append(f"  {_with_interval(keyed[0][key])}  {names[0]}")
         for name, file, rows in zip(names[1:], files[1:], keyed[1:], strict=True):
             other = _singles(file, task, metric, chosen)
             if set(other) != set(first):
@@ -231,19 +237,28 @@ def compare(paths: Sequence[Path], *, level: float = 0.95) -> str:
             order = sorted(first)
             gain = ""
             if order:
-                found = paired_bootstrap(
-                    [other[each] for each in order],
-                    [first[each] for each in order],
-                    level=corrected,
-                )
+                pair = [other[each] for each in order], [first[each] for each in order]
+                found = _difference(*pair, level=corrected)
                 gain = f"  {found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
-            lines.append(f"  {rows[key]['value']:.3f}  {name}{gain}")
+            lines.append(f"  {_with_interval(rows[key])}  {name}{gain}")
     lines += [
         "",
-        f"In brackets: intervals of the difference from {names[0]}, over items, paired bootstrap, "
-        f"{100 * level:.0f} % for all {number} together.",
+        f"In square brackets: {100 * level:.0f} % of each score. In brackets: intervals of the "
+        f"difference from {names[0]}, over the same items, {100 * level:.0f} % for all {number} "
+        "together.",
     ]
     return "\n".join(lines)
+
+
+def _with_interval(row: Mapping[str, Any]) -> str:
+    ends = "" if row["low"] is None else f" [{row['low']:.3f} to {row['high']:.3f}]"
+    return f"{row['value']:.3f}{ends}"
+
+
+def _difference(first: Sequence[float], second: Sequence[float], *, level: float) -> Estimate:
+    if set(first) | set(second) <= {0.0, 1.0}:
+        return paired_proportions(first, second, level=level)
+    return paired_bootstrap(first, second, level=level)
 
 
 def _singles(file: Mapping[str, Any], task: str, metric: str, chosen: str) -> dict[Any, float]:

@@ -7,6 +7,7 @@ import scipy.stats
 from moxin_lab.evaluation.statistics import (
     bootstrap_interval,
     paired_bootstrap,
+    paired_proportions,
     seed_interval,
     wilson_interval,
 )
@@ -56,6 +57,50 @@ def test_wilson_equals_published_values():
     assert wilson_interval(15, 148)[1:] == pytest.approx((0.0624, 0.1605), abs=5e-5)
     assert wilson_interval(0, 20)[1:] == pytest.approx((0.0, 0.1611), abs=5e-5)
     assert wilson_interval(1, 29)[1:] == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+def test_a_paired_interval_of_proportions_holds_the_truth_as_often_as_it_says():
+    """By enumeration, not by drawing: every outcome of n pairs with its probability."""
+    for n, gained, lost in ((20, 0.1, 0.1), (24, 0.05, 0.25), (40, 0.02, 0.02)):
+        held = 0.0
+        for up in range(n + 1):
+            for down in range(n + 1 - up):
+                same = n - up - down
+                chance = scipy.stats.multinomial.pmf(
+                    [up, down, same], n, [gained, lost, 1 - gained - lost]
+                )
+                first = [1] * up + [0] * down + [1] * same
+                second = [0] * up + [1] * down + [1] * same
+                found = paired_proportions(first, second)
+                held += chance * (found.low <= gained - lost <= found.high)
+        assert 0.94 <= held <= 1, (n, gained, lost, held)
+
+
+def test_a_paired_interval_of_proportions_is_that_of_its_source_and_never_empty():
+    # (7 + 1) / 22 and (2 + 1) / 22, by hand
+    first, second = [1] * 7 + [0] * 2 + [1] * 11, [0] * 7 + [1] * 2 + [1] * 11
+    found = paired_proportions(first, second)
+    half = 1.959964 * np.sqrt((11 / 22 - (5 / 22) ** 2) / 22)
+    assert found == pytest.approx((5 / 20, 5 / 22 - half, 5 / 22 + half), abs=1e-6)
+    swapped = paired_proportions(second, first)
+    assert swapped == pytest.approx((-found.value, -found.high, -found.low))
+    equal = paired_proportions([1, 0, 1], [1, 0, 1])
+    assert equal.low < equal.value == 0 < equal.high
+    wide = paired_proportions(first, second, level=0.999)
+    assert wide.low < found.low and wide.high > found.high
+    for a, b in (([], []), ([1], [1, 0]), ([0.5], [1]), ([float("nan")], [1])):
+        with pytest.raises(ValueError, match=r"same items|rightly"):
+            paired_proportions(a, b)
+
+
+def test_a_level_corrected_for_many_comparisons_has_draws_beyond_its_ends():
+    values = np.random.default_rng(0).normal(size=30)
+    level = 1 - 0.05 / 100  # by default 2,000 draws would leave half a draw beyond each end
+    few = bootstrap_interval(values, level=level, resamples=2000)
+    default = bootstrap_interval(values, level=level)
+    many = bootstrap_interval(values, level=level, resamples=400_000)
+    assert abs(default.high - many.high) < abs(few.high - many.high)
+    assert bootstrap_interval(values) == bootstrap_interval(values, resamples=2000)
 
 
 @pytest.mark.parametrize(
