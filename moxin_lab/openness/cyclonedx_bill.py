@@ -17,9 +17,11 @@ from datetime import datetime
 from typing import Any
 
 from moxin_lab.openness.bill_facts import LICENCE, Bill, Data, Model
+from moxin_lab.openness.licences import expression_fault
 
 APPROACHES = {
     "pretrained": "self-supervised",
+    "vision_towers": "self-supervised",
     "tokenizer": "unsupervised",
     "reasoning": "reinforcement-learning",
 }
@@ -30,6 +32,7 @@ def text(bill: Bill) -> str:
     """The bill as JSON."""
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.model.contact import OrganizationalEntity
     from cyclonedx.output import make_outputter
     from cyclonedx.schema import OutputFormat, SchemaVersion
     from packageurl import PackageURL
@@ -37,6 +40,7 @@ def text(bill: Bill) -> str:
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"urn:moxin-lab:{bill!r}"))
     bom.metadata.timestamp = datetime.fromisoformat(bill.created.replace("Z", "+00:00"))
     lab = _component(bill.title, bill.version, ComponentType.APPLICATION, "lab", bill.licence)
+    lab.supplier = OrganizationalEntity(name=bill.supplier)
     bom.metadata.component = lab
     parts: dict[str, Any] = {}
     for data in bill.data:
@@ -72,7 +76,7 @@ def text(bill: Bill) -> str:
     ]
     for component in (*parts.values(), *libraries):
         bom.components.add(component)
-    bom.register_dependency(lab, libraries)
+    bom.register_dependency(lab, [*parts.values(), *libraries])
     for model in bill.models:
         named = (*model.made_from, *model.trained_on)
         bom.register_dependency(parts[model.name], [parts[n] for n in named if n in parts])
@@ -185,6 +189,9 @@ def _unlike_a_bill(value: dict[str, Any]) -> Iterator[str]:
         yield "two components have one bom-ref"
     for component in components:
         name, kind = component.get("name"), component.get("type")
+        for licence in component.get("licenses") or []:
+            if fault := expression_fault(licence.get("expression", "MIT")):
+                yield f"the licence of {name!r} is no SPDX expression: {fault}"
         if kind not in ("machine-learning-model", "data"):
             continue
         if not any(h.get("alg") == "SHA-256" for h in component.get("hashes") or []):

@@ -1,5 +1,6 @@
-"""Names of licences that are nearly SPDX identifiers.
+"""Names of licences: SPDX expressions, and what is nearly an SPDX identifier.
 
+    expression_fault("MIT AND Apache-2.0")       # ""
     similar("apache-2.0", identifiers)           # ["Apache-2.0"]
     similar("MIT OR Apache-2.0", identifiers)    # ["MIT", "Apache-2.0"]
 
@@ -11,6 +12,22 @@ Out of scope: whether a licence counts (`mof.py`).
 import difflib
 import re
 from collections.abc import Iterable
+
+
+def expression_fault(expression: str) -> str:
+    """Why a text is no SPDX licence expression, by the library's list; empty if it is one."""
+    from license_expression import ExpressionError, ExpressionParseError, get_spdx_licensing
+
+    licensing = get_spdx_licensing()
+    try:
+        parsed = licensing.parse(expression)
+    except (ExpressionError, ExpressionParseError) as error:
+        return str(error)
+    if parsed is None:
+        return "it is empty"
+    own = re.compile(r"(DocumentRef-[\w.-]+:)?LicenseRef-[\w.-]+")
+    unknown = [key for key in licensing.unknown_license_keys(parsed) if not own.fullmatch(key)]
+    return f"unknown: {', '.join(unknown)}" if unknown else ""
 
 
 def similar(licence: str, identifiers: Iterable[str]) -> list[str]:

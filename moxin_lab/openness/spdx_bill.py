@@ -3,22 +3,32 @@
     text(bill)          # JSON-LD
     faults(text)        # what the classes, and the two profiles' rules, find wrong
 
-The classes refuse a value of a wrong type or kind and a missing mandatory property. What the
+The classes are generated from the specification's SHACL shapes, so they refuse what the shapes do:
+a value of a wrong type, kind or pattern, too few or too many of them, an abstract class. What the
 profiles require beyond that (a download location, a release time, one declared and one concluded
-licence: SPDX 3.0.1, AI and Dataset profiles, "external properties restrictions") is checked here.
+licence: SPDX 3.0.1, AI and Dataset profiles, "external properties restrictions") and what shapes
+cannot say (an id used twice, a licence that is no SPDX expression, a hash of a wrong length) is
+checked here.
 
-Guarantees: the same facts give the same bytes; no network.
-Out of scope: the facts (`bill_facts.py`).
+Guarantees: the same facts give the same bytes; no network; every element is reached from the lab's
+own by relationships.
+Out of scope: the facts (`bill_facts.py`); suppliers and licences of libraries, which the lock file
+does not hold.
 """
 
 import hashlib
 import io
 import json
+import re
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from moxin_lab.openness.bill_facts import LICENCE, Bill, Data, Model
+from moxin_lab.openness.licences import expression_fault
 
+CONTEXT = "https://spdx.org/rdf/3.0.1/spdx-context.jsonld"
 PROFILES = ("core", "software", "ai", "dataset", "simpleLicensing")
 NO_ASSERTION = "https://spdx.org/rdf/3.0.1/terms/ExpandedLicensing/NoAssertionLicense"
 """Of a set whose packages each have their own licence."""
@@ -82,6 +92,7 @@ class _Writer:
         self.lab = self._package(
             self.spdx.software_Package, "lab", bill.title, bill.version, "application"
         )
+        self.lab.suppliedBy = self.supplier
         if bill.commit:
             self.lab.software_sourceInfo = f"git commit {bill.commit}"
         self._license(self.lab, bill.licence)
@@ -153,7 +164,9 @@ class _Writer:
 
     def finish(self) -> str:
         spdx, bill = self.spdx, self.bill
-        self._relate(self.lab, "dependsOn", [n for n in self.by_name if n.startswith("package:")])
+        libraries = [name for name in self.by_name if name.startswith("package:")]
+        self._relate(self.lab, "dependsOn", libraries)
+        self._relate(self.lab, "contains", [n for n in self.by_name if n not in libraries])
         profiles = [getattr(spdx.ProfileIdentifierType, name) for name in PROFILES]
         bom = spdx.software_Sbom(_id=f"{self.base}:bom", creationInfo=self.info)
         bom.name = f"{bill.title}, {bill.scale} scale"
@@ -233,24 +246,62 @@ def faults(content: str) -> list[str]:
         return [f"spdx_python_model refuses it: {type(error).__name__}: {error}"]
     if missing := sorted(i for i in objects.missing_ids if not i.startswith("https://spdx.org/")):
         return [f"it refers to {identifier}, which it does not hold" for identifier in missing]
-    found: list[str] = []
+    return [
+        *_document_faults(spdx, objects, json.loads(content)),
+        *_profile_faults(spdx, objects),
+        *_value_faults(spdx, objects),
+    ]
+
+
+def _document_faults(spdx: Any, objects: Any, document: Any) -> Iterator[str]:
+    """Of the file as a whole."""
+    if (context := document.get("@context")) != CONTEXT:
+        yield f"its @context is {context!r}, not {CONTEXT!r}"
+    elements = document.get("@graph", [document])
+    named = Counter(e.get("spdxId") or e.get("@id") for e in elements)
+    yield from (
+        f"{name} is the id of {count} elements" for name, count in named.items() if count > 1
+    )
+    for info in objects.foreach_type(spdx.CreationInfo):
+        if info.specVersion != "3.0.1":
+            yield f"its specVersion is {info.specVersion!r}, not '3.0.1'"
     documents = list(objects.foreach_type(spdx.SpdxDocument))
     if len(documents) != 1:
-        found.append(f"it holds {len(documents)} SpdxDocument, not one")
+        yield f"it holds {len(documents)} SpdxDocument, not one"
+    yield from ("its SpdxDocument has no rootElement" for d in documents if not d.rootElement)
+
+
+def _profile_faults(spdx: Any, objects: Any) -> Iterator[str]:
+    """Of packages, by their profiles."""
     relations = list(objects.foreach_type(spdx.Relationship))
+    licence = spdx.simplelicensing_AnyLicenseInfo
     for kind, needed in NEEDED.items():
         for package in objects.foreach_type(getattr(spdx, kind)):
-            found += [
+            yield from (
                 f"{kind} {package.name!r} has no {name}, which its profile requires"
-                for name in needed
+                for name in ("name", *needed)
                 if not getattr(package, name)
-            ]
+            )
             for relation in ("hasDeclaredLicense", "hasConcludedLicense"):
                 type_of = getattr(spdx.RelationshipType, relation)
-                count = sum(r.relationshipType == type_of and r.from_ is package for r in relations)
-                if count != 1:
-                    found.append(f"{kind} {package.name!r} has {count} {relation}, not one")
-    return found
+                of_it = [r for r in relations if r.relationshipType == type_of]
+                of_it = [r for r in of_it if r.from_ is package]
+                if len(of_it) != 1:
+                    yield f"{kind} {package.name!r} has {len(of_it)} {relation}, not one"
+                if any(not isinstance(t, licence | str) for r in of_it for t in r.to):
+                    yield f"{relation} of {kind} {package.name!r} leads to something else"
+
+
+def _value_faults(spdx: Any, objects: Any) -> Iterator[str]:
+    """Texts that are more than text."""
+    for element in objects.foreach_type(spdx.simplelicensing_LicenseExpression):
+        expression = element.simplelicensing_licenseExpression
+        if fault := expression_fault(expression):
+            yield f"{expression!r} is no SPDX licence expression: {fault}"
+    for each in objects.foreach_type(spdx.Hash):
+        is_sha256 = each.algorithm == spdx.HashAlgorithm.sha256
+        if is_sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", each.hashValue):
+            yield f"{each.hashValue!r} is no SHA-256"
 
 
 def _entries(spdx: Any, pairs: tuple[tuple[str, str], ...]) -> list[Any]:

@@ -178,25 +178,106 @@ SPDX_CHANGES = {
         lambda e: e.update(to=["urn:moxin-lab:none"]),
         "refers to urn:moxin-lab:none",
     ),
+    "an agent that is a package": (
+        "ai_AIPackage",
+        lambda e: e.update(suppliedBy=e["spdxId"]),
+        "refuses it",
+    ),
+    "a time in another form": (
+        "CreationInfo",
+        lambda e: e.update(created="2026-11-29T10:00:00+01:00"),
+        "not correctly formatted",
+    ),
+    "an abstract class": (
+        "software_Package",
+        lambda e: e.update(type="software_SoftwareArtifact"),
+        "abstract",
+    ),
+    "a size below zero": (
+        "dataset_DatasetPackage",
+        lambda e: e.update(dataset_datasetSize=-1),
+        "refuses it",
+    ),
+    "a relationship to nothing": ("Relationship", lambda e: e.update(to=[]), "refuses it"),
+    "another version": ("CreationInfo", lambda e: e.update(specVersion="3.0.0"), "specVersion"),
+    "no root": ("SpdxDocument", lambda e: e.pop("rootElement"), "rootElement"),
+    "no name": ("dataset_DatasetPackage", lambda e: e.update(name=""), "has no name"),
+    "a hash of a wrong length": (
+        "ai_AIPackage",
+        lambda e: e["verifiedUsing"][0].update(hashValue="abc"),
+        "is no SHA-256",
+    ),
+    "a licence in words": (
+        "simplelicensing_LicenseExpression",
+        lambda e: e.update(simplelicensing_licenseExpression="Apache or so ("),
+        "no SPDX licence expression",
+    ),
+    "a licence that SPDX lacks": (
+        "simplelicensing_LicenseExpression",
+        lambda e: e.update(simplelicensing_licenseExpression="MIT AND Foo-1.0"),
+        "unknown: Foo-1.0",
+    ),
+    "a licence that is an agent": (
+        "declared licence",
+        lambda e: e.update(to=[e["spdxId"].partition(":model:")[0] + ":agent:lab"]),
+        "leads to something else",
+    ),
     "no licence": (
-        "Relationship",
+        "declared licence",
         lambda e: e.update(relationshipType="other"),
         "hasDeclaredLicense, not one",
     ),
 }
 
 
+def is_declared_licence_of_a_model(element):
+    is_licence = element.get("relationshipType") == "hasDeclaredLicense"
+    return is_licence and ":model:" in element["from"]
+
+
 @pytest.mark.parametrize("name", SPDX_CHANGES)
 def test_what_is_wrong_with_an_spdx_bill_is_named(root, name):
     kind, change, fault = SPDX_CHANGES[name]
     spdx, _ = written(root)
-    if name == "no licence":
-        for element in spdx["@graph"]:
-            if element.get("relationshipType") == "hasDeclaredLicense":
-                change(element)
+    if kind == "declared licence":
+        change(next(e for e in spdx["@graph"] if is_declared_licence_of_a_model(e)))
     else:
         change(next(e for e in spdx["@graph"] if e["type"] == kind))
     assert fault in " ".join(spdx_bill.faults(json.dumps(spdx)))
+
+
+def test_an_id_that_is_used_twice_and_a_context_of_another_version_are_named(root):
+    spdx, _ = written(root)
+    agent = next(e for e in spdx["@graph"] if e["type"] == "Agent")
+    spdx["@graph"].append(dict(agent))
+    spdx["@context"] = spdx["@context"].replace("3.0.1", "3.0.0")
+    context, twice = spdx_bill.faults(json.dumps(spdx))
+    assert "3.0.0" in context and twice == f"{agent['spdxId']} is the id of 2 elements"
+
+
+def test_every_model_set_and_library_is_reached_from_the_lab_in_both_formats(root):
+    spdx, cyclonedx = written(root)
+    elements = {e["spdxId"]: e for e in spdx["@graph"] if "spdxId" in e}
+    leads = {}
+    for element in elements.values():
+        if element["type"] == "Relationship":
+            leads.setdefault(element["from"], []).extend(element["to"])
+    bom = next(e for e in elements.values() if e["type"] == "software_Sbom")
+    (start,) = bom["rootElement"]
+    packages = {i for i, e in elements.items() if e["type"].endswith("Package")}
+    assert packages <= reached(start, leads)
+    depends = {d["ref"]: d.get("dependsOn", []) for d in cyclonedx["dependencies"]}
+    assert {c["bom-ref"] for c in cyclonedx["components"]} <= reached("lab", depends)
+
+
+def reached(start, leads):
+    found, waiting = set(), [start]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found.add(one)
+            waiting += leads.get(one, [])
+    return found
 
 
 def of_kind(bill, kind):
@@ -223,6 +304,10 @@ CYCLONEDX_CHANGES = {
         "has no model card",
     ),
     "no licence": (lambda b: of_kind(b, "machine-learning-model").pop("licenses"), "no licence"),
+    "a licence in words": (
+        lambda b: of_kind(b, "data").update(licenses=[{"expression": "MIT AND Foo-1.0"}]),
+        "no SPDX expression",
+    ),
     "data that is not listed": (
         lambda b: of_kind(b, "machine-learning-model")["modelCard"]["modelParameters"].update(
             datasets=[{"ref": "data:none"}]
