@@ -27,7 +27,15 @@ from moxin_lab import untrusted
 from moxin_lab.data.card_files import read_card
 from moxin_lab.data.findings import Finding
 from moxin_lab.data.instructions import texts
-from moxin_lab.data.ngrams import NGRAM_TOKENS, hashes, is_unspaced, ngrams, tokens
+from moxin_lab.data.ngrams import (
+    NGRAM_TOKENS,
+    hashes,
+    is_unspaced,
+    ngrams,
+    run_hashes,
+    token_hashes,
+    tokens,
+)
 from moxin_lab.data.packaged import INSTRUCTIONS_SCHEMA
 
 UNSPACED_TOKENS = 20
@@ -35,6 +43,9 @@ UNSPACED_TOKENS = 20
 such as "can be done. For example". In the 2,560 Japanese help pages, against the test split of the
 card `instructions`, 13 letters meet 486 pages, 20 meet 364, 26 and 32 meet 360 and 359.
 """
+TABLE_BITS = 22
+SHIFT = np.uint64(64 - TABLE_BITS)
+"""The first bits of a hash tell most n-grams of a text from all of the index: a table of 4 MiB."""
 SHORTEST = 5
 SHORTEST_UNSPACED = 8
 TEXT_COLUMNS = ("question", "prompt", "text", "problem", "instruction", "input", "goal", "sentence")
@@ -53,8 +64,8 @@ class Index:
 
     def __init__(self) -> None:
         self._owners: dict[int, dict[tuple[str, ...], tuple[str, str]]] = defaultdict(dict)
-        self._hashes = np.zeros(0, np.uint64)  # of the 13-grams, sorted
-        self._new: list[np.ndarray] = []  # those not in it yet
+        # An n-gram is looked for where its first tokens are: 13 of them, of short items 5.
+        self._long, self._short = _Beginnings(NGRAM_TOKENS), _Beginnings(SHORTEST)
         self.skipped = 0
 
     def add(self, benchmark: str, item: str, text: str) -> None:
@@ -65,38 +76,24 @@ class Index:
             self.skipped += 1
             return
         size = min(UNSPACED_TOKENS if unspaced else NGRAM_TOKENS, len(words))
-        self._new.append(hashes(words))
+        if size < NGRAM_TOKENS:
+            self._short.add(words[:SHORTEST])
+        else:
+            self._long.add(words)
         for gram in ngrams(words, size):
             self._owners[size].setdefault(gram, (benchmark, item))
 
     def hits(self, text: str) -> Iterator[Hit]:
         """Every n-gram of `text` that the index holds, long ones first, each in text order."""
         words = tokens(text)
-        present = set(words)
-        possible = self._may_hold(words)
+        each = token_hashes(words)
+        long, short = self._long.places(each), self._short.places(each)
         for size in sorted(self._owners, reverse=True):
             owners = self._owners[size]
-            # Most texts hold none: hashes tell so faster than tuples do, and of the few short items
-            # hardly any has all its words here.
-            if size >= NGRAM_TOKENS:
-                if not possible:
-                    continue
-            elif not any(present.issuperset(gram) for gram in owners):
-                continue
-            for gram in ngrams(words, size):
+            for start in long if size >= NGRAM_TOKENS else short:
+                gram = tuple(words[start : start + size])
                 if gram in owners:
                     yield Hit(*owners[gram], " ".join(gram))
-
-    def _may_hold(self, words: list[str]) -> bool:
-        """Whether a 13-gram of the words has the hash of one of the index."""
-        if self._new:
-            self._hashes = np.unique(np.concatenate([self._hashes, *self._new]))
-            self._new = []
-        if not len(self._hashes):
-            return False
-        found = hashes(words)
-        place = np.minimum(np.searchsorted(self._hashes, found), len(self._hashes) - 1)
-        return bool((self._hashes[place] == found).any())
 
     def rule(self, text: str) -> Finding | None:
         """The first hit of a document, or None."""
@@ -104,6 +101,36 @@ class Index:
         if hit is None:
             return None
         return Finding("contaminated", f"{hit.benchmark} {hit.item}: {hit.ngram}")
+
+
+class _Beginnings:
+    """Hashes of n-grams of one size, and where a text may have them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._hashes = np.zeros(0, np.uint64)  # sorted
+        self._table = np.zeros(1 << TABLE_BITS, bool)  # whether a hash begins with these bits
+        self._new: list[np.ndarray] = []  # those not in it yet
+
+    def add(self, words: list[str]) -> None:
+        """Adds every n-gram of the words."""
+        self._new.append(hashes(words, self._size))
+
+    def places(self, each: np.ndarray) -> list[int]:
+        """The starts of n-grams that the table may hold, ascending. each: of `token_hashes`."""
+        if self._new:
+            self._hashes = np.unique(np.concatenate([self._hashes, *self._new]))
+            self._table[self._hashes >> SHIFT] = True
+            self._new = []
+        found = run_hashes(each, self._size)
+        # A look into the table is much cheaper than a search, and answers for nearly all.
+        starts = np.flatnonzero(self._table[found >> SHIFT])
+        if len(starts):
+            place = np.searchsorted(self._hashes, found[starts])
+            place = np.minimum(place, len(self._hashes) - 1)
+            starts = starts[self._hashes[place] == found[starts]]
+        held: list[int] = starts.tolist()
+        return held
 
 
 def add_human_eval(index: Index) -> int:

@@ -19,6 +19,12 @@ from moxin_lab.data.findings import Finding
 from moxin_lab.data.ngrams import marks
 
 CHUNK_CHARACTERS = 500
+SAMPLED_CHUNKS = 16
+"""Chunks of a long text that are looked at first."""
+SAMPLE_MARGIN = 0.4
+"""16 chunks drawn at random from a text of which half is in a language lead to the wrong answer in
+3 of 10,000 such texts (binomial: 15 or more of 16), and less often in others.
+"""
 
 # The identifier's label, then the codes that it stands for: ISO 639-2 and 639-3 of every two-letter
 # code (Debian's iso-codes 4.15), the individual languages that data sets name in place of their
@@ -89,10 +95,21 @@ def shares(text: str) -> dict[str, float]:
 def is_mostly(text: str, language: str, share: float) -> bool:
     """Whether at least `share` of the bytes of `shares` are in `language`, a code of `code`.
 
-    The same answer as from `shares`, in about half the time: it stops when the rest cannot change
-    it. False for a text without letters.
+    A text of more than twice `SAMPLED_CHUNKS` chunks is decided by so many, one of each sixteenth,
+    if their share is further than `SAMPLE_MARGIN` from `share`. Else the answer is that of
+    `shares`, in about half the time: it stops when the rest cannot change it. False for a text
+    without letters.
     """
     pieces = chunks(text)
+    if len(pieces) > 2 * SAMPLED_CHUNKS:
+        step = len(pieces) / SAMPLED_CHUNKS
+        # One of each sixteenth, at the multiples of the golden ratio: equal steps could meet one
+        # language of a text in which two alternate.
+        at = (number + number * (5**0.5 - 1) / 2 % 1 for number in range(SAMPLED_CHUNKS))
+        sample = [pieces[int(each * step)] for each in at]
+        near = byte_shares(sample, identify).get(language, 0.0)
+        if abs(near - share) > SAMPLE_MARGIN:
+            return near > share
     sizes = [len(piece.encode("utf-8", "surrogatepass")) for piece in pieces]
     total = left = sum(sizes)
     found = 0

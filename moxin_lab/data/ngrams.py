@@ -66,9 +66,19 @@ def hashes(words: list[str], size: int = NGRAM_TOKENS) -> np.ndarray:
 
     It depends on the n-gram alone, so hashes of two documents or two runs can be compared.
     """
+    return run_hashes(token_hashes(words), size)
+
+
+def run_hashes(each: np.ndarray, size: int) -> np.ndarray:
+    """`hashes` from `token_hashes`, for several sizes of the same tokens."""
     if size < 1:
         raise ValueError(f"an n-gram needs at least one token, not {size}")
-    if len(words) < size:
+    return mixed(ngram_hashes(each, size)) if len(each) >= size else np.zeros(0, np.uint64)
+
+
+def token_hashes(words: list[str]) -> np.ndarray:
+    """A 64-bit hash of each token: uint64 [n]."""
+    if not words:
         return np.zeros(0, np.uint64)
     raw = "".join(words).encode("utf-32-le", "surrogatepass")
     codes = np.frombuffer(raw, dtype=np.uint32).astype(np.uint64) + np.uint64(1)
@@ -78,7 +88,7 @@ def hashes(words: list[str], size: int = NGRAM_TOKENS) -> np.ndarray:
     powers = np.full(lengths.max(), BASE, dtype=np.uint64)
     powers[0] = 1
     powers = np.multiply.accumulate(powers)
-    return mixed(ngram_hashes(mixed(np.add.reduceat(codes * powers[place], starts)), size))
+    return mixed(np.add.reduceat(codes * powers[place], starts))
 
 
 # asked for each character of a document, most of which come again

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moxin_lab.data import languages
 from moxin_lab.data.languages import (
+    SAMPLED_CHUNKS,
     byte_shares,
     chunks,
     code,
@@ -113,12 +115,42 @@ def test_every_language_gets_its_own_limit_and_pages_below_it_are_named() -> Non
         st.sampled_from(
             ["the cat sat on the mat ", "der Hund schläft auf dem Sofa ", "猫在窗边睡觉。", "1 "]
         ),
-        max_size=60,
+        max_size=2 * SAMPLED_CHUNKS - 8,  # a part is a little more than a chunk
     ),
     st.sampled_from(["en", "de", "zh", "ko"]),
     st.floats(0.01, 1.0),
 )
-def test_is_mostly_gives_the_answer_of_the_shares(parts, language, share):
+def test_of_a_short_text_is_mostly_gives_the_answer_of_the_shares(parts, language, share):
     text = "\n".join(part * 25 for part in parts)
     expected = shares(text).get(language, 0.0) >= share
     assert is_mostly(text, language, share) == expected
+
+
+@pytest.mark.parametrize("every", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_long_text_in_which_languages_take_turns_is_not_taken_for_one_of_them(
+    every, shift, share
+):
+    lines = [
+        ("the cat sat on the mat " if (line + shift) % every else "猫在窗边睡觉。") * 21
+        for line in range(16 * every)
+    ]
+    text = "\n".join(lines)
+    for language in ("en", "zh"):
+        expected = shares(text).get(language, 0.0) >= share
+        assert is_mostly(text, language, share) == expected
+
+
+def test_of_a_long_text_sixteen_chunks_are_looked_at(monkeypatch):
+    seen = []
+
+    def count(chunk):
+        seen.append(chunk)
+        return "en"
+
+    monkeypatch.setattr(languages, "identify", count)
+    text = "\n".join(f"{chr(97 + line % 26) * 400}" for line in range(1000))
+    assert is_mostly(text, "en", 0.5)
+    assert len(seen) == SAMPLED_CHUNKS
+    assert len(set(seen)) > SAMPLED_CHUNKS / 2  # of all parts of the text
