@@ -47,6 +47,7 @@ from moxin_lab.data.steps import (
     LABELS,
     REMOVALS,
     Across,
+    Held,
     Learned,
     Local,
     Marks,
@@ -127,7 +128,7 @@ def run(
     if len(failed) == len(files):
         raise CurationError(f"no input file could be read; the first: {failed[0]['error']}")
     removed = _empty()
-    held: frozenset[str] = frozenset()
+    held = Held(frozenset(), frozenset())
     number = 0
     for part in _parts(steps)[1:]:
         if isinstance(part, Split):
@@ -142,7 +143,7 @@ def run(
     shards = job.shuffle(number, removed)
     frame = daft.read_parquet(str(job.work / "shuffled" / "*" / "**" / "*.parquet"))
     counted = funnel.counts(frame, steps)
-    job.write_shards(shards, held, out)
+    job.write_shards(shards, held.pages, out)
     record = asked | {
         "done": True,
         "failed": failed,
@@ -201,14 +202,14 @@ class _Job:
         self.say(f"{step.name}: {table.num_rows:,} documents removed")
         return table
 
-    def heldout(self, number: int, step: Split, removed: pa.Table) -> frozenset[str]:
-        """The pages that the step holds out of the documents of pass `number` but `removed`."""
-        path = self.work / "heldout-pages.json"
+    def heldout(self, number: int, step: Split, removed: pa.Table) -> Held:
+        """What the step holds out of the documents of pass `number` but `removed`."""
+        path = self.work / "heldout.json"
         if not path.is_file():
             with self._timed(f"{step.name}, choosing"):
-                pages = step.pages(still_there(_without(self._frame(number), removed)))
-                _write_json(sorted(pages), path)
-        return frozenset(json.loads(path.read_text(encoding="utf-8")))
+                held = step.choose(still_there(_without(self._frame(number), removed)))
+                _write_json([sorted(names) for names in held], path)
+        return Held(*map(frozenset, json.loads(path.read_text(encoding="utf-8"))))
 
     def next_pass(
         self, number: int, steps: Sequence[Local | Marks | Naming | Learned], removed: pa.Table

@@ -153,9 +153,18 @@ class Naming:
         return frame.with_column("code_language", when(known == "", found).otherwise(known))
 
 
+class Held(NamedTuple):
+    """What is held out: names of pages, and ids of those of their documents that training text
+    repeats, which are removed.
+    """
+
+    pages: frozenset[str]
+    repeated: frozenset[str]
+
+
 @dataclass(frozen=True)
 class Split:
-    """The step that divides the documents: `pages` says which pages are held out, `removals` which
+    """The step that divides the documents: `choose` says which pages are held out, `removals` which
     documents to remove then (columns id, reason, detail).
 
     share: of the bytes, about. As a function of a frame it marks what is removed.
@@ -164,15 +173,15 @@ class Split:
     name: str
     share: float
     seed: int
-    pages: Callable[[daft.DataFrame], frozenset[str]]
-    removals: Callable[[daft.DataFrame, frozenset[str]], pa.Table]
+    choose: Callable[[daft.DataFrame], Held]
+    removals: Callable[[daft.DataFrame, Held], pa.Table]
 
-    def leaving(self, pages: frozenset[str]) -> Across:
+    def leaving(self, held: Held) -> Across:
         """The step that removes what may not stay beside these held-out pages."""
-        return Across(self.name, lambda frame: self.removals(frame, pages))
+        return Across(self.name, lambda frame: self.removals(frame, held))
 
     def __call__(self, frame: daft.DataFrame) -> daft.DataFrame:
-        return self.leaving(self.pages(still_there(frame)))(frame)
+        return self.leaving(self.choose(still_there(frame)))(frame)
 
 
 Step = Local | Marks | Naming | Across | Learned | Split

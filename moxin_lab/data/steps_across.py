@@ -22,8 +22,8 @@ from moxin_lab.data.dedup import Buckets
 from moxin_lab.data.extract import CurationError
 from moxin_lab.data.findings import Finding
 from moxin_lab.data.ngrams import NGRAM_TOKENS, hashes, tokens
-from moxin_lab.data.split import Documents, heldout_pages
-from moxin_lab.data.steps import CODE, Across, Labels, Learned, Split, Work, check_unique
+from moxin_lab.data.split import MAX_OVERLAP, REASONS, Documents, hold_out
+from moxin_lab.data.steps import CODE, Across, Held, Labels, Learned, Split, Work, check_unique
 
 
 def boilerplate() -> Learned:
@@ -200,15 +200,18 @@ def near_duplicates(settings: dedup.Settings, verify: bool = True) -> Across:
 
 
 def held_out(settings: dedup.Settings, share: float, seed: int, *, bands: int, rows: int) -> Split:
-    """Holds out about `share` of the bytes by `split.heldout_pages`, then drops training documents
-    that are in one group of near-duplicates with a held-out one, by bands that miss little.
+    """Holds out about `share` of the bytes by `split.hold_out`, then drops documents of held-out
+    pages that training text repeats, and training documents that are in one group of
+    near-duplicates with a held-out one, by bands that miss little.
     """
     wide = settings._replace(bands=bands, rows=rows)
 
-    def pages(frame: daft.DataFrame) -> frozenset[str]:
-        return heldout_pages(_documents(frame), share, seed)
+    def choose(frame: daft.DataFrame) -> Held:
+        ids, documents = _documents(frame)
+        found = hold_out(documents, share, seed)
+        return Held(found.pages, frozenset(np.array(ids, object)[found.repeated].tolist()))
 
-    def removals(frame: daft.DataFrame, held: frozenset[str]) -> pa.Table:
+    def removals(frame: daft.DataFrame, held: Held) -> pa.Table:
         found = _buckets(frame, wide.bands, wide.rows)
         pairs = dedup.verified_pairs(
             found, frame.select("id", "text"), wide.ngram_size, wide.threshold
@@ -218,21 +221,28 @@ def held_out(settings: dedup.Settings, share: float, seed: int, *, bands: int, r
         rows = dedup.collect(joined, ["id"]).to_pylist()
         first: dict[str, str] = {}  # the smallest held-out id of each group; ids ascend
         for row in rows:
-            if row["page"] in held:
+            if row["page"] in held.pages and row["id"] not in held.repeated:
                 first.setdefault(row["kept"], row["id"])
         out = [
             (row["id"], f"near-duplicate of {first[row['kept']]}")
             for row in rows
-            if row["kept"] in first and row["page"] not in held
+            if row["kept"] in first and row["page"] not in held.pages
         ]
         ids, details = ([pair[side] for pair in out] for side in (0, 1))
-        return _removals(ids, "duplicate of a held-out document", details)
+        repeated = sorted(held.repeated)
+        told = f"more than {MAX_OVERLAP:.0%} of its tokens are in 13-grams of training text"
+        return pa.concat_tables(
+            [
+                _removals(ids, REASONS[0], details),
+                _removals(repeated, REASONS[1], [told] * len(repeated)),
+            ]
+        )
 
-    return Split("split", share, seed, pages, removals)
+    return Split("split", share, seed, choose, removals)
 
 
-def _documents(frame: daft.DataFrame) -> Documents:
-    """What the split asks of the documents; the workers make the 13-grams."""
+def _documents(frame: daft.DataFrame) -> tuple[list[str], Documents]:
+    """The ids, and what the split asks of the documents; the workers make the 13-grams."""
 
     @daft.func.batch(return_dtype=DataType.list(DataType.uint64()))
     def grams(text: daft.Series) -> pa.Array:
@@ -265,7 +275,7 @@ def _documents(frame: daft.DataFrame) -> Documents:
                 yield row_of[key], values[ends[at] : ends[at + 1]]
 
     sizes = table["size"].to_numpy().astype(np.int64)
-    return Documents(page, source, language, project, sizes, of_rows)
+    return ids, Documents(page, source, language, project, sizes, of_rows)
 
 
 def _buckets(frame: daft.DataFrame, bands: int, rows: int) -> Buckets:

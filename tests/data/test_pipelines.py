@@ -17,7 +17,7 @@ from moxin_lab.data import (
     steps_across,
 )
 from moxin_lab.data.extract import CurationError
-from moxin_lab.data.steps import Marks
+from moxin_lab.data.steps import Held, Marks
 from moxin_lab.lab import curated
 
 WORDS = """
@@ -116,10 +116,13 @@ def test_what_resembles_a_held_out_document_leaves_the_training_text():
     ]
     frame = daft.from_pylist(rows).with_column("step", daft.lit(None).cast(daft.DataType.string()))
     frame = Marks(128, 13)(frame)
-    held = frozenset(f"{number}a" for number in range(0, 40, 2))
+    held = Held(frozenset(f"{number}a" for number in range(0, 40, 2)), frozenset(["2a"]))
     step = steps_across.held_out(dedup.RECIPE, 0.3, 1, bands=21, rows=6)
     gone = step.removals(frame, held).to_pylist()
-    assert {row["id"] for row in gone} == {f"{number}b" for number in range(0, 40, 2)}
+    # 2a is on neither side, so its near-copy may stay
+    assert [row["id"] for row in gone if row["reason"] == split.REASONS[1]] == ["2a"]
+    gone = [row for row in gone if row["id"] != "2a"]
+    assert {row["id"] for row in gone} == {f"{n}b" for n in range(0, 40, 2) if n != 2}
     for row in gone:
         assert row["reason"] == "duplicate of a held-out document"
         assert row["detail"] == f"near-duplicate of {row['id'][:-1]}a"

@@ -79,7 +79,14 @@ def test_of_heldout_text_at_most_a_twentieth_is_in_training_text(seed: int, shar
         for language in ("en", "zh")
     ]
     train, heldout = split.split(documents(*rows), share, seed)
-    assert train.num_rows + heldout.num_rows == len(rows)
+    held, sizes = set(heldout["page"].to_pylist()), {}
+    assert not held & set(train["page"].to_pylist())
+    for page, _, text in rows:
+        sizes[page] = sizes.get(page, 0) + len(text)
+    left = len(rows) - train.num_rows - heldout.num_rows
+    assert 0 <= left <= heldout.num_rows  # of two documents one may be left out
+    kept = sum(map(len, heldout["text"].to_pylist()))
+    assert kept >= split.OWN_SHARE * sum(sizes[page] for page in held)
     assert (split.overlap([train], heldout)["covered"] <= split.MAX_OVERLAP).all()
 
 
@@ -96,6 +103,25 @@ def test_passages_and_row_order_decide_and_the_share_is_reached_nevertheless() -
     _, shuffled = split.split(documents(*random.Random(0).sample(rows, len(rows))), 0.08, 0)
     assert sorted(pages) == sorted(shuffled["page"].to_pylist())
     assert train.num_rows + len(pages) == 1000
+
+
+def test_a_translation_that_repeats_other_pages_does_not_keep_its_page_in_training() -> None:
+    # every English page repeats the menu, no Korean page does
+    rows = [(f"p{i}", "en", passage(f"en{i}", 60) + passage("menu", 30)) for i in range(300)]
+    rows += [(f"p{i}", "ko", passage(f"ko{i}", 120)) for i in range(300)]
+    train, heldout = split.split(documents(*rows), 0.2, 0)
+    sides = [side["language"].to_pylist() for side in (train, heldout)]
+    assert "en" not in sides[1]
+    assert 30 < sides[1].count("ko") < 150
+    # what is left out is not in training either
+    assert sides[0].count("en") == sides[0].count("ko") == 300 - sides[1].count("ko")
+
+
+def test_a_page_of_which_most_repeats_other_pages_stays_in_training() -> None:
+    rows = [(f"p{i}", "en", passage(f"en{i}", 20) + passage("menu", 90)) for i in range(100)]
+    rows += [(f"p{i}", "ko", passage(f"ko{i}", 30)) for i in range(100)]
+    train, heldout = split.split(documents(*rows), 0.3, 0)
+    assert (train.num_rows, heldout.num_rows) == (200, 0)
 
 
 def test_pages_that_share_passages_are_held_out_together() -> None:
