@@ -1,6 +1,7 @@
 """JSON and YAML that no one here wrote: plain values, or an error within a second.
 
     load_yaml(text)         load_json(text)         read_bytes(path, MAX_YAML_BYTES)
+    printable(name)         # "\\x1b[31mModel", where printing the name would colour the terminal
 
 Refused are: text that is too long, nested too deeply or, with its YAML aliases expanded, of too
 many parts; an alias inside its own anchor; a mapping that names a key twice; YAML keys that are
@@ -43,8 +44,21 @@ _NO_FILE = '"<unicode string>", '
 """What PyYAML calls a text without a file."""
 
 
+_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves a terminal's cursor, sets its colours, breaks a line, turns the direction of the text
+around it, or cannot be written as UTF-8 (part of a file's name in another encoding).
+"""
+
+
 class UntrustedError(ValueError):
     """Text that is not JSON or YAML, or is beyond the limits; the message says what and where."""
+
+
+def printable(text: str) -> str:
+    """A name or value that a file gave, for one line of a terminal: what would act on it there is
+    written as an escape, such as `\\x1b`.
+    """
+    return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:

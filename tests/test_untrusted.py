@@ -206,3 +206,17 @@ def test_a_large_file_or_a_pipe_is_refused_before_it_is_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UntrustedError, match="a pipe or a device"):
         untrusted.read_bytes(tmp_path / "pipe", 100)
+
+
+@given(st.text(st.characters(), max_size=40))
+def test_a_printable_text_is_one_line_of_utf_8_that_moves_nothing(text):
+    shown = untrusted.printable(text)
+    assert shown.encode().decode() == shown
+    assert len(f"{shown}.".splitlines()) == 1
+    assert not any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in shown)
+
+
+def test_a_printable_text_keeps_every_script_and_joined_emoji():
+    for text in ("Zürich", "中文 한국어 日本語", "שלום", "👩‍👩‍👧", "e\u0301", "a\u00a0b"):
+        assert untrusted.printable(text) == text
+    assert untrusted.printable("\x1b[31m\u202e\udcff\n") == r"\x1b[31m\u202e\udcff\n"

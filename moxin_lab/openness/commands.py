@@ -9,6 +9,7 @@ from pathlib import Path
 from moxin_lab.lab.artifacts import LabError, write_json
 from moxin_lab.openness import mof, mof_evidence, release, summary
 from moxin_lab.openness.mof_entry import component_lines
+from moxin_lab.untrusted import printable
 
 
 def evaluate_mof(path: Path) -> int:
@@ -26,7 +27,7 @@ def evaluate_mof(path: Path) -> int:
     by_evidence = mof_evidence.with_evidence(entry, checked)
     print(f"\nWith the evidence in {sidecar.name}: {by_evidence.class_name}")
     for name, reason in mof_evidence.unsupported(entry, checked).items():
-        print(f"  does not count: {name}: {reason}")
+        print(f"  does not count: {name}: {printable(reason)}")
     print("\n".join(mof.next_steps(by_evidence)))
     return 1 if any(item.problems for item in checked.values()) else 0
 

@@ -19,19 +19,28 @@ github.com/lfai/model_openness_tool at 8b5d30e):
   by requiring one component fewer.
 
 Guarantees: agrees with MOT's own fixtures on progress and counts; refuses component names that MOT
-would silently ignore, and says what a licence that does not count may have meant; any file gives an
-evaluation or a MofError within a second.
+would silently ignore, and says what a licence that does not count, or a field that the tool does
+not read, may have meant; any file gives an evaluation or a MofError within a second.
 Out of scope: reading the file (`mof_entry.py`) and whether a component exists (`mof_evidence.py`).
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from moxin_lab.openness.licences import similar
-from moxin_lab.openness.mof_entry import MofError, catalogue, check, load
+from moxin_lab.openness.mof_entry import (
+    MAX_PROBLEMS,
+    MofError,
+    catalogue,
+    check,
+    ignored_fields,
+    load,
+)
+from moxin_lab.untrusted import printable
 
 __all__ = ["MofError", "catalogue", "check", "load"]  # of mof_entry, for those who evaluate
 
@@ -153,6 +162,7 @@ def evaluate_entry(entry: dict[str, Any]) -> Evaluation:
             ),
             *_unknown_to_the_tool(components),
             *_misspelt(components),
+            *islice(ignored_fields(entry), MAX_PROBLEMS),
         ),
     )
 
@@ -163,7 +173,8 @@ def format_text(evaluation: Evaluation, lines: Mapping[str, int] | None = None) 
     lines: where the file has each component (`component_lines`).
     """
     lines_in_file = lines or {}
-    text = [f"{evaluation.release} ({evaluation.producer}): {evaluation.class_name}", ""]
+    named = printable(f"{evaluation.release} ({evaluation.producer})")
+    text = [f"{named}: {evaluation.class_name}", ""]
     for result in evaluation.classes:
         text.append(
             f"  {result.name:<26} {result.progress:5.1f} %  {'met' if result.met else 'not met'}"
@@ -175,7 +186,7 @@ def format_text(evaluation: Evaluation, lines: Mapping[str, int] | None = None) 
         line = lines_in_file.get(component.name, "-")
         text.append(
             f"  {line:<5}{component.name:<32} {numerals[component.mof_class]:<6} "
-            f"{component.status:<11} {component.licence or '-':<22} "
+            f"{component.status:<11} {printable(component.licence) or '-':<22} "
             f"{component.licence_from or '-'}{optional}"
         )
     text += [""] + [f"  warning: {warning}" for warning in evaluation.warnings]

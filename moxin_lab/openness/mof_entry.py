@@ -29,6 +29,8 @@ CATALOGUE_FILE = Path(__file__).parent / "mof_catalogue.yml"
 CONTENT_TYPES = ("code", "data", "document")
 MAX_PROBLEMS = 20
 """Faults that one error names; a file of 99,000 faults would be answered after minutes."""
+MAX_FIELDS = 1_000
+"""Fields of one part that are compared with those of the tool; a full entry has 20."""
 MAX_NAME_LETTERS = 80
 """Letters of a wrong name that an error quotes."""
 
@@ -129,6 +131,39 @@ def _line(node: yaml.Node, place: Place) -> int:
         else:
             break
     return line
+
+
+def ignored_fields(entry: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each field that the tool passes over and that is nearly one that it reads, or that
+    stands among the licences by content type. The tool's schema allows any other field, so a slip
+    of the pen in `license` leaves a component with the licence of the whole release.
+    """
+    schema = _schema()["properties"]["release"]["properties"]
+    release = entry["release"]
+    kinds = schema["license"]["properties"]
+    for kind in islice(release["license"], MAX_FIELDS):
+        if kind not in kinds:
+            yield (
+                f"release.license: the tool does not read {quoted(kind)}, so it counts for "
+                f"nothing; it reads {', '.join(kinds)}"
+            )
+    yield from _misspelt_fields(release, "release", [*schema])
+    for kind in kinds.keys() & release["license"].keys():
+        known = [*kinds[kind]["properties"]]
+        yield from _misspelt_fields(release["license"][kind], f"release.license.{kind}", known)
+    known = [*schema["components"]["items"]["properties"]]
+    for item in release["components"]:
+        yield from _misspelt_fields(item, f"component {quoted(item['name'])}", known)
+
+
+def _misspelt_fields(value: Mapping[str, Any], where: str, known: list[str]) -> Iterator[str]:
+    for name in islice(value, MAX_FIELDS):
+        wrong = "" if name in known else str(name)[:MAX_NAME_LETTERS].lower()
+        if close := difflib.get_close_matches(wrong, known, 1, cutoff=0.75):
+            yield (
+                f"{where}: the tool does not read {quoted(name)}, so it counts for nothing; did "
+                f"you mean {close[0]!r}?"
+            )
 
 
 def name_problems(names: list[str]) -> list[tuple[int, str]]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from moxin_lab.lab.artifacts import LabError, describe, is_working_state, read_json
+from moxin_lab.untrusted import printable
 
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".distcp")
 """Endings of files with a model's numbers."""
@@ -53,7 +54,8 @@ class Problem:
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.path}" + (f" ({self.detail})" if self.detail else "")
+        text = f"{self.kind}: {self.path}" + (f" ({self.detail})" if self.detail else "")
+        return printable(text)
 
 
 def problems(

@@ -41,6 +41,7 @@ from moxin_lab.lab.artifacts import (
 )
 from moxin_lab.openness import released
 from moxin_lab.openness.released import Problem
+from moxin_lab.untrusted import printable
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:moxin-lab:report-manifest:v1"
@@ -137,6 +138,11 @@ def _statement(scale: str, files: Sequence[tuple[str, Path]]) -> dict[str, Any]:
             f"{strange[0]} is a link or not a plain file; a manifest binds contents, so put the "
             "file itself there"
         )
+    if unwritable := [name for name, _ in files if printable(name) != name]:
+        raise LabError(
+            f"{printable(unwritable[0])}: a file's name with a control character, or in another "
+            "encoding than UTF-8, cannot be listed; rename it"
+        )
     return _of_entries(
         scale, [(name, sha256_file(file), file.stat().st_size) for name, file in files]
     )
@@ -179,7 +185,8 @@ def verify_folder(folder: Path, scale: str | None = None) -> Checked:
     if scale is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", scale := Path(scale).stem):
         raise LabError(f"--scale {scale}: not the name of a scale")
     if not folder.is_dir():
-        raise LabError(f"{folder} is not a folder; give a clone or a report's folder")
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise LabError(f"{folder} {what}; give a clone, a report's folder or a file of one")
     if (folder / "manifest.json").is_file():
         root = folder.parent.parent
         if manifest_path(root, folder.name) != folder / "manifest.json":

@@ -340,6 +340,43 @@ release:
         mof.evaluate(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r["components"][0].update(licence="CC-BY-NC-4.0"), "did you mean 'license'?"),
+        (lambda r: r["components"][0].update(License="MIT"), "did you mean 'license'?"),
+        (lambda r: r["components"][0].update({"component-path": "x"}), "'component_path'?"),
+        (lambda r: r.update(licence={}), "release: the tool does not read 'licence'"),
+        (lambda r: r.update(trainment="x"), "did you mean 'treatment'?"),
+        (lambda r: r["license"].update(documents={}), "it reads distribution, code, data"),
+        (lambda r: r["license"].update(weights={}), "does not read 'weights'"),
+        (lambda r: r["license"].update(code={"nmae": "MIT"}), "release.license.code: the tool"),
+    ],
+)
+def test_a_field_that_the_tool_passes_over_is_said_and_counts_for_nothing(change, said):
+    plain, slip = entry(CLASS_3), entry(CLASS_3)
+    change(slip["release"])
+    before, after = (mof.evaluate_entry(mof.check(one)) for one in (plain, slip))
+    (warning,) = set(after.warnings) - set(before.warnings)
+    assert said in warning and "counts for nothing" in warning
+    assert (after.mof_class, after.num_included) == (before.mof_class, before.num_included)
+
+
+def test_fields_that_others_add_are_no_slips():
+    more = entry(CLASS_3)
+    more["release"].update(repository="https://example.org", huggingface="x", note="y")
+    assert mof.evaluate_entry(mof.check(more)).warnings == result(CLASS_3).warnings
+
+
+def test_text_from_a_file_cannot_act_on_the_terminal():
+    hostile = entry(CLASS_3)
+    hostile["release"].update(name="M\x1b[2J\r\u202eX", producer="P\nforged: Class I")
+    hostile["release"]["components"][0]["license"] = "MIT\x1b[31m"
+    text = mof.format_text(mof.evaluate_entry(mof.check(hostile)))
+    assert not re.search(r"[\x1b\r\u202e]", text)
+    assert "M\\x1b[2J\\r\\u202eX (P\\nforged: Class I)" in text.splitlines()[0]
+
+
 def test_a_licence_newer_than_the_tools_list_is_said_and_not_guessed():
     evaluation = result(CLASS_3, licence="OpenMDW-1.1")
     assert evaluation.num_included == 0

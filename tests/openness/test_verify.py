@@ -300,10 +300,29 @@ def test_a_folder_without_a_manifest_is_refused_instead_of_another_tree_being_ch
         manifest.verify_folder(root / "reports/released/old")
     with pytest.raises(LabError, match="is not inside a repository, so there is nothing to verify"):
         manifest.verify_folder(tmp_path_factory.mktemp("empty"))
-    with pytest.raises(LabError, match="is not a folder"):
+    with pytest.raises(LabError, match="none does not exist"):
         manifest.verify_folder(root / "none")
     with pytest.raises(LabError, match="not the name of a scale"):
         manifest.verify_folder(root, "..")
+
+
+@pytest.mark.parametrize("name", [b"\xff.txt", b"a\n\x1b[31m.txt", "\u202etxt.x".encode()])
+def test_a_file_of_an_odd_name_is_found_and_said_without_acting_on_the_terminal(root, name, capsys):
+    (root / "reports/tiny" / os.fsdecode(name)).write_bytes(b"")
+    assert cli.main(["verify", str(root)]) == 1
+    said = capsys.readouterr().out
+    said.encode()  # also a stream that takes UTF-8 alone can be written
+    assert said.count("\n") == 2 and said.startswith("surplus: reports/tiny/")
+    assert "\x1b" not in said and "\u202e" not in said
+    with pytest.raises(LabError, match="rename it"):
+        manifest.write_manifest(root, "tiny")
+
+
+def test_a_file_whose_name_is_in_any_script_is_bound(root):
+    for name in ("räksmörgås 中文.txt", "👩‍👩‍👧.txt"):
+        (root / "reports/tiny" / name).write_text("x")
+    manifest.write_manifest(root, "tiny")
+    assert found(root) == []
 
 
 LEFTOVERS = ["x~", "Thumbs.db", "desktop.ini", "#x#", "x.swp", ".DS_Store", "__pycache__/x.pyc"]
