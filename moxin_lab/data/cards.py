@@ -160,7 +160,10 @@ def published_problems(folder: Path) -> list[str]:
     cited by its content and loaded by its Croissant file.
     """
     readme, written = folder / "README.md", folder / croissant.FILE_NAME
-    text = readme.read_text(encoding="utf-8")
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        return [f"{readme} is not UTF-8 text: {error}"]
     found = [f"{readme}: {problem}" for problem in missing_parts(text)]
     again = f"Write it again with `moxin-lab cards write {folder.name}`."
     try:
@@ -169,7 +172,7 @@ def published_problems(folder: Path) -> list[str]:
             found.append(f"{readme}: its summary or citation is not that of its data. {again}")
         if not written.is_file():
             return [*found, f"{written} is missing. {again}"]
-        if croissant.render(folder) != written.read_text(encoding="utf-8"):
+        if croissant.render(folder).encode() != written.read_bytes():
             found.append(f"{written} is not what its card says. {again}")
     except CardError as error:
         found.append(str(error))

@@ -18,6 +18,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,6 +31,10 @@ from moxin_lab.data.card_files import CardError
 from moxin_lab.lab.artifacts import LabError, read_json, sha256_file, write_atomically
 
 FILE_NAME = "croissant.json"
+PAGE = "README.md"
+"""The card's own page, which Croissant's mandatory `url` names, relative to the file: it holds
+wherever the card is published.
+"""
 CONFORMS_TO = (
     "http://mlcommons.org/croissant/1.1",
     "http://mlcommons.org/croissant/RAI/1.0",
@@ -41,6 +46,7 @@ REQUIRED = {
     "name": "name",
     "description": "description",
     "license": "licence",
+    "url": "address",
     "creator": "creator",
     "datePublished": "date of publication",
     "version": "version",
@@ -93,6 +99,7 @@ def render(folder: Path) -> str:
             publisher=[mlc.Organization(ctx=context, name=about.creators[0])],
             date_published=about.published,
             version=about.version,
+            url=PAGE,
             license=[_licence_address(name) for name in about.licences]
             or ["https://spdx.org/rdf/terms/#noassertion"],
             cite_as=bibtex(about),
@@ -145,8 +152,18 @@ def _lacking(value: dict[str, Any]) -> Iterator[str]:
         if not creator.get("name"):
             yield "a creator has no name"
     date = str(value.get("datePublished") or "")
-    if date and not re.fullmatch(r"\d{4}-\d{2}-\d{2}(T[\d:.+Z-]+)?", date):
+    if date and not _is_iso_date(date):
         yield f"datePublished is {date!r}, not an ISO date"
+
+
+def _is_iso_date(text: str) -> bool:
+    if not re.match(r"\d{4}-\d{2}-\d{2}(T|$)", text):
+        return False
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _file_faults(value: dict[str, Any], folder: Path) -> Iterator[str]:
@@ -165,10 +182,27 @@ def _file_faults(value: dict[str, Any], folder: Path) -> Iterator[str]:
             yield f"file {address!r} is missing"
         elif (actual := sha256_file(path)) != digest:
             yield f"file {address!r} has SHA-256 {actual[:12]}, recorded {digest[:12]}"
+        elif (size := item.get("contentSize")) and not _is_size(str(size), path.stat().st_size):
+            yield f"file {address!r} has {path.stat().st_size} bytes, recorded {str(size)!r}"
         named.add(address)
     for path in sorted((folder / "data").glob("*.parquet")):
         if f"data/{path.name}" not in named:
             yield f"data/{path.name} is not among its files"
+
+
+def _is_size(stated: str, size: int) -> bool:
+    """Whether a text such as `12345 B` or `12 KB` states a file's bytes, to the digits given."""
+    found = re.fullmatch(r"([\d.,]+)\s*(B|bytes|[kKMGT]i?B)?", stated.strip())
+    try:
+        number = float(found[1].replace(",", "")) if found else -1.0
+    except ValueError:
+        return False
+    if found is None or number < 0:
+        return False
+    unit = (found[2] or "B").removesuffix("ytes").upper()
+    power = " KMGT".index(unit[0]) if unit not in ("B",) else 0
+    digits = len(found[1].partition(".")[2])
+    return any(abs(size / base**power - number) <= 0.5 / 10**digits for base in (1000, 1024))
 
 
 def _library_faults(path: Path, load: bool) -> Iterator[str]:

@@ -83,6 +83,9 @@ def test_what_the_library_only_recommends_is_required(card, key):
         ({"creator": [{"@type": "sc:Person"}]}, "a creator has no name"),
         ({"datePublished": "last week"}, "not an ISO date"),
         ({"datePublished": "2026-11-22.5"}, "not an ISO date"),
+        ({"datePublished": "2026-13-45"}, "not an ISO date"),
+        ({"datePublished": "2026-11-22T25:00:00Z"}, "not an ISO date"),
+        ({"datePublished": "20261122"}, "not an ISO date"),
         ({"conformsTo": "http://mlcommons.org/croissant/1.0"}, "croissant/1.1"),
         ({"license": []}, "no licence"),
         ({"recordSet": []}, "no record set"),
@@ -102,6 +105,8 @@ def test_a_value_that_says_nothing_is_a_fault(card, change, fault):
         ("contentUrl", "../data/train.parquet", "cannot be checked offline"),
         ("contentUrl", "data/other.parquet", "is missing"),
         ("contentUrl", None, "cannot be checked offline"),
+        ("contentSize", "1 B", "bytes, recorded '1 B'"),
+        ("contentSize", "many", "bytes, recorded 'many'"),
         ("encodingFormat", "text/csv", "mlcroissant cannot read it"),
     ],
 )
@@ -112,6 +117,31 @@ def test_a_file_without_its_hash_or_in_another_place_is_named(card, no_network, 
     if value is None:
         del files[0][key]
     assert fault in " ".join(croissant.faults(changed(card, distribution=files)))
+
+
+@pytest.mark.parametrize(
+    ("stated", "size", "right"),
+    [
+        ("12345 B", 12345, True),
+        ("12345", 12345, True),
+        ("12,345 bytes", 12345, True),
+        ("12 KB", 12345, True),
+        ("12.3 kB", 12345, True),
+        ("12.1 KiB", 12345, True),
+        ("11 KB", 12345, False),
+        ("12.34 GB", 12345, False),
+        ("1.2.3 B", 1, False),
+        ("-1 B", 1, False),
+    ],
+)
+def test_a_stated_size_is_compared_in_its_own_unit_and_digits(stated, size, right):
+    assert croissant._is_size(stated, size) is right
+
+
+@pytest.mark.parametrize("name", ["croissant.json", "README.md"])
+def test_a_card_s_file_in_another_encoding_is_a_fault_without_a_traceback(card, name):
+    (card / name).write_bytes(b"\xff\xfe{")
+    assert any(name in problem for problem in cards.published_problems(card))
 
 
 def test_one_flipped_bit_of_the_data_is_found_by_the_croissant_file_alone(card):
