@@ -79,7 +79,7 @@ def test_a_claim_leads_to_the_page_of_each_deviation_that_touches_it(tmp_path, r
         }
     untestable = index.find(id="claim-grpo.dramatic")
     assert "nothing says how large" in untestable.get_text()
-    assert index.find("span", class_="not-testable-as-stated").get_text().startswith("3 ")
+    assert index.find("span", class_="not-testable-as-stated").get_text().startswith("4 ")
 
 
 def test_a_claim_leads_to_cards_summaries_and_bills_that_concern_it(tmp_path, repository):

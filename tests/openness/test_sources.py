@@ -12,7 +12,8 @@ from moxin_lab.openness import sources
 def test_every_claim_with_documents_is_judged_and_no_other(repository):
     assert set(claims.documents(repository)) == set(sources.DOCUMENTED)
     judged = sources.judge_all(repository)
-    assert set(judged) == {*sources.DOCUMENTED, "eval.above-similar-7b", "eval.sota-7b"}
+    tables = {"eval.above-similar-7b", "eval.sota-7b", "eval.only-larger"}
+    assert set(judged) == {*sources.DOCUMENTED, *tables}
     assert judged["pretraining.phase-3-content"][0] == "reproduced"
     assert judged["data.uncontaminated"][0] == judged["grpo.pure-rl"][0] == "contradicted"
 
