@@ -3,6 +3,8 @@ notebooks, stage records and files of the repository.
 
     build_site(root, "tiny")       # path of the index
 
+    python -m moxin_lab.lab.site . tiny        # the same, and what it took
+
 Guarantees: a page is one file with its style inside, runs no script, loads nothing (each page's
 Content-Security-Policy makes the browser enforce it), and shows a failed stage's error at its top.
 A page whose notebook is older than the stage's result says so. The same notebooks and records give
@@ -13,6 +15,8 @@ Out of scope: running anything, and deciding a verdict. `cells.py` renders a not
 """
 
 import re
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,3 +228,20 @@ def _turn(nav: Sequence[NavItem], name: str) -> dict[str, NavItem | None]:
         "previous": paged[position - 1] if position else None,
         "following": paged[position + 1] if position + 1 < len(paged) else None,
     }
+
+
+def main(root: Path, scale: str) -> str:
+    """Build the pages and say how many they are and what they took: seconds of the processor, which
+    other work on the machine does not lengthen, and of the clock.
+    """
+    began, on_the_clock = time.process_time(), time.monotonic()
+    index = build_site(root, scale)
+    seconds, passed = time.process_time() - began, time.monotonic() - on_the_clock
+    pages = len(list(index.parent.glob("*.html")))
+    return (
+        f"{index}: {pages} pages in {seconds:.1f} s of the processor, {passed:.1f} s by the clock"
+    )
+
+
+if __name__ == "__main__":
+    print(main(Path(sys.argv[1]), sys.argv[2]))

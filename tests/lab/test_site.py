@@ -479,3 +479,26 @@ def test_half_a_notebook_of_a_killed_run_is_a_failed_stage_without_a_page(tmp_pa
         assert not (tmp_path / "reports" / "tiny" / "02_tokenizer.html").exists()
         entry = page(tmp_path, "index").find("span", class_="absent", string=None)
         assert "(failed)" in page(tmp_path, "index").find("nav").get_text() and entry is not None
+
+
+def test_a_report_of_all_stages_is_built_within_20_s_of_the_processor(tmp_path, repository):
+    """This repository's own notebooks, with a figure and a table below every third code cell, which
+    makes them as large as a run leaves them.
+    """
+    root = example_runs.write_whole_example(tmp_path, repository)
+    shown = [example_runs.html(example_runs.example_figure())]
+    shown += [example_runs.html(example_runs.example_table())]
+    for info in STAGES:
+        notebook = json.loads((repository / "notebooks" / f"{info.name}.ipynb").read_text("utf-8"))
+        code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        for number, cell in enumerate(code):
+            cell |= {"outputs": [] if number % 3 else shown, "execution_count": 1}
+        folder = root / "runs" / "tiny" / info.name
+        example_runs.write_notebook(folder / "notebook.ipynb", notebook["cells"])
+        record = example_runs.record(info.name, info.title, claims=[])
+        (folder / "stage.json").write_text(json.dumps(record), encoding="utf-8")
+        (folder / "failed.ipynb").unlink(missing_ok=True)
+    said = site.main(root, "tiny")
+    print(said)
+    pages, seconds = re.search(r": (\d+) pages in ([\d.]+) s of the processor", said).groups()
+    assert int(pages) >= len(STAGES) + 20 and float(seconds) < 20
