@@ -5,7 +5,8 @@
     published(root)                          # those of papers/summaries/ and release/
     write(published(root)[0], reports / "tiny", shared)
 
-Guarantees: every field of the template has its heading, also a blank one, which says so; an address
+Guarantees: every field of the template has its heading, also a blank one, which says so, and
+whether a "no" above it leaves nothing to state; an address
 that `links` does not know is shown as text.
 Out of scope: what the fields say and how they are graded (`moxin_lab.openness.summary`).
 """
@@ -82,6 +83,17 @@ FIELDS = {
     "3.3.a": "Other information",
 }
 """The template's fields (explanatory notice of 24 July 2025, annex), in our words."""
+PARENTS = {
+    **dict.fromkeys(("2.1.b", "2.1.c", "2.1.d", "2.1.e"), ("2.1.a",)),
+    "2.2.1.b": ("2.2.1.a",),
+    **dict.fromkeys(("2.2.2.b", "2.2.2.c", "2.2.2.d", "2.2.2.e"), ("2.2.2.a",)),
+    **dict.fromkeys([f"2.3.{letter}" for letter in "bcdefghi"], ("2.3.a",)),
+    "2.4.c": ("2.4.b",),
+    **dict.fromkeys(("2.4.d", "2.4.e"), ("2.4.a", "2.4.b")),
+    **dict.fromkeys(("2.5.b", "2.5.c", "2.5.d", "2.5.e"), ("2.5.a",)),
+    **dict.fromkeys(("2.6.b", "2.6.c"), ("2.6.a",)),
+}
+"""Fields that a "no" above them makes inapplicable."""
 BLANK = "Not stated."
 
 
@@ -120,6 +132,14 @@ def page(
             ]
             + ([(2, "grade", "How it is graded")] if grade else []),
         },
+    )
+
+
+def answered_no(field: str, fields: Mapping[str, Any]) -> bool:
+    """Whether a question above this field is answered no, so that the field does not apply."""
+    parents = PARENTS.get(field, ())
+    return bool(parents) and all(
+        (fields.get(parent) or {}).get("answer") == "no" for parent in parents
     )
 
 
@@ -190,7 +210,7 @@ def _sections(fields: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any
                 {
                     "number": name,
                     "title": words,
-                    "not_applicable": fields.get(name, {}).get("not_applicable"),
+                    "not_applicable": _not_applicable(name, fields),
                     "parts": {
                         key: value
                         for key, value in fields.get(name, {}).items()
@@ -201,6 +221,14 @@ def _sections(fields: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any
                 if name.startswith(f"{number}.")
             ],
         }
+
+
+def _not_applicable(field: str, fields: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why a field does not apply; empty if it does, or says something all the same."""
+    said = {name for name, value in fields.get(field, {}).items() if name != "records" and value}
+    if said <= {"not_applicable"} and answered_no(field, fields):
+        return f"{' and '.join(PARENTS[field])} is answered no."
+    return str(fields.get(field, {}).get("not_applicable") or "")
 
 
 def _links(value: Any) -> Iterator[str]:

@@ -224,7 +224,7 @@ def _write_summary(root: Path, new: Path) -> None:
         raise LabError(f"{path} does not exist; it has what no record says of the training content")
     content = {**summary.load(path), "about": new.relative_to(root).as_posix()}
     whole = summary.complete(content, root)
-    html = summary_page.page(whole, links=lambda address: address, shared={"scale": new.name})
+    html = summary_page.page(whole, links=lambda address: address)
     write_atomically(new / PAGE, html)
     public = {name: whole[name] for name in ("model", "document", "fields")}
     write_json(new / "public_summary.json", public)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from moxin_lab.lab.summary_page import PARENTS, answered_no
 from moxin_lab.openness.summary_sheet import (
     NEEDS_ANSWER,
     Found,
@@ -25,17 +26,6 @@ from moxin_lab.openness.summary_sheet import (
     texts,
 )
 
-PARENTS = {
-    **dict.fromkeys(("2.1.b", "2.1.c", "2.1.d", "2.1.e"), ("2.1.a",)),
-    "2.2.1.b": ("2.2.1.a",),
-    **dict.fromkeys(("2.2.2.b", "2.2.2.c", "2.2.2.d", "2.2.2.e"), ("2.2.2.a",)),
-    **dict.fromkeys([f"2.3.{letter}" for letter in "bcdefghi"], ("2.3.a",)),
-    "2.4.c": ("2.4.b",),
-    **dict.fromkeys(("2.4.d", "2.4.e"), ("2.4.a", "2.4.b")),
-    **dict.fromkeys(("2.5.b", "2.5.c", "2.5.d", "2.5.e"), ("2.5.a",)),
-    **dict.fromkeys(("2.6.b", "2.6.c"), ("2.6.a",)),
-}
-"""Fields that a "no" above them makes inapplicable."""
 OPTIONAL = ("1.3.g", "2.1.e", "2.2.2.e", "2.3.i", "2.4.e", "2.5.e", "2.6.c", "3.1.c", "3.3.a")
 """Additional comments: blank, they ask for nothing."""
 
@@ -64,7 +54,7 @@ def _inapplicable(field: str, sheet: Sheet) -> Found | None:
     if reason := content.get("not_applicable"):
         return Found(None, str(reason))
     parents = PARENTS.get(field, ())
-    if parents and all(sheet.field(parent).get("answer") == "no" for parent in parents):
+    if answered_no(field, sheet.summary["fields"]):
         return Found(None, f"{' and '.join(parents)} is answered no")
     unanswered = [name for name in parents if not is_filled(sheet.field(name))]
     if unanswered and not is_filled(content):
@@ -218,9 +208,7 @@ def _consistent(section: str, sheet: Sheet) -> Found:
     contradictions = [
         f"{name} is filled although {' and '.join(PARENTS[name])} is answered no"
         for name, content in own.items()
-        if name in PARENTS
-        and is_filled(content)
-        and all(sheet.field(parent).get("answer") == "no" for parent in PARENTS[name])
+        if name in PARENTS and is_filled(content) and answered_no(name, sheet.summary["fields"])
     ]
     overall = {str(item).lower() for item in sheet.field("1.3.a").get("items") or []}
     for name in ("2.1.b", "2.2.1.b", "2.2.2.b", "2.3.g", "2.4.d", "2.5.b"):

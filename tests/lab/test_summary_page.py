@@ -42,6 +42,26 @@ def test_every_field_has_its_heading_in_order_and_a_blank_one_says_so():
     assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(levels))
 
 
+def test_a_field_below_a_no_says_that_it_does_not_apply_and_why():
+    html = made({"2.3.a": {"answer": "no"}, "2.4.a": {"answer": "no"}, "2.6.a": {"answer": "yes"}})
+    for field in "bcdefghi":
+        part = html.partition(f'id="field-2.3.{field}"')[2].partition("<h3")[0]
+        assert "<p>Not applicable. 2.3.a is answered no.</p>" in part
+    for field in ("2.4.d", "2.6.b"):  # 2.4.b is not answered; 2.6.a is answered yes
+        part = html.partition(f'id="field-{field}"')[2].partition("<h3")[0]
+        assert f"<p>{summary_page.BLANK}</p>" in part
+
+
+def test_a_field_below_a_no_that_says_something_is_shown():
+    html = made({"2.5.a": {"answer": "no"}, "2.5.e": {"text": "All text is by people."}})
+    assert "<p>All text is by people.</p>" in html
+
+
+def test_a_page_of_no_scale_names_none():
+    assert " scale</span>" not in made({})
+    assert "tiny scale</span>" in made({}, shared={"scale": "tiny"})
+
+
 @pytest.mark.parametrize(
     ("field", "expected"),
     [
