@@ -182,7 +182,7 @@ def faults(content: str) -> list[str]:
 def _unlike_a_bill(value: dict[str, Any]) -> Iterator[str]:
     """What the schema allows and a bill of models and data must not have."""
     components = value.get("components") or []
-    refs = [component.get("bom-ref") for component in components]
+    refs = [component["bom-ref"] for component in components if "bom-ref" in component]
     lab = (value.get("metadata") or {}).get("component") or {}
     known = {*refs, lab.get("bom-ref")}
     if len(set(refs)) != len(refs):

@@ -20,10 +20,10 @@ nobody judged is an error, not a point; a blank field scores 0.
 Out of scope: whether the Act asks this model for a summary; the wording of the metrics.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from moxin_lab.lab import summary_page
@@ -146,7 +146,9 @@ def _facts() -> dict[str, Any]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a summary's file. Raises SummaryError for unknown fields, metrics or scores."""
+    """Read a summary's file. Raises SummaryError for unknown fields, metrics or scores, and for a
+    value that is no text, nor a list or mapping of texts.
+    """
     content = read_yaml(path)
     parts = {"model": str, "document": dict, "fields": dict, "answers": dict}
     wrong = [
@@ -163,6 +165,7 @@ def load(path: Path) -> dict[str, Any]:
         for name, field in content["fields"].items()
         if not isinstance(field, dict)
     ]
+    wrong += _malformed_values(content)
     ids = {metric.id for metric in metrics()}
     for name, given in content["answers"].items():
         if name not in ids:
@@ -239,6 +242,42 @@ def grade_all(root: Path) -> dict[str, Graded]:
     """The grades of all summaries of `papers/summaries/`, by model."""
     paths = sorted((root / "papers" / "summaries").glob("*.yml"), reverse=True)
     return {graded.model: graded for _, graded in (grade_file(path, root) for path in paths)}
+
+
+def _malformed_values(content: Mapping[str, Any]) -> Iterator[str]:
+    about = content.get("about", "")
+    if not isinstance(about, str) or PurePath(about).is_absolute() or ".." in PurePath(about).parts:
+        yield f"`about` is {about!r}, not a folder of the repository"
+    document = content["document"]
+    if not isinstance(document.get("lead"), str):
+        yield "`document` has no text `lead`"
+    versions = document.get("versions") or []
+    if not isinstance(versions, list) or not all(
+        isinstance(version, Mapping) and "version" in version for version in versions
+    ):
+        yield "`versions` is no list of mappings with a `version`"
+    parts = [(f"`{name}`", value) for name, value in document.items()]
+    for number, field in content["fields"].items():
+        if isinstance(field, Mapping):
+            parts += [(f"field {number!r}: `{name}`", value) for name, value in field.items()]
+            if field.get("answer") not in (None, "yes", "no"):
+                given = field["answer"]
+                yield f"field {number!r}: `answer` is {given!r}, not 'yes' or 'no' in quotes"
+            if not isinstance(field.get("items") or [], list):
+                yield f"field {number!r}: `items` is no list"
+    for where, value in parts:
+        if value is not None and not _is_text_or_list(value) and "`answer`" not in where:
+            yield f"{where} is {value!r}, not text (in quotes, if it looks like a number) or a list"
+
+
+def _is_text_or_list(value: Any) -> bool:
+    """Text, or a list or mapping of such; what is called a link or a name is text."""
+    if isinstance(value, Mapping):
+        named = all(isinstance(value.get(key, ""), str) for key in ("link", "name"))
+        return named and all(map(_is_text_or_list, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_text_or_list, value))
+    return isinstance(value, str)
 
 
 def _is_answer(given: Any) -> bool:

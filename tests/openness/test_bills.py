@@ -330,6 +330,12 @@ def test_what_is_wrong_with_a_cyclonedx_bill_is_named(root, name):
     assert fault in " ".join(cyclonedx_bill.faults(json.dumps(cyclonedx)))
 
 
+def test_components_without_a_reference_are_not_taken_for_one(root):
+    _, cyclonedx = written(root)
+    cyclonedx["components"] += [{"type": "library", "name": name} for name in ("a", "b")]
+    assert cyclonedx_bill.faults(json.dumps(cyclonedx)) == []
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"@context": "x"}', '{"bomFormat": "other"}'])
 def test_a_file_that_is_no_bill_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
