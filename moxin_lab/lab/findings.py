@@ -27,6 +27,13 @@ SMALL_OF = {"05_instruction_tuning": "small-h100"}
 """The released run whose page of a stage counts: the chain shortened stage 05 to one seed."""
 
 
+RELEASED_NOTE = (
+    "The released run is of 28 November 2026. Its tokenizer cut Japanese between kanji and kana; "
+    "today's has one expert for Chinese and Japanese, so the rows of 02 compare two designs."
+)
+"""What else differs between the two columns of `numbers`."""
+
+
 class Number(NamedTuple):
     """A measure in words: `factor` turns its unit into that of `unit`."""
 

@@ -6,6 +6,7 @@ files only.
 Out of scope: choosing the numbers (`findings.py`), drawing (`diagrams.py`, the templates).
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -52,7 +53,7 @@ def write(
     related = documents.related(root, out_html.parent) if listed else {}
     rows = [{**claim_row(verdict, nav), "related": related[verdict.id]} for verdict in judged]
     cards = documents.data_cards(root)
-    released = released_reports(root)
+    released = released_reports(root, out_html.parent)
     citation = cite(root, done)
     values: dict[str, Any] = {
         "scale_note": SCALE_NOTES.get(
@@ -72,6 +73,7 @@ def write(
         else "",
         "peak": format_bytes(max((r.get("peak_memory_bytes") or 0 for r in done), default=0)),
         "numbers": _numbers(shown, root, nav),
+        "released_note": findings.RELEASED_NOTE,
         "decided": _grouped([row for row in rows if row["verdict"] not in claims.OPEN], "verdict"),
         "open_claims": _grouped([row for row in rows if row["verdict"] in claims.OPEN], "reason"),
         "claims_total": len(rows),
@@ -178,16 +180,20 @@ def _grouped(rows: Sequence[dict[str, Any]], by: str) -> list[tuple[str, list[di
 # ---- what the repository has
 
 
-def released_reports(root: Path) -> list[dict[str, str]]:
-    """Folders of `reports/released`: path, title, and how the README begins."""
+def released_reports(root: Path, folder: Path) -> list[dict[str, str]]:
+    """Folders of `reports/released`: path, title of the README, number of pages, and, if it has a
+    front page, the link to it from a page in `folder`.
+    """
     rows = []
     for readme in sorted((root / "reports" / "released").glob("*/README.md")):
         text = readme.read_text(encoding="utf-8")
         title = re.search(r"^# (.+)$", text, re.MULTILINE)
+        front = readme.with_name("index.html")
         rows.append(
             {
                 "path": readme.parent.relative_to(root).as_posix(),
-                "title": title[1] if title else readme.parent.name,
+                "title": title[1].replace("`", "") if title else readme.parent.name,
+                "href": os.path.relpath(front, folder) if front.exists() else "",
                 "pages": str(len(list(readme.parent.glob("*.html")))),
             }
         )

@@ -40,6 +40,8 @@ class Question(NamedTuple):
     larger_is_better: bool = False
     named_by: tuple[str, ...] = ("implementation",)
     """Columns that together name a row."""
+    named_as: str = ""
+    """How they do, as a format; without one, with commas between them."""
 
 
 QUESTIONS = (
@@ -112,7 +114,7 @@ QUESTIONS = (
         "pretraining",
         "How many bits per byte of fresh English, three phases at small width beside n-grams?",
         "bits_per_byte",
-        "bits",
+        "bits per byte",
         2,
         {"row": "held-out text", "text": "fresh", "language": "en"},
         named_by=("model",),
@@ -126,6 +128,7 @@ QUESTIONS = (
         {"part": "weak", "blocks": 24},
         larger_is_better=True,
         named_by=("gpus", "layout", "checkpointing"),
+        named_as="{} GPUs, {}, activation checkpointing {}",
     ),
     Question(
         "sft",
@@ -168,6 +171,8 @@ QUESTIONS = (
 SHOWN_ELSEWHERE = ("recipe", "smollm2-expansion")
 """Benches of a GPU that compare trainings by quality: the page lies beside the file, and notebook
 04 shows it."""
+SPEEDS = ("ms", "s", "TFLOP/s", "tokens/s", "images/s")
+"""Units of which a ratio says how many times as fast."""
 NOISE = {"attention": 0.12}
 """Share by which rows of a bench differ for their place in a run alone. In runs 1 to 3 of
 reports/released/h100/attention.json `auto` calls flash-attn-4, and it is up to 1.11 times as fast
@@ -175,7 +180,10 @@ as the row that calls it directly.
 """
 OTHER_WORK = "full triangle"
 """In the name of a row that computes more pairs than the window has: a rate to see, not a peer."""
-OURS = ("ours", "moxin-lab", "overlapped", "auto", "triton")
+OURS = (
+    *("ours", "moxin-lab", "overlapped", "auto", "triton"),
+    *("after phase", "training loop", "bare step"),
+)
 """How names of our implementations begin."""
 
 
@@ -221,13 +229,21 @@ class Chart:
 
     @property
     def finding(self) -> str:
-        """Our best row beside the best peer's: how many times as fast, unless RULE
-        does not tell them apart."""
+        """Our best row beside the best peer's: how many times as fast, unless RULE does not tell
+        them apart. Both values where the question is not about speed; the best row without a peer.
+        """
         ours = next((bar for bar in self.bars if bar.is_ours and bar.value), None)
         peers = (bar for bar in self.bars if not bar.is_ours and OTHER_WORK not in bar.name)
         peer = next((bar for bar in peers if bar.value), None)
+        digits, unit = self.question.digits, self.question.unit
         if ours is None or peer is None or ours.value is None or peer.value is None:
-            return ""
+            best = next((bar for bar in self.bars if bar.value is not None), None)
+            return f"{best.name}: {best.in_words(digits)} {unit}." if best else ""
+        if unit not in SPEEDS:
+            return (
+                f"{ours.name}: {ours.in_words(digits)} {unit}; the best peer, {peer.name}: "
+                f"{peer.in_words(digits)}."
+            )
         ratio = ours.value / peer.value
         if not self.question.larger_is_better:
             ratio = 1 / ratio
@@ -290,7 +306,8 @@ def merged(rows: Sequence[Mapping[str, Any]], question: Question) -> list[Bar]:
     values: dict[str, list[float]] = {}
     reasons: dict[str, str] = {}
     for row in rows:
-        name = ", ".join(str(row[key]) for key in question.named_by)
+        parts = [row[key] for key in question.named_by]
+        name = question.named_as.format(*parts) or ", ".join(map(str, parts))
         chunk = row.get("chunk")
         if chunk and chunk != row["tokens"]:
             name += f", in chunks of {chunk:,}"

@@ -29,6 +29,8 @@ Color Universal Design (2008); those that read best on white come first, yellow 
 
 CLOCK = "of_the_clock"
 """Key of an output's metadata: a clock decides what it shows, so that equal runs differ in it."""
+PHONE_WIDTH = 5.4
+"""Inches: letters of 11 points in a figure this wide have 10 pixels on a telephone (380 pixels)."""
 GROUPED_FROM = 1_000
 """Numbers from here on have a comma between thousands, in tables as in figures (`{:,}`)."""
 WRAP_FROM = 28

@@ -187,6 +187,19 @@ def test_a_telephone_shows_every_value_of_a_wide_table_without_scrolling(example
     assert shown == '"documents kept after every filter"'
 
 
+@pytest.mark.parametrize("kind", ["", "wrap"])
+def test_a_telephone_breaks_no_name_of_a_value_letter_by_letter(example, watch, kind):
+    page = watch(example / "01_data_curation.html", 380).page
+    cell = page.get_by_role("table", name="Documents kept.").locator("td").first
+    cell.evaluate("(e, kind) => { e.textContent = 'words '.repeat(60); e.className = kind }", kind)
+    name = cell.evaluate(
+        "e => { const s = getComputedStyle(e, '::before'); return [s.width, s.height] }"
+    )
+    width, height = (float(length.removesuffix("px")) for length in name)
+    assert width > 80 and height < 80
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+
+
 @pytest.mark.parametrize("width", [380, 1280])
 def test_pictures_are_seen_whole(pages, watch, width):
     for path in pages:

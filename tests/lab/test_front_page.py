@@ -134,6 +134,20 @@ def test_the_citation_names_version_date_and_commit(built):
     )
 
 
+def test_a_released_report_with_pages_is_one_link_away(built):
+    page = built / "reports" / "tiny" / "index.html"
+    links = {a["href"] for a in soup(built, "index").select("ul.cards a") if "released" in a["href"]}
+    fronts = (built / "reports" / "released").glob("*/index.html")
+    assert {(page.parent / link).resolve() for link in links} == {f.resolve() for f in fronts}
+    assert len(links) >= 2
+
+
+def test_a_chart_that_is_not_about_speed_gives_both_values_and_no_ratio(repository):
+    [chart] = [c for c in measured.charts(repository) if c.question.unit == "bits per byte"]
+    assert "times as fast" not in chart.finding
+    assert re.fullmatch(r"after phase 3: [\d.]+ bits per byte; .*order 5: [\d.]+\.", chart.finding)
+
+
 # ---- findings
 
 
