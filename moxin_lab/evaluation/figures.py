@@ -11,6 +11,7 @@ import pandas as pd
 
 from moxin_lab.evaluation.cloze import NUM_CHOICES
 from moxin_lab.evaluation.results import METRICS, bits_wide, cloze_pooled
+from moxin_lab.lab.show import PHONE_WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ def averages(printed: pd.Series) -> "Figure":
 
     ordered = printed.sort_values()
     moxin = ordered.index.str.contains("Moxin")
-    figure, axes = plt.subplots(figsize=(7.0, 0.9 + 0.3 * len(ordered)))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 0.9 + 0.3 * len(ordered)))
     places = np.arange(len(ordered))
     for filled, label in ((False, "other models"), (True, "Moxin's models")):
         chosen = moxin == filled
@@ -48,7 +49,7 @@ def averages(printed: pd.Series) -> "Figure":
         )
     axes.set_yticks(places, ordered.index)
     axes.set_xlabel("printed average, %")
-    axes.set_xlim(ordered.min() - 1, ordered.max() + 1.5)
+    axes.set_xlim(ordered.min() - 1, ordered.max() + 2.5)
     axes.legend(loc="lower right")
     return figure
 
@@ -59,16 +60,28 @@ def averages_alt(printed: pd.Series) -> str:
     return "Printed averages: " + ", ".join(f"{name} {value:g}" for name, value in ordered.items())
 
 
+def averages_finding(printed: pd.Series) -> str:
+    """What `averages` shows, in a sentence for its caption."""
+    near = sum(
+        any(abs(value - other) < 1 for other in printed.drop(name))
+        for name, value in printed.items()
+    )
+    return (
+        f"The highest printed average is {printed.max():g} % ({printed.idxmax()}); {near} of "
+        f"{len(printed)} rows lie within one point of another."
+    )
+
+
 def bits_figure(table: pd.DataFrame) -> "Figure":
     """Bits per byte by language: one marker per model, whiskers for the intervals."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.0, 3.6))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 3.6))
     _points(axes, table, "bits_per_byte")
     axes.set_ylabel("bits per byte (lower is better)")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("language of the held-out text")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return figure
 
 
@@ -85,7 +98,7 @@ def cloze_figure(table: pd.DataFrame) -> "Figure":
     """Cloze accuracy by language: one panel per metric, with a line at chance."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(2, 1, figsize=(7.0, 5.6), sharex=True, sharey=True)
+    figure, panels = plt.subplots(2, 1, figsize=(PHONE_WIDTH, 5.8), sharex=True, sharey=True)
     for axes, (metric, title) in zip(panels, METRICS.items(), strict=True):
         part = table[table["metric"] == metric]
         percent = part.assign(**{name: 100 * part[name] for name in ("accuracy", "low", "high")})
@@ -93,12 +106,13 @@ def cloze_figure(table: pd.DataFrame) -> "Figure":
             100 / NUM_CHOICES, color="black", linewidth=1.2, linestyle="--", label="chance, 25 %"
         )
         _points(axes, percent, "accuracy")
-        axes.set_title(f"{metric}: choice {title}", pad=4)
+        axes.set_title(f"{metric}: choice {title}", pad=4, fontsize=10)
         axes.set_ylabel("correct answers, %")
-        axes.set_ylim(0, 100)
+        top = max(100 / NUM_CHOICES, 100 * table["high"].max())
+        axes.set_ylim(0, min(100, 1.1 * top))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
-        [*handles[1:], handles[0]], [*labels[1:], labels[0]], loc="outside upper center", ncols=4
+        [*handles[1:], handles[0]], [*labels[1:], labels[0]], loc="outside upper center", ncols=2
     )
     panels[-1].set_xlabel("language of the held-out text")
     return figure

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -72,6 +73,34 @@ def fit_trigram(
         tokens, order=3, vocab_size=len(tokenizer), bos_id=prefix_token_id(tokenizer)
     )
     return trigram, sum(map(len, tokens)), sample["num_bytes"].sum() / 1e6
+
+
+def worked_item(lm: TokenLM, item: Mapping[str, Any]) -> pd.DataFrame:
+    """How a multiple choice of the cloze is scored, one row per choice: its characters, its
+    log-likelihood after the context in nats, the same per character, which metric chooses it (`acc`
+    by the sum, `acc_norm` per character, as in the harness), and whether it is the truth.
+    """
+    requests = [
+        Instance("loglikelihood", {}, (item["context"], choice), place)
+        for place, choice in enumerate(item["choices"])
+    ]
+    lengths = [len(choice) for choice in item["choices"]]
+    nats = pd.Series([total for total, _ in lm.loglikelihood(requests, disable_tqdm=True)])
+    per_character = nats / lengths
+    chosen = {"acc": nats.idxmax(), "acc_norm": per_character.idxmax()}
+    places = range(len(lengths))
+    by = [", ".join(name for name, best in chosen.items() if best == place) for place in places]
+    begins = [" ".join(choice.split())[:40] + "…" for choice in item["choices"]]
+    return pd.DataFrame(
+        {
+            "choice begins": begins,
+            "characters": lengths,
+            "log-likelihood": nats,
+            "per character": per_character,
+            "chosen by": by,
+            "truth": ["correct" if place == item["label"] else "" for place in places],
+        }
+    )
 
 
 def run_all(

@@ -84,12 +84,14 @@ def answer_all(
     return found
 
 
-def judged_examples(verifier: Verifier) -> pd.DataFrame:
-    """Ten completions of one question, some of them hostile, and the verifier's judgement."""
+def judged_examples(verifier: Verifier, more: Sequence[str] = ()) -> pd.DataFrame:
+    """Ten completions of one question, some of them hostile, then `more`, and the verifier's
+    judgement of each.
+    """
     question = "Find the Greatest Common Divisor (GCD) of these numbers: 12, 8."
     completions = [r"12%8=4 8%4=0 \boxed{4}", r"\boxed{\frac{8}{2}}", r"\boxed{4.0}"]
     completions += ["The GCD is 4.", r"\boxed{8}", "I do not know.", r"\boxed{}"]
-    completions += [r"\boxed{9^{9^{9}}}", r"\boxed{(10**9)!}", r"\boxed{+/4(}"]
+    completions += [r"\boxed{9^{9^{9}}}", r"\boxed{(10**9)!}", r"\boxed{+/4(}", *more]
     found = judge(verifier, completions, [Task("gcd", question, "4")] * len(completions))
     rows = [(verdict.reason, verdict.by, verdict.reward) for verdict in found]
     index = pd.Index(completions, name="completion")
@@ -245,16 +247,25 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def gain_in_words(by_pair: pd.DataFrame) -> str:
-    """GRPO in the trained families against its start, and against the same compute of fine-tuning.
-    by_pair: `difference_table` indexed by first, second, group and k.
+    """GRPO in the trained families against its start, and against the same compute of fine-tuning;
+    its pass@k at the largest k against its start. by_pair: `difference_table` indexed by first,
+    second, group and k.
     """
     gain = by_pair.loc[("GRPO", "CoT-SFT", "in-family", 1)]
     rival = by_pair.loc[("GRPO", "SFT for as long", "in-family", 1)]
     seen = "a difference" if gain["low"] > 0 or gain["high"] < 0 else "no difference seen"
+    most = max(by_pair.index.get_level_values("k"))
+    wide = by_pair.loc[("GRPO", "CoT-SFT", "in-family", most)]
+    of_k = (
+        f" pass@{most} changes by {wide['value']:+.3f} ({wide['low']:+.3f} to {wide['high']:+.3f})"
+    )
+    if gain["low"] > 0 and wide["value"] < 0:
+        of_k += ": the model gives its likeliest answers more often, and has no more of them right"
     return (
         f"In the trained families GRPO changes pass@1 by {gain['value']:+.3f} ({gain['low']:+.3f} "
         f"to {gain['high']:+.3f}) from its start: {seen}. Against the same compute spent on more "
         f"fine-tuning it is {rival['value']:+.3f} ({rival['low']:+.3f} to {rival['high']:+.3f})."
+        + (f"{of_k}." if most > 1 else "")
     )
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from moxin_lab.lab.show import PHONE_WIDTH
 from moxin_lab.lab.smoothing import centred_mean
 from moxin_lab.posttraining.figures import MARKERS
 from moxin_lab.reasoning.advantages import centred_rewards
@@ -24,12 +25,12 @@ def worked_group(rewards: Sequence[float]) -> Figure:
     advantages = centred_rewards(values)[0]
     places = np.arange(1, len(rewards) + 1)
     figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(7.0, 3.4), sharex=True, height_ratios=(2, 3)
+        2, 1, figsize=(PHONE_WIDTH, 3.4), sharex=True, height_ratios=(2, 3)
     )
     top.bar(places, rewards, color="#999999")
     top.axhline(values.mean(), color="#000000", linestyle=":", linewidth=1)
     top.annotate(
-        f"mean {values.mean():.2f}", (len(rewards) + 0.6, values.mean()), va="bottom", fontsize=9
+        f"mean\n{values.mean():.2f}", (len(rewards) + 0.55, values.mean()), va="bottom", fontsize=9
     )
     top.set(ylabel="reward", ylim=(0, max(1.0, float(values.max())) * 1.15))
     bottom.bar(places, advantages, color=np.where(advantages > 0, "#0072B2", "#D55E00"))
@@ -60,12 +61,24 @@ def worked_group_alt(rewards: Sequence[float]) -> str:
     )
 
 
+def worked_group_finding(rewards: Sequence[float]) -> str:
+    """What `worked_group` shows, in a sentence for its caption."""
+    right = sum(reward > 0 for reward in rewards)
+    advantages = centred_rewards(np.array([rewards], dtype=np.float64))[0]
+    if not advantages.any():
+        return f"{right} of {len(rewards)} completions are right: no spread, so nothing to learn."
+    return (
+        f"{right} of {len(rewards)} completions are right. Each of these gets an advantage of "
+        f"{advantages.max():+.2f}, each other one {advantages.min():+.2f}; the sum is 0."
+    )
+
+
 def reward_curve(log: pd.DataFrame) -> Figure:
     """Mean reward of every rollout with a running mean, the share of groups without variance, and
     below KL and entropy.
     """
     figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(7.0, 5.0), sharex=True, height_ratios=(3, 2)
+        2, 1, figsize=(PHONE_WIDTH, 5.4), sharex=True, height_ratios=(3, 2)
     )
     width = max(1, len(log) // 8)
     top.plot(
@@ -85,18 +98,18 @@ def reward_curve(log: pd.DataFrame) -> Figure:
         label="groups without variance (share)",
     )
     top.set(ylabel="reward or share", ylim=(0, 1.02))
-    top.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8)
-    bottom.plot(log["step"], log["entropy"], color="#009E73", label="entropy (nats per token)")
+    top.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1, fontsize=9)
+    bottom.plot(log["step"], log["entropy"], color="#009E73", label="entropy, left axis")
     other = bottom.twinx()
     other.plot(
         log["step"],
         log["kl"],
         color="#CC79A7",
         linestyle="--",
-        label="KL to the start (nats per token)",
+        label="KL to the start, right axis",
     )
-    bottom.set(xlabel="optimizer step", ylabel="entropy (nats per token)", ylim=(0, None))
-    other.set(ylabel="KL (nats per token)", ylim=(0, None))
+    bottom.set(xlabel="optimizer step", ylabel="nats per token", ylim=(0, None))
+    other.set(ylabel="nats per token", ylim=(0, None))
     lines = [*bottom.get_lines(), *other.get_lines()]
     bottom.legend(
         lines,
@@ -104,9 +117,23 @@ def reward_curve(log: pd.DataFrame) -> Figure:
         loc="lower left",
         bbox_to_anchor=(0, 1),
         ncols=2,
-        fontsize=8,
+        fontsize=9,
     )
     return figure
+
+
+def reward_finding(log: pd.DataFrame) -> str:
+    """What `reward_curve` shows, in a sentence for its caption: means over fifths of the steps."""
+    fifth = max(1, len(log) // 5)
+    (reward, idle), (reward_at_last, idle_at_last) = (
+        part[["reward", "frac_reward_zero_std"]].mean()
+        for part in (log.head(fifth), log.tail(fifth))
+    )
+    return (
+        f"GRPO: mean reward {reward:.2f} in the first fifth of {len(log)} steps, "
+        f"{reward_at_last:.2f} in the last; {100 * idle:.0f} % of the groups teach nothing at "
+        f"first, {100 * idle_at_last:.0f} % at last. Below, entropy and KL to the start."
+    )
 
 
 def reward_curve_alt(log: pd.DataFrame) -> str:
@@ -127,7 +154,7 @@ def pass_at(table: pd.DataFrame) -> Figure:
     """
     groups, models = (list(dict.fromkeys(table[name])) for name in ("group", "model"))
     ks = sorted(table["k"].unique())
-    size = (7.0, 1.1 + 0.46 * len(models))
+    size = (PHONE_WIDTH, 1.4 + 0.46 * len(models))
     figure, axes = plt.subplots(
         1, len(groups), figsize=size, sharex=True, sharey=True, squeeze=False
     )
@@ -147,11 +174,23 @@ def pass_at(table: pd.DataFrame) -> Figure:
                 markersize=5,
                 label=f"pass@{k}",
             )
-        axis.set(title=group, xlim=(-0.04, 1.04), ylim=(-0.6, len(models) - 0.4))
+        axis.set_title(group, fontsize=10)
+        axis.set(xlim=(-0.06, 1.06), ylim=(-0.6, len(models) - 0.4))
+        axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes[0, 0].set_yticks(list(height_of.values()), list(height_of))
-    axes[0, len(groups) // 2].set_xlabel("share of questions, 95 % interval over questions")
-    axes[0, -1].legend()
+    axes[0, len(groups) // 2].set_xlabel("share of questions")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ks)
+    )
     return figure
+
+
+def pass_at_finding(table: pd.DataFrame, group: str = "in-family") -> str:
+    """What `pass_at` shows of one group, in a sentence for its caption: models by pass@1."""
+    first = table[(table["k"] == 1) & (table["group"] == group)]
+    ordered = first.sort_values("value", ascending=False, kind="stable")
+    listed = ", ".join(f"{row.model} {row.value:.2f}" for row in ordered.itertuples())
+    return f"pass@1 in the group {group}, best first: {listed}."
 
 
 def pass_at_alt(table: pd.DataFrame) -> str:
@@ -176,7 +215,7 @@ def staleness(ends: pd.DataFrame) -> Figure:
 
     ends: columns `staleness`, `objective`, `seed`, `pass_at_1`, `times_faster`.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 3.4), width_ratios=(3, 2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PHONE_WIDTH, 3.6), width_ratios=(3, 2))
     levels = sorted(ends["staleness"].unique())
     x_of = {level: i for i, level in enumerate(levels)}
     for i, (objective, runs) in enumerate(ends.groupby("objective", sort=False)):

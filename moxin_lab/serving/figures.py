@@ -11,9 +11,10 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from moxin_lab.lab.show import PHONE_WIDTH
 from moxin_lab.serving.documents import Document
 from moxin_lab.serving.knowledge import AT, NAMES, Threshold
-from moxin_lab.serving.passages import Passage
+from moxin_lab.serving.passages import MAX_BYTES, Passage
 
 COLOURS = {"BM25": "#0072B2", "vectors": "#E69F00", "both": "#009E73"}
 MARKERS = {"BM25": "o", "vectors": "s", "both": "D"}
@@ -21,20 +22,29 @@ KINDS = {"text": "#56B4E9", "list": "#009E73", "table": "#E69F00", "code": "#CC7
 
 
 def page(document: Document, cut: Sequence[Passage]) -> Figure:
-    """A page as bars: one per paragraph, as long as it is, coloured by kind, boxes for passages."""
+    """A page as bars: one per paragraph, as long as it is, coloured by kind; every second passage
+    is shaded, and a line marks how long a passage may be.
+    """
     sizes = [len(paragraph.text.encode()) for paragraph in document.paragraphs]
-    figure, axes = plt.subplots(figsize=(7.0, 0.9 + 0.16 * len(sizes)))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 1.4 + 0.16 * len(sizes)))
     for kind, colour in KINDS.items():
         rows = [row for row, one in enumerate(document.paragraphs) if one.kind == kind]
         if rows:
             axes.barh(rows, [sizes[row] for row in rows], color=colour, label=kind)
     for number, passage in enumerate(cut):
         if number % 2 == 0:
-            axes.axhspan(passage.first - 1.5, passage.last - 0.5, color="black", alpha=0.07)
+            axes.axhspan(
+                passage.first - 1.5,
+                passage.last - 0.5,
+                color="black",
+                alpha=0.07,
+                label="every second passage" if number == 0 else None,
+            )
+    axes.axvline(MAX_BYTES, color="black", linewidth=1, linestyle="--", label="longest passage")
     axes.invert_yaxis()
     axes.set_xlabel("bytes of the paragraph")
     axes.set_ylabel("paragraph of the page")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
 
@@ -48,13 +58,22 @@ def page_alt(document: Document, cut: Sequence[Passage]) -> str:
     )
 
 
+def page_finding(document: Document, cut: Sequence[Passage]) -> str:
+    """What `page` shows, in a sentence for its caption."""
+    long = sum(len(one.text.encode()) > MAX_BYTES for one in document.paragraphs)
+    return (
+        f"“{document.title}”: {len(document.paragraphs)} paragraphs become {len(cut)} passages; "
+        f"paragraphs that are cut because they are longer than {MAX_BYTES} bytes: {long}."
+    )
+
+
 def recall(table: pd.DataFrame) -> Figure:
     """Recall of pages in the question's own language: one marker per half, whiskers for
     intervals. table: of `knowledge.recall_table`.
     """
     part = _own(table)
     languages = list(dict.fromkeys(part.index.get_level_values("question")))
-    figure, axes = plt.subplots(figsize=(7.0, 3.4))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 3.4))
     for place, (name, colour) in enumerate(COLOURS.items()):
         rows = part.xs(name, level="retrieval").reset_index("pages", drop=True).loc[languages]
         axes.errorbar(
@@ -66,7 +85,7 @@ def recall(table: pd.DataFrame) -> Figure:
             capsize=2.5,
             label=name,
         )
-    axes.axhline(0.9, color="black", linewidth=1, linestyle="--", label="0.9")
+    axes.axhline(0.9, color="black", linewidth=1, linestyle="--", label="aim, 0.9")
     axes.set_xticks(np.arange(len(languages)), languages)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("language of question and pages")
@@ -96,7 +115,7 @@ def coverage(
     answerable: Sequence[float], unanswerable: Sequence[float], limit: Threshold
 ) -> Figure:
     """How much of a question the best passage covers, for questions with and without an answer."""
-    figure, axes = plt.subplots(figsize=(7.0, 2.8))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 3.0))
     bins = np.linspace(0, 1, 21)
     for values, colour, label in (
         (answerable, "#0072B2", "its page is in the index"),
@@ -128,7 +147,7 @@ def adaptation(table: pd.DataFrame) -> Figure:
     """Bits per byte of held-out text of the product and of other text, by number of training
     rows and rank; a dashed line at the model before. table: of `Adaptations`.
     """
-    figure, panels = plt.subplots(1, 2, figsize=(7.0, 3.0), sharex=True)
+    figure, panels = plt.subplots(1, 2, figsize=(PHONE_WIDTH, 3.2), sharex=True)
     before, runs = table.iloc[0], table.iloc[1:]
     for axes, kind in zip(panels, ("product text", "general text"), strict=True):
         axes.axhline(before[kind], color="black", linewidth=1, linestyle="--", label="before")

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from moxin_lab.lab.show import PHONE_WIDTH
 from moxin_lab.lab.smoothing import centred_mean
 from moxin_lab.vision.data import Concept, Pixels, render
 from moxin_lab.vision.tasks import Item
@@ -26,14 +27,14 @@ MODEL_AND_BASELINES = {"model": "o", "majority": "|", "blind": "s", "shuffled": 
 def gallery(pictures: Sequence[Pixels], titles: Sequence[str], *, columns: int = 6) -> Figure:
     """Pictures with their titles, row by row; long titles are wrapped between words."""
     rows = -(-len(pictures) // columns)
-    titles = [wrapped(title, 96 // columns) for title in titles]
-    height = 1.3 + 0.14 * max(title.count("\n") + 1 for title in titles)
-    figure, axes = plt.subplots(rows, columns, figsize=(7.0, height * rows), squeeze=False)
+    titles = [wrapped(title, 84 // columns) for title in titles]
+    height = PHONE_WIDTH / columns + 0.18 * max(title.count("\n") + 1 for title in titles)
+    figure, axes = plt.subplots(rows, columns, figsize=(PHONE_WIDTH, height * rows), squeeze=False)
     for index, panel in enumerate(axes.flat):
         panel.axis("off")
         if index < len(pictures):
             panel.imshow(pictures[index], interpolation="nearest")
-            panel.set_title(titles[index], fontsize=7, pad=2)
+            panel.set_title(titles[index], fontsize=8, fontweight="normal", pad=2)
     return figure
 
 
@@ -52,11 +53,11 @@ def two_styles_alt(concepts: Sequence[Concept]) -> str:
 
 
 def question_gallery(examples: Mapping[str, Item]) -> Figure:
-    """One picture per task with the task's name and the right answer."""
+    """One picture per task with the task's name, the question and the right answer."""
     return gallery(
         [one.picture for one in examples.values()],
-        [f"{task}\n{one.answer}" for task, one in examples.items()],
-        columns=min(5, max(3, len(examples))),
+        [f"{task}: {one.question}\n→ {one.answer}" for task, one in examples.items()],
+        columns=3,
     )
 
 
@@ -71,11 +72,11 @@ def wrapped(title: str, width: int) -> str:
 
 
 def picture_to_tokens(
-    picture: Pixels, side: int, tokens: Sequence[tuple[str, bool]], *, columns: int = 12
+    picture: Pixels, side: int, tokens: Sequence[tuple[str, bool]], *, columns: int = 10
 ) -> Figure:
-    """One example as the model reads it: the picture cut into `side` x `side` patches on the left,
-    the joined sequence on the right, in reading order. Patches are small pictures, tokens are
-    boxes; those with loss are filled.
+    """One example as the model reads it: the picture cut into `side` x `side` patches above, the
+    joined sequence below, in reading order. Patches are small pictures, tokens are boxes; those
+    with loss are filled.
 
     picture: `[edge, edge, 3]`. tokens: (text, has loss) of each token, `<s>` first; the patches are
     put right after it.
@@ -88,23 +89,33 @@ def picture_to_tokens(
     ]
     cells = [tokens[0], *cells, *tokens[1:]]
     rows = -(-len(cells) // columns)
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(7.2, max(1.9, 0.5 * rows)), width_ratios=(1, 3.6), layout="constrained"
+    heights = (1.4, rows * PHONE_WIDTH / columns)
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(PHONE_WIDTH, sum(heights)), height_ratios=heights, layout="constrained"
     )
-    left.imshow(picture, interpolation="nearest")
+    above.imshow(picture, interpolation="nearest")
     for line in range(1, side):
-        left.axhline(line * edge - 0.5, color="#555555", linewidth=0.7)
-        left.axvline(line * edge - 0.5, color="#555555", linewidth=0.7)
+        above.axhline(line * edge - 0.5, color="#555555", linewidth=0.7)
+        above.axvline(line * edge - 0.5, color="#555555", linewidth=0.7)
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
         if isinstance(cell, tuple):
-            _token_box(right, column, row, *cell)
+            _token_box(below, column, row, *cell)
         else:
-            right.imshow(cell, extent=(column - 0.42, column + 0.42, row + 0.42, row - 0.42))
-    right.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal")
-    for panel in (left, right):
+            below.imshow(cell, extent=(column - 0.42, column + 0.42, row + 0.42, row - 0.42))
+    below.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal")
+    for panel in (above, below):
         panel.axis("off")
     return figure
+
+
+def picture_to_tokens_finding(side: int, tokens: Sequence[tuple[str, bool]]) -> str:
+    """What `picture_to_tokens` shows, in a sentence for its caption."""
+    learned = sum(has_loss for _, has_loss in tokens)
+    return (
+        f"{side * side} patches stand between <s> and {len(tokens) - 1} tokens of text, of which "
+        f"{learned} are learned."
+    )
 
 
 def _token_box(axes: Axes, column: int, row: int, text: str, has_loss: bool) -> None:
@@ -112,18 +123,26 @@ def _token_box(axes: Axes, column: int, row: int, text: str, has_loss: bool) -> 
     axes.add_patch(
         Rectangle((column - 0.44, row - 0.34), 0.88, 0.68, facecolor=colour, edgecolor="#555555")
     )
-    axes.text(column, row, text, ha="center", va="center", fontsize=7, color="#111111")
+    size = min(9.0, 48 / max(len(text), 1))  # a long token is written smaller, to fit its box
+    axes.text(column, row, text, ha="center", va="center", fontsize=size, color="#111111")
 
 
 def losses(logs: Mapping[str, pd.DataFrame], *, step: str = "step", value: str = "loss") -> Figure:
-    """One panel per training: loss of each step and its centred running mean."""
-    figure, axes = plt.subplots(1, len(logs), figsize=(7.0, 2.6), squeeze=False)
-    for panel, (name, log), colour in zip(axes[0], logs.items(), COLOURS * 2, strict=False):
+    """One panel per training, two in a row: loss of each step and its centred running mean."""
+    columns = min(2, len(logs))
+    rows = -(-len(logs) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(PHONE_WIDTH, 0.4 + 2.3 * rows), squeeze=False
+    )
+    for panel in axes.flat[len(logs) :]:
+        panel.axis("off")
+    for panel, (name, log), colour in zip(axes.flat, logs.items(), COLOURS * 2, strict=False):
         panel.plot(log[step], log[value], color="#999999", linewidth=0.7)
         panel.plot(log[step], centred_mean(log[value], max(1, len(log) // 20)), color=colour)
-        panel.set_title(name, fontsize=9)
+        panel.set_title(name, fontsize=10)
         panel.set(xlabel="step")
-    axes[0, 0].set_ylabel(value)
+    for panel in axes[:, 0]:
+        panel.set_ylabel(f"{value}, nats")
     return figure
 
 
@@ -139,14 +158,14 @@ def recalls(table: pd.DataFrame, *, at: int = 5) -> Figure:
     """Recall of `retrieval.recall_table`, one point with its interval per row; chance as a dotted
     line.
     """
-    figure, axes = plt.subplots(figsize=(7.0, 0.7 + 0.36 * len(table)))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 0.9 + 0.36 * len(table)))
     heights = np.arange(len(table))[::-1]
     value = table[f"R@{at}"].to_numpy()
     spread = np.abs(table[[f"R@{at} low", f"R@{at} high"]].to_numpy().T - value)
     axes.errorbar(value, heights, xerr=spread, fmt="o", capsize=3, color=COLOURS[0])
     axes.axvline(table[f"chance R@{at}"].iloc[0], color="#000000", linestyle=":", linewidth=1)
     axes.annotate(
-        "chance", (table[f"chance R@{at}"].iloc[0], len(table) - 0.45), fontsize=8, ha="left"
+        " chance", (table[f"chance R@{at}"].iloc[0], len(table) - 0.45), fontsize=9, ha="left"
     )
     axes.set_yticks(
         heights,
@@ -170,7 +189,8 @@ def task_scores(scores: pd.DataFrame) -> Figure:
     baselines as open markers.
     """
     tasks = list(dict.fromkeys(scores["task"]))
-    figure, axes = plt.subplots(figsize=(7.0, 1.3 + 0.45 * len(tasks)), layout="constrained")
+    size = (PHONE_WIDTH, 1.4 + 0.55 * len(tasks))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
     for index, (name, marker) in enumerate(MODEL_AND_BASELINES.items()):
         part = scores[scores["answerer"] == name].set_index("task").reindex(tasks)
         if part["value"].isna().all():
@@ -196,13 +216,22 @@ def task_scores(scores: pd.DataFrame) -> Figure:
                 color=COLOURS[index],
                 markerfacecolor="none",
                 label=name,
-                markersize=6,
+                markersize=9 if marker == "|" else 6,
+                markeredgewidth=1.8 if marker == "|" else 1.2,
             )
     axes.set_yticks(np.arange(len(tasks))[::-1], tasks)
     axes.set(xlabel="share of right answers", xlim=(-0.02, 1.02), ylim=(-0.7, len(tasks) - 0.3))
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    first = sorted(range(len(labels)), key=lambda place: labels[place] != "model")
+    figure.legend(
+        [handles[place] for place in first],
+        [labels[place] for place in first],
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+    )
     return figure
 
 
@@ -215,19 +244,19 @@ def task_scores_alt(gains: pd.DataFrame) -> str:
 
 
 def arms(runs: pd.DataFrame, *, value: str, label: str) -> Figure:
-    """One column per arm of an experiment, one point per seed and a bar at their mean.
+    """One row per arm of an experiment, one point per seed and a bar at their mean.
 
-    runs: columns arm, seed and `value`. label: of the vertical axis.
+    runs: columns arm, seed and `value`. label: of the horizontal axis.
     """
     names = list(dict.fromkeys(runs["arm"]))
-    figure, axes = plt.subplots(figsize=(7.0, 3.2))
-    for column, name in enumerate(names):
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 0.9 + 0.42 * len(names)))
+    for row, name in enumerate(names):
         part = runs[runs["arm"] == name]
-        shifts = np.linspace(-0.1, 0.1, len(part)) if len(part) > 1 else np.zeros(1)
-        axes.plot(column + shifts, part[value], "o", color=COLOURS[0], alpha=0.7)
-        axes.hlines(part[value].mean(), column - 0.25, column + 0.25, color=COLOURS[1])
-    axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], fontsize=8)
-    axes.set(ylabel=label, xlim=(-0.6, len(names) - 0.4))
+        shifts = np.linspace(-0.12, 0.12, len(part)) if len(part) > 1 else np.zeros(1)
+        axes.plot(part[value], row + shifts, "o", color=COLOURS[0], alpha=0.7)
+        axes.vlines(part[value].mean(), row - 0.3, row + 0.3, color=COLOURS[1])
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
     return figure
 
 
@@ -241,24 +270,28 @@ def similarity_maps(
     pictures: Sequence[Pixels], maps: Mapping[str, NDArray[np.floating]], titles: Sequence[str]
 ) -> Figure:
     """Each picture above its maps, one row per tower: similarity of every patch to the patch in the
-    middle; bright is similar.
+    middle, which has a frame; bright is similar.
 
     maps: name of the tower to [pictures, side, side] in -1 to 1.
     """
     count = len(pictures)
     figure, axes = plt.subplots(
-        1 + len(maps), count, figsize=(7.0, 1.25 * (1 + len(maps))), squeeze=False
+        1 + len(maps), count, figsize=(PHONE_WIDTH, 0.3 + 0.95 * (1 + len(maps))), squeeze=False
     )
     for column in range(count):
         axes[0, column].imshow(pictures[column], interpolation="nearest")
-        axes[0, column].set_title(wrapped(titles[column], 16), fontsize=7, pad=2)
+        title = wrapped(titles[column], 84 // count)
+        axes[0, column].set_title(title, fontsize=8, fontweight="normal", pad=2)
         for row, values in enumerate(maps.values(), 1):
             axes[row, column].imshow(
                 values[column], cmap="cividis", interpolation="nearest", vmin=-1, vmax=1
             )
+            place = values.shape[-1] // 2 - 0.5
+            frame = Rectangle((place, place), 1, 1, fill=False, edgecolor="#D55E00", linewidth=1.5)
+            axes[row, column].add_patch(frame)
     for panel in axes.flat:
         panel.set_xticks([])
         panel.set_yticks([])
     for row, name in enumerate(("picture", *maps)):
-        axes[row, 0].set_ylabel(name, fontsize=8)
+        axes[row, 0].set_ylabel(name, fontsize=9)
     return figure

@@ -21,7 +21,13 @@ from transformers import (
 )
 
 from moxin_lab.evaluation.bits_per_byte import document_losses
-from moxin_lab.evaluation.harness import TASKS_FOLDER, fit_trigram, run_tasks, write_results
+from moxin_lab.evaluation.harness import (
+    TASKS_FOLDER,
+    fit_trigram,
+    run_tasks,
+    worked_item,
+    write_results,
+)
 from moxin_lab.evaluation.language_models import MoxinLM, NGramLM
 from moxin_lab.evaluation.ngrams import NGram
 from moxin_lab.evaluation.scoring import Request
@@ -399,6 +405,19 @@ def test_tasks_run_through_the_harness_and_agree_with_direct_computation(ours, t
     assert cloze["acc,none"] == 0.25  # the same item with each of the four labels twice
     assert cloze["acc_stderr,none"] > 0
     assert results["n-samples"]["moxin_cloze_en"]["effective"] == 8
+
+
+def test_an_item_worked_through_is_scored_as_the_harness_scores_it(ours, task_data):
+    samples = run_tasks(ours, ["moxin_cloze_en"], task_data)["samples"]["moxin_cloze_en"]
+    for sample in samples:
+        table = worked_item(ours, sample["doc"])
+        nats = [float(pair[0]) for pair in sample["filtered_resps"]]
+        assert table["log-likelihood"].tolist() == pytest.approx(nats, abs=1e-4)
+        for metric in ("acc", "acc_norm"):
+            (chosen,) = [
+                row for row in table.to_dict("records") if metric in row["chosen by"].split(", ")
+            ]
+            assert (chosen["truth"] == "correct") == bool(sample[metric])
 
 
 def test_results_are_written_as_the_same_bytes_each_time_and_name_no_path(

@@ -136,7 +136,8 @@ def test_the_citation_names_version_date_and_commit(built):
 
 def test_a_released_report_with_pages_is_one_link_away(built):
     page = built / "reports" / "tiny" / "index.html"
-    links = {a["href"] for a in soup(built, "index").select("ul.cards a") if "released" in a["href"]}
+    cards = soup(built, "index").select("ul.cards a")
+    links = {a["href"] for a in cards if "released" in a["href"]}
     fronts = (built / "reports" / "released").glob("*/index.html")
     assert {(page.parent / link).resolve() for link in links} == {f.resolve() for f in fronts}
     assert len(links) >= 2

@@ -41,6 +41,40 @@ def test_the_table_of_no_levels_records_nothing():
     assert verdicts.of_seeds(empty, answers.no_levels()) == []
 
 
+@pytest.mark.parametrize(
+    ("gain", "at_four", "said"),
+    [(0.08, -0.07, True), (0.08, 0.07, False), (-0.08, -0.07, False)],
+)
+def test_a_gain_at_one_and_a_loss_at_four_are_said_together(gain, at_four, said):
+    def row(second, k, value):
+        ends = {"low": value - 0.01, "high": value + 0.01}
+        return {"first": "GRPO", "second": second, "group": "in-family", "k": k} | {
+            "value": value,
+            **ends,
+        }
+
+    rows = [row("CoT-SFT", 1, gain), row("CoT-SFT", 4, at_four), row("SFT for as long", 1, -0.5)]
+    text = answers.gain_in_words(
+        pd.DataFrame(rows).set_index(["first", "second", "group", "k"]).sort_index()
+    )
+    assert f"pass@4 changes by {at_four:+.3f}" in text
+    assert ("no more of them right" in text) == said
+
+
+def test_the_captions_say_what_the_figures_of_grpo_show():
+    rewards = [1, 0, 0, 1, 0, 0, 0, 0]
+    assert "2 of 8 completions are right" in figures.worked_group_finding(rewards)
+    assert "+1.62" in figures.worked_group_finding(rewards)
+    assert "nothing to learn" in figures.worked_group_finding([1] * 8)
+    log = pd.DataFrame({"reward": [0.1] * 5 + [0.9] * 5, "frac_reward_zero_std": [0.25] * 10})
+    assert "mean reward 0.10 in the first fifth of 10 steps, 0.90 in the last; 25 %" in (
+        figures.reward_finding(log)
+    )
+    rows = [("a", "in-family", 1, 0.2), ("b", "in-family", 1, 0.4), ("b", "harder", 1, 0.9)]
+    passed = pd.DataFrame(rows, columns=["model", "group", "k", "value"])
+    assert figures.pass_at_finding(passed).endswith("best first: b 0.40, a 0.20.")
+
+
 def test_the_worked_group_says_what_it_draws():
     rewards = [1, 0, 0, 1, 0, 0, 0, 0]
     text = figures.worked_group_alt(rewards)

@@ -61,4 +61,4 @@ def test_every_question_is_shown_with_its_answer(drawn):
     examples = {task: Item("0", task, "", "?", f"answer {task}", (), picture) for task in "abcd"}
     figure = figures.question_gallery(examples)
     titles = [title(axes) for axes in figure.axes if title(axes)]
-    assert titles == [f"{task}\nanswer {task}" for task in "abcd"]
+    assert titles == [f"{task}: ?\n→ answer {task}" for task in "abcd"]
