@@ -9,11 +9,12 @@ What may differ is kept apart: measures of the clock (`Pair.of_the_clock`), outp
 shows with `clock=True` (`show.CLOCK`), columns of time in a log's tables (`CLOCK_COLUMN`), and in a
 record the fields that `comparison` does not read (seconds, memory, machine, time of day).
 
-Guarantees: everything else that differs is named with its stage; a stage that one run alone has is
-a difference.
+Guarantees: everything else that differs is named with its stage; a stage that one run alone has
+finished is a difference, in one line.
 Out of scope: runs on two machines, whose sums of floats differ (`comparison.py` compares those).
 """
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator
@@ -31,25 +32,34 @@ def differences(a: Path, b: Path) -> list[str]:
     """What differs between two folders `runs/<scale>`, one line each. Raises LabError for a folder
     without a finished stage.
     """
-    run_a, run_b = comparison.read_run(a, str(a)), comparison.read_run(b, str(b))
+    runs = [comparison.read_run(folder, str(folder)) for folder in (a, b)]
+    both = runs[0].records.keys() & runs[1].records.keys()
+    run_a, run_b = (
+        dataclasses.replace(run, records={n: r for n, r in run.records.items() if n in both})
+        for run in runs
+    )
     found = comparison.compare(run_a, run_b)
     lines = [
-        f"{pair.stage}: measure {pair.name} {dict(pair.labels)} is {pair.a!r} and {pair.b!r}"
+        f"{pair.stage}: measure {pair.name} {dict(pair.labels)} is "
+        f"{_said(pair.a, pair.interval_a)} and {_said(pair.b, pair.interval_b)}"
         for pair in found.pairs
-        if pair.a != pair.b and not pair.of_the_clock
+        if (pair.a, pair.interval_a) != (pair.b, pair.interval_b) and not pair.of_the_clock
     ]
     lines += [f"{stage}: only {side} has {measure}" for side, stage, measure, _ in found.only]
     lines += [f"claim {claim}: {one} and {other}" for claim, one, other in found.verdicts]
     for stage, artifact, *_ in found.artifacts:
         lines += _artifact_lines(stage, run_a.folder / stage, run_b.folder / stage, artifact)
-    for stage in sorted(run_a.records.keys() | run_b.records.keys()):
-        if stage not in run_a.records or stage not in run_b.records:
-            lines.append(f"{stage}: only one of the runs has finished it")
-            continue
+    for stage in sorted(both):
         notebooks = [run.folder / stage / "notebook.ipynb" for run in (run_a, run_b)]
         if all(path.is_file() for path in notebooks):
             lines += [f"{stage}: {line}" for line in _notebook_lines(*notebooks)]
+    alone = sorted((runs[0].records.keys() | runs[1].records.keys()) - both)
+    lines += [f"{stage}: only one of the runs has finished it" for stage in alone]
     return lines
+
+
+def _said(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value!r}" + (f" ({interval[0]!r} to {interval[1]!r})" if interval else "")
 
 
 def _artifact_lines(stage: str, a: Path, b: Path, artifact: str) -> Iterator[str]:
@@ -124,6 +134,9 @@ def _outputs(cell: dict[str, Any]) -> list[Any]:
 
 
 if __name__ == "__main__":
-    lines = differences(Path(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        lines = differences(Path(sys.argv[1]), Path(sys.argv[2]))
+    except LabError as error:
+        sys.exit(f"{error}")
     print("\n".join(lines) or "the same, but for what a clock decides")
     sys.exit(bool(lines))
