@@ -83,6 +83,32 @@ def test_figures_show_every_model_and_the_line_of_chance():
     assert all(any(line.get_ydata()[0] == 25 for line in axes.lines) for axes in cloze.axes)
 
 
+def test_a_rule_that_answers_as_many_items_as_the_model_is_named_with_its_languages():
+    answers = pd.DataFrame(
+        [
+            (model, language, metric, accuracy)
+            for model, by_language in (
+                ("trained", {"en": 0.4, "zh": 0.5}),
+                ("untrained", {"en": 0.9, "zh": 0.9}),
+            )
+            for language, accuracy in by_language.items()
+            for metric in results.METRICS
+        ],
+        columns=["model", "language", "metric", "accuracy"],
+    )
+    rule = pd.Series([40.0, 49.0], index=["en", "zh"])
+    cues = pd.DataFrame({"most trigrams shared with the context": rule})
+    assert "trained model in 1 of 2 languages (en)." in results.cue_sentence(answers, cues)
+
+
+def test_the_caption_of_the_averages_names_the_highest_and_counts_close_rows():
+    printed = pd.Series({"a": 70.0, "b": 70.5, "c": 80.0})
+    text = figures.averages_finding(printed)
+    assert text == (
+        "The highest printed average is 80 % (c); 2 of 3 rows lie within one point of another."
+    )
+
+
 def test_wide_tables_and_alternatives_have_every_model_and_language_of_the_long_ones():
     bits, cloze = results.bits_table(RESULTS, seed=0), results.cloze_table(RESULTS)
     assert results.bits_wide(bits).columns.tolist() == ["trained", "untrained"]
