@@ -31,7 +31,7 @@ import io
 import re
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -41,6 +41,7 @@ from typing import Any
 from moxin_lab.lab.artifacts import LabError, describe, is_working_state, write_atomically
 from moxin_lab.openness import mof
 from moxin_lab.openness.mof_entry import (
+    MAX_NAME_LETTERS,
     MAX_PROBLEMS,
     MofError,
     lines_of,
@@ -154,9 +155,13 @@ def _problems(item: Mapping[str, Any], root: Path, commit: str | None) -> list[s
         except LabError as error:
             found.append(str(error))
     notebook = item.get("notebook")
-    if notebook and not (root / "notebooks" / f"{notebook}.ipynb").is_file():
-        found.append(f"there is no notebook {notebook}")
+    if notebook and str(notebook) not in _notebooks(root):
+        found.append(f"there is no notebook {str(notebook)[:MAX_NAME_LETTERS]}")
     return found
+
+
+def _notebooks(root: Path) -> set[str]:
+    return {path.stem for path in (root / "notebooks").glob("*.ipynb")}
 
 
 def _files(item: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -179,20 +184,33 @@ def _file_problem(file: Mapping[str, Any], root: Path, commit: str | None) -> li
 
 def _is_as_then(root: Path, file: Mapping[str, Any]) -> bool:
     """Whether the tree still has what the commit had, so that no history is needed."""
-    return (root / file["path"]).exists() and _sha256(root, file["path"]) == file["sha256"]
+    try:
+        return _sha256(root, file["path"]) == file["sha256"]
+    except LabError:
+        return False
 
 
 def _sha256(root: Path, name: str, commit: str | None = None) -> str:
     """Of a file or folder of the tree, or of a commit. Raises LabError."""
-    path = root / name
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(root):
-        raise LabError(f"{name} leads out of the folder of the evidence")
-    if commit is not None:
-        return _sha256_at_commit(root, name, commit)
+    path, said = root / name, name[:MAX_NAME_LETTERS]
     try:
-        return str(describe(path)["sha256"])
-    except LabError:
-        raise LabError(f"{name} does not exist") from None
+        inside = not Path(name).is_absolute() and all(
+            each.resolve().is_relative_to(root) for each in (path, *_links_in(path))
+        )
+        if inside and commit is None:
+            return str(describe(path)["sha256"])
+    except (LabError, FileNotFoundError):
+        raise LabError(f"{said} does not exist") from None
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a null byte
+        raise LabError(f"{said} cannot be read: {str(error)[:MAX_NAME_LETTERS]}") from None
+    if not inside:
+        raise LabError(f"{said} leads out of the folder of the evidence")
+    return _sha256_at_commit(root, name, str(commit))
+
+
+def _links_in(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from (path for path in folder.rglob("*") if path.is_symlink())
 
 
 @cache

@@ -11,6 +11,7 @@ import yaml
 
 from moxin_lab.lab.artifacts import describe
 from moxin_lab.openness import commands, mof, mof_evidence
+from moxin_lab.untrusted import printable
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [fact["name"] for fact in mof.catalogue()["components"]]
@@ -56,6 +57,12 @@ def write(tree, **top):
     return folder / "MOF.yml"
 
 
+def link(folder, target):
+    folder.mkdir(exist_ok=True)
+    (folder / "loop").symlink_to(target)
+    return "loop"
+
+
 def outcome(path):
     checked = mof_evidence.check_all(path)
     entry = mof.load(path)
@@ -81,6 +88,15 @@ def test_whole_evidence_gives_the_class_of_the_entry(tree, capsys):
         (lambda folder, item: item.update(notebook="05_y"), "there is no notebook 05_y"),
         (lambda folder, item: item["files"][0].update(path="../x"), "leads out of the folder"),
         (lambda folder, item: item["files"][0].update(path="/etc/passwd"), "leads out of"),
+        (lambda folder, item: item.update(notebook="../notebooks/04_x"), "there is no notebook"),
+        (lambda folder, item: item["files"][0].update(path="x" * 5000), "cannot be read"),
+        (lambda folder, item: item["files"][0].update(path="a\0b"), "cannot be read"),
+        (lambda folder, item: item["files"][0].update(path=link(folder, "loop")), "loop "),
+        (lambda folder, item: item["files"][0].update(path=link(folder, "/etc")), "leads out of"),
+        (
+            lambda folder, item: link(folder / "in", "/etc") and item["files"][0].update(path="in"),
+            "leads out of",
+        ),
         (lambda folder, item: item.update(status="partial"), "its evidence says 'partial'"),
         (lambda folder, item: item.update(status="link only"), "its evidence says 'link only'"),
         (lambda folder, item: item["files"][0].update(at="commit"), "the evidence names none"),
@@ -98,7 +114,7 @@ def test_a_component_whose_evidence_does_not_hold_does_not_count(tree, change, r
     assert mof_class == 0 and list(lost) == ["Model card"] and reason in lost["Model card"]
     problems = mof_evidence.check_all(path)["Model card"].problems
     assert commands.evaluate_mof(path) == (1 if problems else 0)
-    assert f"does not count: Model card: {lost['Model card']}" in capsys.readouterr().out
+    assert f"does not count: Model card: {printable(lost['Model card'])}" in capsys.readouterr().out
 
 
 def test_one_flipped_bit_of_any_file_takes_its_component_out(tree):
