@@ -133,6 +133,27 @@ def length_alt(shares: pd.DataFrame, minimum: int) -> str:
     )
 
 
+def length_caption(shares: pd.DataFrame, minimum: int) -> str:
+    """What `length_figure` shows: the languages that lose most and least. shares: as there."""
+    percent = shares.set_index("language")["short, %"].rename(LANGUAGES)
+    most, least = percent.idxmax(), percent.idxmin()
+    return (
+        f"Length of the same help pages in four languages, untranslated pages included: the limit "
+        f"of {minimum} characters drops {percent[most]:.0f} % of the {most} pages and "
+        f"{percent[least]:.0f} % of the {least} ones."
+    )
+
+
+def outcome_caption(table: pd.DataFrame) -> str:
+    """What `outcome_figure` shows: the languages that keep least and most for training."""
+    kept = (100 * table["train"] / table.sum(axis=1)).rename(LANGUAGES)
+    least, most = kept.idxmin(), kept.idxmax()
+    return (
+        "Outcome of the documents of each language (in brackets: documents that entered). Training "
+        f"keeps {kept[most]:.0f} % of {most} and {kept[least]:.0f} % of {least}."
+    )
+
+
 def outcome_alt(table: pd.DataFrame) -> str:
     """The figure of `outcome_figure` in words."""
     bars = ". ".join(
@@ -167,12 +188,33 @@ def collision_figure(bands: dict[str, tuple[int, int]], threshold: float) -> Fig
     return figure
 
 
+def collision_in_words(bands: dict[str, tuple[int, int]], threshold: float) -> str:
+    """What each banding finds at the threshold, in theory."""
+    values = " and ".join(
+        f"{100 * collision_probability(threshold, *shape):.0f} % with {name}"
+        for name, shape in bands.items()
+    )
+    return f"At a similarity of exactly {threshold} it is {values}."
+
+
 def collision_alt(bands: dict[str, tuple[int, int]], threshold: float) -> str:
     """The figure of `collision_figure` in words."""
-    values = ", ".join(
-        f"{name} {collision_probability(threshold, *shape):.0%}" for name, shape in bands.items()
+    return (
+        "Two S-shaped curves: the chance that a pair is found, by its similarity. "
+        f"{collision_in_words(bands, threshold)}"
     )
-    return f"Two S-shaped curves. At a similarity of {threshold}: {values}."
+
+
+def recall_in_words(recall: pd.DataFrame, bands: dict[str, tuple[int, int]]) -> str:
+    """How many measured shares have the theory of their mean similarity in their interval.
+    recall, bands: as `recall_figure` takes them.
+    """
+    shown = recall[recall["pairs"] > 0]
+    theory = [
+        collision_probability(row.similarity, *bands[row.bands]) for row in shown.itertuples()
+    ]
+    hits = int(((shown["share_low"] <= theory) & (theory <= shown["share_high"])).sum())
+    return f"{hits} of {len(shown)} intervals contain the chance that theory gives."
 
 
 def recall_alt(recall: pd.DataFrame) -> str:
@@ -194,11 +236,11 @@ def recall_figure(
     """
     figure, axes = plt.subplots()
     grid = np.linspace(0.3, 1.0, 200)
-    for offset, (name, (num_bands, num_rows)), marker in zip(
-        (-0.004, 0.004), bands.items(), ("o", "s"), strict=True
+    for offset, (name, (num_bands, num_rows)), marker, style in zip(
+        (-0.004, 0.004), bands.items(), ("o", "s"), ("-", "-."), strict=True
     ):
         (line,) = axes.plot(
-            grid, collision_probability(grid, num_bands, num_rows), label=f"{name}, theory"
+            grid, collision_probability(grid, num_bands, num_rows), style, label=f"{name}, theory"
         )
         part = recall[(recall["bands"] == name) & (recall["pairs"] > 0)]
         spread = [part["share"] - part["share_low"], part["share_high"] - part["share"]]

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
+from moxin_lab.data import minhash
 from moxin_lab.data.card_files import read_card
 from moxin_lab.data.dedup import collision_probability
 from moxin_lab.data.html_text import html_to_text, show_one_alternative
@@ -147,12 +148,39 @@ EXAMPLE = "swriter/guide/insert_graphic_fromchart"
 """A short page of `help_pages` that has a list, a link and a menu around it."""
 
 
-def example(card: Path) -> tuple[str, str]:
-    """The page EXAMPLE of `help_pages` in Chinese: its HTML, and the document that it becomes."""
+def example(card: Path, language: str = "en") -> tuple[str, str]:
+    """The page EXAMPLE of `help_pages` in a language: its HTML, and the document it becomes."""
     raw = read_card(card)
-    mine = pc.and_(pc.equal(raw["page"], EXAMPLE), pc.equal(raw["language"], "zh"))
+    mine = pc.and_(pc.equal(raw["page"], EXAMPLE), pc.equal(raw["language"], language))
     html: str = raw.filter(mine)["html"][0].as_py().decode()
     return html, html_to_text(html)
+
+
+def minhash_example(
+    text: str, changes: Mapping[str, int], bands: Mapping[str, tuple[int, int]], ngram_size: int
+) -> pd.DataFrame:
+    """A text against copies of itself in which every n-th word is another: one row per copy.
+
+    changes: name of the copy to n. bands: name to (bands, rows). Columns: the copy, its Jaccard
+    similarity to the text, equal minima of 128, and per banding the bands whose minima are all
+    equal; one is enough for a pair to be compared.
+    """
+    words = text.split(" ")
+    copies = [
+        " ".join("word" if at % every == every - 1 else word for at, word in enumerate(words))
+        for every in changes.values()
+    ]
+    shingles = [minhash.shingles(one, ngram_size) for one in (text, *copies)]
+    minima = minhash.signatures([text, *copies], 128, ngram_size)
+    table = {
+        "copy": list(changes),
+        "similarity": [minhash.jaccard(shingles[0], other) for other in shingles[1:]],
+        "equal minima of 128": (minima[1:] == minima[0]).sum(axis=1),
+    }
+    for name, (num_bands, num_rows) in bands.items():
+        keys = minhash.band_keys(minima, num_bands, num_rows)
+        table[f"equal, {name}"] = (keys[1:] == keys[0]).sum(axis=1)
+    return pd.DataFrame(table)
 
 
 def agreement_on_card(card: Path, pages: int = 400) -> pd.DataFrame:

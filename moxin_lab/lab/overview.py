@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 
 class Guide(NamedTuple):
-    """A stage for a newcomer. `figure`: how the caption of its best figure begins, here or in the
-    released run."""
+    """A stage for a newcomer. `figure`: words in the caption of its best figure, here and then in
+    the released run; the first figure with them is taken."""
 
     stage: str
     question: str
@@ -47,7 +47,7 @@ GUIDES = (
     Guide(
         "01_data_curation",
         "What does a pretraining corpus look like before and after cleaning?",
-        ("Where the documents", "Documents left after each step"),
+        ("Outcome of the documents", "Where the documents"),
     ),
     Guide(
         "02_tokenizer",
@@ -72,17 +72,17 @@ GUIDES = (
     Guide(
         "06_reasoning",
         "Does reinforcement learning add anything to chains of thought?",
-        ("pass@k of each model",),
+        ("pass@1 in the group", "pass@k of each model"),
     ),
     Guide(
         "07_vision_language",
         "Does the model look at the picture, or guess from the question?",
-        ("Share of right answers by task", "Right answers by task", "Correct answers by task"),
+        ("tasks are answered better with the picture", "Share of right answers by task"),
     ),
     Guide(
         "08_benchmarks",
         "How is a benchmark scored, and how can it be passed without reading?",
-        ("Cloze accuracy",),
+        ("same items", "Cloze accuracy"),
     ),
     Guide(
         "09_applications",
@@ -92,7 +92,7 @@ GUIDES = (
     Guide(
         "10_openness_report",
         "Which published claims hold, and how open is the model?",
-        ("Published claims by topic",),
+        ("published claims reproduced at this scale",),
     ),
 )
 
@@ -146,11 +146,11 @@ def show_best_figures(scale: str, root: str | Path = ".") -> int:
 def _best(root: Path, scale: str, guide: Guide) -> str | None:
     """The figure of this scale's run, else of the released one, else None."""
     for figure in _of_run(stage_folder(root, scale, guide.stage) / "notebook.ipynb"):
-        if _begins(figure, guide.figure):
+        if _says(figure, guide.figure):
             return figure
     page = root / RELEASED / SMALL / f"{guide.stage}.html"
     for figure in _of_page(page):
-        if _begins(figure, guide.figure):
+        if _says(figure, guide.figure):
             return figure.replace("</figcaption>", " (released run)</figcaption>")
     return None
 
@@ -179,11 +179,10 @@ def _figures(text: str) -> Iterator[str]:
         yield figure.replace(svg[0], pictures.image_of_inline(svg[0])) if svg else figure
 
 
-def _begins(figure: str, captions: tuple[str, ...]) -> bool:
+def _says(figure: str, words: tuple[str, ...]) -> bool:
     caption = re.search(r"<figcaption[^>]*>(.*?)</figcaption>", figure, re.DOTALL)
     text = html.unescape(re.sub(r"<[^>]+>", "", caption[1])) if caption else ""
-    text = re.sub(r"^Figure \d+\.\s*", "", text)
-    return text.startswith(captions)
+    return any(part in text for part in words)
 
 
 def _pipeline() -> "Figure":

@@ -16,6 +16,8 @@ from moxin_lab.model.config import MoxinConfig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from moxin_lab.lab.measured import Chart
+
 INK, FRAME, BLUE, ORANGE, GREY = "#222222", "#555555", "#0072B2", "#D55E00", "#999999"
 FILLS = {"norm": "#F3E9C6", "attention": "#CFE3F2", "ffn": "#D3EBDF", "plain": "#EEEEEE"}
 
@@ -168,6 +170,18 @@ def ring(num_slots: int, num_tokens: int) -> "Figure":
     return figure
 
 
+def ring_in_words(num_slots: int, num_tokens: int) -> str:
+    """The text alternative of `ring`."""
+    filled = min(num_slots, num_tokens)
+    text = (
+        f"A grid of {num_tokens} rows and {num_slots} slots. Row i shows which token each slot "
+        f"holds after token i was written: tokens 0 to {filled - 1} fill slots 0 to {filled - 1}."
+    )
+    if num_tokens > num_slots:
+        text += f" Token {num_slots} overwrites token 0 in slot 0, and so on."
+    return f"{text} The slot just written is marked in each row."
+
+
 def masks(panels: dict[str, np.ndarray]) -> "Figure":
     """Bool matrices [queries, keys] side by side, with True painted. The keys are the titles."""
     import matplotlib.pyplot as plt
@@ -259,6 +273,21 @@ def influence(frames: dict[int, pd.DataFrame], window: int) -> "Figure":
     )
     axes.legend(loc="upper right", title="depth")
     return figure
+
+
+def influence_in_words(frames: dict[int, pd.DataFrame]) -> str:
+    """The text alternative of `influence`: where each curve ends, and how high."""
+    ends = []
+    for depth, frame in frames.items():
+        end = frame[frame["influence"] > 0].iloc[-1]
+        ends.append(
+            f"{depth} block{'s' * (depth > 1)} at {end['distance']:,.0f} tokens, where it is "
+            f"{end['influence']:.0e}"
+        )
+    return (
+        "Influence of an earlier token against its distance, logarithmic, one falling curve for "
+        f"each depth. It ends with {'; '.join(ends)}."
+    )
 
 
 def residual_by_depth(frame: pd.DataFrame) -> "Figure":
@@ -353,6 +382,51 @@ def attention_times(times: pd.DataFrame, window: int) -> "Figure":
     axes.minorticks_off()
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.93))
     return figure
+
+
+def speeds(chart: "Chart") -> "Figure":
+    """One bar per implementation, best on top, and the limit of the hardware as a line.
+
+    chart: of `lab.measured.charts`; bars without a value are left out.
+    """
+    import matplotlib.pyplot as plt
+
+    bars = [bar for bar in chart.bars if bar.value is not None]
+    digits, unit = chart.question.digits, chart.question.unit
+    figure, axes = plt.subplots(figsize=(6.0, 0.45 * len(bars) + 1.1))
+    for row, bar in enumerate(bars):
+        axes.barh(row, bar.value, color=BLUE if bar.is_ours else GREY, height=0.65)
+        axes.annotate(
+            f"{bar.value:,.{digits}f}",
+            (bar.value, row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=10,
+        )
+    if chart.floor is not None:
+        axes.axvline(chart.floor, color=INK, linewidth=1.2, linestyle="--")
+        axes.annotate(
+            f"floor {chart.floor:.{digits}f}",
+            (chart.floor, -0.55),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="bottom",
+            fontsize=9,
+        )
+    names = [bar.name.replace(", ", ",\n", 1) for bar in bars]
+    axes.set_yticks(range(len(bars)), names, fontsize=9)
+    axes.set(xlabel=f"{unit} per token", ylim=(len(bars) - 0.4, -1.0))
+    axes.set_xlim(0, 1.12 * max(bar.value for bar in bars if bar.value is not None))
+    axes.grid(False, axis="y")
+    return figure
+
+
+def speeds_in_words(chart: "Chart") -> str:
+    """The text alternative of `speeds`."""
+    bars = "; ".join(f"{bar.name}: {bar.in_words(chart.question.digits)}" for bar in chart.bars)
+    floor = "" if chart.floor is None else f" The floor is {chart.floor:.1f}."
+    return f"Bars of {chart.question.unit} per token. {bars}.{floor}"
 
 
 def expansion_plans(

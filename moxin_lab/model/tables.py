@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 
 from moxin_lab.model import measures
 from moxin_lab.model.config import MoxinConfig, count_parameters
+from moxin_lab.model.decoder import rotary_angles, rotate
 from moxin_lab.scales.sections import ModelSettings, Phase
 
 PARTS_OF_A_BLOCK = (
@@ -89,8 +91,24 @@ def configurations(configs: dict[str, MoxinConfig]) -> pd.DataFrame:
 
 
 def slopes_in_words(exponents: pd.Series) -> str:
-    """`sdpa as S to the power 1.9, ...`."""
-    return ", ".join(f"{name} as S to the power {value:.1f}" for name, value in exponents.items())
+    """`S to the power 1.9 with sdpa, ...`."""
+    return ", ".join(f"S to the power {value:.1f} with {name}" for name, value in exponents.items())
+
+
+def rotary_products(config: MoxinConfig, seed: int) -> pd.DataFrame:
+    """The product of one query and one key after RoPE, both drawn at random: one row per pair of
+    positions, three distances in two places each, and the first without rotation beside it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    heads = torch.randn(2, config.head_dim, generator=generator)  # a query, a key
+    rows = []
+    for query_at, key_at in ((3, 2), (1003, 1002), (3, 0), (1003, 1000), (40, 0), (1040, 1000)):
+        places = torch.tensor([[query_at, key_at]])
+        turned = rotate(heads[None, :, None], *rotary_angles(places, config))[0, :, 0]
+        product = float(turned[0] @ turned[1])
+        rows.append((query_at, key_at, query_at - key_at, float(heads[0] @ heads[1]), product))
+    columns = ["query at", "key at", "distance", "product before", "product after"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def reach_and_span(frames: dict[int, pd.DataFrame], window: int) -> pd.DataFrame:

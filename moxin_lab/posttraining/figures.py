@@ -95,6 +95,42 @@ def sft_curve_alt(log: pd.DataFrame) -> str:
     )
 
 
+def preference_push(table: pd.DataFrame) -> Figure:
+    """How hard a pair is pulled apart by its margin, one curve for each beta. table: of
+    `tables.preference_push`.
+    """
+    figure, axes = plt.subplots(figsize=(6.0, 3.2))
+    for beta, style in zip(table.columns, ("-", "--", "-."), strict=False):
+        axes.plot(table.index, table[beta], style, label=f"beta = {beta:g}")
+    axes.axvline(0, color="#555555", linewidth=0.8)
+    for side, text in ((-1, "wrong order"), (1, "right order")):
+        axes.annotate(
+            text,
+            (0, 1.04),
+            xytext=(6 * side, 0),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            fontsize=9,
+        )
+    axes.set(
+        xlabel="margin of the chosen over the rejected answer (nats)",
+        ylabel="pull of the pair\n(share of the largest)",
+        ylim=(-0.03, 1.12),
+    )
+    axes.legend(loc="lower left")
+    return figure
+
+
+def preference_push_alt(table: pd.DataFrame) -> str:
+    """The figure of `preference_push` in words: the pull at the ends and where it is a half."""
+    ends = "; ".join(
+        f"beta {beta:g}: {column.iloc[0]:.2f} at {table.index[0]:g} nats, "
+        f"{column.iloc[-1]:.2f} at {table.index[-1]:g}"
+        for beta, column in table.items()
+    )
+    return f"Falling S-shaped curves, all at one half where the margin is 0. {ends}."
+
+
 def dpo_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
     """Share of a step's pairs whose margin is above zero, and the mean log-ratio per token of both
     answers; one column per loss.

@@ -284,11 +284,11 @@ def majority(train: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"text": text, "right": pd.array(right, dtype="Float64")}, index=rows.index)
 
 
-def preference_example() -> pd.DataFrame:
-    """One pair under the two losses that Moxin and plain DPO use: a chosen answer of 3 tokens and a
-    rejected one of 12, each of whose tokens moved by the same 0.1 nats from the reference.
+def preference_example(chosen: int = 3, rejected: int = 12) -> pd.DataFrame:
+    """One pair under the two losses that Moxin and plain DPO use: a chosen and a rejected answer of
+    so many tokens, each of whose tokens moved by the same 0.1 nats from the reference.
     """
-    num_tokens = torch.tensor([[3, 12]])
+    num_tokens = torch.tensor([[chosen, rejected]])
     ratios = 0.1 * num_tokens * torch.tensor([[1.0, -1.0]])
     losses: dict[str, tuple[dpo.LossType, float]] = {
         "plain DPO": ("sigmoid", 0.1),
@@ -300,15 +300,34 @@ def preference_example() -> pd.DataFrame:
         loss = dpo.preference_losses(
             ratios, torch.zeros(1, 2), num_tokens, loss_type=loss_type, beta=beta
         )
-        chosen, rejected = used[0].tolist()
+        up, down = used[0].tolist()
         rows[name] = {
             "beta": beta,
-            "chosen": chosen,
-            "rejected": rejected,
-            "beta x margin": beta * (chosen - rejected),
+            "chosen": up,
+            "rejected": down,
+            "beta x margin": beta * (up - down),
             "loss": loss.item(),
         }
     return pd.DataFrame(rows).T.rename_axis("loss by")
+
+
+def preference_push(betas: Sequence[float], margins: Sequence[float]) -> pd.DataFrame:
+    """How hard plain DPO still pulls a pair apart, by its margin in nats: the gradient of
+    `dpo.preference_losses`, as a share of what it is where the order is wrong. One column per beta.
+    """
+    columns = {}
+    for beta in betas:
+        log_probs = torch.tensor([[margin, 0.0] for margin in margins], requires_grad=True)
+        losses = dpo.preference_losses(
+            log_probs,
+            torch.zeros(len(margins), 2),
+            torch.ones(len(margins), 2),
+            loss_type="sigmoid",
+            beta=beta,
+        )
+        (gradient,) = torch.autograd.grad(losses.sum(), log_probs)
+        columns[beta] = (-gradient[:, 0] / beta).tolist()
+    return pd.DataFrame(columns, index=pd.Index(margins, name="margin"))
 
 
 def length_rule(train: Sequence[dpo.Pair], test: Sequence[dpo.Pair]) -> tuple[str, int]:

@@ -19,6 +19,8 @@ from moxin_lab.pretraining.power_law import PowerLaw
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#555555"
 WIDTH = 5.4  # inches; on a narrow screen a wider figure's labels become too small to read
 UNITS = {"mean": "bits per byte", "nats_per_token": "nats per token"}
+MEASURED = {"mean": "all text", "text": "all but code"}
+"""Names of measures in a figure; others are called by their own."""
 
 
 def ladder(found: Mapping[str, Any], measure: str = "mean") -> Figure:
@@ -184,7 +186,10 @@ def _drawn(
 
 
 def _label(verdict: Mapping[str, Any]) -> str:
-    return f"{verdict['experiment']}: {verdict['measure'].replace('_', ' ')}"
+    """The changed arm and the text that is measured, such as `32 blocks: all text`. A verdict's
+    line begins with the arm."""
+    arm = verdict["line"].split(" against ")[0]
+    return f"{arm}: {MEASURED.get(verdict['measure'], verdict['measure'].replace('_', ' '))}"
 
 
 def _law(fit: Mapping[str, Any]) -> PowerLaw:

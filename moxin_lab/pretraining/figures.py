@@ -28,7 +28,7 @@ def _shade_phases(axes: Axes, phases: Sequence["Span"], label: bool) -> None:
         )
         if label:
             middle = phase.first_step + phase.steps / 2
-            text = f"{phase.name.replace(' ', chr(10), 1)}\nT = {phase.sequence_length}"
+            text = f"{phase.name.replace(' ', chr(10), 1)}\n{phase.sequence_length:,} tokens"
             axes.annotate(
                 text,
                 (middle, 1.02),

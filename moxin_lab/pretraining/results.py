@@ -17,7 +17,9 @@ from moxin_lab.lab import curated
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model import convert, experiments, generate, hf_config, plain_text
 from moxin_lab.model.decoder import MoxinForCausalLM
+from moxin_lab.pretraining import parallel
 from moxin_lab.pretraining.packing import TrainingStream
+from moxin_lab.pretraining.parallel import ParallelSettings
 from moxin_lab.pretraining.pools import Tokens, tokenize_pools
 from moxin_lab.scales.sections import PretrainingSettings
 from moxin_lab.training import schedules
@@ -79,22 +81,54 @@ def tokenize(
     return tokenize_pools(train, tokenizer, settings.phases, progress=progress)
 
 
-def new_model(architecture: Path, seed: int) -> MoxinForCausalLM:
-    """A model of stage 03's configuration with random weights."""
-    return experiments.new_model(hf_config.read(architecture), seed)
+def new_model(
+    architecture: Path, seed: int, layout: ParallelSettings | None = None
+) -> MoxinForCausalLM:
+    """A model of stage 03's configuration with random weights; with a layout one on the meta device,
+    whose weights are drawn as it is sharded.
+    """
+    config = hf_config.read(architecture)
+    if layout is not None:
+        return experiments.without_storage(config)
+    return experiments.new_model(config, seed)
 
 
-def saver(model: MoxinForCausalLM, tokenizer: Path, work: Path) -> Callable[[int], None]:
+def saver(
+    model: MoxinForCausalLM, tokenizer: Path, work: Path, layout: ParallelSettings | None = None
+) -> Callable[[int], None]:
     """What `trainer.fit` calls at the end of phase 0, 1, 2: the model with its tokenizer goes to
-    the folder `phase_1`, 2, 3 of `work`.
+    the folder `phase_1`, 2, 3 of `work`; with a layout its shards, which `joined` makes such a
+    folder of.
     """
 
     def save(index: int) -> None:
         folder = work / f"phase_{index + 1}"
+        if layout is not None:
+            parallel.save_distributed(model, folder.with_suffix(".shards"))
+            return
         convert.save_pretrained(model, folder)
         shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
 
     return save
+
+
+def joined(
+    model: MoxinForCausalLM, tokenizer: Path, work: Path, layout: ParallelSettings | None
+) -> MoxinForCausalLM:
+    """The trained model, whole, after the shards of each phase have become a folder as `saver`
+    writes it. Without a layout it is the model that is given.
+    """
+    if layout is None:
+        return model
+    dtype = next(model.parameters()).dtype
+    for phase in (1, 2, 3):
+        folder = work / f"phase_{phase}"
+        shards = folder.with_suffix(".shards")
+        if shards.is_dir():
+            parallel.to_pretrained(shards, model.config, folder, dtype=dtype)
+            shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+            shutil.rmtree(shards)
+    return convert.from_pretrained(work / "phase_3")
 
 
 def load_phases(work: Path) -> dict[str, MoxinForCausalLM]:
@@ -115,6 +149,15 @@ def phase_ends(log: pd.DataFrame) -> pd.Series:
     """Mean loss of the last 20 steps of each phase, counted from 1."""
     ends = log.groupby("phase")["loss"].apply(lambda part: part.tail(20).mean())
     return ends.rename(index=lambda phase: phase + 1)
+
+
+def losses_in_words(log: pd.DataFrame) -> str:
+    """The first step's loss and that at the end of each phase, in a sentence."""
+    ends = ", ".join(f"{value:.2f}" for value in phase_ends(log))
+    return (
+        f"From {log['loss'].iloc[0]:.2f} nats per token to {ends} at the ends of the phases (means "
+        "of 20 steps)."
+    )
 
 
 def training_sentence(

@@ -100,7 +100,7 @@ def blocks_figure(blocks: Sequence[Block]) -> "Figure":
             side = "right" if middle > 0.9 * total else "left"
             axes.plot([middle, middle], [-0.3, depth], color="#555555", linewidth=0.8)
             axes.text(
-                middle, depth, f" {block.name} {len(block):,} ", ha=side, va="center", fontsize=10
+                middle, depth, f"  {block.name} {len(block):,}  ", ha=side, va="center", fontsize=10
             )
         else:
             ink = "black" if block.name in PALE else "white"

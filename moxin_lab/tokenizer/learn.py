@@ -154,6 +154,15 @@ def learn(
     )
 
 
+def merges(words: Mapping[str, int], count: int) -> list[tuple[str, str]]:
+    """The first `count` merges that BPE learns from these words and how often each occurs, in
+    order; fewer if all words are whole before.
+    """
+    letters = len(set("".join(words)))
+    learned = _train(_repeat([Counter(words)]), letters + count, 1, max(map(len, words)))
+    return [pair for pairs in _learned_order(learned)[1].values() for pair in pairs]
+
+
 def _repeat(counters: Sequence[Counter[str]]) -> Iterator[list[str]]:
     """The runs of all languages, each repeated as often as it occurs.
 

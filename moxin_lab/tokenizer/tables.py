@@ -5,12 +5,13 @@ Guarantees: tables and measures hold the numbers of the frames that `measures` c
 Out of scope: counting tokens and computing intervals, which `measures` does.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from moxin_lab.lab import Stage
+from moxin_lab.tokenizer import learn
 from moxin_lab.tokenizer.measures import with_interval
 
 COMPARISONS = {
@@ -19,6 +20,23 @@ COMPARISONS = {
     "equal weights, over joint BPE": ("routed, equal weights", "joint BPE"),
 }
 """Gains that notebook 02 shows: name to (tokenizer, peer)."""
+
+
+def merges_example(words: Mapping[str, int], shown: str, count: int) -> pd.DataFrame:
+    """BPE by hand: the first merges of a few words, and how `shown` is cut after each.
+
+    words: word to how often it occurs. Columns: merge, joins, and the pieces of `shown`.
+    """
+    pieces = list(shown)
+    rows = [(0, "nothing yet", " ".join(pieces))]
+    for number, (left, right) in enumerate(learn.merges(words, count), start=1):
+        at = 0
+        while at < len(pieces) - 1:
+            if (pieces[at], pieces[at + 1]) == (left, right):
+                pieces[at : at + 2] = [left + right]
+            at += 1
+        rows.append((number, f"{left} + {right}", " ".join(pieces)))
+    return pd.DataFrame(rows, columns=["merge", "joins", f"{shown!r} in pieces"]).set_index("merge")
 
 
 def record(

@@ -1,9 +1,10 @@
 """The measures behind the claims of stage 01, on cases small enough to count by hand."""
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 
-from moxin_lab.data import measures
+from moxin_lab.data import figures, measures
 from moxin_lab.data.extract import DOCUMENTS
 
 PAIRS = [("a", "b", 0.55), ("a", "c", 0.85), ("b", "c", 0.9), ("c", "d", 1.0), ("d", "e", 0.3)]
@@ -129,3 +130,32 @@ def test_none_found_of_many_pairs_is_a_contradiction_of_three_undecided_and_of_n
         found = {"recipe": schema.empty_table()}
         above = measures.recall_above(pairs(*rows), found, {"recipe": (9, 13)}, 0.8)
         assert measures.recall_verdict(above, "cards", 0.8)[0] == verdict
+
+
+def test_the_worked_example_agrees_in_as_many_minima_as_its_similarity_says():
+    words = " ".join(f"token{n} of the text" for n in range(200))
+    changes = {"none": 10**6, "few": 50, "many": 5}
+    bands = {"9 of 13": (9, 13), "128 of 1": (128, 1)}
+    table = measures.minhash_example(words, changes, bands, 13).set_index("copy")
+    assert table.loc["none"].tolist() == [1.0, 128, 9, 128]
+    assert table["similarity"].is_monotonic_decreasing and 0 < table.loc["many", "similarity"] < 0.8
+    # four standard deviations of 128 draws at most
+    assert ((table["equal minima of 128"] / 128 - table["similarity"]).abs() < 4 * 0.045).all()
+    assert (table["equal, 128 of 1"] == table["equal minima of 128"]).all()
+
+
+def test_captions_say_what_the_figures_of_stage_01_show():
+    bands = {"9 bands of 13": (9, 13), "21 bands of 6": (21, 6)}
+    said = figures.collision_in_words(bands, 0.8)
+    assert "40 % with 9 bands of 13 and 100 % with 21 bands of 6" in said
+    assert said in figures.collision_alt(bands, 0.8)
+    columns = ["bands", "similarity", "pairs", "share_low", "share_high"]
+    rows = [("9 bands of 13", 0.8, 90, 0.3, 0.5), ("21 bands of 6", 0.8, 90, 0.3, 0.5)]
+    recall = pd.DataFrame([*rows, ("21 bands of 6", 0.9, 0, 0, 1)], columns=columns)
+    assert figures.recall_in_words(recall, bands).startswith("1 of 2 intervals")
+    shares = pd.DataFrame({"language": ["en", "zh"], "short, %": [11.3, 27.9]})
+    assert "28 % of the Chinese pages and 11 % of the English" in figures.length_caption(
+        shares, 200
+    )
+    ended = pd.DataFrame({"train": [3, 1], "too short": [1, 3]}, index=["en", "zh"])
+    assert "75 % of English and 25 % of Chinese" in figures.outcome_caption(ended)

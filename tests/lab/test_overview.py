@@ -22,6 +22,16 @@ def shown(monkeypatch):
     return outputs
 
 
+def test_the_figure_of_each_guide_is_one_of_its_notebook(repository):
+    """The words of its caption stand in the notebook, or in a function that it calls."""
+    own = repository / "moxin_lab/lab/overview.py"
+    files = [path for path in sorted((repository / "moxin_lab").glob("*/*.py")) if path != own]
+    package = "".join(path.read_text(encoding="utf-8") for path in files)
+    for guide in overview.GUIDES:
+        notebook = (repository / f"notebooks/{guide.stage}.ipynb").read_text(encoding="utf-8")
+        assert guide.figure[0] in package + notebook, guide.stage
+
+
 def test_every_stage_has_a_guide():
     assert [guide.stage for guide in overview.GUIDES] == [info.name for info in STAGES]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moxin_lab.model import experiments, tables
+from moxin_lab.lab import measured
+from moxin_lab.model import experiments, figures, tables
 from moxin_lab.model.config import MoxinConfig, count_parameters
 
 CONFIG = MoxinConfig(
@@ -82,3 +83,27 @@ def test_underscores_of_columns_become_spaces():
     assert tables.in_words(pd.DataFrame({"largest_difference": [1]})).columns.tolist() == [
         "largest difference"
     ]
+
+
+def test_a_rotated_product_depends_on_the_distance_alone():
+    table = tables.rotary_products(CONFIG, 0)
+    by_distance = table.groupby("distance")["product after"]
+    assert (by_distance.max() - by_distance.min()).max() < 1e-3
+    assert by_distance.first().nunique() == table["distance"].nunique() == 3
+    assert table["product before"].nunique() == 1
+
+
+def test_the_words_of_the_ring_and_of_influence_follow_their_numbers():
+    assert "Token 8 overwrites token 0" in figures.ring_in_words(8, 9)
+    assert "overwrites" not in figures.ring_in_words(8, 8)
+    frame = pd.DataFrame({"distance": [0, 3, 4], "influence": [1.0, 2e-9, 0.0]})
+    assert "1 block at 3 tokens, where it is 2e-09" in figures.influence_in_words({1: frame})
+
+
+def test_the_speed_chart_has_a_bar_per_measured_row_and_its_floor(repository):
+    charts = measured.charts(repository, "h100")
+    decode = next(chart for chart in charts if chart.question.bench == "decode")
+    axes = figures.speeds(decode).axes[0]
+    assert len(axes.patches) == sum(bar.value is not None for bar in decode.bars)
+    assert axes.lines[0].get_xdata()[0] == decode.floor
+    assert all(bar.name in figures.speeds_in_words(decode) for bar in decode.bars)

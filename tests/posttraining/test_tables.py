@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from moxin_lab.evaluation.statistics import paired_bootstrap, wilson_interval
-from moxin_lab.posttraining import chat, sampling, sft, tables
+from moxin_lab.posttraining import chat, figures, sampling, sft, tables
 from tests.posttraining.examples import make_conversations, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -145,3 +145,20 @@ def test_the_exported_checkpoint_has_the_template_and_the_weights(tmp_path):
     assert loaded.config.attention_dropout == 0.0
     for name, tensor in model.state_dict().items():
         assert (loaded.state_dict()[name] == tensor).all()
+
+
+def test_the_pull_of_a_pair_is_the_sigmoid_of_beta_times_its_margin():
+    margins = [-1.0, 0.0, 2.0]
+    pull = tables.preference_push((0.1, 5.0), margins)
+    for beta in pull.columns:
+        expected = [1 / (1 + np.exp(beta * margin)) for margin in margins]
+        assert pull[beta].tolist() == pytest.approx(expected, rel=1e-4)
+    words = figures.preference_push_alt(pull)
+    assert "beta 5: 0.99 at -1 nats, 0.00 at 2" in words
+    assert len(figures.preference_push(pull).axes[0].get_legend().get_texts()) == 2
+
+
+def test_answers_of_one_length_move_alike_under_both_losses():
+    table = tables.preference_example(3, 3)
+    assert table.loc["plain DPO", "chosen"] == pytest.approx(3 * table.loc["per token", "chosen"])
+    assert table.loc["plain DPO", "rejected"] == -table.loc["plain DPO", "chosen"]

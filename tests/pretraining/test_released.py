@@ -128,4 +128,8 @@ def test_every_committed_record_can_be_shown(records):
     assert "blocks" in released.deeper_alt(records["smollm2-expansion"])
     assert records["ablations"]["plan"][0]["done"] >= 0
     assert "width" in released.ablations_caption(records["ablations"])
+    said = experiments.forest_alt(
+        records["ablations"]["verdicts"], records["ablations"]["differences"]
+    )
+    assert "32 blocks: all text" in said and "without code: all but code" in said
     assert 0.2 < released.utilisation(records["scaling"]) < 1

@@ -75,3 +75,8 @@ def test_every_scale_has_the_stated_optimizer_and_another_value_is_seen(name):
     assert results.has_stated_optimizer(settings)
     other = SimpleNamespace(**settings.model_dump() | {"weight_decay": 0.2})
     assert not results.has_stated_optimizer(other)
+
+
+def test_the_caption_of_the_loss_names_its_first_value_and_the_end_of_each_phase():
+    log = pd.DataFrame({"phase": [0] * 30 + [1] * 20, "loss": [9.0] + [7.5] * 29 + [6.25] * 20})
+    assert "From 9.00 nats per token to 7.50, 6.25 at the ends" in results.losses_in_words(log)

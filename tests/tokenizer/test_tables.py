@@ -101,3 +101,12 @@ def test_the_spread_of_premiums_is_the_largest_over_the_smallest():
     words = tables.spread_of_premiums(premiums)
     assert "1.50 times the cheapest with a, 1.00 times the cheapest with b" in words
     assert "no translations" in tables.spread_of_premiums(premiums.iloc[:0])
+
+
+def test_the_worked_example_of_bpe_merges_the_most_frequent_pair_first():
+    words = {"low": 5, "lower": 2, "newest": 6, "widest": 3}
+    table = tables.merges_example(words, "lowest", 4)
+    pieces = table["'lowest' in pieces"].tolist()
+    assert pieces[0] == "l o w e s t" and pieces[-1] == "low est" and len(table) == 5
+    assert table["joins"].tolist()[1:3] == ["e + s", "es + t"]  # 9 times; all other pairs fewer
+    assert all("".join(cut.split()) == "lowest" for cut in pieces)
