@@ -39,6 +39,8 @@ IN_WORDS = {
     SAME: "the same",
 }
 """Relations of two values of a measure, the most striking first."""
+NOT_RECORDED, NONE = "none recorded", "none"
+"""Stand for the verdict, and for the artifact's hash, of a run that has none."""
 TIMES = ("s", "seconds", "ms", "hours")
 """Units of time: such a measure, and a rate per second, differs between equal runs."""
 
@@ -132,14 +134,23 @@ class Comparison:
         return bool(self.verdicts or self.only or any(not pair.of_the_clock for pair in beyond))
 
     def summary(self) -> str:
-        """Counts in one sentence."""
-        count = Counter(pair.relation for pair in self.pairs)
+        """Counts in one sentence. What one run alone has is no difference, and counted apart."""
+        count = Counter(pair.relation for pair in self.pairs if not pair.of_the_clock)
+        clock = sum(pair.of_the_clock for pair in self.pairs)
+        verdicts = [said for said in self.verdicts if NOT_RECORDED not in said]
+        artifacts = [made for made in self.artifacts if NONE not in made]
+        one_only = (
+            (len(self.only), "measures"),
+            (len(self.verdicts) - len(verdicts), "verdicts"),
+            (len(self.artifacts) - len(artifacts), "artifacts"),
+        )
         return (
             f"{len(self.pairs)} measures in both: {count[SAME]} the same, {count[INSIDE]} differ "
             f"inside their intervals, {count[MEET]} with intervals that meet, {count[OUTSIDE]} "
-            f"outside them, {count[BARE]} without an interval; {len(self.only)} in one run only; "
-            f"{len(self.verdicts)} verdicts and {len(self.artifacts)} of "
-            f"{len(self.artifacts) + self.equal_artifacts} artifacts differ"
+            f"outside them, {count[BARE]} without an interval, {clock} times and rates; "
+            f"{len(verdicts)} verdicts and {len(artifacts)} of "
+            f"{len(artifacts) + self.equal_artifacts} artifacts differ; in one run only: "
+            + (", ".join(f"{number} {what}" for number, what in one_only if number) or "nothing")
         )
 
 
@@ -177,14 +188,14 @@ def compare(a: Run, b: Run) -> Comparison:
     )
     said_a, said_b = _verdicts(a), _verdicts(b)
     verdicts = tuple(
-        (claim, said_a.get(claim, "none recorded"), said_b.get(claim, "none recorded"))
+        (claim, said_a.get(claim, NOT_RECORDED), said_b.get(claim, NOT_RECORDED))
         for claim in sorted(said_a.keys() | said_b.keys())
         if said_a.get(claim) != said_b.get(claim)
     )
     made_a, made_b = _artifacts(a), _artifacts(b)
     names = list(dict.fromkeys([*made_a, *made_b]))
     artifacts = tuple(
-        (*name, made_a.get(name, "none"), made_b.get(name, "none"))
+        (*name, made_a.get(name, NONE), made_b.get(name, NONE))
         for name in names
         if made_a.get(name) != made_b.get(name)
     )

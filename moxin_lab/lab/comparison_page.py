@@ -21,6 +21,7 @@ from moxin_lab.lab.comparison import (
     IN_WORDS,
     INSIDE,
     MEET,
+    NOT_RECORDED,
     OUTSIDE,
     SAME,
     Comparison,
@@ -31,6 +32,7 @@ from moxin_lab.lab.comparison import (
 from moxin_lab.lab.show import format_number, format_value
 from moxin_lab.stages import STAGES
 
+CLOCK = "clock"
 LINES = 20
 """Most measures that a terminal shows; our choice."""
 SHOWN = 24
@@ -47,7 +49,11 @@ def in_text(found: Comparison) -> str:
     ]
     if len(lines) > LINES:
         lines[LINES:] = [f"and {len(lines) - LINES} more measures, all on the page"]
-    lines += [f"verdict of {claim}: {a} -> {b}" for claim, a, b in found.verdicts]
+    lines += [
+        f"verdict of {claim}: {a} -> {b}"
+        for claim, a, b in found.verdicts
+        if NOT_RECORDED not in (a, b)
+    ]
     return "\n".join([*lines, f"{found.a.name} and {found.b.name}: {found.summary()}"])
 
 
@@ -157,10 +163,14 @@ def _about(run: Run) -> str:
 
 
 def _counts(found: Comparison) -> list[tuple[str, list[int]]]:
-    """Measures by stage (rows) and relation (columns, in the order of `IN_WORDS`)."""
+    """Measures by stage (rows) and relation (columns, in the order of `IN_WORDS`), those of the
+    clock apart in the last column.
+    """
     stages = [info.name for info in STAGES]
-    pairs = Counter((pair.stage, pair.relation) for pair in found.pairs)
-    rows = [(stage, [pairs[stage, relation] for relation in IN_WORDS]) for stage in stages]
+    pairs = Counter(
+        (pair.stage, CLOCK if pair.of_the_clock else pair.relation) for pair in found.pairs
+    )
+    rows = [(stage, [pairs[stage, column] for column in (*IN_WORDS, CLOCK)]) for stage in stages]
     return [(stage.replace("_", " "), counts) for stage, counts in rows if any(counts)]
 
 

@@ -99,6 +99,26 @@ def test_times_and_rates_are_kept_apart_and_do_not_count_as_a_difference(tmp_pat
     assert all(pair.of_the_clock for pair in found.pairs) and not found.differ
     page = BeautifulSoup(comparison_page.page(found), "html.parser")
     assert page.find(id="clock") and not page.find(id="bare")
+    assert "0 without an interval, 2 times and rates" in found.summary()
+    row = page.find("table", class_="plain").tbody.tr
+    assert [cell.get_text() for cell in row.find_all("td")] == ["0", "0", "0", "0", "0", "2"]
+
+
+def test_what_one_run_alone_has_is_counted_apart_from_what_differs(tmp_path):
+    said = [{"id": "x.y", "verdict": "reproduced", "evidence": ""}]
+    made = {"documents": {"sha256": "f" * 64, "size": 1}}
+    found = compared(
+        tmp_path,
+        [measure("m", 1.0)],
+        [],
+        {"claims": said, "outputs": made},
+        {"claims": [], "outputs": {}},
+    )
+    assert found.summary().endswith(
+        "0 verdicts and 0 of 0 artifacts differ; in one run only: 1 measures, 1 verdicts, "
+        "1 artifacts"
+    )
+    assert "verdict of" not in comparison_page.in_text(found)
 
 
 def test_verdicts_artifacts_and_settings_that_differ_are_named(tmp_path):
