@@ -117,9 +117,10 @@ STAGES: tuple[StageInfo, ...] = (
         "08_benchmarks",
         "Benchmarks",
         takes=("documents", "tokenizer", "pretrained"),
+        may_take=("phase_checkpoints", "sft", "instruct", "cot_sft", "reasoning", "vlm"),
         leaves=("evaluation_results",),
-        sections=("evaluation", "hub"),
-        reads=("papers/tables",),
+        sections=("evaluation", "reasoning", "vision", "hub"),
+        reads=("papers/tables", "reports/released/smollm2-benchmarks/long_context.json"),
     ),
     StageInfo(
         "09_applications",

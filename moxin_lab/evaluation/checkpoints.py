@@ -3,10 +3,10 @@
     check(folder)                                  # in milliseconds, before anything is loaded
     lm = load(folder, engine="lab")                # our decoder; "hf": lm-eval's own adapter
 
-Read are: what the stages of the lab write, any Hugging Face folder of the Mistral or LLaMA
-architecture (a GGUF file, or a folder with one, too), and with the engine `hf` whatever
-transformers loads. The byte-level tokenizer of a GGUF file is read by the rule that the file names,
-which transformers does not heed.
+Read are: what the stages of the lab write (of a vision-language model, its language half), any
+Hugging Face folder of the Mistral or LLaMA architecture (a GGUF file, or a folder with one, too),
+and with the engine `hf` whatever transformers loads. The byte-level tokenizer of a GGUF file is
+read by the rule that the file names, which transformers does not heed.
 
 Guarantees: `check` refuses, by name, a folder without a configuration, weights or a tokenizer, an
 architecture that our decoder does not compute, and a tokenizer with more tokens than the model.
@@ -17,16 +17,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from moxin_lab.evaluation.bits_per_byte import prefix_token_id
 from moxin_lab.evaluation.language_models import MoxinLM
 from moxin_lab.lab.artifacts import LabError, read_json, sha256_file
 from moxin_lab.model import convert, gguf_reader, gguf_tokenizer, hf_config
-from moxin_lab.model.config import ConfigError
+from moxin_lab.model.config import ConfigError, MoxinConfig
+from moxin_lab.model.decoder import MoxinForCausalLM
 
 Engine = Literal["lab", "hf"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.tiktoken", "vocab.json")
+VLM_TYPE, LANGUAGE_HALF = "moxin_vl", "vlm.decoder."
+"""`model_type` of a vision-language model of stage 07, and how its decoder's tensors begin."""
 HASHED = ("*.safetensors", "*.bin", "*.gguf", "*.json", "tokenizer.*")
 
 
@@ -55,7 +59,7 @@ def check(folder: Path, engine: Engine = "lab") -> Path:
         raise LabError(f"{folder} has no *.safetensors file, and no other weights are read")
     if engine == "lab":
         try:
-            config = hf_config.read(folder)
+            config = _config(folder)
         except ConfigError as error:
             raise LabError(
                 f"{error}\nOur decoder does not compute this model; --engine hf does, if "
@@ -66,6 +70,40 @@ def check(folder: Path, engine: Engine = "lab") -> Path:
         read_json(folder / "config.json")
         _check_tokenizer(_tokenizer(folder), None, folder)
     return folder
+
+
+def load_decoder(
+    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> MoxinForCausalLM:
+    """Our decoder with a folder's weights, of a vision-language model with its language half; in
+    evaluation mode. Raises what `convert.from_pretrained` raises, CheckpointError for a
+    vision-language model that lacks tensors.
+    """
+    if not _is_vlm(folder):
+        return convert.from_pretrained(folder, dtype=dtype, device=device)
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            for name in file.keys():  # noqa: SIM118 - a handle, not a dict
+                if name.startswith(LANGUAGE_HALF):
+                    tensor = file.get_tensor(name)
+                    weights[name.removeprefix(LANGUAGE_HALF)] = (
+                        tensor if dtype is None else tensor.to(dtype)
+                    )
+    with torch.device("meta"):
+        model = MoxinForCausalLM(_config(folder))
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    try:
+        found = model.load_state_dict(weights, assign=True, strict=False)
+    except RuntimeError as error:
+        raise convert.CheckpointError(f"{folder}: {error}") from error
+    if wrong := {*found.missing_keys, *found.unexpected_keys} - tied:
+        raise convert.CheckpointError(
+            f"{folder}: {len(wrong)} tensors of the decoder are missing or unknown: "
+            f"{', '.join(sorted(wrong)[:4])}"
+        )
+    model.tie_weights()
+    return model.eval()
 
 
 def load(
@@ -99,7 +137,7 @@ def load(
         if path.suffix == ".gguf":
             model = gguf_reader.from_gguf(path, device=device).to(kind)
         else:
-            model = convert.from_pretrained(path, dtype=kind, device=device)
+            model = load_decoder(path, dtype=kind, device=device)
     except (convert.CheckpointError, ConfigError, ImportError, OSError) as error:
         raise LabError(str(error)) from error
     tokenizer = _tokenizer(path)
@@ -129,6 +167,18 @@ def describe(path: Path) -> dict[str, Any]:
         "name": path.resolve().name,
         "files": {file.name: sha256_file(file) for file in sorted(names)},
     }
+
+
+def _is_vlm(folder: Path) -> bool:
+    config = read_json(folder / "config.json")
+    return isinstance(config, dict) and config.get("model_type") == VLM_TYPE
+
+
+def _config(folder: Path) -> MoxinConfig:
+    """The decoder's configuration. Raises ConfigError."""
+    if _is_vlm(folder):
+        return hf_config.from_dict(read_json(folder / "config.json").get("language_model"))
+    return hf_config.read(folder)
 
 
 def _tokenizer(path: Path) -> Any:

@@ -128,7 +128,7 @@ def build_items(
             f"no cloze items for {language!r}: no passage of its {len(pages)} held-out pages has "
             f"{NUM_CHOICES - 1} comparable ones on other pages; hold out more pages"
         )
-    _place_answers(items, rng)
+    place_answers(items, rng)
     return items
 
 
@@ -292,14 +292,19 @@ def _context(text: str, start: int) -> str:
     return context
 
 
-def _place_answers(items: list[dict[str, Any]], rng: np.random.Generator) -> None:
-    """Moves the right choice of each item to its position, in place.
+def place_answers(
+    items: list[dict[str, Any]],
+    rng: np.random.Generator,
+    keys: Sequence[str] = ("choices", "choice_pages"),
+) -> None:
+    """Moves the right choice of each item, which is its first, to its position, in place.
 
-    Over all items, each position is used equally often, to within one.
+    Over all items, each position is used equally often, to within one. keys: of the lists with one
+    entry for each choice.
     """
     labels = rng.permutation(np.arange(len(items)) % NUM_CHOICES)
     for item, label in zip(items, labels.tolist(), strict=True):
-        for key in ("choices", "choice_pages"):
+        for key in keys:
             truth, *others = item[key]
             item[key] = [*others[:label], truth, *others[label:]]
         item["label"] = label

@@ -57,6 +57,17 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--online", action="store_true", help="let the harness fetch a task's data from the hub"
     )
     parser.add_argument(
+        "--needles",
+        nargs="+",
+        type=Path,
+        metavar="TEXT",
+        help="ask for a word said up to two windows before instead, hidden in these text files; "
+        "--window N sets an attention window, --limit the items per distance",
+    )
+    parser.add_argument(
+        "--window", type=_positive, metavar="N", help="for --needles (default: the model's own)"
+    )
+    parser.add_argument(
         "--compare",
         nargs="+",
         type=Path,
@@ -90,6 +101,17 @@ def evaluate(options: argparse.Namespace) -> int:
     from moxin_lab.evaluation import evaluate as evaluation
     from moxin_lab.evaluation import result_files
 
+    if options.needles:
+        print(
+            evaluation.find_needles(
+                options.model,
+                options.needles,
+                window=options.window,
+                count=options.limit or 24,
+                out=options.json,
+            )
+        )
+        return 0
     rows = evaluation.evaluate(
         options.model,
         [name for name in options.tasks.split(",") if name],

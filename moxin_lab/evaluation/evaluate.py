@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from lm_eval.evaluator import simple_evaluate
 
-from moxin_lab.evaluation import checkpoints, named_tasks, result_files, sandbox
+from moxin_lab.evaluation import checkpoints, long_context, named_tasks, result_files, sandbox
 from moxin_lab.evaluation.checkpoints import Engine
 from moxin_lab.evaluation.harness import quiet
-from moxin_lab.lab.artifacts import LabError
+from moxin_lab.lab.artifacts import LabError, sha256_file, write_json
+from moxin_lab.model import plain_text
 
 
 def evaluate(
@@ -111,6 +113,56 @@ def evaluate(
             file=sys.stderr,
         )
     return rows
+
+
+def find_needles(
+    model: Path,
+    texts: Sequence[Path],
+    *,
+    window: int | None = None,
+    count: int = 24,
+    out: Path | None = None,
+    seed: int = 0,
+) -> str:
+    """What `long_context.search` finds with our decoder, in a sentence; all of it goes to `out`.
+
+    texts: plain text files that hide the needle. window: in place of the model's own attention
+    window. Raises LabError.
+    """
+    began = time.process_time()
+    path = checkpoints.check(model)
+    if missing := [str(each) for each in texts if not each.is_file()]:
+        raise LabError(f"--needles: there is no text file {', '.join(missing)}")
+    lm = checkpoints.load(path)
+    decoder, tokenizer = lm.model, lm.tokenizer
+    if window is not None:
+        decoder = long_context.with_window(decoder, window)
+    window = decoder.config.sliding_window
+    if window is None:
+        raise LabError(f"{model} has no attention window: give --window N")
+    tokens = [plain_text.encode(tokenizer, each.read_text(encoding="utf-8")) for each in texts]
+    try:
+        found = long_context.search(
+            decoder, tokenizer, tokens, count=count, bos_id=lm.prefix_token_id, seed=seed
+        )
+    except ValueError as error:
+        raise LabError(f"--needles: {error}") from error
+    table = long_context.needle_table(found, seed=seed)
+    if out is not None:
+        rows = pd.concat(found, names=["reader"]).reset_index("reader")
+        write_json(
+            out,
+            {
+                "format": 1,
+                "model": checkpoints.describe(path),
+                "window": window,
+                "texts": {each.name: sha256_file(each) for each in texts},
+                "table": table.to_dict("records"),
+                "items": rows.to_dict("list"),
+                "processor_seconds": round(time.process_time() - began),
+            },
+        )
+    return long_context.sentence(table, window, checkpoints.describe(path)["name"])
 
 
 def _progress(done: int, total: int) -> None:

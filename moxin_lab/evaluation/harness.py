@@ -122,13 +122,19 @@ def run_all(
 
 
 def run_tasks(
-    lm: TokenLM, tasks: Sequence[str], data_folder: Path, *, bootstrap_iters: int = 1
+    lm: TokenLM,
+    tasks: Sequence[str],
+    data_folder: Path,
+    *,
+    bootstrap_iters: int = 1,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Runs tasks of `moxin_lab/evaluation/tasks` on `<data_folder>/<task>.jsonl`.
 
     Returns lm-eval's result structure, samples included. It names no path, date or machine, so that
     the same inputs give the same bytes; `stage.json` records those. Standard errors of means are
     lm-eval's closed form, which needs `bootstrap_iters` above 0 all the same.
+    limit: the first items of each task only.
     Raises FileNotFoundError for a task without data.
     """
     files = {name: data_folder / f"{name}.jsonl" for name in tasks}
@@ -147,7 +153,11 @@ def run_tasks(
             {**task_config(name), "dataset_kwargs": source} for name, source in sources.items()
         ]
         results = simple_evaluate(
-            model=lm, tasks=specs, task_manager=manager, bootstrap_iters=bootstrap_iters
+            model=lm,
+            tasks=specs,
+            task_manager=manager,
+            bootstrap_iters=bootstrap_iters,
+            limit=limit,
         )
     for name in tasks:
         results["configs"][name]["dataset_kwargs"] = task_config(name)["dataset_kwargs"]

@@ -24,6 +24,7 @@ from moxin_lab.lab.recording import Number
 
 BITS_TASK = "moxin_bits_per_byte_"
 CLOZE_TASK = "moxin_cloze_"
+TRANSLATION_TASK = "moxin_translation_"
 METRICS = {"acc": "by log-likelihood", "acc_norm": "by log-likelihood per character"}
 """The harness's metrics of a multiple-choice task, and how each one ranks the choices."""
 
@@ -44,17 +45,22 @@ def drawn(texts: pd.DataFrame, held_out: pd.DataFrame, languages: Sequence[str])
 
 
 def write_task_data(
-    folder: Path, texts: pd.DataFrame, items: Mapping[str, Sequence[Mapping[str, Any]]]
+    folder: Path,
+    texts: pd.DataFrame,
+    items: Mapping[str, Sequence[Mapping[str, Any]]],
+    translations: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> list[str]:
     """Writes one JSON Lines file per task and language; returns the names of the tasks.
 
-    texts: columns id, language, text. items: the cloze items of each language.
+    texts: columns id, language, text. items, translations: the cloze items and the items of
+    `translation` of each language.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tasks: dict[str, Sequence[Mapping[str, Any]]] = {}
     for language, part in texts.groupby("language", sort=False):
         tasks[f"{BITS_TASK}{language}"] = part[["id", "language", "text"]].to_dict("records")
     tasks |= {f"{CLOZE_TASK}{language}": rows for language, rows in items.items()}
+    tasks |= {f"{TRANSLATION_TASK}{name}": rows for name, rows in (translations or {}).items()}
     for task, rows in tasks.items():
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         (folder / f"{task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

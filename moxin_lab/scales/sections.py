@@ -808,6 +808,21 @@ class EvaluationSettings(Section):
         gt=0, description="only the beginning of longer documents is scored"
     )
     cloze_items_per_language: int = Field(gt=3)
+    translation_items_per_language: int = Field(gt=0)
+    reasoning_questions: int = Field(
+        gt=0, description="generated questions of each group of stage 06's test families"
+    )
+    checkpoints: tuple[str, ...] = Field(
+        description="artifacts whose checkpoints stand in one table, beside the base model"
+    )
+    checkpoint_items: int = Field(
+        gt=0, description="items of each task, the first ones, that the checkpoints answer"
+    )
+    long_texts: int = Field(gt=0, description="long texts whose loss is measured by position")
+    long_text_windows: int = Field(
+        gt=1, description="their length in windows, as far as the model has positions"
+    )
+    needles_per_distance: int = Field(gt=0)
     ngram_training_bytes_per_language: int = Field(
         gt=0, description="training text of the trigram baseline"
     )
