@@ -161,6 +161,15 @@ def dpo_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
+def dpo_finding(logs: Mapping[str, pd.DataFrame]) -> str:
+    """Pairs in the correct order at the first and at the last step of each training."""
+    shares_of = {name: log["correct"] / log["pairs"] for name, log in logs.items()}
+    listed = "; ".join(
+        f"{name} {share.iloc[0]:.0%} to {share.iloc[-1]:.0%}" for name, share in shares_of.items()
+    )
+    return f"Pairs in the correct order, first step to last: {listed}."
+
+
 def dpo_curves_alt(logs: Mapping[str, pd.DataFrame]) -> str:
     """The figure of `dpo_curves` in words."""
     shares_at_end = {name: (log["correct"] / log["pairs"]).iloc[-1] for name, log in logs.items()}
@@ -188,7 +197,7 @@ def shares(table: pd.DataFrame, *, label: str) -> Figure:
             (value, height),
             xytext=(0, 7),
             textcoords="offset points",
-            ha="center",
+            ha="left" if value < 0.03 else "center",  # clear of the axis
             fontsize=9,
         )
     axes.set_yticks(heights, table.index)
@@ -227,5 +236,5 @@ def reduction_runs(runs: pd.DataFrame, variants: Sequence[str]) -> Figure:
         ylabel="held-out answer loss\n(nats per token)",
         xlim=(-0.5, len(variants) - 0.5),
     )
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=len(sizes))  # inside it would hide points
     return figure

@@ -258,6 +258,15 @@ def contrasts(
     return pd.DataFrame(rows).T.rename_axis("models")
 
 
+def contrasts_in_words(table: pd.DataFrame) -> str:
+    """Which rows of `contrasts` are a difference, and which are none that was seen."""
+    words = []
+    for name, row in table.iterrows():
+        seen = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference seen"
+        words.append(f"{name}: {seen} ({row['difference']:+.3f})")
+    return f"{'; '.join(words)}."
+
+
 def by_task(rows: pd.DataFrame, judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Share of right answers by task, one column per model."""
     table = {

@@ -162,3 +162,18 @@ def test_answers_of_one_length_move_alike_under_both_losses():
     table = tables.preference_example(3, 3)
     assert table.loc["plain DPO", "chosen"] == pytest.approx(3 * table.loc["per token", "chosen"])
     assert table.loc["plain DPO", "rejected"] == -table.loc["plain DPO", "chosen"]
+
+
+def test_a_difference_is_named_only_where_the_interval_leaves_zero():
+    rows = {"a against b": (0.3, 0.2, 0.4), "a against c": (-0.1, -0.2, -0.05)}
+    rows["a against d"] = (0.01, -0.02, 0.04)
+    table = pd.DataFrame(rows, index=["difference", "low", "high"]).T
+    assert tables.contrasts_in_words(table) == (
+        "a against b: better (+0.300); a against c: worse (-0.100); "
+        "a against d: no difference seen (+0.010)."
+    )
+
+
+def test_the_finding_of_preference_training_is_its_first_and_last_step():
+    log = pd.DataFrame({"correct": [8, 20, 24], "pairs": [32, 32, 32]})
+    assert "plain 25% to 75%." in figures.dpo_finding({"plain": log})
