@@ -5,10 +5,11 @@
 
 Guarantees: the program runs in a process of its own, with at most `seconds` and `memory_bytes`,
 without a network, without other processes, without capabilities, and can change files below a
-folder of its own only, which is removed; the kernel holds this (Landlock, seccomp, resource
-limits), so code that leaves Python is held as well; standard output goes nowhere and standard input
-is empty; the environment names nothing of this machine. Where the kernel cannot hold it, nothing is
-run and SandboxError says what is missing.
+folder of its own only, which is removed and may not grow beyond `MAX_FOLDER_BYTES`; the kernel
+holds this (Landlock, seccomp, resource limits) but for that size, so code that leaves Python is
+held as well; standard output goes nowhere and standard input is empty; the environment names
+nothing of this machine. Where the kernel cannot hold it, nothing is run and SandboxError says what
+is missing.
 Out of scope: hiding readable files; see also `sandbox_child`.
 """
 
@@ -29,6 +30,11 @@ from typing import Literal, NamedTuple
 
 CHILD = Path(__file__).parent / "sandbox_child.py"
 MAX_REPORT_BYTES = 4096
+MAX_FILES, MAX_FOLDER_BYTES = 1000, 64 * 2**20
+"""What a program may leave in its folder; the kernel limits single files only, so that this is
+looked at every `LOOK_SECONDS` while it runs.
+"""
+LOOK_SECONDS = 0.2
 ENVIRONMENT = {"LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Threads of numerical libraries take address space by the number of cores."""
 
@@ -84,12 +90,12 @@ def run(program: str, *, seconds: int = 10, memory_bytes: int = 2**30) -> Outcom
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError), process.stdin:
                 process.stdin.write(json.dumps(order).encode("utf-8"))
-            line = _read(reading, seconds)
+            line = _read(reading, seconds, folder)
         finally:
             os.close(reading)
             process.kill()
             process.wait()
-    return _outcome(line, token, process.returncode, seconds)
+    return _outcome(line, token, process.returncode)
 
 
 def run_all(
@@ -107,13 +113,19 @@ def check() -> None:
         raise SandboxError(f"a program of one line did not pass in the sandbox: {outcome.reason}")
 
 
-def _read(reading: int, seconds: int) -> bytes | None:
-    """What the child reports, or None if it is still running after `seconds`."""
+def _read(reading: int, seconds: int, folder: str) -> bytes | str:
+    """What the child reports; a reason in words if it is still running after `seconds`, or has
+    filled its folder.
+    """
     end, received = time.monotonic() + seconds, b""
     while b"\n" not in received and len(received) < MAX_REPORT_BYTES:
         left = end - time.monotonic()
-        if left <= 0 or not select.select([reading], [], [], left)[0]:
-            return None
+        if left <= 0:
+            return f"ran longer than {seconds} s"
+        if not select.select([reading], [], [], min(left, LOOK_SECONDS))[0]:
+            if _is_full(folder):
+                return f"left more than {MAX_FILES:,} files or {MAX_FOLDER_BYTES:,} bytes"
+            continue
         piece = os.read(reading, MAX_REPORT_BYTES)
         if not piece:
             break
@@ -121,9 +133,21 @@ def _read(reading: int, seconds: int) -> bytes | None:
     return received
 
 
-def _outcome(line: bytes | None, token: str, status: int, seconds: int) -> Outcome:
-    if line is None:
-        return Outcome("contained", f"ran longer than {seconds} s")
+def _is_full(folder: str) -> bool:
+    files = size = 0
+    for where, folders, names in os.walk(folder):
+        files += len(folders) + len(names)
+        for name in names:
+            with contextlib.suppress(OSError):  # the program removes files meanwhile
+                size += Path(where, name).lstat().st_size
+        if files > MAX_FILES or size > MAX_FOLDER_BYTES:
+            return True
+    return False
+
+
+def _outcome(line: bytes | str, token: str, status: int) -> Outcome:
+    if isinstance(line, str):
+        return Outcome("contained", line)
     try:
         report = json.loads(line)
         is_ours = isinstance(report, dict) and report.get("token") == token
@@ -137,4 +161,6 @@ def _outcome(line: bytes | None, token: str, status: int, seconds: int) -> Outco
             f"this machine cannot contain generated code: {report['detail']}. It needs Linux with "
             "seccomp and the library libseccomp.so.2"
         )
-    return Outcome(report["verdict"], report["detail"])
+    # A program may put half a character into its error, which no file of results can hold.
+    detail = report["detail"].encode("utf-8", "backslashreplace").decode("utf-8")
+    return Outcome(report["verdict"], detail)

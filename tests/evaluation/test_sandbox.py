@@ -174,3 +174,58 @@ assert libc.open(b'inside', os.O_CREAT | os.O_WRONLY, 0o644) == -1
 assert libc.mkdir(b'folder', 0o755) == -1
 """
     assert run(program) == ("passed", "")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "for i in range(10**6):\n    open(str(i), 'w').close()\n",
+        "b = b'x' * 2**20\nfor i in range(10**6):\n    open(str(i), 'wb').write(b)\n",
+        "import os\nfor i in range(10**6):\n    os.mkdir(str(i))\n",
+    ],
+    ids=["files", "bytes", "folders"],
+)
+def test_a_program_that_fills_its_folder_is_ended_long_before_its_time(program):
+    began = time.monotonic()
+    outcome = run(program, seconds=60)
+    assert outcome.verdict == "contained" and outcome.reason.startswith(
+        "left more than 1,000 files"
+    )
+    assert time.monotonic() - began < 50
+
+
+def test_the_reason_can_be_written_to_a_file_whatever_the_program_put_into_it():
+    outcome = run("raise ValueError('half of \\ud83d' + chr(0))")
+    assert outcome.verdict == "failed"
+    assert outcome.reason == "ValueError: half of \\ud83d\x00"
+    assert outcome.reason.encode("utf-8")
+
+
+ODD_ENDS = {
+    "prints a gibibyte": ("for _ in range(1024): print('x' * 2**20)", "passed"),
+    "memory": ("x = bytearray(10 * 2**30)", "contained"),
+    "endless words": (
+        "class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E",
+        "contained",
+    ),
+    "no words": ("class E(Exception):\n    def __str__(self):\n        raise E\nraise E", "failed"),
+    "destructor": ("class A:\n    def __del__(self):\n        while True: pass\na = A()", "passed"),
+    "half a line": (
+        "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'{')\n    except OSError: pass",
+        "failed",
+    ),
+    "threads": (
+        "import threading, time\nfor _ in range(5000):\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()",
+        "failed",
+    ),
+    "nul": ("x = 1\0", "failed"),
+    "surrogate": ("x = '\ud800'", "failed"),
+    "nesting": ("(" * 100_000, "failed"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ENDS)
+def test_odd_ends_of_a_program_have_a_verdict_within_its_time(name):
+    program, verdict = ODD_ENDS[name]
+    assert run(program, seconds=10).verdict == verdict
