@@ -520,7 +520,7 @@ def _chosen_stages(options: argparse.Namespace) -> tuple[StageInfo, ...]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from moxin_lab.lab import runner
+    from moxin_lab.lab import ranks, runner
     from moxin_lab.lab.artifacts import LabError
 
     root = _root_of_this_package(options)
@@ -539,6 +539,9 @@ def _run(options: argparse.Namespace) -> int:
             except ValueError as error:
                 raise LabError(f"pretraining at scale {options.scale}: {error}") from error
         return 0
+    among = ranks.of_environment(os.environ)
+    if among is not None:
+        return _run_among(*among, root, stages, options)
     try:
         with _ended_by_sigterm():
             runner.run(root, options.scale, seed=options.seed, stages=stages, force=options.force)
@@ -553,6 +556,36 @@ def _run(options: argparse.Namespace) -> int:
     index = _publish(root, options.scale)
     _print_summary(root, options.scale)
     print(f"report: {index.relative_to(root)}")
+    return 0
+
+
+def _run_among(
+    rank: int, size: int, root: Path, stages: tuple[StageInfo, ...], options: argparse.Namespace
+) -> int:
+    """`_run` of one stage in one of the processes that torchrun started; the first builds the
+    report.
+    """
+    from moxin_lab.lab import ranks, runner
+    from moxin_lab.training.launched import shared_store
+
+    here = ranks.Ranks(rank, size, shared_store())
+    try:
+        runner.run(
+            root,
+            options.scale,
+            seed=options.seed,
+            stages=stages,
+            force=options.force,
+            ranks=here,
+        )
+    except KeyboardInterrupt:
+        if here.terminated:
+            raise Terminated from None
+        raise
+    if rank == 0:
+        index = _publish(root, options.scale)
+        _print_summary(root, options.scale)
+        print(f"report: {index.relative_to(root)}")
     return 0
 
 

@@ -10,7 +10,7 @@ Out of scope: a cell that runs without end and prints nothing: stopping the run 
 
 import asyncio
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,17 @@ class TooMuchOutput(Exception):
         self.cell = cell
 
 
-def execute(source: Path, out: Path, parameters: Mapping[str, Any], cwd: Path) -> None:
+def execute(
+    source: Any,
+    out: Path,
+    parameters: Mapping[str, Any],
+    cwd: Path,
+    on_error: Callable[[str], object] = lambda message: None,
+) -> None:
     """Run a notebook and write it with its outputs to `out`, cell by cell.
 
+    source: its path, or the notebook as nbformat's. on_error: called with an error as soon as a
+    cell has raised it, while its kernel is still there.
     Raises papermill.PapermillExecutionError for a cell that raised, nbclient's DeadKernelError for
     a kernel that died, TooMuchOutput, and OSError if `out` cannot be written.
     """
@@ -41,7 +49,7 @@ def execute(source: Path, out: Path, parameters: Mapping[str, Any], cwd: Path) -
     too_much: list[int] = []
     try:
         papermill.execute_notebook(
-            _literal(source),
+            _literal(source) if isinstance(source, Path) else source,
             _literal(out),
             parameters=dict(parameters),
             engine_name=_engine(),
@@ -53,6 +61,7 @@ def execute(source: Path, out: Path, parameters: Mapping[str, Any], cwd: Path) -
             # encrypted.
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
             too_much=too_much,
+            on_error=on_error,
         )
     except (DeadKernelError, papermill.PapermillExecutionError):
         if too_much:
@@ -77,11 +86,14 @@ def _engine() -> str:
         """
 
         too_much: list[int]
+        on_error: Callable[[str], object]
         num_bytes = 0
 
         def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
             if msg["msg_type"] in SHOWN_MESSAGES:
                 left, content = MAX_OUTPUT_BYTES - self.num_bytes, msg["content"]
+                if msg["msg_type"] == "error":
+                    self.on_error(f"{content['ename']}: {content['evalue']}")
                 self.num_bytes += _size(content)
                 if left < 0:
                     return None
@@ -103,6 +115,7 @@ def _engine() -> str:
             *,
             start_timeout: int,
             too_much: list[int],
+            on_error: Callable[[str], object],
             extra_arguments: list[str],
             **ignored: Any,
         ) -> None:
@@ -113,7 +126,7 @@ def _engine() -> str:
                 extra_arguments=extra_arguments,
                 timeout=None,
             )
-            client.too_much = too_much
+            client.too_much, client.on_error = too_much, on_error
             client.execute()
 
     papermill_engines.register("bounded", BoundedEngine)

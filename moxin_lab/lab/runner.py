@@ -9,13 +9,15 @@ and its artifacts still have the recorded hashes. A stage that fails or is kille
 
 Guarantees: the next run begins at the stage that failed; a stage that failed has not touched its
 last good result; the same run gives the same executed notebook, but for what its cells print; an
-executed notebook holds no path of this machine.
+executed notebook holds no path of this machine. Of several ranks of one run (`ranks.py`) the first
+alone does all this.
 Out of scope: resuming inside a stage (`Stage.scratch`), and parameters that a notebook does not
 have, of which papermill only warns (`lab.stage`).
 """
 
 import contextlib
 import os
+import shutil
 import sys
 import threading
 import time
@@ -39,6 +41,7 @@ from moxin_lab.lab.execution import TooMuchOutput, execute
 from moxin_lab.lab.keys import differences, key_parts
 from moxin_lab.lab.layout import presentable
 from moxin_lab.lab.lock import BY_RUNNER, acquire_lock, release_lock
+from moxin_lab.lab.ranks import DIED, Ranks, cells_of_all, leaving_nothing, log_file
 from moxin_lab.lab.stage import RUNNER_VARIABLE
 from moxin_lab.stages import STAGES, StageInfo, producer
 
@@ -123,14 +126,18 @@ def run(
     stages: tuple[StageInfo, ...] = STAGES,
     force: bool = False,
     out: TextIO | None = None,
+    ranks: Ranks | None = None,
 ) -> list[str]:
     """Run the given stages in order where they are not up to date; names of those that ran.
 
-    Raises StageFailed at the first stage that fails; results of earlier stages are kept. Raises
-    LabError if nothing can be run.
+    ranks: this process among those that torchrun started, for a single stage. Raises StageFailed at
+    the first stage that fails; results of earlier stages are kept. Raises LabError if nothing can
+    be run.
     """
     scale = scales.use(scale_name, root)  # the kernels are given its name alone
     out = out or sys.stdout
+    if ranks is not None:
+        return _run_among(ranks, root, scale, seed, stages, force, out)
     acquire_lock(root, scale.name, BY_RUNNER)
     ran = []
     try:
@@ -154,15 +161,81 @@ def run(
     return ran
 
 
+def _run_among(
+    ranks: Ranks,
+    root: Path,
+    scale: scales.Scale,
+    seed: int,
+    stages: tuple[StageInfo, ...],
+    force: bool,
+    out: TextIO,
+) -> list[str]:
+    """`run` of one stage by several ranks, of which the first decides and writes."""
+    if len(stages) != 1:
+        raise LabError(
+            f"{len(stages)} stages and {ranks.size} rank(s) of torchrun: ranks share one stage, so "
+            "name it, such as --only 04"
+        )
+    info = stages[0]
+    cells = cells_of_all(root / "notebooks" / f"{info.name}.ipynb")
+    with ranks.together():
+        try:
+            if ranks.rank == 0:
+                return _run_first(ranks, root, scale, seed, info, force, out)
+            if ranks.told() == "up to date":
+                return []
+            log = log_file(stage_folder(root, scale.name, info.name), ranks.rank)
+            with leaving_nothing(ranks.rank):
+                _papermill(root, info, cells, log, scale.name, seed, ranks)
+            return [info.name]
+        except StageFailed as error:
+            raise StageFailed(ranks.cause(str(error))) from None
+        except (LabError, OSError) as error:
+            ranks.report(str(error))
+            raise
+
+
+def _run_first(
+    ranks: Ranks,
+    root: Path,
+    scale: scales.Scale,
+    seed: int,
+    info: StageInfo,
+    force: bool,
+    out: TextIO,
+) -> list[str]:
+    """`run` of one stage in rank 0, which tells the others what it finds."""
+    where = f"[{ranks.size} ranks] {info.name}"
+    acquire_lock(root, scale.name, BY_RUNNER)
+    try:
+        planned = plan(root, scale, info, seed)
+        reasons = planned.reasons or (["forced"] if force else [])
+        if not reasons:
+            ranks.tell("up to date")
+            print(f"{where}  up to date", file=out, flush=True)
+            return []
+        shutil.rmtree(log_file(stage_folder(root, scale.name, info.name), 0).parent, True)
+        ranks.tell("run")
+        print(f"{where}  runs: {'; '.join(reasons)}", file=out, flush=True)
+        record = _execute(root, scale.name, planned, seed, where, out, ranks)
+        print(f"{where}  done in {record['seconds']:.1f} s", file=out, flush=True)
+        return [info.name]
+    finally:
+        release_lock(root, scale.name)
+
+
 def _execute(
-    root: Path, scale_name: str, planned: Plan, seed: int, where: str, out: TextIO
+    root: Path,
+    scale_name: str,
+    planned: Plan,
+    seed: int,
+    where: str,
+    out: TextIO,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Run one notebook through papermill; its completed record. Raises StageFailed if a cell raised
     or the kernel died.
     """
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-
     info = planned.info
     folder = stage_folder(root, scale_name, info.name)
     try:
@@ -171,15 +244,50 @@ def _execute(
         raise LabError(
             f"cannot write under {folder}: {error.strerror}; results go there, so make it writable"
         ) from error
-    source = f"notebooks/{info.name}.ipynb"
+    source = root / "notebooks" / f"{info.name}.ipynb"
     # Named so until it has succeeded: a kill at any moment leaves the right name.
     working = folder / "failed.ipynb"
     began = time.monotonic()
+    with _progress_line(folder, where, out):
+        _papermill(root, info, source, working, scale_name, seed, ranks)
+    record = read_record(root, scale_name, info.name)
+    if record is None:
+        raise StageFailed(
+            f"{info.name} ran to its end without stage.finish(): "
+            f"add it as the last cell of notebooks/{info.name}.ipynb"
+        )
+    record["key_parts"] = planned.parts
+    record["key"] = sha256_json(planned.parts)
+    record["seconds_in_cells"] = record["seconds"]
+    record["seconds"] = round(time.monotonic() - began, 3)
+    _clean_notebook(working, root)
+    working.replace(folder / "notebook.ipynb")
+    write_json(folder / "stage.json", record)
+    return record
+
+
+def _papermill(
+    root: Path,
+    info: StageInfo,
+    cells: Any,
+    working: Path,
+    scale_name: str,
+    seed: int,
+    ranks: Ranks | None,
+) -> None:
+    """Execute cells, given as a path or as nbformat's, into `working`. Raises StageFailed if a cell
+    raised or the kernel died.
+    """
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    source = f"notebooks/{info.name}.ipynb"
+    parameters = {"scale": scale_name, "seed": seed, "root": "."}
+    on_error = {} if ranks is None else {"on_error": ranks.report}
     try:
-        with _kernel_environment(), _progress_line(folder, where, out):
-            execute(
-                root / source, working, {"scale": scale_name, "seed": seed, "root": "."}, cwd=root
-            )
+        working.parent.mkdir(parents=True, exist_ok=True)
+        with _kernel_environment():
+            execute(cells, working, parameters, cwd=root, **on_error)
     except papermill.PapermillExecutionError as error:
         _clean_notebook(working, root)
         if error.ename in ("LabError", "ScaleError"):
@@ -198,7 +306,7 @@ def _execute(
     except (DeadKernelError, CellTimeoutError) as error:
         _clean_notebook(working, root)
         raise StageFailed(
-            f"{info.name}: the kernel died ({type(error).__name__}), most often for lack of memory "
+            f"{info.name}: {DIED} ({type(error).__name__}), most often for lack of memory "
             f"or because it was killed; run again: the run resumes at this stage"
         ) from None
     except OSError as error:
@@ -206,20 +314,6 @@ def _execute(
             f"{info.name}: {working} cannot be written: {error.strerror or error}; free space "
             "there, or make it writable, and run again: the run resumes at this stage"
         ) from error
-    record = read_record(root, scale_name, info.name)
-    if record is None:
-        raise StageFailed(
-            f"{info.name} ran to its end without stage.finish(): "
-            f"add it as the last cell of {source}"
-        )
-    record["key_parts"] = planned.parts
-    record["key"] = sha256_json(planned.parts)
-    record["seconds_in_cells"] = record["seconds"]
-    record["seconds"] = round(time.monotonic() - began, 3)
-    _clean_notebook(working, root)
-    working.replace(folder / "notebook.ipynb")
-    write_json(folder / "stage.json", record)
-    return record
 
 
 def _clean_notebook(path: Path, root: Path) -> None:

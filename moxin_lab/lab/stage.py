@@ -41,6 +41,7 @@ from moxin_lab.lab.artifacts import (
 from moxin_lab.lab.environment import PeakMemory, describe_environment
 from moxin_lab.lab.keys import key_parts
 from moxin_lab.lab.lock import acquire_lock, hold_as_kernel, refuse_without_runner, release_lock
+from moxin_lab.lab.ranks import RANK_VARIABLE
 from moxin_lab.lab.recording import Number
 from moxin_lab.stages import STAGES, StageInfo, producer, stage_info
 
@@ -107,9 +108,10 @@ class Stage:
             raise LabError(f"seed is {seed!r}: it must be a whole number of at least 0")
         self._finished = False
         self._by_hand = RUNNER_VARIABLE not in os.environ
+        self._leaves_nothing = RANK_VARIABLE in os.environ  # a rank beside the first
         self._new = self.folder / ".new"
         newly_held = self._by_hand and acquire_lock(root, scale.name, info.name)
-        if not self._by_hand:
+        if not self._by_hand and not self._leaves_nothing:
             hold_as_kernel(root, scale.name, info.name)
         try:
             self._open()
@@ -124,8 +126,9 @@ class Stage:
     def _open(self) -> None:
         """Begin with an empty folder, and with every input as its stage left it."""
         try:
-            shutil.rmtree(self._new, ignore_errors=True)
-            self._new.mkdir(parents=True, exist_ok=True)
+            if not self._leaves_nothing:
+                shutil.rmtree(self._new, ignore_errors=True)
+                self._new.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LabError(
                 f"cannot write under {self.folder}: {error.strerror}; "
@@ -201,6 +204,7 @@ class Stage:
         place. Raises LabError after `finish()`, as the methods below do.
         """
         self._refuse_if_finished()
+        self._refuse_beside_the_first("writes an artifact")
         if artifact not in self._info.leaves:
             raise self._not_listed(f"leaves {artifact!r}")
         path = self._new / artifact
@@ -223,7 +227,7 @@ class Stage:
         )
         path = self.folder / ".scratch" / sha256_json(parts)[:16]
         for other in self.folder.glob(".scratch/*"):
-            if other != path:
+            if other != path and not self._leaves_nothing:
                 shutil.rmtree(other)
         path.mkdir(parents=True, exist_ok=True)
         return path
@@ -291,6 +295,8 @@ class Stage:
         if the notebook is run by hand, in a line below the running cell.
         """
         now = time.monotonic()
+        if self._leaves_nothing:
+            return
         if now - self._progress_at < 0.25 and step < total:
             return
         self._progress_at = now
@@ -340,6 +346,7 @@ class Stage:
         started this kernel has ended; ValueError for a measure that is not finite.
         """
         self._refuse_if_finished()
+        self._refuse_beside_the_first("finishes")
         missing = [name for name in self._info.leaves if not (self._new / name).exists()]
         if missing:
             raise LabError(
@@ -401,6 +408,13 @@ class Stage:
             clock=True,
         )
         return {"seconds": record["seconds"], "peak_memory_bytes": record["peak_memory_bytes"]}
+
+    def _refuse_beside_the_first(self, what: str) -> None:
+        if self._leaves_nothing:
+            raise LabError(
+                f"{self.name}: rank {os.environ[RANK_VARIABLE]} {what}, which the first rank alone "
+                "may: move the tag of the last cell of all ranks up"
+            )
 
     def _refuse_if_finished(self) -> None:
         if self._finished:

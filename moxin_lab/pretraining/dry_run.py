@@ -83,8 +83,8 @@ def plan(
 
 
 def text(scale: Scale) -> str:
-    """The plan for those of `COUNTS` into which a step divides, in words. Raises ValueError as
-    `plan` does.
+    """The plan for those of `COUNTS` into which a step divides, and for the scale's own layout, in
+    words. Raises ValueError as `plan` does.
     """
     settings = scale.pretraining
     counts = [
@@ -107,10 +107,31 @@ def text(scale: Scale) -> str:
     )
     for count, rows in found.devices.groupby("devices"):
         memory = " and ".join(f"{each / 1e9:.0f}" for each in rows["memory_bytes"])
-        days = rows["days"].iloc[0]
-        time = f"{days:,.0f} days" if days >= 2 else f"{days * SECONDS_PER_DAY:,.0f} s"
+        time = _duration(rows["days"].iloc[0])
         lines.append(f"    {count} device{'s' * (count > 1)}: {memory} GB each, {time}")
-    return "\n".join(lines)
+    return "\n".join([*lines, _own_layout(scale)])
+
+
+def _own_layout(scale: Scale) -> str:
+    """What `pretraining.parallel` of a scale means."""
+    layout = scale.pretraining.parallel
+    if layout is None:
+        return "  this scale trains in one process (pretraining.parallel: null)"
+    count = layout.data * layout.tensor
+    own = plan(scale, [count], utilisation=MEASURED_UTILISATION, tensor=layout.tensor).devices
+    # `selective` keeps more than `full` and less than `none`: the larger figure is stated
+    keeps = "full" if layout.activation_checkpointing == "full" else "none"
+    row = own.set_index("checkpointing").loc[keeps]
+    return (
+        f"  this scale's own layout: data {layout.data} x tensor {layout.tensor} = {count} ranks, "
+        f"activation checkpointing {layout.activation_checkpointing}, {row['micro_batches']:.0f} "
+        f"micro-batches a step, {row['memory_bytes'] / 1e9:.0f} GB each, "
+        f"{_duration(row['days'])}; each rank is started by torchrun"
+    )
+
+
+def _duration(days: float) -> str:
+    return f"{days:,.0f} days" if days >= 2 else f"{days * SECONDS_PER_DAY:,.0f} s"
 
 
 def _phases(settings: Any, config: MoxinConfig) -> list[dict[str, Any]]:

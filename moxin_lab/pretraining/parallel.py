@@ -28,6 +28,7 @@ which Lightning's strategy refuses; generating with a split model.
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +51,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from moxin_lab.model import convert
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import ACTIVATION_CHECKPOINTING, MoxinForCausalLM
+from moxin_lab.scales.sections import PretrainingSettings
 
 DATA, TENSOR = "data_parallel", "tensor_parallel"  # Lightning's names of the mesh's dimensions
 PREFIX = "model."  # of the model's parameters in a training's checkpoint
@@ -82,11 +84,38 @@ class ParallelSettings:
         return self.data * self.tensor
 
 
-def trainer_options(options: dict[str, Any], settings: ParallelSettings) -> dict[str, Any]:
-    """Lightning's options for these settings: its strategy, and as many devices as the options do
-    not say. Raises ValueError if the options start another number of ranks.
+def layout(settings: PretrainingSettings, seed: int) -> ParallelSettings | None:
+    """The layout of a `pretraining` section, None for one process. seed: of the weights. Raises
+    ValueError if this process is not one of as many ranks, with the command that starts them.
     """
-    nodes = int(options.get("num_nodes", 1))
+    started = int(os.environ["WORLD_SIZE"]) if torch.distributed.is_torchelastic_launched() else 0
+    if settings.parallel is None:
+        if started > 1:
+            raise ValueError(
+                f"torchrun started {started} ranks, and the scale's pretraining.parallel is null: "
+                "state a layout there or start one process"
+            )
+        return None
+    found = ParallelSettings(**settings.parallel.model_dump(), seed=seed)
+    if started != found.ranks:
+        raise ValueError(
+            f"the scale's pretraining.parallel is data {found.data} x tensor {found.tensor}, so "
+            f"{found.ranks} rank(s) of torchrun train, not {started or 'a process without it'}: "
+            f"torchrun --nproc-per-node {found.ranks} -m moxin_lab.cli run --scale SCALE --only 04 "
+            "(on several hosts: scripts/full_scale.slurm)"
+        )
+    return found
+
+
+def trainer_options(options: dict[str, Any], settings: ParallelSettings) -> dict[str, Any]:
+    """Lightning's options for these settings: its strategy, and as many devices, and hosts of
+    torchrun's, as the options do not say. Raises ValueError if the options start another number
+    of ranks.
+    """
+    hosts = 1
+    if torch.distributed.is_torchelastic_launched():
+        hosts = int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+    nodes = int(options.get("num_nodes", hosts))
     devices = options.get("devices", settings.ranks // nodes)
     if devices * nodes != settings.ranks:
         raise ValueError(
@@ -98,7 +127,7 @@ def trainer_options(options: dict[str, Any], settings: ParallelSettings) -> dict
     strategy = ModelParallelStrategy(
         data_parallel_size=settings.data, tensor_parallel_size=settings.tensor
     )
-    return {**options, "devices": devices, "strategy": strategy}
+    return {**options, "num_nodes": nodes, "devices": devices, "strategy": strategy}
 
 
 def check(model: MoxinForCausalLM, settings: ParallelSettings, precision: str) -> None:
@@ -353,6 +382,13 @@ def to_distributed(folder: str | Path, checkpoint: str | Path) -> Path:
     model = convert.from_pretrained(folder)
     dcp.save(_named(model), checkpoint_id=checkpoint, no_dist=True)
     return Path(checkpoint)
+
+
+def save_distributed(model: nn.Module, checkpoint: str | Path) -> None:
+    """Write a sharded model's weights as a distributed checkpoint. Every rank must call it, and
+    writes its own.
+    """
+    dcp.save(_named(model), checkpoint_id=checkpoint)
 
 
 def load_distributed(model: nn.Module, checkpoint: str | Path) -> None:

@@ -84,8 +84,8 @@ def tokenize(
 def new_model(
     architecture: Path, seed: int, layout: ParallelSettings | None = None
 ) -> MoxinForCausalLM:
-    """A model of stage 03's configuration with random weights; with a layout one on the meta device,
-    whose weights are drawn as it is sharded.
+    """A model of stage 03's configuration with random weights; with a layout one on the meta
+    device, whose weights are drawn as it is sharded.
     """
     config = hf_config.read(architecture)
     if layout is not None:

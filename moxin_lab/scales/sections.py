@@ -214,6 +214,16 @@ class Phase(Section):
         return self
 
 
+class ParallelLayout(Section):
+    """Stage 04 over `data` x `tensor` ranks (pretraining/parallel.py), which torchrun starts."""
+
+    data: int = Field(gt=0, description="groups of ranks that read different rows, sharded weights")
+    tensor: int = Field(default=1, gt=0, description="ranks that split the tensors of one model")
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        default="none", description="what is computed again in the backward pass instead of kept"
+    )
+
+
 class PretrainingSettings(Section):
     """Stage 04."""
 
@@ -242,6 +252,9 @@ class PretrainingSettings(Section):
     )
     heldout_bytes_per_language: int = Field(
         gt=0, description="held-out text measured in the notebook, by language"
+    )
+    parallel: ParallelLayout | None = Field(
+        default=None, description="null: one process, the whole model in it"
     )
 
     @model_validator(mode="before")

@@ -25,7 +25,7 @@ from torch import nn
 Scalar = str | int | float | bool | None
 
 # Settings that do not change what a step computes.
-FREE = frozenset({"checkpoint_every_steps", "activation_checkpointing"})
+FREE = frozenset({"checkpoint_every_steps", "activation_checkpointing", "parallel"})
 
 
 def digest(*values: Any) -> str:
