@@ -281,8 +281,9 @@ def worked_example(counts: Sequence[int] = (8, 2), cuts: Sequence[int] = (1, 2))
                     for chunk in chunks
                 ]
             )
-            for count, share in zip(counts, weights / weights.sum(), strict=True):
-                columns.setdefault(f"answer of {count} tokens, {cut}", []).append(f"{share:.0%}")
+            for number, share in enumerate(weights / weights.sum()):
+                name = f"answer {number + 1}, {counts[number]} tokens, {cut}"
+                columns.setdefault(name, []).append(f"{share:.0%}")
     return pd.DataFrame(columns).set_index("reduction")
 
 

@@ -17,6 +17,8 @@ def test_weights_of_mean_do_not_depend_on_the_cut_and_those_of_part_mean_do():
     assert shares.loc["sum"].tolist() == shares.loc["mean"].tolist()
     assert shares.loc["sequence"].tolist() == ["50%"] * 4
     assert shares.loc["part_mean"].tolist() == ["80%", "20%", "50%", "50%"]
+    equal = reduction_experiment.worked_example(counts=(8, 8))  # as notebook 05 suggests to try
+    assert equal.shape == (4, 4) and set(equal.to_numpy().ravel()) == {"50%"}
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sequence", "part_mean"])
