@@ -7,6 +7,8 @@
 
 PYTHON ?= python3
 SCALE ?= tiny
+# Processes that share the tests, a file each; up to 5 GB of memory each.
+WORKERS ?= 2
 BIN := .venv/bin
 # Once the environment is set up, nothing is fetched: hub clients must not try.
 export HF_HUB_OFFLINE := 1
@@ -23,7 +25,7 @@ test: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 lab: .venv/.ready
 	$(BIN)/jupyter lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks

@@ -119,7 +119,7 @@ def test_pre_commit_runs_the_checks_of_make_test_except_pytest():
     hooks = [hook["entry"] for repo in config["repos"] for hook in repo["hooks"]]
     recipe = re.search(r"^test:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     checks = [line.strip().removeprefix("$(BIN)/") for line in recipe.group(1).splitlines()]
-    assert [*hooks, "pytest"] == checks
+    assert [*hooks, "pytest -n $(WORKERS) --dist loadfile"] == checks
     assert all(repo["repo"] == "local" for repo in config["repos"]), "would be fetched"
 
 

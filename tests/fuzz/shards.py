@@ -166,7 +166,10 @@ def _run(chosen: argparse.Namespace) -> None:
         if worker.is_alive():
             worker.terminate()
     for worker in workers:
-        worker.join()
+        worker.join(5)
+        while worker.is_alive():  # it was not yet listening: busy cores are slow to start it
+            worker.terminate()
+            worker.join(5)
 
 
 if __name__ == "__main__":
