@@ -202,6 +202,18 @@ def closed_book_rows(questions: Sequence[Question], said: Sequence[str]) -> pd.D
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def first_answers(read: pd.DataFrame, readers: Sequence[str]) -> pd.DataFrame:
+    """Of each language the first question to which one of `readers` quotes anything, and what each
+    of them quotes; index language and question.
+    """
+    part = read[read["reader"].isin(readers)]
+    wide = part.pivot(index=["language", "question"], columns="reader", values="quoted")
+    wide = wide.loc[part.set_index(["language", "question"]).index.unique(), list(readers)]
+    answered = wide[wide.ne("").any(axis=1)]
+    first = answered.groupby(level="language", sort=False).head(1)
+    return first.replace("", "no answer found").rename_axis(columns=None)
+
+
 def answers_table(read: pd.DataFrame) -> pd.DataFrame:
     """Shares of `read_answers` by reader: exact match with its Wilson interval, and citations of a
     right page.

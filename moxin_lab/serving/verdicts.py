@@ -45,6 +45,21 @@ def threshold_sentence(chosen: Threshold, tested: Threshold) -> str:
     )
 
 
+def readers_sentence(table: pd.DataFrame) -> str:
+    """Which reader quotes the right paragraph most often, the rules without a model among them.
+    table: of `knowledge.answers_table`.
+    """
+    exact = table["exact match"].sort_values(ascending=False, kind="stable")
+    listed = ", ".join(f"{name} {value:.2f}" for name, value in exact.items())
+    rules = [name for name in (FIRST, TERMS) if name in exact.index]
+    models = [name for name in (MODEL, ADAPTED) if name in exact.index]
+    text = f"Exact quotations, best first: {listed}."
+    if rules and models and exact[rules].max() > exact[models].max():
+        best = exact[rules].idxmax()
+        text += f" The rule of {best}, which has no model, is ahead of both models."
+    return text
+
+
 def gain(read: pd.DataFrame, first: str, second: str, *, seed: int) -> Estimate:
     """Exact match of one reader minus another's on the same questions, with its interval."""
     exact = {

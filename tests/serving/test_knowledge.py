@@ -165,10 +165,35 @@ def test_every_claim_of_stage_09_is_judged_by_a_rule_of_this_module(repository):
     assert verdict == "not attempted"
 
 
+@pytest.mark.parametrize(("by_rule", "ahead"), [(0.4, True), (0.1, False)])
+def test_a_rule_that_quotes_more_than_the_models_is_said(by_rule, ahead):
+    shares = {verdicts.TERMS: by_rule, verdicts.MODEL: 0.2, verdicts.ADAPTED: 0.3}
+    text = verdicts.readers_sentence(pd.DataFrame({"exact match": shares}))
+    assert ("ahead of both models" in text) == ahead
+    assert text.startswith(f"Exact quotations, best first: {max(shares, key=shares.get)} ")
+
+
+def test_the_answers_shown_are_of_one_question_of_each_language_that_got_any():
+    rows = [
+        ("en", "q1", "a", ""),
+        ("en", "q1", "b", ""),
+        ("en", "q2", "a", "said"),
+        ("en", "q2", "b", ""),
+        ("ko", "q3", "a", "x"),
+        ("ko", "q3", "b", "y"),
+    ]
+    read = pd.DataFrame(rows, columns=["language", "question", "reader", "quoted"])
+    shown = knowledge.first_answers(read, ["b", "a"])
+    assert shown.index.tolist() == [("en", "q2"), ("ko", "q3")]
+    assert shown.loc[("en", "q2")].tolist() == ["no answer found", "said"]
+    assert shown.notna().all(axis=None)
+
+
 def test_each_figure_has_its_values_in_words():
     one = PAGES[0].document
     cut = passages.cut(one)
     assert figures.page(one, cut).axes
+    assert "2 paragraphs become 1 passages" in figures.page_finding(one, cut)
     assert "2 paragraphs (2 of kind text), cut into 1 passages" in figures.page_alt(one, cut)
     asked = {
         (a, b): [found(2, dense_rank=7, language=a)] for a in ("en", "ja") for b in ("en", "ja")
