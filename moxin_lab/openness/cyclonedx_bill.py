@@ -40,7 +40,6 @@ def text(bill: Bill) -> str:
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"urn:moxin-lab:{bill!r}"))
     bom.metadata.timestamp = datetime.fromisoformat(bill.created.replace("Z", "+00:00"))
     lab = _component(bill.title, bill.version, ComponentType.APPLICATION, "lab", bill.licence)
-    lab.supplier = OrganizationalEntity(name=bill.supplier)
     bom.metadata.component = lab
     parts: dict[str, Any] = {}
     for data in bill.data:
@@ -64,6 +63,8 @@ def text(bill: Bill) -> str:
             description=model.description,
             sha256=model.sha256,
         )
+    for supplied in (lab, *parts.values()):
+        supplied.supplier = OrganizationalEntity(name=bill.supplier)
     libraries = [
         Component(
             name=name,

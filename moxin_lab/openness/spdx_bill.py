@@ -107,6 +107,7 @@ class _Writer:
         package.description = data.description
         package.software_downloadLocation = f"data_cards/{data.name}"
         package.verifiedUsing = [self._hash(data.sha256)]
+        package.suppliedBy = self.supplier
         package.externalIdentifier = [
             spdx.ExternalIdentifier(
                 externalIdentifierType=spdx.ExternalIdentifierType.other, identifier=data.identifier

@@ -270,6 +270,16 @@ def test_every_model_set_and_library_is_reached_from_the_lab_in_both_formats(roo
     assert {c["bom-ref"] for c in cyclonedx["components"]} <= reached("lab", depends)
 
 
+def test_the_lab_supplies_itself_its_models_and_its_data_in_both_formats(root):
+    spdx, cyclonedx = written(root)
+    (lab,) = [e["spdxId"] for e in spdx["@graph"] if e["type"] == "Organization"]
+    kinds = ("ai_AIPackage", "dataset_DatasetPackage")
+    assert {e["suppliedBy"] for e in spdx["@graph"] if e["type"] in kinds} == {lab}
+    parts = [c for c in cyclonedx["components"] if c["type"] != "library"]
+    suppliers = {c["supplier"]["name"] for c in (*parts, cyclonedx["metadata"]["component"])}
+    assert suppliers == {bill_facts.gather(root, "tiny").supplier}
+
+
 def reached(start, leads):
     found, waiting = set(), [start]
     while waiting:
