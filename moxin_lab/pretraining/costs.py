@@ -110,7 +110,8 @@ class Meter(Callback):
         self._attempts: list[dict[str, Any]] = []
         self._phases: dict[str, dict[str, Any]] = {}
         self._step = 0
-        self._seconds, self._joules, self._saved = 0.0, None, 0.0  # at the last step
+        self._seconds, self._saved = 0.0, 0.0  # at the last step, and at the last write
+        self._joules: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._attempts = read(self._file) if self._file.exists() else []
@@ -261,7 +262,7 @@ def bill(
     """
     attempts, device = read(file), device_name()
     ceiling = matmul_ceiling("cpu" if device is None else "cuda")
-    given = {"ranks": ranks, "device": device, "ceiling": ceiling}
+    given: dict[str, Any] = {"ranks": ranks, "device": device, "ceiling": ceiling}
     found = table(attempts, stream, config, **given).dropna(axis=1, how="all")
     found["FLOPs"] /= 1e12
     return found.rename(columns={"FLOPs": "10^12 FLOPs"}), in_words(attempts, **given)

@@ -8,7 +8,7 @@ lineage.
 On a GPU the blocks and the loss are compiled, a step's passes are one CUDA graph, and under
 bf16-mixed the stream between the blocks is bfloat16, as the products are. With `parallel` the model
 is sharded over ranks (parallel.py), and without dropout any number of ranks continues the run.
-Out of scope: skipping of loss spikes; CUDA graphs of a sharded model.
+Out of scope: CUDA graphs of a sharded model.
 """
 
 from collections.abc import Callable, Sequence
@@ -292,7 +292,8 @@ def fit(
     options = with_defaults(options)
     readers_or_ranks = readers or world_size(options)
     check_inputs(model, stream, readers_or_ranks)
-    log = StepLog(stream, progress, name, row, late=uses_gpu(options))
+    sigmas = getattr(settings, "spike_sigmas", None)
+    log = StepLog(stream, progress, name, row, late=uses_gpu(options), spike_sigmas=sigmas)
     if compiled is None:
         compiled = uses_gpu(options)
     loss = torch.compile(linear_cross_entropy, dynamic=False) if compiled else linear_cross_entropy
@@ -313,6 +314,21 @@ def fit(
     table = log.table()
     columns = ["step", "phase", "loss", "targets", "gradient_norm", "learning_rate", "skipped"]
     return table[columns + [name for name in table if name == "reads"]]
+
+
+def replay(model: MoxinForCausalLM, stream: TrainingStream, step: int) -> tuple[float, float]:
+    """Loss in nats per target and gradient norm of a step's batch on a model as it is, such as a
+    step that the log says was skipped. Nothing is changed but the gradients, which are cleared.
+    """
+    device = next(model.parameters()).device
+    read = {name: torch.as_tensor(part, device=device) for name, part in stream.batch(step).items()}
+    loss = token_loss(model, read) / read["num_targets"]
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    model.zero_grad(set_to_none=True)
+    return float(loss.detach()), float(norm)
 
 
 def fit_timed(

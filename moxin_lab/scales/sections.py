@@ -253,6 +253,12 @@ class PretrainingSettings(Section):
     heldout_bytes_per_language: int = Field(
         gt=0, description="held-out text measured in the notebook, by language"
     )
+    spike_sigmas: float | None = Field(
+        default=None,
+        gt=0,
+        description="a step is left out whose gradient norm is so many standard deviations above "
+        "the mean of the last 128 steps; null: none is",
+    )
     parallel: ParallelLayout | None = Field(
         default=None, description="null: one process, the whole model in it"
     )

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
 
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.pretraining import trainer
 from moxin_lab.pretraining.packing import IGNORE_INDEX, TrainingStream
 from moxin_lab.pretraining.pools import Tokens
+from moxin_lab.training import step_log
 from moxin_lab.training.schedules import pretraining_learning_rate, pretraining_learning_rates
 
 VOCAB = 40
@@ -321,3 +323,43 @@ def test_loss_and_gradients_equal_those_of_mistral_in_transformers_on_the_same_d
     ):
         # Rotary angles are float32 in both, at another position of the row in ours.
         torch.testing.assert_close(left.grad, right.grad, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_a_spike_is_logged_with_its_documents_and_can_be_replayed(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_log, "WINDOW", 3)
+    settings, model = make_settings(spike_sigmas=6.0), make_model()
+    stream = make_stream(settings)
+
+    class Loud(Callback):
+        """Makes the gradient of one step a thousand times as long, as a strange batch does."""
+
+        def on_after_backward(self, of, module):
+            if of.global_step == 5:
+                for parameter in module.parameters():
+                    parameter.grad *= 1000
+
+        def on_train_batch_start(self, of, module, batch, index):
+            if of.global_step == 5:
+                self.before = weights(model)
+
+        def on_train_batch_end(self, of, module, outputs, batch, index):
+            if of.global_step == 6:
+                self.after = weights(model)
+
+    loud = Loud()
+    log = trainer.fit(
+        model,
+        stream,
+        settings,
+        resume_folder=tmp_path,
+        save_phase=lambda index: None,
+        trainer_options={"accelerator": "cpu"},
+        callbacks=[loud],
+    )
+    assert log.loc[log["skipped"] == 1, "step"].tolist() == [5]
+    assert log.loc[5, "reads"] == stream.describe(5)
+    assert all(torch.equal(loud.before[name], loud.after[name]) for name in loud.before)
+    model.load_state_dict(loud.before)
+    loss, norm = trainer.replay(model, stream, 5)
+    assert loss == pytest.approx(log.loc[5, "loss"], rel=1e-6)
+    assert norm * 1000 == pytest.approx(log.loc[5, "gradient_norm"], rel=1e-4)

@@ -182,6 +182,37 @@ def test_a_log_file_that_cannot_be_written_is_an_error_before_training(tmp_path)
         train(tmp_path, Values(2), log_file=tmp_path / "file" / "log.jsonl")
 
 
+def spike(module, values, log, sigmas=6.0):
+    """One optimizer step of `log` with gradients of this norm; whether the step is left out."""
+    log._sigmas = sigmas
+    module.weight.grad = torch.full_like(module.weight, values / module.weight.numel() ** 0.5)
+    optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+    log.on_before_optimizer_step(None, module, optimizer)
+    return bool(optimizer.found_inf)
+
+
+def test_a_spike_is_left_out_and_is_not_what_later_steps_are_compared_with():
+    module = nn.Linear(4, 4, bias=False)
+    log = step_log.StepLog(Values(300), None, "values", lambda step, sums: sums)
+    generator = torch.Generator().manual_seed(0)
+    usual = (1 + 0.05 * torch.randn(step_log.WINDOW, generator=generator)).tolist()
+    assert not any(spike(module, value, log) for value in usual)
+    assert not spike(module, 1.2, log)  # four sigmas
+    assert spike(module, 1.5, log) and spike(module, 1.5, log) and spike(module, math.inf, log)
+    assert not spike(module, 1.0, log)
+    assert not spike(module, 1.5, log, sigmas=None)
+    again = step_log.StepLog(Values(300), None, "values", lambda step, sums: sums)
+    log._sigmas = 6.0
+    again.load_state_dict(log.state_dict())
+    assert torch.equal(again._norms, log._norms) and spike(module, 1.5, again)
+
+
+def test_before_the_window_is_full_no_step_is_a_spike():
+    module, log = nn.Linear(4, 4), step_log.StepLog(Values(9), None, "", lambda step, sums: sums)
+    module.bias = None
+    assert not any(spike(module, 10.0**power, log) for power in range(9))
+
+
 def test_an_error_in_reading_names_the_step_and_what_it_reads(tmp_path):
     class Broken(Values):
         def batch(self, step, **options):
