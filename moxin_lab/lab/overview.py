@@ -92,7 +92,7 @@ GUIDES = (
     Guide(
         "10_openness_report",
         "Which published claims hold, and how open is the model?",
-        ("published claims reproduced at this scale",),
+        ("published claims reproduced at this scale", "Published claims by topic"),
     ),
 )
 

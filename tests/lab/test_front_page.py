@@ -166,6 +166,17 @@ def test_a_finding_counts_a_gain_only_if_its_interval_is_above_zero(tmp_path):
     [(sentence, stage)] = findings.findings({"02_tokenizer": {"measures": measures}}, tmp_path)
     assert stage == "02_tokenizer" and "a gain in 1 of 3 languages" in sentence
     assert "+2.0 % in Chinese, +0.5 % in Japanese and −4.0 % in Korean" in sentence
+    assert "Routing alone" not in sentence
+
+
+def test_what_the_weights_of_languages_gain_is_not_said_of_routing(tmp_path):
+    measures = [gain(tag, 2.0, 1.0, 3.0) for tag in ("zh", "ja", "ko")]
+    alone = [gain(tag, 0.1, -0.3, 0.5) for tag in ("zh", "ja", "ko")]
+    for one in alone:
+        one["labels"] |= {"tokenizer": "equal weights, over joint BPE"}
+    [(sentence, _)] = findings.findings({"02_tokenizer": {"measures": measures + alone}}, tmp_path)
+    assert "with more weight on three languages" in sentence
+    assert "Routing alone, with equal weights, gives +0.1 %, +0.1 % and +0.1 %." in sentence
 
 
 @pytest.mark.parametrize(
