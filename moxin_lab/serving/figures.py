@@ -87,7 +87,8 @@ def recall(table: pd.DataFrame) -> Figure:
         )
     axes.axhline(0.9, color="black", linewidth=1, linestyle="--", label="aim, 0.9")
     axes.set_xticks(np.arange(len(languages)), languages)
-    axes.set_ylim(0, 1.02)
+    lowest = np.floor(10 * min(part["low"].min(), 0.9)) / 10
+    axes.set_ylim(max(0.0, lowest - 0.1), 1.02)
     axes.set_xlabel("language of question and pages")
     axes.set_ylabel(f"recall at {AT}")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
@@ -117,13 +118,20 @@ def coverage(
     """How much of a question the best passage covers, for questions with and without an answer."""
     figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 3.0))
     bins = np.linspace(0, 1, 21)
-    for values, colour, label in (
-        (answerable, "#0072B2", "its page is in the index"),
-        (unanswerable, "#D55E00", "its page is not"),
+    for values, colour, line, label in (
+        (answerable, "#0072B2", "-", "its page is in the index"),
+        (unanswerable, "#D55E00", ":", "its page is not"),
     ):
         weights = np.full(len(values), 1 / len(values))
         axes.hist(
-            values, bins, weights=weights, histtype="step", linewidth=1.8, color=colour, label=label
+            values,
+            bins,
+            weights=weights,
+            histtype="step",
+            linewidth=1.8,
+            linestyle=line,
+            color=colour,
+            label=label,
         )
     axes.axvline(limit.coverage, color="black", linewidth=1, linestyle="--", label="threshold")
     axes.set_xlabel("share of the question's weight that one passage holds")

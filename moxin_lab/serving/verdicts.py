@@ -25,10 +25,10 @@ def recall_sentence(table: pd.DataFrame, weight: float) -> str:
     own = table[asked == table.index.get_level_values("pages")]["recall"].unstack("retrieval")
     both, parts = own[NAMES["hybrid"]], own[[NAMES["lexical"], NAMES["dense"]]].max(axis=1)
     worse = [str(language) for language, *_ in own.index[(both < parts).to_numpy()]]
-    text = (
-        f"Both together find {both.min():.2f} to {both.max():.2f}, with weight {weight:g} on the "
-    )
-    text += "vectors, chosen on the validation half. "
+    low, high = f"{both.min():.2f}", f"{both.max():.2f}"
+    found = f"{low} in every language" if low == high else f"{low} to {high}"
+    text = f"Both together find {found}, with weight {weight:g} on the vectors, chosen on the "
+    text += "validation half. "
     return text + (
         f"In {', '.join(worse)} one half alone finds more."
         if worse
