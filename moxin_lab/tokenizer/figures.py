@@ -99,9 +99,9 @@ def blocks_figure(blocks: Sequence[Block]) -> "Figure":
             depth = -0.55 - 0.5 * lanes[block]
             side = "right" if middle > 0.9 * total else "left"
             axes.plot([middle, middle], [-0.3, depth], color="#555555", linewidth=0.8)
-            axes.text(
-                middle, depth, f"  {block.name} {len(block):,}  ", ha=side, va="center", fontsize=10
-            )
+            clear = middle + (-0.006 if side == "right" else 0.006) * total  # of its line
+            label = f"{block.name} {len(block):,}"
+            axes.text(clear, depth, label, ha=side, va="center", fontsize=10)
         else:
             ink = "black" if block.name in PALE else "white"
             label = f"{block.name}\n{len(block):,}"
