@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lm_eval.api.registry import METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -118,6 +119,8 @@ def load(
     for name, task in leaves.items():
         if shots is not None:
             task.set_config(key="num_fewshot", value=shots)
+        if task.config.num_fewshot is not None and task.config.num_fewshot < 0:
+            raise LabError(f"task {name}: num_fewshot is {task.config.num_fewshot}")
         with quiet():
             tasks.facts[name] = _examine(name, task, limit)
     return tasks
@@ -196,6 +199,7 @@ def _users_task(path: Path) -> dict[str, Any]:
     folder where they are not there.
     """
     config = _read_yaml(path, functions=True)
+    _check_metrics(config, path)
     kwargs = config.get("dataset_kwargs") or {}
     sources = kwargs.get("data_files")
     if config.get("dataset_path") not in FILE_FORMATS or sources is None:
@@ -217,6 +221,22 @@ def _users_task(path: Path) -> dict[str, Any]:
         else place(sources)
     )
     return {**config, "dataset_kwargs": {**kwargs, "data_files": named}}
+
+
+def _check_metrics(config: dict[str, Any], path: Path) -> None:
+    """Raises LabError for a metric by a name that the harness has not; it would look on the hub for
+    one, and go on without. A task with `process_results` names its own.
+    """
+    metrics = config.get("metric_list") or []
+    if "process_results" in config or not isinstance(metrics, list):
+        return
+    for entry in metrics:
+        name = entry.get("metric") if isinstance(entry, dict) else entry
+        ours = isinstance(name, str) and not (isinstance(entry, dict) and entry.get("hf_evaluate"))
+        if ours and name not in METRIC_REGISTRY:
+            close = difflib.get_close_matches(name, METRIC_REGISTRY, n=3)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise LabError(f"{path}: the harness has no metric {name}{hint}")
 
 
 def _unknown(name: str, known: Sequence[str], include: Path | None) -> str:
@@ -262,10 +282,17 @@ def _examine(name: str, task: Any, limit: int | None) -> Facts:
         raise LabError(f"task {name} has no items: {type(error).__name__}: {error}") from error
     if not count:
         raise LabError(f"task {name} has no items")
+    _check_config(name, task)
     scored = count if limit is None else min(limit, count)
     golds: list[Any] = []
     chances: list[float] = []
     for index, doc in enumerate(itertools.islice(docs, scored)):
+        try:
+            _check_prompt(task, doc)
+        except Exception as error:  # as below
+            raise LabError(
+                f"task {name}, item {index} cannot be asked: {type(error).__name__}: {error}"
+            ) from error
         try:
             gold, chance = _gold(task, doc)
         except Exception as error:  # a missing field, a template, the task's own functions
@@ -290,6 +317,34 @@ def _examine(name: str, task: Any, limit: int | None) -> Facts:
         majority=majority,
         data=_data_hashes(task),
     )
+
+
+def _check_prompt(task: Any, doc: Any) -> None:
+    """Raises ValueError for an item without a prompt, or without two choices that are texts."""
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = task.doc_to_choice(doc)
+        is_list = isinstance(choices, list | tuple)
+        if not is_list or not all(isinstance(each, str) and each for each in choices):
+            raise ValueError(f"the choices are no list of texts: {choices!r}")
+        if len(choices) < 2:
+            raise ValueError(f"there is nothing to choose from: {choices!r}")
+        if task.multiple_input:
+            return
+    prompt = task.doc_to_text(doc)
+    if not isinstance(prompt, str) or (not prompt and task.OUTPUT_TYPE == "generate_until"):
+        raise ValueError(f"doc_to_text gives {prompt!r}")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise ValueError("the prompt has half a character, which no tokenizer reads")
+
+
+def _check_config(name: str, task: Any) -> None:
+    """Raises LabError for what the harness would meet only after a model has answered."""
+    text, fields = task.config.doc_to_text, getattr(task.eval_docs, "column_names", None)
+    if isinstance(text, str) and fields and text.isidentifier() and text not in fields:
+        raise LabError(
+            f"task {name}: doc_to_text is {text!r}, which is no field of the items "
+            f"({', '.join(fields)}), so each prompt would be that word"
+        )
 
 
 def _gold(task: Any, doc: Any) -> tuple[Any, float | None]:

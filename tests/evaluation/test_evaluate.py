@@ -204,6 +204,42 @@ def test_a_task_that_cannot_be_scored_is_refused_before_the_model_is_loaded(
     assert "task lab_capitals" in refusal(capsys, *model, *include)
 
 
+ODD_TASKS = {
+    "no such field": ('doc_to_text: "{{question}}"', "doc_to_text: nothere", "is no field of the"),
+    "no such metric": ("metric: acc}, ", "metric: nosuch}, ", "the harness has no metric nosuch"),
+    "fewer shots than none": ("output_type:", "num_fewshot: -1\noutput_type:", "num_fewshot is -1"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_TASKS)
+def test_what_the_harness_would_meet_after_the_model_is_refused_before(tasks, name):
+    old, new, reason = ODD_TASKS[name]
+    text = CHOICE.replace(old, new)
+    assert text != CHOICE
+    (tasks / "odd.yaml").write_text(text)
+    with pytest.raises(LabError, match=reason):
+        named_tasks.load([], tasks / "odd.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"question": None}, "doc_to_text gives|cannot be asked"),
+        ({"choices": "xy"}, "no list of texts"),
+        ({"choices": ["x"]}, "nothing to choose from"),
+    ],
+)
+def test_an_item_that_cannot_be_asked_is_named(tasks, changed, reason):
+    rows = [{"question": "?", "choices": ["x", "y"], "label": 0, **changed}] * 2
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tasks / "capitals.jsonl").write_text(lines)
+    text = CHOICE.replace('"{{question}}"', "question").replace('"{{choices}}"', "choices")
+    assert text != CHOICE
+    (tasks / "odd.yaml").write_text(text)
+    with pytest.raises(LabError, match=f"item 0 .*({reason})"):
+        named_tasks.load([], tasks / "odd.yaml")
+
+
 @pytest.fixture
 def small_harness(monkeypatch, tmp_path):
     """A harness of one task, in place of an index of thousands of files."""
