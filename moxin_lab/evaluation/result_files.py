@@ -34,6 +34,8 @@ from moxin_lab.lab.artifacts import LabError, read_json, write_atomically
 FORMAT = 1
 MAX_BYTES = 2**30
 ACCURACIES = ("acc", "acc_norm", "acc_bytes")
+ROW = {"task", "metric", "filter", "value", "low", "high", "protocol"}
+"""What every row of `scores` has at least."""
 TEXTS = ("doc", "target", "arguments", "filtered_resps")
 LEFT_OUT = ("pretty_env_info", "git_hash", "upper_git_hash")
 """What lm-eval says of the machine."""
@@ -161,6 +163,10 @@ def read(path: Path) -> dict[str, Any]:
         raise LabError(
             f"{path} has format {ours.get('format')!r}, and this version reads {FORMAT}; {remedy}"
         )
+    rows, samples = ours["scores"], value.get("samples")
+    whole = isinstance(samples, dict) and all(isinstance(each, list) for each in samples.values())
+    if not whole or not all(isinstance(row, dict) and row.keys() >= ROW for row in rows):
+        raise LabError(f"{path} lacks samples or parts of its scores: it was changed; {remedy}")
     return value
 
 

@@ -297,6 +297,27 @@ def test_a_file_that_is_no_result_of_this_version_is_neither_read_nor_replaced(
     assert "there is no folder" in refusal(capsys, *words[:-1], tmp_path / "no" / "out.json")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"samples": {}, "moxin_lab": {"format": 1, "scores": [{"task": "t"}]}}',
+        '{"samples": {}, "moxin_lab": {"format": 1, "scores": ["x"]}}',
+        '{"moxin_lab": {"format": 1, "scores": []}}',
+        '{"samples": {"t": 1}, "moxin_lab": {"format": 1, "scores": []}}',
+        '{"samples": {}, "moxin_lab": {"format": 1, "scores": [',
+        '{"samples": {}, "moxin_lab": {"format": 2, "scores": []}}',
+        "[]",
+        "",
+        "NaN",
+    ],
+)
+def test_a_results_file_with_a_part_missing_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "r.json"
+    path.write_text(content)
+    with pytest.raises(LabError, match=r"r\.json"):
+        result_files.compare([path, path])
+
+
 def test_two_results_are_compared_on_the_same_items_and_protocol_only(checkpoint, tasks, tmp_path):
     include = tasks / "lab_capitals.yaml"
     paths = [tmp_path / f"{name}.json" for name in "abc"]
