@@ -565,9 +565,19 @@ def _run_among(
     """`_run` of one stage in one of the processes that torchrun started; the first builds the
     report.
     """
+    from moxin_lab import scales
     from moxin_lab.lab import ranks, runner
+    from moxin_lab.lab.artifacts import LabError
     from moxin_lab.training.launched import shared_store
 
+    layout = scales.load(options.scale).pretraining.parallel
+    wanted = 0 if layout is None else layout.data * layout.tensor
+    if size != max(wanted, 1):
+        raise LabError(
+            f"torchrun started {size} rank(s), and pretraining.parallel of scale {options.scale} "
+            + (f"has data x tensor = {wanted}" if wanted else "is null, which is one process")
+            + ": change one of them"
+        )
     here = ranks.Ranks(rank, size, shared_store())
     try:
         runner.run(

@@ -33,6 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -40,6 +41,8 @@ import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
@@ -370,10 +373,16 @@ def to_pretrained(
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write the weights of a distributed checkpoint (a resume point's folder) as a Hugging Face
-    folder, in one process. dtype: of the checkpoint's weights.
+    folder, in one process. dtype: of the checkpoint's weights. Raises ValueError for a checkpoint
+    of another model, and for a damaged one.
     """
     model = _empty(config, dtype)
-    dcp.load(_named(model), checkpoint_id=checkpoint, no_dist=True)
+    _check_is_of(model, checkpoint)
+    try:
+        dcp.load(_named(model), checkpoint_id=checkpoint, no_dist=True)
+    except CheckpointException as error:
+        causes = [str(one[0]) for one in error.failures.values()]
+        raise ValueError(f"{checkpoint} is damaged: {'; '.join(causes)}") from error
     return convert.save_pretrained(model, folder)
 
 
@@ -405,6 +414,30 @@ def save_pretrained(model: MoxinForCausalLM, folder: str | Path) -> None:
         copy.load_state_dict(weights, assign=True)
         convert.save_pretrained(copy, folder)
     torch.distributed.barrier()
+
+
+def _check_is_of(model: nn.Module, checkpoint: str | Path) -> None:
+    """Raises ValueError unless a distributed checkpoint has this model's weights, of these shapes,
+    and no other: PyTorch leaves out what the model lacks without a word.
+    """
+    try:
+        described = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    except (OSError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{checkpoint} is no whole distributed checkpoint: {error}") from error
+    start = f"state_dict.{PREFIX}"
+    there = {
+        name.removeprefix(start): tuple(entry.size)
+        for name, entry in described.items()
+        if name.startswith(start) and isinstance(entry, TensorStorageMetadata)
+    }
+    here = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    different = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{checkpoint} is of another model: {name} is {there.get(name, 'missing')} there and "
+            f"{here.get(name, 'missing')} here, and {len(different) - 1} more differ"
+        )
 
 
 def _empty(config: MoxinConfig, dtype: torch.dtype) -> MoxinForCausalLM:

@@ -142,6 +142,34 @@ def test_a_layout_that_does_not_fit_is_refused_before_any_rank_starts(
         )
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 2}, r"model\.layers\.2\.\S+ is \(.*\) there and missing here"),
+        ({"num_hidden_layers": 4}, r"model\.layers\.3\.\S+ is missing there and \("),
+        ({"intermediate_size": 48}, r"\(16, 32\) there and \(16, 48\) here"),
+    ],
+)
+def test_a_distributed_checkpoint_of_another_model_is_refused(tmp_path, changes, message):
+    folder = convert.save_pretrained(make_model(), tmp_path / "hub")
+    shards = parallel.to_distributed(folder, tmp_path / "shards")
+    with pytest.raises(ValueError, match=message):
+        parallel.to_pretrained(shards, make_model(**changes).config, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_damaged_shard_of_a_distributed_checkpoint_is_refused(tmp_path):
+    folder = convert.save_pretrained(make_model(), tmp_path / "hub")
+    shards = parallel.to_distributed(folder, tmp_path / "shards")
+    (file,) = shards.glob("*.distcp")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match="shards is damaged: "):
+        parallel.to_pretrained(shards, make_model().config, tmp_path / "back")
+    (shards / ".metadata").write_bytes(b"no")
+    with pytest.raises(ValueError, match="is no whole distributed checkpoint"):
+        parallel.to_pretrained(shards, make_model().config, tmp_path / "back")
+
+
 def test_an_unknown_way_of_checkpointing_is_refused():
     with pytest.raises(ValueError, match="available are none, selective, full"):
         parallel.ParallelSettings(data=1, activation_checkpointing="half")
