@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from moxin_lab import scales
 from moxin_lab.lab import working_copy
 from moxin_lab.lab.artifacts import describe, read_record, write_json
+from moxin_lab.lab.environment import describe_environment
 from moxin_lab.model import convert
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.pretraining import parallel, results, trainer
@@ -91,11 +92,15 @@ def write_artifacts(root: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
     tokenizer.save_pretrained(runs / "02_tokenizer" / "tokenizer")
     MoxinConfig(vocab_size=len(tokenizer), **SHAPE).save(runs / "03_model" / "architecture")
+    about = describe_environment(root)
     for info in STAGES[:3]:
         outputs = {name: describe(runs / info.name / name) for name in info.leaves}
         record = {"stage": info.name, "scale": "ranks", "key": None, "key_parts": None}
         record |= {"inputs": {}, "outputs": outputs, "measures": [], "claims": []}
-        record |= {"environment": {}, "seconds": 0.0, "peak_memory_bytes": 0}
+        record |= {"environment": about, "seconds": 0.0, "peak_memory_bytes": 0, "seed": 0}
+        record |= {"title": info.title, "decides_as": "tiny", "state": "done", "data_cards": {}}
+        record |= {"parameters": {"scale": "ranks", "seed": 0}, "settings": {}}
+        record |= {"finished_at": "2026-01-01T00:00:00Z"}
         write_json(runs / info.name / "stage.json", record)
 
 
@@ -162,6 +167,8 @@ def test_two_ranks_ended_and_run_again_leave_one_record_and_the_curve_of_one_pro
     out, _ = process.communicate(timeout=500)
     assert process.returncode == 0, out
     record = read_record(root, "ranks", "04_pretraining")
+    text = json.dumps(json.loads((folder / "notebook.ipynb").read_text()), ensure_ascii=False)
+    assert "2 attempt(s) on 2 x this processor" in text  # it went on from the resume point
     assert record["key"] and len(list(folder.rglob("stage.json"))) == 1
     log = pd.read_parquet(folder / "training_log" / "steps.parquet")
     expected = one_process(root)
