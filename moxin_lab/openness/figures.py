@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from moxin_lab.lab import claims
-from moxin_lab.lab.show import OKABE_ITO
+from moxin_lab.lab.show import OKABE_ITO, PHONE_WIDTH
 from moxin_lab.openness import mof
 from moxin_lab.openness.report import NUMERALS, verdict_counts
 
@@ -42,7 +42,7 @@ VERDICT_LOOKS = {
 def component_figure(evaluations: Mapping[str, mof.Evaluation]) -> Figure:
     """One mark per component (rows, by class) and reading (columns)."""
     components = next(iter(evaluations.values())).components
-    figure, axes = plt.subplots(figsize=(7.0, 6.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 6.6), layout="constrained")
     drawn: set[str] = set()
     for x, evaluation in enumerate(evaluations.values()):
         for y, component in enumerate(evaluation.components):
@@ -53,7 +53,7 @@ def component_figure(evaluations: Mapping[str, mof.Evaluation]) -> Figure:
         component.name + ("" if component.required else " (optional)") for component in components
     ]
     axes.set_yticks(range(len(names)), names)
-    axes.set_xticks(range(len(evaluations)), [_wrap(name) for name in evaluations])
+    axes.set_xticks(range(len(evaluations)), [_wrap(name) for name in evaluations], fontsize=8)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.grid(axis="x", visible=False)
@@ -93,7 +93,9 @@ def component_alt(evaluations: Mapping[str, mof.Evaluation]) -> str:
 def verdict_figure(verdicts: Sequence[claims.Verdict]) -> Figure:
     """Claims by topic: one stacked bar per topic of the verdicts that occur, with counts."""
     counts = verdict_counts(verdicts)
-    figure, axes = plt.subplots(figsize=(7.0, 0.42 * len(counts) + 1.5), layout="constrained")
+    figure, axes = plt.subplots(
+        figsize=(PHONE_WIDTH, 0.42 * len(counts) + 1.5), layout="constrained"
+    )
     left = pd.Series(0, index=counts.index)
     for verdict, look in VERDICT_LOOKS.items():
         if not counts[verdict].any():
@@ -117,7 +119,7 @@ def verdict_figure(verdicts: Sequence[claims.Verdict]) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="published claims", ylabel="")
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -139,4 +141,4 @@ def _look(component: mof.Component) -> str:
 def _wrap(name: str) -> str:
     """A column's name on short lines, the owner on the first."""
     owner, reading = name.split(", ", 1)
-    return "\n".join([f"{owner},", *textwrap.wrap(reading, 12)])
+    return "\n".join([f"{owner},", *textwrap.wrap(reading, 11)])
