@@ -316,19 +316,25 @@ def fit(
     return table[columns + [name for name in table if name == "reads"]]
 
 
-def replay(model: MoxinForCausalLM, stream: TrainingStream, step: int) -> tuple[float, float]:
+def replay(
+    model: MoxinForCausalLM, stream: TrainingStream, step: int, *, micro_batch_tokens: int
+) -> tuple[float, float]:
     """Loss in nats per target and gradient norm of a step's batch on a model as it is, such as a
     step that the log says was skipped. Nothing is changed but the gradients, which are cleared.
     """
-    device = next(model.parameters()).device
-    read = {name: torch.as_tensor(part, device=device) for name, part in stream.batch(step).items()}
-    loss = token_loss(model, read) / read["num_targets"]
+    device, total = next(model.parameters()).device, 0.0
+    parts = max(1, stream.tokens_per_step // micro_batch_tokens)
     model.zero_grad(set_to_none=True)
-    loss.backward()
+    for part in range(parts):
+        read = stream.batch(step, part=part, parts=parts)
+        batch = {name: torch.as_tensor(values, device=device) for name, values in read.items()}
+        loss = token_loss(model, batch) / batch["num_targets"]
+        loss.backward()
+        total += float(loss.detach())
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     model.zero_grad(set_to_none=True)
-    return float(loss.detach()), float(norm)
+    return total, float(norm)
 
 
 def fit_timed(

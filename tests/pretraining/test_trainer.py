@@ -360,6 +360,6 @@ def test_a_spike_is_logged_with_its_documents_and_can_be_replayed(tmp_path, monk
     assert log.loc[5, "reads"] == stream.describe(5)
     assert all(torch.equal(loud.before[name], loud.after[name]) for name in loud.before)
     model.load_state_dict(loud.before)
-    loss, norm = trainer.replay(model, stream, 5)
+    loss, norm = trainer.replay(model, stream, 5, micro_batch_tokens=32)
     assert loss == pytest.approx(log.loc[5, "loss"], rel=1e-6)
     assert norm * 1000 == pytest.approx(log.loc[5, "gradient_norm"], rel=1e-4)
