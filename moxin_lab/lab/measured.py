@@ -171,6 +171,8 @@ QUESTIONS = (
 SHOWN_ELSEWHERE = ("recipe", "smollm2-expansion")
 """Benches of a GPU that compare trainings by quality: the page lies beside the file, and notebook
 04 shows it."""
+EVALUATED = ({"moxin_lab", "results"}, {"model", "window", "table", "items"})
+"""Keys of what `moxin-lab evaluate` writes: scores; with `--needles`, a model in long contexts."""
 SPEEDS = ("ms", "s", "TFLOP/s", "tokens/s", "images/s")
 """Units of which a ratio says how many times as fast."""
 NOISE = {"attention": 0.12}
@@ -269,7 +271,7 @@ def charts(root: Path, folder: str = "*") -> list[Chart]:
         if path.name == "manifest.json":
             continue
         record = read_json(path)
-        if isinstance(record, dict) and {"moxin_lab", "results"} <= record.keys():
+        if isinstance(record, dict) and any(kind <= record.keys() for kind in EVALUATED):
             continue
         if not isinstance(record, dict) or not {"bench", "machine", "rows"} <= record.keys():
             raise LabError(f"{path} is not a record of `moxin-lab bench`: it lacks bench or rows")
