@@ -32,7 +32,7 @@ from moxin_lab.model.config import (
 )
 from moxin_lab.pretraining.packing import TrainingStream
 from moxin_lab.pretraining.tables import PEAKS, STATED_TOKENS
-from moxin_lab.scales import Scale
+from moxin_lab.scales.sections import ModelSettings, PretrainingSettings
 
 SAVE_SECONDS = 30.0
 DOLLARS_PER_HOUR = 2.5
@@ -268,14 +268,19 @@ def bill(
     return found.rename(columns={"FLOPs": "10^12 FLOPs"}), in_words(attempts, **given)
 
 
-def training_compute(scale: Scale, tokens: float = STATED_TOKENS) -> pd.DataFrame:
-    """FLOPs of a scale's training at so many tokens, divided over its phases as its steps are: by
+def training_compute(
+    vocab_size: int,
+    model: ModelSettings,
+    pretraining: PretrainingSettings,
+    tokens: float = STATED_TOKENS,
+) -> pd.DataFrame:
+    """FLOPs of a training at so many tokens, divided over its phases as its steps are: by
     6ND, of the weights in products alone, and with attention in rows of one document; and their
     share of the 1e23 FLOPs from which the Commission's guidelines of July 2025 take a model for
     general-purpose.
     """
-    config = MoxinConfig(vocab_size=scale.tokenizer.vocab_size, **scale.model.model_dump())
-    phases = scale.pretraining.phases
+    config = MoxinConfig(vocab_size=vocab_size, **model.model_dump())
+    phases = pretraining.phases
     steps = sum(phase.steps for phase in phases)
     with_attention = sum(
         training_flops_per_token(config, phase.sequence_length) * phase.steps / steps

@@ -104,8 +104,8 @@ def layout(settings: PretrainingSettings, seed: int) -> ParallelSettings | None:
         raise ValueError(
             f"the scale's pretraining.parallel is data {found.data} x tensor {found.tensor}, so "
             f"{found.ranks} rank(s) of torchrun train, not {started or 'a process without it'}: "
-            f"torchrun --nproc-per-node {found.ranks} -m moxin_lab.cli run --scale SCALE --only 04 "
-            "(on several hosts: scripts/full_scale.slurm)"
+            f"torchrun --nproc-per-node {found.ranks} --no-python moxin-lab run --scale SCALE "
+            "--only 04 (on several hosts: scripts/full_scale.slurm)"
         )
     return found
 
@@ -117,7 +117,8 @@ def trainer_options(options: dict[str, Any], settings: ParallelSettings) -> dict
     """
     hosts = 1
     if torch.distributed.is_torchelastic_launched():
-        hosts = int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+        ranks = os.environ["WORLD_SIZE"]
+        hosts = int(ranks) // int(os.environ.get("LOCAL_WORLD_SIZE", ranks))  # unset: one host
     nodes = int(options.get("num_nodes", hosts))
     devices = options.get("devices", settings.ranks // nodes)
     if devices * nodes != settings.ranks:

@@ -125,7 +125,9 @@ def test_the_ceiling_is_a_speed_that_products_reach():
 
 
 def test_the_full_scale_crosses_the_line_of_1e23_flops_with_attention_alone():
-    shares = costs.training_compute(scales.load("full"))["% of the line"]
+    full = scales.load("full")
+    compute = costs.training_compute(full.tokenizer.vocab_size, full.model, full.pretraining)
+    shares = compute["% of the line"]
     assert shares["6ND, every parameter"] == pytest.approx(97.37, abs=0.01)
     assert shares["weights in products"] < shares["6ND, every parameter"]
     assert 100 < shares["weights in products, and attention"] < 115

@@ -185,6 +185,6 @@ def test_two_ranks_ended_and_run_again_leave_one_record_and_the_curve_of_one_pro
 
 def test_a_layout_that_was_not_started_is_refused_with_the_command(root):
     settings = scales.load(root / "scales" / "ranks.yaml").pretraining
-    with pytest.raises(ValueError, match=r"torchrun --nproc-per-node 2 -m moxin_lab\.cli run"):
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node 2 --no-python moxin-lab run"):
         parallel.layout(settings, 0)
     assert parallel.layout(scales.load("tiny").pretraining, 0) is None
