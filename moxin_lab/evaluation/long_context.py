@@ -186,7 +186,7 @@ def reading_sentence(losses: Mapping[str, NDArray[np.float64]], window: int, *, 
         found = paired_bootstrap(losses[name][:, window:].mean(axis=1), ring, seed=seed)
         verdict = "a difference" if found.low > 0 or found.high < 0 else "no difference seen"
         parts.append(
-            f"`{name}` {found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f}; {verdict})"
+            f'"{name}" {found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f}; {verdict})'
         )
     return (
         f"The full cache gives the ring's losses to {largest:.0e} nats. Beyond the first window, "
@@ -353,7 +353,7 @@ def sentence(table: pd.DataFrame, window: int, model: str) -> str:
             share = wilson_interval(right, items)
             ends = f"{100 * share.low:.0f} to {100 * share.high:.0f}"
             sides.append(f"{side} one window {100 * share.value:.0f} % ({ends})")
-        parts.append(f"with the reader `{reader}` {', '.join(sides)}")
+        parts.append(f'with the reader "{reader}" {", ".join(sides)}')
     return f"{model} finds, of {NUM_CHOICES} words, {'; '.join(parts)}. Chance is 25 %."
 
 
