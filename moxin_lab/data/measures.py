@@ -352,4 +352,6 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     z, share = 1.959964, hits / total
     centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Where all or none are hits one end is the share itself, which rounding would miss by 1e-18.
+    low = 0.0 if hits == 0 else max(0.0, centre - half)
+    return low, 1.0 if hits == total else min(1.0, centre + half)

@@ -101,7 +101,10 @@ def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> Esti
         / (1 + z * z / trials)
         * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     )
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))
+    # Where all or none succeed one end is the share itself, which rounding would miss by 1e-18.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == trials else min(1.0, centre + half)
+    return Estimate(share, low, high)
 
 
 def paired_proportions(first: ArrayLike, second: ArrayLike, *, level: float = 0.95) -> Estimate:

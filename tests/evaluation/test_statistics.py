@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from moxin_lab.data import measures
 from moxin_lab.evaluation.statistics import (
     bootstrap_interval,
     paired_bootstrap,
@@ -57,6 +58,14 @@ def test_wilson_equals_published_values():
     assert wilson_interval(15, 148)[1:] == pytest.approx((0.0624, 0.1605), abs=5e-5)
     assert wilson_interval(0, 20)[1:] == pytest.approx((0.0, 0.1611), abs=5e-5)
     assert wilson_interval(1, 29)[1:] == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+def test_where_none_or_all_succeed_wilsons_interval_ends_at_the_share_itself():
+    for trials in range(1, 200):
+        assert wilson_interval(0, trials).low == 0.0
+        assert wilson_interval(trials, trials).high == 1.0
+        assert measures.wilson(0, trials)[0] == 0.0
+        assert measures.wilson(trials, trials)[1] == 1.0
 
 
 def test_a_paired_interval_of_proportions_holds_the_truth_as_often_as_it_says():
