@@ -13,6 +13,7 @@ Out of scope: what the commands do (`lab/runner.py`, `openness/verify.py`, `data
 import argparse
 import contextlib
 import errno
+import io
 import os
 import select
 import shlex
@@ -28,6 +29,9 @@ from moxin_lab.stages import StageInfo
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line (default: this process's); its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks, or that is none, must not end a command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             return _main(sys.argv[1:] if arguments is None else arguments)

@@ -98,3 +98,17 @@ def text_model(tmp_path):
         (folder / name).touch()
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     return folder, tmp_path / "image.png"
+
+
+def test_a_name_that_the_output_cannot_spell_is_written_with_escapes(tmp_path, repository):
+    text = (repository / "MOF.yml").read_text(encoding="utf-8")
+    file = tmp_path / "MOF.yml"
+    file.write_text(text.replace("moxin-lab-small", "größe \u732b"), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "moxin_lab.cli", "mof", str(file)],
+        cwd=repository,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"gr\xf6\xdfe \u732b" in done.stdout
