@@ -148,15 +148,9 @@ def shape(options: argparse.Namespace) -> tuple[MoxinConfig, int, int]:
 
 def device_peak(device: str) -> float | None:
     """Dense bf16 FLOP/s of this GPU as stated by its maker; None if it is not known here."""
-    import torch
+    from moxin_lab.pretraining import costs
 
-    from moxin_lab.pretraining.tables import PEAKS
-
-    if device != "cuda":
-        return None
-    name = torch.cuda.get_device_name()
-    known = {**PEAKS, "H200": PEAKS["H100"]}  # the same processor with other memory
-    return next((peak for gpu, peak in known.items() if gpu in name), None)
+    return costs.peak_of(costs.device_name()) if device == "cuda" else None
 
 
 # ---- implementations
