@@ -33,14 +33,8 @@ def checkpoints(shares: pd.DataFrame, majority: float) -> "Figure":
         len(benchmarks), 1, figsize=(PHONE_WIDTH, height * len(benchmarks)), sharex=True
     )
     for axes, benchmark in zip(np.atleast_1d(panels), benchmarks, strict=True):
-        part = (
-            100
-            * (
-                shares[shares["benchmark"] == benchmark].set_index("checkpoint")[
-                    ["share", "low", "high"]
-                ]
-            )
-        )
+        mine = shares[shares["benchmark"] == benchmark].set_index("checkpoint")
+        part = 100 * mine[["share", "low", "high"]]
         places = [names[::-1].index(name) for name in part.index]
         ends = np.abs(part[["low", "high"]].to_numpy().T - part["share"].to_numpy())
         axes.errorbar(part["share"], places, xerr=ends, fmt="o", markersize=5, capsize=2.5)

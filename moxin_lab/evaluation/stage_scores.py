@@ -241,15 +241,15 @@ def differences(
     marks = singles.pivot(index=["benchmark", "item"], columns="checkpoint", values="right")
     parts = [(name, part) for name, part in marks.groupby("benchmark", sort=False)]
     each = 1 - (1 - level) / (len(found) * (len(parts) + 1))
-    nats = documents.pivot(index="item", columns="checkpoint", values="bits")
-    size = documents.drop_duplicates("item").set_index("item")["bytes"].loc[nats.index]
+    used = documents.pivot(index="item", columns="checkpoint", values="bits")
+    size = documents.drop_duplicates("item").set_index("item")["bytes"].loc[used.index]
     rows = []
     for name, checkpoint in found.items():
         for benchmark, part in parts:
             pair = part[[name, checkpoint.after]].to_numpy()
             found_here = paired_proportions(pair[:, 0], pair[:, 1], level=each)
             rows.append((name, checkpoint.after, benchmark, *(100 * end for end in found_here)))
-        changed = paired_bootstrap(nats[name], nats[checkpoint.after], size, level=each, seed=seed)
+        changed = paired_bootstrap(used[name], used[checkpoint.after], size, level=each, seed=seed)
         rows.append((name, checkpoint.after, BITS, *changed))
     columns = ["checkpoint", "after", "benchmark", "difference", "low", "high"]
     frame = pd.DataFrame(rows, columns=columns)
