@@ -47,6 +47,8 @@ class Objective:
     has an upper bound only.
     kl_coef: weight of the KL to the reference, 0 for none. Moxin's script: 0.001 with k3, `grpo`,
     and verl's default of 0.2 for both bounds.
+    entropy_coef: weight of the entropy, which is subtracted from each token's loss, 0 for none
+    (Schulman et al. 2017, arXiv 1707.06347, equation 9).
 
     Raises ValueError for an unknown name or a value outside its range.
     """
@@ -58,6 +60,7 @@ class Objective:
     epsilon_high: float = 0.2
     kl_coef: float = 0.0
     kl_estimator: Estimator = "k3"
+    entropy_coef: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -73,7 +76,8 @@ class Objective:
                 f"epsilon_low is {self.epsilon_low}; a ratio's lower bound 1 - epsilon_low must be "
                 "in 0..1"
             )
-        for name, size in (("epsilon_high", self.epsilon_high), ("kl_coef", self.kl_coef)):
+        for name in ("epsilon_high", "kl_coef", "entropy_coef"):
+            size = getattr(self, name)
             if not (math.isfinite(size) and size >= 0):
                 raise ValueError(f"{name} is {size}; give a finite number, 0 or more")
 
@@ -283,11 +287,12 @@ def policy_loss(
 
     log_probs, mask: [B, T] of the part, and so are the optional tensors. old_log_probs: of the
     policy that sampled (default: this policy, every ratio is 1). reference_log_probs: required for
-    kl_coef above 0; with kl_coef 0 the KL is only logged. entropies: logged. behaviour_weights:
-    factors of each token's loss without KL (decoupled objective, arXiv 2505.24298, section 5.2).
-    advantages: [B]. Half precision is widened to float32.
+    kl_coef above 0; with kl_coef 0 the KL is only logged. entropies: required, with gradient, for
+    entropy_coef above 0; otherwise only logged. behaviour_weights: factors of each token's loss
+    without KL and entropy (decoupled objective, arXiv 2505.24298, section 5.2). advantages: [B].
+    Half precision is widened to float32.
 
-    Raises ValueError for shapes that do not fit or a missing reference.
+    Raises ValueError for shapes that do not fit, a missing reference or missing entropies.
     """
     named = {
         "old_log_probs": old_log_probs,
@@ -311,6 +316,11 @@ def policy_loss(
             f"kl_coef is {objective.kl_coef} and there are no reference_log_probs: compute them "
             "once with the reference model, or set it to 0"
         )
+    if objective.entropy_coef and (entropies is None or _without_gradient(log_probs, entropies)):
+        raise ValueError(
+            f"entropy_coef is {objective.entropy_coef} and the entropies have no gradient: compute "
+            "them with `entropy_gradient`, or set it to 0"
+        )
     mask = mask.bool()
     # Masked before any arithmetic: the gradient of a value masked after an infinity is NaN, not 0.
     log_probs = _masked(log_probs, mask)
@@ -326,7 +336,10 @@ def policy_loss(
         if objective.kl_coef:
             losses = losses + objective.kl_coef * kl
     if entropies is not None:
-        sums["entropy"] = _masked(entropies, mask).detach().double().sum()
+        entropies = _masked(entropies, mask)
+        sums["entropy"] = entropies.detach().double().sum()
+        if objective.entropy_coef:
+            losses = losses - objective.entropy_coef * entropies
     sums.update(_clipped(log_probs.detach(), old, advantages, mask, objective))
     return {"loss": (losses * token_weights(mask, step, objective).to(losses.dtype)).sum(), **sums}
 
@@ -346,6 +359,10 @@ def metrics(sums: Mapping[str, Any]) -> dict[str, float]:
         "clip_ratio/high_mean": high,
         "clip_ratio/region_mean": low + high,
     }
+
+
+def _without_gradient(log_probs: Tensor, entropies: Tensor) -> bool:
+    return log_probs.requires_grad and not entropies.requires_grad
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:

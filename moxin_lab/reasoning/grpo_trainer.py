@@ -80,6 +80,7 @@ def objective_of(settings: GRPOSettings, max_completion_length: int) -> grpo.Obj
         settings.epsilon_high,
         settings.kl_coef,
         settings.kl_estimator,
+        settings.entropy_coef,
     )
 
 
@@ -93,7 +94,11 @@ def grpo_loss(settings: GRPOSettings) -> LossFunction:
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         mask, sampling = batch["mask"], batch["sampling_log_probs"]  # [B, L - 1]
         log_probs, entropies = completion_log_probs(
-            model, batch["input_ids"], mask, settings.temperature
+            model,
+            batch["input_ids"],
+            mask,
+            settings.temperature,
+            entropy_gradient=settings.entropy_coef > 0,
         )
         old = batch.get("old_log_probs")
         if settings.correction == "naive":

@@ -18,20 +18,26 @@ CPU_HEAD_TOKENS = 512
 
 
 def completion_log_probs(
-    model: nn.Module, input_ids: Tensor, mask: Tensor, temperature: float
+    model: nn.Module,
+    input_ids: Tensor,
+    mask: Tensor,
+    temperature: float,
+    *,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token where the mask is on, and the entropy of the distribution it
-    was drawn from (without gradient), float32 [B, L - 1], 0 elsewhere.
+    was drawn from, float32 [B, L - 1], 0 elsewhere.
 
     input_ids: int64 [B, L], padded on the right. mask: bool [B, L - 1], belongs to input_ids[:,
-    1:]. Only tokens with loss go through the head.
+    1:]. Only tokens with loss go through the head. entropy_gradient: whether the entropy has a
+    gradient, which a bonus for entropy needs and costs memory.
     """
     hidden = model.hidden_states(input_ids[:, :-1])[mask]  # [B, L - 1, D] -> [N, D]
     targets = input_ids[:, 1:][mask]  # [N]
 
     def head(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = (model.lm_head(states).float() / temperature).log_softmax(dim=-1)  # [n, V]
-        with torch.no_grad():
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
         return log_probs.gather(-1, tokens[:, None])[:, 0], entropy
 

@@ -6,7 +6,8 @@ of optimizer steps.
                            waits for `staleness` rollouts, in checkpoints too
 
 Guarantees: the parts of a step hold each completion once, with an advantage computed over its whole
-group; waiting rollouts survive a kill; several ranks share the sampling and hold the same rollouts.
+group; each sampled completion is consumed by a step or counted as discarded; waiting rollouts
+survive a kill; several ranks share the sampling and hold the same rollouts.
 Out of scope: computing a loss or stepping an optimizer (grpo_trainer.py); sampling the same
 completions on another number of ranks.
 """
@@ -47,6 +48,16 @@ from moxin_lab.scales.sections import GRPOSettings
 from moxin_lab.training.fit import autocast
 from moxin_lab.training.identity import digest
 from moxin_lab.verifier.verifier import REASONS
+
+LEDGER = (
+    "completions/generated",
+    "completions/discarded",
+    "num_tokens",
+    "num_tokens/discarded",
+)
+"""What a rollout sampled and what of it no step reads, as named in the log; the rest is
+`completions/consumed` and `num_tokens/consumed`. With several updates each of their rows has the
+whole rollout's."""
 
 
 @dataclass(eq=False)
@@ -205,7 +216,10 @@ class RolloutStream:
         lengths = grpo.completion_mask(
             rollout.completion_ids, rollout.lengths, eos_ids=ends
         ).metrics
-        generated = int(rollout.completion_mask.sum())
+        size = settings.num_generations
+        ledger = Counter(
+            {"completions/generated": len(rewards), "num_tokens": int(rollout.lengths.sum())}
+        )
         groups, replaced = first, 0
         for attempt in range(1, settings.resample_rounds + 1):
             uniform = np.flatnonzero(groups.zero_variance)
@@ -217,9 +231,23 @@ class RolloutStream:
             resampled, new_rewards, _, _ = self._judged(
                 others.tolist(), rollout_index, attempt, seconds
             )
-            generated += int(resampled.completion_mask.sum())
             useful = np.flatnonzero(~self._advantages(new_rewards, len(others)).zero_variance)
             replaced += len(useful)
+            # Of the new groups those without contrast are discarded, of the old ones as many as
+            # the others replace.
+            unused = np.setdiff1d(np.arange(len(others)), useful)
+            left_out = (
+                _of_groups(resampled.lengths, unused, size),
+                _of_groups(rollout.lengths, uniform[: len(useful)], size),
+            )
+            ledger.update(
+                {
+                    "completions/generated": len(new_rewards),
+                    "completions/discarded": sum(map(len, left_out)),
+                    "num_tokens": int(resampled.lengths.sum()),
+                    "num_tokens/discarded": sum(int(part.sum()) for part in left_out),
+                }
+            )
             rollout, rewards = replace_groups(
                 rollout, rewards, resampled, new_rewards, dict(zip(uniform, useful, strict=False))
             )
@@ -227,8 +255,10 @@ class RolloutStream:
         metrics = {
             **first.metrics,
             **lengths,
-            "tokens_per_second": generated / max(seconds["seconds/rollout"], 1e-9),
-            "num_tokens": float(generated),
+            "tokens_per_second": ledger["num_tokens"] / max(seconds["seconds/rollout"], 1e-9),
+            **{name: float(ledger[name]) for name in LEDGER},
+            "completions/consumed": float(len(rewards)),
+            "num_tokens/consumed": float(rollout.lengths.sum()),
             **{f"verifier/{name}": float(reasons[name]) for name in REASONS if reasons},
             **seconds,
             **means,
@@ -424,6 +454,11 @@ def _lay_out(
         "sampling_log_probs": sampling[:, 1:],
         "lengths": lengths,
     }
+
+
+def _of_groups(values: Tensor, groups: np.ndarray, size: int) -> Tensor:
+    """The values [N] of the completions of some groups of `size`, in their order."""
+    return values.reshape(-1, size)[torch.from_numpy(groups)].reshape(-1)
 
 
 def _rank() -> tuple[int, int]:

@@ -437,6 +437,12 @@ class GRPOSettings(Optimisation):
         0.001, ge=0, allow_inf_nan=False, description="weight of the KL to the start model"
     )
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    entropy_coef: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the tokens' mean entropy, subtracted from the loss; 0: no bonus",
+    )
     log_kl: bool = Field(
         True, description="measure the KL where kl_coef is 0, too: one forward pass per rollout"
     )
@@ -516,6 +522,7 @@ EXPERIMENT_FIELDS = frozenset(
         "top_p",
         "updates_per_rollout",
         "importance_sampling_level",
+        "entropy_coef",
         "log_kl",
         "format_pattern",
         "staleness",

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from moxin_lab.reasoning import grpo
+from moxin_lab.reasoning.log_probs import completion_log_probs
 
 EOS, PAD = 2, 0
 BUDGET = 12
@@ -373,6 +374,33 @@ def test_without_old_log_probabilities_the_gradient_is_the_policy_gradients():
         assert grpo.metrics(found)["clip_ratio/region_mean"] == 0 and "kl" not in found
 
 
+def test_the_entropy_bonus_has_the_gradient_of_the_entropy_by_hand():
+    """H = -sum p log p has the derivative -p_i (log p_i + H) in the logit i. The loss is -0.1 times
+    the mean over sequences of their tokens' mean H, where no advantage adds to it.
+    """
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    model = SimpleNamespace(hidden_states=lambda ids: logits, lm_head=lambda states: states)
+    ids = torch.zeros(2, 4, dtype=torch.int64)
+    log_probs, entropies = completion_log_probs(model, ids, mask, 0.7, entropy_gradient=True)
+    objective, (step,) = make_objective(entropy_coef=0.1), grpo.totals([mask])
+    found = grpo.policy_loss(log_probs, torch.zeros(2), mask, step, objective, entropies=entropies)
+    found["loss"].backward()
+    with torch.no_grad():
+        logs = (logits / 0.7).log_softmax(dim=-1)
+        entropy = -(logs.exp() * logs).sum(dim=-1)
+        weights = torch.tensor([[0.25, 0.25, 0.0], [0.5, 0.0, 0.0]])
+        expected = 0.1 * weights[..., None] * logs.exp() * (logs + entropy[..., None]) / 0.7
+    assert found["loss"].item() == pytest.approx(-0.1 * float((weights * entropy).sum()), rel=1e-5)
+    torch.testing.assert_close(logits.grad, expected)
+    with pytest.raises(
+        ValueError, match=r"entropy_coef is 0\.1 and the entropies have no gradient"
+    ):
+        grpo.policy_loss(
+            log_probs, torch.zeros(2), mask, step, objective, entropies=entropies.detach()
+        )
+
+
 def test_half_precision_is_widened():
     rollout, objective = make_rollout(), make_objective(loss_type="dapo", kl_coef=0.1)
     half = SimpleNamespace(
@@ -403,6 +431,7 @@ def test_half_precision_is_widened():
         ({"epsilon_low": 1.5}, "epsilon_low is 1.5"),
         ({"epsilon_high": -0.1}, "epsilon_high is -0.1"),
         ({"kl_coef": math.nan}, "kl_coef is nan"),
+        ({"entropy_coef": -0.01}, "entropy_coef is -0.01"),
     ],
 )
 def test_an_objective_outside_its_range_is_refused(changes, message):

@@ -343,6 +343,69 @@ def test_groups_without_variance_are_replaced_by_others_with_some():
     assert len(texts) == 40 and (batch["advantages"] != 0).all()
 
 
+def test_what_is_sampled_is_consumed_by_a_step_or_counted_as_discarded():
+    """The completions of one problem in three are all paid alike; what the steps read is counted
+    from their batches, what is sampled from the engine.
+    """
+
+    def reward(problems, completions):
+        return [
+            0.0 if int(problem.answer) % 3 == 0 else len(text)
+            for problem, text in zip(problems, completions, strict=True)
+        ]
+
+    class Counting(Scripted):
+        completions = tokens = 0
+
+        def generate(self, prompts, sampling, seed):
+            found = super().generate(prompts, sampling, seed)
+            self.completions += len(found.lengths)
+            self.tokens += int(found.completion_mask.sum())
+            return found
+
+    engine, settings = Counting(), make_settings(resample_rounds=2, prompts_per_step=6)
+    stream = make_stream(settings, reward=reward, engine=engine)
+    totals, read = Counter(), Counter()
+    for step in range(settings.steps):
+        batch = stream.batch(step)
+        read.update(completions=len(batch["mask"]), tokens=int(batch["mask"].sum()))
+        totals.update(stream._current.metrics)
+    assert totals["completions/discarded"] > 0 and totals["num_tokens/discarded"] > 0
+    for name, sampled, consumed in (
+        ("completions", "completions/generated", "completions/consumed"),
+        ("tokens", "num_tokens", "num_tokens/consumed"),
+    ):
+        assert totals[sampled] == getattr(engine, name)
+        assert totals[consumed] == read[name]
+        discarded = totals[
+            "completions/discarded" if name == "completions" else "num_tokens/discarded"
+        ]
+        assert totals[sampled] == totals[consumed] + discarded
+
+
+def test_an_upper_bound_has_no_effect_where_a_rollout_serves_one_update(tmp_path):
+    """Then every ratio is 1. Where it serves two, the bound acts."""
+    found = {
+        (updates, high): train(
+            tmp_path / f"{updates}_{high}",
+            make_settings(updates_per_rollout=updates, epsilon_high=high),
+        )
+        for updates in (1, 2)
+        for high in (0.0, 0.28)
+    }
+    assert same_weights(found[1, 0.0][0], found[1, 0.28][0])
+    assert (found[1, 0.0][1]["clip_ratio"] == 0).all()
+    assert not same_weights(found[2, 0.0][0], found[2, 0.28][0])
+
+
+def test_an_entropy_bonus_keeps_the_entropy_higher(tmp_path):
+    ends = [
+        train(tmp_path / str(bonus), make_settings(steps=6, entropy_coef=bonus))[1]["entropy"]
+        for bonus in (0.0, 1.0)
+    ]
+    assert ends[0].iloc[0] == ends[1].iloc[0] and ends[0].iloc[-1] < ends[1].iloc[-1]
+
+
 def test_the_format_gates_the_reward_and_values_are_mapped():
     settings = make_settings(
         format_pattern="z{1,2}", reward_values=(-5.0, 5.0), scale_rewards="none"
