@@ -4,13 +4,16 @@ sharded.
 Guarantees: `save_pretrained` writes a folder that `AutoModelForCausalLM.from_pretrained` loads with
 nothing of ours installed; `from_pretrained` loads such a folder bit for bit, whoever wrote it, and
 before it builds anything refuses one whose files are cut, of another kind, or do not fit
-config.json, with the file, the tensor and what to do.
+config.json, with the file, the tensor and what to do. What transformers loads and writes inside
+`without_bars` draws no progress bar.
 Out of scope: pickled weights (.bin, .pt), which may run code on loading; quantised weights.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -103,6 +106,25 @@ def from_pretrained(
     model.tie_weights()
     model.requires_grad_(True)
     return model.eval()
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Around transformers' own `from_pretrained` and `save_pretrained`: their progress bars are off
+    inside, and afterwards as they were.
+
+    In a notebook such a bar is a widget with an id drawn at random: two equal runs would differ in
+    it, and a page without a kernel shows its name alone. Warnings still show.
+    """
+    from transformers.utils import logging
+
+    were_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            logging.enable_progress_bar()
 
 
 def best_device() -> str:

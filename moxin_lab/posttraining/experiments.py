@@ -348,7 +348,8 @@ def pipeline_answers(folder: Path, rows: pd.DataFrame, *, max_new_tokens: int) -
     """Greedy answers of an exported model through transformers' text-generation pipeline on the
     CPU: columns prompt and pipeline, one row per row of `rows`.
     """
-    ask = pipeline("text-generation", model=str(folder), device="cpu")
+    with convert.without_bars():
+        ask = pipeline("text-generation", model=str(folder), device="cpu")
     conversations = tables.conversations(rows)
     prompts = [messages[:-1] for messages in conversations]
     replies = [ask(prompt, max_new_tokens=max_new_tokens, do_sample=False) for prompt in prompts]

@@ -13,6 +13,7 @@ export loads like any model folder and gives the adapted model's logits.
 Out of scope: several adapters at once; serving an adapter that is not merged.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,7 +34,7 @@ from moxin_lab.lab.artifacts import LabError
 from moxin_lab.lab.progress import Progress
 from moxin_lab.lab.sampling import beginning
 from moxin_lab.model import plain_text
-from moxin_lab.model.convert import best_device
+from moxin_lab.model.convert import best_device, without_bars
 from moxin_lab.serving.answers import Grounding, Source
 from moxin_lab.serving.questions import Question
 from moxin_lab.training import schedules
@@ -66,7 +67,8 @@ def load(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype="auto")
+        with without_bars():
+            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype="auto")
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise LabError(f"{folder} cannot be loaded as a language model: {error}") from error
@@ -167,7 +169,12 @@ def adapt(
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft asks transformers for this under its old name; transformers knows both until its v6
+        warnings.filterwarnings(
+            "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+        )
+        adapted = get_peft_model(model, config)
     log = fit(
         adapted.train(),
         _Stream(rows, settings, seed),
@@ -275,7 +282,8 @@ def closed_book(
 def export(adapted: Any, tokenizer: Any, folder: Path) -> None:
     """The adapters added into the weights, as a folder that `from_pretrained` loads."""
     merged = adapted.merge_and_unload()
-    merged.save_pretrained(folder)
+    with without_bars():
+        merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

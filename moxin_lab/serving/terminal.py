@@ -169,15 +169,13 @@ class TextModel:
     def __init__(self, folder: Path, max_new_tokens: int, temperature: float) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from moxin_lab.model.convert import best_device
+        from moxin_lab.model.convert import best_device, without_bars
 
         device = best_device()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = (
-            AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
-            .to(device)
-            .eval()
-        )
+        with without_bars():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+        self.model = model.to(device).eval()
         self.options = _sampling(max_new_tokens, temperature)
         self.has_template = bool(self.tokenizer.chat_template)
         millions = sum(weight.numel() for weight in self.model.parameters()) / 1e6
@@ -238,9 +236,11 @@ class VisionModel:
     def __init__(self, folder: Path, picture: Any, max_new_tokens: int, temperature: float) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        from moxin_lab.model.convert import without_bars
         from moxin_lab.vision import hf  # noqa: F401 (registers the model type)
 
-        self.model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+        with without_bars():
+            self.model = AutoModelForImageTextToText.from_pretrained(folder).eval()
         self.processor = AutoProcessor.from_pretrained(folder)
         self.picture = picture
         self.options = _sampling(max_new_tokens, temperature)
@@ -341,16 +341,16 @@ def silenced() -> Iterator[None]:
 
     from transformers.utils import logging
 
+    from moxin_lab.model.convert import without_bars
+
     level = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with without_bars(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(level)
-        logging.enable_progress_bar()
 
 
 def _to_terminal(text: str) -> None:

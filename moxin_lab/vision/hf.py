@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from moxin_lab.model import hf_config
+from moxin_lab.model import convert, hf_config
 from moxin_lab.model.config import MoxinConfig
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.scales.sections import TowerSettings
@@ -237,7 +237,8 @@ def save(vlm: MoxinVLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path) 
     )
     model = MoxinVLForConditionalGeneration(config)
     model.vlm.load_state_dict(vlm.state_dict())
-    model.to(vlm.decoder.lm_head.weight.dtype).save_pretrained(folder)
+    with convert.without_bars():
+        model.to(vlm.decoder.lm_head.weight.dtype).save_pretrained(folder)
     processor.save_pretrained(folder)
     return Path(folder)
 

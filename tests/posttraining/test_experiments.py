@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from moxin_lab.model import convert
-from moxin_lab.posttraining import chat, dpo, experiments, tables
+from moxin_lab.posttraining import chat, dpo, experiments, sampling, sft, tables
 from tests.posttraining.examples import make_conversations, make_model, make_sides, make_tokenizer
 
 OPTIMIZER = {
@@ -144,6 +144,17 @@ def test_a_sampled_pair_names_the_training_row_that_it_answers(world, monkeypatc
         list(asked[0].index) == [1, 3, 7, 9] and found.prompts == 4
     )  # at even distances among rows 1, 3, 5, 7, 9, 11
     assert asked[0]["messages"].tolist() == rows.loc[[1, 3, 7, 9], "messages"].tolist()
+
+
+def test_the_pipeline_answers_as_the_lab_does_and_writes_nothing(world, tmp_path, capfd):
+    world.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    folder = sft.export(make_model(), tmp_path / "tokenizer", tmp_path / "instruct")
+    rows = world.rows.head(2)
+    answers = experiments.pipeline_answers(folder, rows, max_new_tokens=6)
+    assert capfd.readouterr() == ("", "")  # in a notebook a bar is a widget with a random id
+    prompts = [messages[:-1] for messages in tables.conversations(rows)]
+    said = sampling.respond(make_model(), world.tokenizer, prompts, max_new_tokens=6, batch_size=1)
+    assert answers["pipeline"].str.strip().tolist() == [each.text.strip() for each in said]
 
 
 def test_outcomes_are_compared_row_by_row_and_over_seeds():

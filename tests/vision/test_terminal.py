@@ -53,6 +53,13 @@ def test_a_question_that_spells_a_placeholder_or_an_end_is_text(folder, tmp_path
         assert model.answer([{"role": "user", "content": question}], lambda text: None) == expected
 
 
+def test_saving_and_two_loads_write_nothing(tiny_vlm, byte_tokenizer, tmp_path, capfd):
+    saved = hf.save(tiny_vlm, copy.deepcopy(byte_tokenizer), tmp_path / "vlm")
+    for _ in range(2):
+        terminal.VisionModel(saved, open_image(picture(tmp_path, "red.png")), 3, 0.0)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_one_question_from_the_command_line(folder, tmp_path, capsys):
     words = [
         "chat",
