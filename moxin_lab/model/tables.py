@@ -5,7 +5,7 @@ Out of scope: running a model (see `experiments` and `measures`); captions.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -14,6 +14,9 @@ from moxin_lab.model import measures
 from moxin_lab.model.config import MoxinConfig, count_parameters
 from moxin_lab.model.decoder import rotary_angles, rotate
 from moxin_lab.scales.sections import ModelSettings, Phase
+
+if TYPE_CHECKING:
+    from moxin_lab.lab.measured import Chart
 
 PARTS_OF_A_BLOCK = (
     "q_proj",
@@ -38,14 +41,16 @@ TABLE_1 = {
 """Table 1 of the technical report, in the names of `MistralConfig`."""
 
 
-BENCHES = {
-    "attention": "Attention forward and backward, one layer of full width, TFLOP/s of the window's "
-    "pairs",
-    "decode": "One token after a long text, full model",
-    "prefill": "Reading a long text, full model",
-    "train-step": "A training step, eight blocks of full width",
+SPEEDS = {
+    ("decode", "ms_per_token"): "One token after a long text, full model, milliseconds",
+    ("prefill", "ms"): "Reading a prompt, full model, milliseconds",
+    ("attention", "forward_tflops"): "Attention forward, one layer of full width, TFLOP/s of the "
+    "window's pairs",
+    ("attention", "backward_tflops"): "Attention backward, one layer of full width, TFLOP/s of the "
+    "window's pairs",
+    ("train-step", "median_ms"): "A training step, eight blocks of full width, milliseconds",
 }
-"""Benchmarks of `moxin-lab bench` that notebook 03 shows, and their captions."""
+"""Benchmark and column of the speed tables of notebook 03, in their order, and their captions."""
 
 
 def in_words(frame: pd.DataFrame) -> pd.DataFrame:
@@ -129,13 +134,54 @@ def reach_and_span(frames: dict[int, pd.DataFrame], window: int) -> pd.DataFrame
     )
 
 
-def expansion_results(record: dict[str, Any]) -> pd.DataFrame:
-    """Steps, tokens and held-out bits per byte of each arm of `bench expansion`: one column per
-    seed.
+def speed_tables(charts: Sequence["Chart"]) -> dict[str, list["Chart"]]:
+    """The charts of `lab.measured.charts` that belong to each table of SPEEDS, by its caption; an
+    empty list where nothing was measured.
     """
-    bits = pd.DataFrame(record["rows"]).pivot(index="arm", columns="seed", values="bits_per_byte")
+    return {
+        caption: [c for c in charts if (c.question.bench, c.question.column) == key]
+        for key, caption in SPEEDS.items()
+    }
+
+
+def speeds(charts: Sequence["Chart"]) -> pd.DataFrame:
+    """One row per implementation, one column per chart (all of one table); the limit of the
+    hardware comes first.
+
+    A cell is the median of its runs, with the lowest, the highest and the number of runs in
+    brackets if there are several, or why there is none; empty for what was not tried.
+    """
+    columns = {}
+    for chart in charts:
+        digits, cells = chart.question.digits, {}
+        if chart.floor is not None:
+            cells[chart.floor_name.partition(":")[0]] = f"{chart.floor:,.{digits}f}"
+        cells |= {bar.name: bar.in_words(digits) for bar in chart.bars}
+        columns[_shape_in_words(chart)] = cells
+    names = dict.fromkeys(name for cells in columns.values() for name in cells)
+    return pd.DataFrame(
+        {title: [cells.get(name) for name in names] for title, cells in columns.items()},
+        index=pd.Index(names, name="implementation"),
+    )
+
+
+def _shape_in_words(chart: "Chart") -> str:
+    """`1 × 16,384 tokens, documents of 2,048`: what a chart's question holds fixed."""
+    shape = chart.question.shape
+    if "tokens" not in shape:
+        return "one step"
+    rows = f"{shape['rows']} × " if "rows" in shape else ""
+    packed = shape.get("document_tokens")
+    return f"{rows}{shape['tokens']:,} tokens" + (f", documents of {packed:,}" if packed else "")
+
+
+def expansion_results(record: dict[str, Any]) -> pd.DataFrame:
+    """Steps and tokens of each arm of `bench expansion`, and its held-out bits per byte: the median
+    of its seeds, the lowest and the highest.
+    """
+    bits = pd.DataFrame(record["rows"]).groupby("arm")["bits_per_byte"]
     compute = pd.DataFrame(record["compute"]).set_index("arm")[["steps", "tokens"]]
-    return compute.join(bits.rename(columns=lambda seed: f"seed {seed}"))
+    return compute.join(bits.agg(median="median", lowest="min", highest="max"))
 
 
 def compiling_in_words(

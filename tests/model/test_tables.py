@@ -73,10 +73,47 @@ def test_committed_records_are_tabulated_by_arm_and_compared_by_loss():
         ],
         "compute": [{"arm": "a", "steps": 5, "tokens": 10, "flops": 1.0}],
     }
-    expected = {"steps": 5, "tokens": 10, "seed 0": 2.0, "seed 1": 3.0}
+    expected = {"steps": 5, "tokens": 10, "median": 2.5, "lowest": 2.0, "highest": 3.0}
     assert tables.expansion_results(record).loc["a"].to_dict() == expected
     losses = {"rows": [{"first_losses": [3.0, 2.0]}, {"first_losses": [3.0, 2.5]}, {"reason": "x"}]}
     assert tables.first_loss_spread(losses) == 0.5
+
+
+def test_a_speed_table_has_one_row_per_implementation_and_no_column_per_run():
+    first, second = (
+        {"implementation": "auto", "ms_per_token": value, "floor_ms": 1.0, "rows": rows}
+        for value, rows in ((4.0, 1), (9.0, 8))
+    )
+    peer = {"implementation": "peer", "reason": "out of memory", "tokens": 32_000, "rows": 1}
+    rows = [
+        {**first, "tokens": 32_000, "run": 1},
+        {**first, "tokens": 32_000, "run": 2, "ms_per_token": 8.0},
+        {**second, "tokens": 8_192},
+        {**peer, "ms_per_token": None},
+    ]
+    record = {"bench": "decode", "machine": {"gpu": "Chip", "date": "2026-01-02"}, "rows": rows}
+    questions = [each for each in measured.QUESTIONS if each.bench == "decode"]
+    charts = [measured.chart(record, question, "decode.json") for question in questions]
+    found = tables.speed_tables(charts)
+    filled = [caption for caption, answers in found.items() if answers]
+    assert list(found) == list(tables.SPEEDS.values()) and filled == list(found)[:1]
+    table = tables.speeds(found[filled[0]])
+    assert table["1 × 32,000 tokens"].to_dict() == {
+        "floor": "1.0",
+        "auto": "6.0 (4.0 to 8.0, 2 runs)",
+        "peer": "not measured: out of memory",
+    }
+    assert table["8 × 8,192 tokens"].fillna("not tried").tolist() == ["1.0", "9.0", "not tried"]
+
+
+def test_the_speed_tables_of_notebook_03_hold_every_chart_of_the_committed_gpu(repository):
+    charts = measured.charts(repository, "h100")
+    kinds = {bench for bench, _ in tables.SPEEDS}
+    shown = [chart for answers in tables.speed_tables(charts).values() for chart in answers]
+    assert {id(c) for c in shown} == {id(c) for c in charts if c.question.bench in kinds}
+    for answers in tables.speed_tables(charts).values():
+        table = tables.speeds(answers)
+        assert table.index.is_unique and table.shape[1] == len(answers) <= 4
 
 
 def test_underscores_of_columns_become_spaces():
