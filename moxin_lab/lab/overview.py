@@ -1,4 +1,5 @@
-"""What `notebooks/00_start_here.ipynb` shows: the map of the stages, and the best figure of each.
+"""What `notebooks/00_start_here.ipynb` shows: the map of the stages, what each needs, and the best
+figure of each.
 
     overview.show_pipeline()
     overview.show_best_figures(scale, root)
@@ -22,13 +23,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from moxin_lab.lab import findings, pictures, show
 from moxin_lab.lab.artifacts import (
     MAX_NOTEBOOK_BYTES,
+    LabError,
     find_root,
     read_json,
     read_record,
     stage_folder,
 )
 from moxin_lab.lab.findings import RELEASED, SMALL
-from moxin_lab.stages import STAGES
+from moxin_lab.stages import STAGES, StageInfo, producer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,19 +111,60 @@ def show_pipeline() -> None:
     )
 
 
-def show_map(scale: str, root: str | Path = ".") -> None:
-    """Display one row per stage: its question, and the seconds that it took here, if it has run."""
+def show_map() -> None:
+    """Display one row per stage: the question that it answers."""
+    import pandas as pd
+
+    rows = [(f"{guide.stage}.ipynb", guide.question) for guide in GUIDES]
+    frame = pd.DataFrame(rows, columns=["notebook", "the question that it answers"])
+    show.table_output(frame.set_index("notebook"), caption="The notebooks.", scale="")
+
+
+def show_needs(scale: str, root: str | Path = ".") -> None:
+    """Display one row per stage: the earlier ones that it needs, what it leaves, how long its
+    notebook says that it takes at tiny scale, and how long it took here at this one, if it has run.
+    """
     import pandas as pd
 
     folder = find_root(root)
     rows = []
-    for guide in GUIDES:
-        record = read_record(folder, scale, guide.stage)
-        seconds = show.format_seconds(record["seconds"]) if record else "not run yet"
-        rows.append((f"{guide.stage}.ipynb", guide.question, seconds))
-    columns = ["notebook", "the question that it answers", f"time at {scale} scale here"]
+    for info in STAGES:
+        record = read_record(folder, scale, info.name)
+        took = show.format_seconds(record["seconds"]) if record else "not run yet"
+        leaves = ", ".join(info.leaves).replace("_", " ")
+        stated = stated_time(folder / "notebooks" / f"{info.name}.ipynb")
+        rows.append((info.name, needs_in_words(info), leaves, stated, took))
+    columns = ["notebook", "needs", "leaves", "tiny, two cores", f"here, {scale} scale"]
+    caption = (
+        "What each notebook needs and leaves, and how long it takes. In brackets: only if the "
+        "scale's file asks for it."
+    )
     frame = pd.DataFrame(rows, columns=columns).set_index("notebook")
-    show.table_output(frame, caption="The notebooks.", scale="", clock=True)
+    show.table_output(frame, caption=caption, scale="", clock=True)
+
+
+def needs_in_words(info: StageInfo) -> str:
+    """`01, 02, 04 (05, 06)`: numbers of the stages whose artifacts a stage takes, or may take."""
+    if info.reads_records:
+        return "the records of all that have run"
+    needs, may = (
+        sorted({producer(artifact).name[:2] for artifact in artifacts})
+        for artifacts in (info.takes, info.may_take)
+    )
+    brackets = ", ".join(number for number in may if number not in needs)
+    return (", ".join(needs) or "nothing") + (f" ({brackets})" if brackets else "")
+
+
+def stated_time(notebook: Path) -> str:
+    """`about 70 seconds`: the time that a notebook states for two cores at tiny scale. Raises
+    LabError for one that states none.
+    """
+    cells = read_json(notebook, max_bytes=MAX_NOTEBOOK_BYTES)["cells"]
+    text = " ".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    found = re.search(r"It takes ([^.]*?)(?: of processor time)?(?: on two [a-z ]*cores)?\.", text)
+    if found is None:
+        raise LabError(f"{notebook} does not say how long it takes: `It takes ... on two cores.`")
+    return " ".join(found[1].split())
 
 
 def show_findings(scale: str, root: str | Path = ".") -> None:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from moxin_lab.lab import overview, pictures
+from moxin_lab.lab.artifacts import LabError
 from moxin_lab.stages import STAGES
 
 
@@ -75,16 +76,29 @@ def test_inline_pictures_become_images_and_inline_again():
     assert "clipPath" in again and "url(#picture-1-c)" in again and 'viewBox="0 0 72 36"' in again
 
 
-def test_the_map_names_every_notebook(shown, repository):
-    overview.show_map("no-such-run", repository)
+def test_the_map_names_every_notebook_and_what_it_needs(shown, repository):
+    overview.show_map()
+    overview.show_needs("no-such-run", repository)
     assert all(f"{info.name}.ipynb" in shown[0] for info in STAGES)
-    assert shown[0].count("not run yet") == len(STAGES)
+    assert shown[1].count("not run yet") == len(STAGES)
+    needs = {info.name[:2]: overview.needs_in_words(info) for info in STAGES}
+    assert needs["01"] == "nothing" and needs["04"] == "01, 02, 03"
+    assert needs["07"] == "02 (04, 05, 06)" and needs["10"].startswith("the records")
 
 
-def test_the_seconds_of_the_map_are_marked_as_the_clock_s(monkeypatch, repository):
+def test_every_notebook_states_how_long_it_takes(repository, tmp_path):
+    for info in STAGES:
+        stated = overview.stated_time(repository / "notebooks" / f"{info.name}.ipynb")
+        assert re.fullmatch(r"[a-z0-9 ]+ (seconds|minutes)", stated), (info.name, stated)
+    (tmp_path / "x.ipynb").write_text('{"cells": [{"cell_type": "markdown", "source": ["No."]}]}')
+    with pytest.raises(LabError, match="does not say how long"):
+        overview.stated_time(tmp_path / "x.ipynb")
+
+
+def test_the_seconds_of_a_run_are_marked_as_the_clock_s(monkeypatch, repository):
     marks = []
     monkeypatch.setattr("moxin_lab.lab.show._display", lambda *shown: marks.append(shown[2]))
-    overview.show_map("no-such-run", repository)
+    overview.show_needs("no-such-run", repository)
     assert marks == [True]
 
 
