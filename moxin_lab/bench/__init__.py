@@ -61,6 +61,10 @@ BENCHES = {
     "evaluation": "requests of lm-evaluation-harness, with its own `hf` adapter as peer",
     "sft": "steps of supervised fine-tuning, with TRL's SFTTrainer as peer",
     "rollout": "completions sampled for GRPO, with transformers' generate as peer",
+    "grpo-variants": (
+        "what keeps pass@8 while GRPO raises pass@1: one change of the recipe at a time, at equal "
+        "samples, on validation questions"
+    ),
     "overlap": (
         "GRPO steps with rollouts sampled during training, on the same or another GPU, against "
         "rollout and training one after the other"
@@ -102,6 +106,7 @@ PACKAGES = (
     "daft",
     "rensa",
     "datasketch",
+    "reasoning-gym",
     "tokenizers",
     "tiktoken",
     "quicktok-v1",
@@ -111,6 +116,10 @@ PACKAGES = (
     "lancedb",
     "duckdb",
 )
+
+
+OF_THIS_MACHINE = ("--json", "--picture", "--datatrove", "--cot", "--tokenizer", "--results")
+"""Options whose value is a path."""
 
 
 class Bench(Protocol):
@@ -166,7 +175,7 @@ def record(name: str, device: str, result: dict[str, Any]) -> dict[str, Any]:
     by_command_line = Path(sys.argv[0]).name in ("moxin-lab", "cli.py")
     # The file's name is enough to repeat the command; its folder belongs to this machine.
     words = [
-        Path(word).name if before in ("--json", "--picture", "--datatrove") else word
+        Path(word).name if before in OF_THIS_MACHINE else word
         for before, word in itertools.pairwise(sys.argv[1:])
     ]
     command = shlex.join(["moxin-lab", "bench", *words]) if by_command_line else name

@@ -168,9 +168,9 @@ QUESTIONS = (
         True,
     ),
 )
-SHOWN_ELSEWHERE = ("recipe", "smollm2-expansion")
+SHOWN_ELSEWHERE = ("recipe", "smollm2-expansion", "grpo-variants")
 """Benches of a GPU that compare trainings by quality: the page lies beside the file, and notebook
-04 shows it."""
+04 or 06 shows it."""
 EVALUATED = ({"moxin_lab", "results"}, {"model", "window", "table", "items"})
 """Keys of what `moxin-lab evaluate` writes: scores; with `--needles`, a model in long contexts."""
 SPEEDS = ("ms", "s", "TFLOP/s", "tokens/s", "images/s")
