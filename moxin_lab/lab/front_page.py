@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moxin_lab import scales
-from moxin_lab.lab import claims, diagrams, documents, findings, layout
+from moxin_lab.lab import claims, diagrams, documents, findings, layout, nearest_evidence
 from moxin_lab.lab.artifacts import read_yaml
 from moxin_lab.lab.layout import NavItem
 from moxin_lab.lab.provenance import made_with, measure_row
@@ -38,11 +38,13 @@ def write(
     shared: Mapping[str, Any],
     records: Records,
     minutes: Mapping[str, int],
+    nearest: nearest_evidence.Beside,
     root: Path,
 ) -> None:
     """Write the front page.
 
-    shared: what every page's template takes. minutes: reading time of each stage's page.
+    shared: what every page's template takes. minutes: reading time of each stage's page. nearest:
+    of `nearest_evidence.beside`, shown beside claims without a verdict.
     """
     nav, scale = shared["nav"], shared["scale"]
     shown = {item.name: records.get(item.name) for item in nav if item.state != "failed"}
@@ -51,7 +53,14 @@ def write(
     listed = (root / "papers" / "claims.yml").exists()
     judged = claims.verdicts(root, done, base) if listed else []
     related = documents.related(root, out_html.parent) if listed else {}
-    rows = [{**claim_row(verdict, nav), "related": related[verdict.id]} for verdict in judged]
+    rows = [
+        {
+            **claim_row(verdict, nav),
+            "related": related[verdict.id],
+            "nearest": nearest.get(verdict.id, ()) if verdict.verdict in claims.OPEN else (),
+        }
+        for verdict in judged
+    ]
     cards = documents.data_cards(root)
     released = released_reports(root, out_html.parent)
     citation = cite(root, done)

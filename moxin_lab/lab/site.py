@@ -22,7 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moxin_lab.lab import claims, documents, front_page, glossary, layout, provenance
+from moxin_lab.lab import (
+    claims,
+    documents,
+    front_page,
+    glossary,
+    layout,
+    nearest_evidence,
+    provenance,
+)
 from moxin_lab.lab.artifacts import (
     MAX_NOTEBOOK_BYTES,
     LabError,
@@ -66,15 +74,25 @@ def build_site(root: Path, scale: str) -> Path:
         for info in STAGES
     ]
     shared: dict[str, Any] = {"scale": scale, "nav": nav, "documents": documents.listed(root, out)}
+    finished = [r for name, r in records.items() if r and sources[name].state != "failed"]
+    nearest = nearest_evidence.beside(root, finished)
     minutes = {
         name: stage_page(
-            source.notebook, out / f"{name}.html", source=source, name=name, root=root, **shared
+            source.notebook,
+            out / f"{name}.html",
+            source=source,
+            name=name,
+            nearest=nearest,
+            root=root,
+            **shared,
         )
         for name, source in sources.items()
         if source.notebook is not None
     }
     index = out / "index.html"
-    front_page.write(index, shared=shared, records=records, minutes=minutes, root=root)
+    front_page.write(
+        index, shared=shared, records=records, minutes=minutes, nearest=nearest, root=root
+    )
     written = {
         index,
         *documents.write(root, out, shared),
@@ -118,13 +136,14 @@ def stage_page(
     *,
     source: Source,
     name: str,
+    nearest: nearest_evidence.Beside,
     root: Path,
     scale: str,
     nav: Sequence[NavItem],
     documents: Sequence[Any],
 ) -> int:
     """One executed notebook as a page; minutes that its prose takes to read. Raises LabError if the
-    file is not a notebook.
+    file is not a notebook. nearest: shown beside claims that the stage leaves open.
     """
     from moxin_lab.lab.cells import render_notebook
 
@@ -140,7 +159,7 @@ def stage_page(
     body = link_claims(glossary.explain(rendered.html), _claim_ids(root))
     minutes = layout.reading_minutes(body)
     failed = source.state == "failed"
-    verdicts = _verdicts(record, cells)
+    verdicts = _verdicts(record, cells, nearest)
     headings = [heading for heading in rendered.headings if heading[0] in (2, 3)]
     layout.write_page(
         out_html,
@@ -196,9 +215,12 @@ def _claim_ids(root: Path) -> frozenset[str]:
     return frozenset(entry["id"] for entry in claims.load(root))
 
 
-def _verdicts(record: Record, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _verdicts(
+    record: Record, cells: Sequence[Mapping[str, Any]], nearest: nearest_evidence.Beside
+) -> list[dict[str, Any]]:
     """Verdicts that the stage recorded, each with the anchor of the cell that decided it: the last
-    code cell that names the claim, else the last one that records claims.
+    code cell that names the claim, else the last one that records claims; an open claim with the
+    nearest evidence.
     """
     code = {
         f"cell-{number}": "".join(cell["source"])
@@ -215,6 +237,7 @@ def _verdicts(record: Record, cells: Sequence[Mapping[str, Any]]) -> list[dict[s
                 "verdict": claim["verdict"],
                 "evidence": claim.get("evidence", ""),
                 "cell": next(iter([*naming[::-1], *recording[::-1]]), ""),
+                "nearest": nearest.get(claim["id"], ()) if claim["verdict"] in claims.OPEN else (),
             }
         )
     return rows

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from moxin_lab.lab import claims
+from moxin_lab.lab import claims, nearest_evidence
 from moxin_lab.lab.artifacts import (
     LabError,
     describe,
@@ -254,6 +254,42 @@ def undecided_table(verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
         if v.verdict in claims.OPEN
     ]
     return pd.DataFrame(rows, columns=["claim", "why not, or what was seen", "command"])
+
+
+def nearest_evidence_list(
+    verdicts: Sequence[claims.Verdict], beside: nearest_evidence.Beside
+) -> str:
+    """Markdown: the nearest evidence beside each claim without a verdict, by kind, the strongest
+    kind first.
+
+    beside: of `nearest_evidence.evidence`.
+    """
+    undecided = [item.id for item in verdicts if item.verdict in claims.OPEN]
+    found = [each for claim in undecided for each in beside.get(claim, ())]
+    lines = []
+    for kind, meaning in nearest_evidence.KINDS.items():
+        if rows := [each for each in found if each.kind == kind]:
+            lines += ["", f"**{kind.capitalize()}**: {meaning}.", ""]
+            lines += [_bullet(each) for each in rows]
+    return "\n".join(lines)
+
+
+def _bullet(each: nearest_evidence.Evidence) -> str:
+    scale = f" ({each.scale} scale)" if each.scale else ""
+    sources = ", ".join(f"`{name}`" if "/" in name else name for name in each.read_from)
+    return f"- `{each.claim}`{scale}: {each.sentence}" + (f" From {sources}." if sources else "")
+
+
+def nearest_evidence_sentence(
+    verdicts: Sequence[claims.Verdict], beside: nearest_evidence.Beside
+) -> str:
+    """How many of the claims that need full scale and have no verdict have evidence beside them."""
+    waiting = [v.id for v in verdicts if v.verdict in claims.OPEN and v.scale_needed == "full"]
+    bare = sum(all(each.kind == "none" for each in beside[claim]) for claim in waiting)
+    return (
+        f"Beside {len(waiting) - bare} of the {len(waiting)} claims that need full scale something "
+        f"stands; beside {bare} nothing does, for the reason given. No verdict rests on any of it."
+    )
 
 
 def deviation_table(deviations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moxin_lab.lab import claims
+from moxin_lab.lab import claims, nearest_evidence
 from moxin_lab.openness import figures, mof, mof_evidence, report, summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,6 +136,37 @@ def test_every_claim_is_in_exactly_one_of_the_two_claim_tables():
     assert len(decided) + len(undecided) == len(verdicts)
     carried = {entry["command"] for entry in claims.load(ROOT) if "command" in entry}
     assert set(undecided["command"]) == carried | {"none"}
+
+
+def test_nearest_evidence_stands_by_kind_and_changes_no_verdict():
+    every = claims.verdicts(ROOT, [record()], "tiny")
+    beside = nearest_evidence.evidence(ROOT, [record()])
+    before = list(every)
+    text = report.nearest_evidence_list(every, beside)
+    assert every == before == claims.verdicts(ROOT, [record()], "tiny")
+    kinds = [line[2 : line.index("**:")] for line in text.splitlines() if line.startswith("**")]
+    assert kinds == [kind.capitalize() for kind in nearest_evidence.KINDS]
+    open_claims = {v.id for v in every if v.verdict in claims.OPEN}
+    for claim, several in beside.items():
+        for each in several:
+            assert claim in open_claims
+            line = next(x for x in text.splitlines() if each.sentence in x and f"`{claim}`" in x)
+            assert line.startswith(f"- `{claim}`") and all(name in line for name in each.read_from)
+    needing = {v.id for v in every if v.scale_needed == "full"}
+    bare = [claim for claim in needing if beside[claim][0].kind == "none"]
+    words = f"Beside {len(needing) - len(bare)} of the {len(needing)} claims"
+    assert words in report.nearest_evidence_sentence(every, beside)
+
+
+def test_a_claim_that_has_its_verdict_has_no_nearest_evidence_beside_it():
+    told = {"id": "arch.ablations", "verdict": "reproduced", "evidence": "e"}
+    full = record(scale="full", claims=[told])
+    every = claims.verdicts(ROOT, [full], "full")
+    beside = nearest_evidence.evidence(ROOT, [full])
+    text = report.nearest_evidence_list(every, beside)
+    assert "`arch.ablations`" not in text and "`arch.custom-initialisation`" in text
+    waiting = sum(v.scale_needed == "full" for v in every) - 1
+    assert f"of the {waiting} claims" in report.nearest_evidence_sentence(every, beside)
 
 
 def test_provenance_tables_show_where_stages_differ():
