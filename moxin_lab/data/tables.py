@@ -193,6 +193,28 @@ def left_after_each_step(counts: pd.DataFrame, value: str, by: str = "language")
     return numbers.pivot_table(index="step", columns=by, values=value, aggfunc="sum").loc[steps]
 
 
+def steepest_fall(left: pd.DataFrame, unit: str) -> str:
+    """What to look at in a table of `left_after_each_step`: the step that takes the largest share
+    of a column, and the steps that take nothing of any.
+
+    unit: of its numbers, in words.
+    """
+    share = (1 - left / left.shift().where(left.shift() > 0)).iloc[1:]
+    idle = [f"*{step}*" for step in share.index[(share.fillna(0) == 0).all(axis=1)]]
+    nothing = f" Nothing of any column goes at {', '.join(idle)}." if idle else ""
+    if share.max(axis=None) <= 0 or share.isna().all(axis=None):
+        return f"No step takes any {unit}."
+    step, column = share.stack().idxmax()
+    before, after = left[column].shift()[step], left[column][step]
+    digits = 0 if pd.api.types.is_integer_dtype(left[column]) else 1
+    name = f" ({LANGUAGES[column]})" if column in LANGUAGES else ""
+    return (
+        f"Look at *{step}* in the column `{column}`{name}, the steepest fall: "
+        f"{before - after:,.{digits}f} of {before:,.{digits}f} {unit} go there "
+        f"({100 * share[column][step]:.0f} %).{nothing}"
+    )
+
+
 def short_share(settings: DataSettings, counts: pd.DataFrame) -> float:
     """Percent of the documents that reached the short filter that it removed."""
     steps = counts["step"].drop_duplicates().tolist()

@@ -80,6 +80,18 @@ def test_documents_after_each_step_come_in_the_order_of_the_steps():
     assert table.loc["reading"].tolist() == [40e-6, 5.0]
 
 
+def test_the_steepest_fall_is_the_largest_share_of_a_column_and_idle_steps_are_named():
+    steps = pd.Index(["reading", "NFC", "short filter", "language"], name="step")
+    left = pd.DataFrame({"en": [100, 100, 60, 60], "ko": [10, 10, 9, 3]}, index=steps)
+    told = tables.steepest_fall(left, "documents")
+    assert "*language* in the column `ko` (Korean)" in told and "6 of 9 documents" in told
+    assert "(67 %)" in told and told.endswith("Nothing of any column goes at *NFC*.")
+    assert "6.0 of 9.0 megabytes" in tables.steepest_fall(left.astype(float), "megabytes")
+    gone = pd.DataFrame({"en": [5, 0, 0, 0], "code": [0, 0, 0, 0]}, index=steps)
+    assert "*NFC* in the column `en` (English)" in tables.steepest_fall(gone, "documents")
+    assert tables.steepest_fall(left.iloc[:2], "documents") == "No step takes any documents."
+
+
 def test_languages_beyond_a_dozen_are_one_column_and_none_is_lost():
     many = pd.concat([COUNTS.assign(language=f"l{n}", bytes=n) for n in range(20)])
     table = tables.left_after_each_step(many, "documents")
