@@ -29,6 +29,7 @@ from moxin_lab.model.experiments import new_model
 from moxin_lab.posttraining import batches, dpo, sampling, sft, tables
 from moxin_lab.posttraining.chat import Encoded
 from moxin_lab.scales.sections import InstructionTuningSettings, ReasoningSettings
+from moxin_lab.training import side_by_side
 from moxin_lab.training.fit import fit_language_model
 
 
@@ -267,6 +268,37 @@ def preference_hits(
     """
     ratios = (scored - reference) / (1 if loss_type == "sigmoid" else dpo.answer_lengths(pairs))
     return ratios[:, 0] > ratios[:, 1]
+
+
+def start_seeds(
+    pretrained: Path,
+    encoded: Sequence[Encoded],
+    train: pd.DataFrame,
+    card_pairs: pd.DataFrame,
+    tests: Tests,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: InstructionTuningSettings,
+    losses: Mapping[str, tuple[dpo.LossType, float]],
+    *,
+    seed: int,
+    folder: Path,
+) -> side_by_side.Running[int]:
+    """Begin `repeat` with the scale's seeds after the first; its results are by seed."""
+    shared = {
+        "pretrained": pretrained,
+        "encoded": encoded,
+        "train": train,
+        "card_pairs": card_pairs,
+        "tests": tests,
+        "tokenizer": tokenizer,
+        "settings": settings,
+        "losses": dict(losses),
+    }
+    calls = {
+        other: {"seed": other, "folder": folder / f"seed_{other}"}
+        for other in range(seed + 1, seed + settings.seeds)
+    }
+    return side_by_side.start(repeat, calls, shared=shared)
 
 
 def repeat(

@@ -17,12 +17,12 @@ from moxin_lab.lab import curated
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model import convert, experiments, generate, hf_config, plain_text
 from moxin_lab.model.decoder import MoxinForCausalLM
-from moxin_lab.pretraining import parallel
+from moxin_lab.pretraining import parallel, trainer
 from moxin_lab.pretraining.packing import TrainingStream
 from moxin_lab.pretraining.parallel import ParallelSettings
 from moxin_lab.pretraining.pools import Tokens, tokenize_pools
 from moxin_lab.scales.sections import PretrainingSettings
-from moxin_lab.training import schedules
+from moxin_lab.training import schedules, side_by_side
 
 STATED_OPTIMIZER = {
     "adam_beta1": 0.9,
@@ -32,6 +32,10 @@ STATED_OPTIMIZER = {
     "final_learning_rate_ratio": 0.1,
 }
 """AdamW and the end of the cosine as the technical report states them (v6, section 3.4)."""
+
+
+LAST = "after phase 3"
+"""Name of the trained model in tables."""
 
 
 class PhaseSpan(NamedTuple):
@@ -91,6 +95,67 @@ def new_model(
     if layout is not None:
         return experiments.without_storage(config)
     return experiments.new_model(config, seed)
+
+
+def start_seeds(
+    architecture: Path,
+    pools: Mapping[str, Tokens],
+    texts: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: PretrainingSettings,
+    *,
+    compare: Callable[..., pd.DataFrame],
+    seed: int,
+    folder: Path,
+) -> side_by_side.Running[int]:
+    """Begin `train_again` with the scale's seeds after the first, on the GPUs that the first does
+    not use; its results are by seed. compare: `evaluation.heldout.compare`.
+    """
+    shared = {
+        "architecture": architecture,
+        "pools": pools,
+        "texts": texts,
+        "tokenizer": tokenizer,
+        "settings": settings,
+        "compare": compare,
+    }
+    calls = {
+        other: {"seed": other, "folder": folder / f"seed_{other}"}
+        for other in range(seed + 1, seed + settings.seeds)
+    }
+    return side_by_side.start(train_again, calls, shared=shared, own_device=True)
+
+
+def train_again(
+    architecture: Path,
+    pools: Mapping[str, Tokens],
+    texts: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: PretrainingSettings,
+    *,
+    compare: Callable[..., pd.DataFrame],
+    seed: int,
+    folder: Path,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """The whole training with another seed, of weights and of data: what `compare` says of its last
+    weights on `texts`. folder: for resume points; the model is not kept.
+    """
+    stream = TrainingStream(
+        pools, settings.phases, tokens_per_step=settings.tokens_per_step, seed=seed
+    )
+    model = new_model(architecture, seed)
+    trainer.fit(
+        model,
+        stream,
+        settings,
+        resume_folder=folder,
+        save_phase=lambda index: None,
+        progress=progress,
+    )
+    device, context = convert.best_device(), settings.phases[-1].sequence_length
+    final = {LAST: model.to(device)}
+    return compare(final, texts, tokenizer, context=context, seed=seed, device=device)
 
 
 def saver(
@@ -177,16 +242,17 @@ def training_sentence(
 
 
 def against_ngrams(by_language: pd.DataFrame) -> str:
-    """Where the model after phase 3 stands beside the unigram and the trigram. by_language: of
+    """Where the model after phase 3 stands beside the n-gram models. by_language: of
     `scores_by_language`.
     """
-    final = by_language["after phase 3"]
+    final = by_language[LAST]
     below = by_language.index[final < by_language["unigram"]]
-    gaps = gaps_in_words(by_language, "after phase 3", "trigram")
+    trigram, fivegram = (gaps_in_words(by_language, LAST, name) for name in ("trigram", "5-gram"))
     return (
         f"After phase 3 the model is below the unigram in {len(below)} of {len(by_language)} "
-        f"languages ({', '.join(below) or 'none'}). Compared with the trigram on the same text it "
-        f"is {gaps} (above is worse): a table of counts that reads two tokens back."
+        f"languages ({', '.join(below) or 'none'}). Compared with the trigram on the same text, a "
+        f"table of counts that reads two tokens back, it is {trigram} (above is worse); with the "
+        f"5-gram, which reads four, {fivegram}."
     )
 
 
@@ -228,6 +294,37 @@ def scores_by_language(scores: pd.DataFrame) -> pd.DataFrame:
     """
     table = scores.pivot(index="group", columns="model", values="bits_per_byte")
     return table[list(dict.fromkeys(scores["model"]))].rename_axis(index="language")
+
+
+def over_seeds(by_seed: Mapping[int, pd.DataFrame], interval: Callable[[Any], Any]) -> pd.DataFrame:
+    """Bits per byte after the last phase over trainings: one row per language; columns `mean`,
+    `low`, `high` by `interval(values)` (no interval for one seed), and one per seed.
+
+    by_seed: tables of `heldout.compare`.
+    """
+    finals = {seed: table[table["model"] == LAST] for seed, table in by_seed.items()}
+    each = pd.DataFrame(
+        {f"seed {seed}": one.set_index("group")["bits_per_byte"] for seed, one in finals.items()}
+    )
+    summary = pd.DataFrame([interval(values)._asdict() for values in each.to_numpy()], each.index)
+    summary = summary.rename(columns={"value": "mean"})
+    return pd.concat([summary.dropna(axis="columns"), each], axis=1).rename_axis("language")
+
+
+def seeds_in_words(table: pd.DataFrame, by_language: pd.DataFrame, baseline: str) -> str:
+    """How many trainings there are, how far apart they end, and in which languages every one of
+    them is below a baseline. table: of `over_seeds`; by_language: of `scores_by_language`.
+    """
+    each = table.filter(like="seed ")
+    if each.shape[1] == 1:
+        return "One training: how far another seed would end from it is not measured here."
+    apart = (each.max(axis=1) - each.min(axis=1)).max()
+    below = table.index[each.max(axis=1) < by_language.loc[table.index, baseline]]
+    return (
+        f"{each.shape[1]} trainings end at most {apart:.3f} bits per byte apart in any language. "
+        f"All of them are below the {baseline} in {len(below)} of {len(table)} "
+        f"({', '.join(below) or 'none'})."
+    )
 
 
 def gaps_in_words(table: pd.DataFrame, model: str, baseline: str) -> str:

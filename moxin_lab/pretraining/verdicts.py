@@ -42,6 +42,24 @@ def numbers(
     return rows
 
 
+def of_seeds(over_seeds: pd.DataFrame) -> list[Number]:
+    """Held-out bits per byte over trainings, with Student's interval where there are several.
+    over_seeds: of `results.over_seeds`.
+    """
+    count = over_seeds.filter(like="seed ").shape[1]
+    several = "low" in over_seeds
+    return [
+        Number(
+            "heldout_bits_per_byte",
+            row["mean"],
+            "bits/byte",
+            (row["low"], row["high"]) if several else None,
+            {"language": language, "model": results.LAST, "trainings": count},
+        )
+        for language, row in over_seeds.iterrows()
+    ]
+
+
 def judge_phases(settings: PretrainingSettings, num_steps: int) -> Judged:
     """Reproduced if the second context is twice the first and the third phase has another mixture,
     in one training.

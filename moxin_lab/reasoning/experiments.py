@@ -30,6 +30,7 @@ from moxin_lab.reasoning.grpo_trainer import Problem, train_grpo
 from moxin_lab.reasoning.rewards import WeightedReward
 from moxin_lab.reasoning.tasks import GROUPS, Task, draw_all, part_of
 from moxin_lab.scales.sections import GRPOSettings, ReasoningSettings
+from moxin_lab.training import side_by_side
 from moxin_lab.verifier.extraction import BOX_AT_END
 from moxin_lab.verifier.verifier import Verifier
 
@@ -355,12 +356,36 @@ def step_seconds(log: pd.DataFrame) -> pd.DataFrame:
     return seconds.to_frame().assign(share=seconds / log["seconds/step"].sum())
 
 
+def start_seeds(
+    start: Path,
+    encoded: Sequence[chat.Encoded],
+    asked: Questions,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: ReasoningSettings,
+    *,
+    seed: int,
+    folder: Path,
+) -> side_by_side.Running[int]:
+    """Begin `repeat` with the scale's seeds after the first; its results are by seed."""
+    shared = {
+        "start": start,
+        "encoded": encoded,
+        "asked": asked,
+        "tokenizer": tokenizer,
+        "settings": settings,
+    }
+    calls = {
+        other: {"seed": other, "folder": folder / f"seed_{other}"}
+        for other in range(seed + 1, seed + settings.seeds)
+    }
+    return side_by_side.start(repeat, calls, shared=shared)
+
+
 def repeat(
     start: Path,
     encoded: Sequence[chat.Encoded],
     asked: Questions,
     tokenizer: PreTrainedTokenizerFast,
-    verifier: Verifier,
     settings: ReasoningSettings,
     *,
     seed: int,
@@ -368,17 +393,19 @@ def repeat(
     progress: Progress | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Chain-of-thought fine-tuning and GRPO with another seed: what `answer` gives for both
-    models.
+    models. Has a verifier of its own, so that it can run in another process (`side_by_side`).
     """
     options: dict[str, Any] = {"seed": seed, "progress": progress}
     pad_id = tokenizer.pad_token_id
     tuned, _ = experiments.fine_tune(
         start, encoded, settings, pad_id=pad_id, folder=folder / "cot", **options
     )
-    trained, _ = reinforce(
-        tuned, tokenizer, asked.problems, verifier, settings, folder=folder / "grpo", **options
-    )
-    return {
-        name: answers.answer(model, tokenizer, asked.tests, verifier, settings=settings, seed=seed)
-        for name, model in (("CoT-SFT", tuned), ("GRPO", trained))
-    }
+    judging: dict[str, Any] = {"settings": settings, "seed": seed}
+    with Verifier(lazy=True) as verifier:
+        trained, _ = reinforce(
+            tuned, tokenizer, asked.problems, verifier, settings, folder=folder / "grpo", **options
+        )
+        return {
+            name: answers.answer(model, tokenizer, asked.tests, verifier, **judging)
+            for name, model in (("CoT-SFT", tuned), ("GRPO", trained))
+        }

@@ -1,12 +1,16 @@
 """The experiment on stale rollouts of stage 06: the grid of the scale file, judged by the last
 weights of each run.
 
+    running = start_runs(...)           # at once where there is a GPU
+    grid = joined(running.results())    # one row per rollout of every run
+
 Guarantees: every run starts from a copy of the same model and is asked the same questions.
 Out of scope: training asynchronously (`asynchronous`).
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +23,86 @@ from moxin_lab.reasoning import answers, asynchronous
 from moxin_lab.reasoning.experiments import Questions, problems_of
 from moxin_lab.reasoning.rewards import WeightedReward
 from moxin_lab.scales.sections import GRPOSettings, ReasoningSettings
+from moxin_lab.training import side_by_side
 from moxin_lab.verifier.extraction import BOX_AT_END
 from moxin_lab.verifier.verifier import Verifier
 
 
-def staleness_runs(
+def start_runs(
     model: MoxinForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     asked: Questions,
-    verifier: Verifier,
     settings: ReasoningSettings,
     *,
     seed: int,
     folder: Path,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """The grid of the scale's `staleness_experiment`, each run from a copy of the model: columns as
-    `asynchronous.COLUMNS`. `judged` is pass@1 on the test questions of the trained families, the
-    same completions' seed for all runs.
+) -> side_by_side.Running[str]:
+    """Begin the grid of the scale's `staleness_experiment`: a call of `one_run` for each level,
+    objective and seed. Raises ValueError if the scale has no such section.
     """
     experiment = settings.staleness_experiment
     if experiment is None:
         raise ValueError("the scale has no `staleness_experiment` section, so there is no grid")
+    plans = product(experiment.levels, asynchronous.OBJECTIVES, range(experiment.seeds))
+    calls = {
+        f"staleness {level}, {objective}, seed {seed + other}": {
+            "level": level,
+            "objective": objective,
+            "seed": seed + other,
+        }
+        for level, objective, other in plans
+    }
+    shared = {"model": model, "tokenizer": tokenizer, "asked": asked, "settings": settings}
+    shared |= {"judged_with": seed, "folder": folder}
+    return side_by_side.start(one_run, calls, shared=shared)
+
+
+def one_run(
+    model: MoxinForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    asked: Questions,
+    settings: ReasoningSettings,
+    *,
+    level: int,
+    objective: asynchronous.Correction,
+    seed: int,
+    judged_with: int,
+    folder: Path,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """One training of the grid, from a copy of the model: columns as `asynchronous.COLUMNS`.
+    `judged` is pass@1 on the test questions of the trained families, whose completions have the
+    seed `judged_with`, the same for all runs.
+    """
+    experiment = settings.staleness_experiment
+    assert experiment is not None  # `start_runs` has seen to it
     own = {
         name: getattr(experiment, name) for name in ("steps", "prompts_per_step", "learning_rate")
     }
     chosen = GRPOSettings(**(settings.grpo.model_dump() | own | {"format_pattern": BOX_AT_END}))
     tests = {"in-family": asked.tests["in-family"]}
-    return asynchronous.staleness_grid(
-        lambda: copy.deepcopy(model),
-        tokenizer,
-        problems_of(asked.problems, tokenizer),
-        WeightedReward(chosen.rewards, verifier),
-        chosen,
-        seeds=range(seed, seed + experiment.seeds),
-        judge=lambda trained: answers.answer(
-            trained, tokenizer, tests, verifier, settings=settings, seed=seed
-        )["right"].mean(),
-        staleness=experiment.levels,
-        decoding=settings.decoding,
-        folder=folder,
-        progress=progress,
-    )
+    with Verifier(lazy=True) as verifier:
+        return asynchronous.staleness_grid(
+            lambda: copy.deepcopy(model),
+            tokenizer,
+            problems_of(asked.problems, tokenizer),
+            WeightedReward(chosen.rewards, verifier),
+            chosen,
+            seeds=(seed,),
+            judge=lambda trained: answers.answer(
+                trained, tokenizer, tests, verifier, settings=settings, seed=judged_with
+            )["right"].mean(),
+            staleness=(level,),
+            objectives=(objective,),
+            decoding=settings.decoding,
+            folder=folder,
+            progress=progress,
+        )
+
+
+def joined(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What `one_run` returned for each call, as one table."""
+    return pd.concat(runs.values(), ignore_index=True)
 
 
 def staleness_ends(grid: pd.DataFrame) -> pd.DataFrame:

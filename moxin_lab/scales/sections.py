@@ -262,6 +262,21 @@ class PretrainingSettings(Section):
     parallel: ParallelLayout | None = Field(
         default=None, description="null: one process, the whole model in it"
     )
+    seeds: int = Field(
+        default=1,
+        gt=0,
+        description="trainings, each with its own weights and order of data; the first is kept, "
+        "the others say how far apart trainings end",
+    )
+
+    @model_validator(mode="after")
+    def several_trainings_need_a_model_that_fits_one_device(self) -> "PretrainingSettings":
+        if self.parallel is not None and self.seeds > 1:
+            raise ValueError(
+                f"seeds is {self.seeds}, but `parallel` divides one training among all devices: "
+                "state one of the two"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

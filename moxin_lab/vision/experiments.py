@@ -26,6 +26,7 @@ from moxin_lab.lab.progress import Progress
 from moxin_lab.model import convert
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.scales.sections import VisionSettings
+from moxin_lab.training import side_by_side
 from moxin_lab.vision import retrieval, scoring, tasks
 from moxin_lab.vision.answering import answer
 from moxin_lab.vision.data import Concept, render_concepts
@@ -350,39 +351,76 @@ def run_all(
     keep: Sequence[str] = ("align", "no-align"),
 ) -> RecipeRuns:
     """Train every recipe of `settings.arms` on `data` with the seeds from `seed` to
-    `seed + settings.seeds - 1`, and answer the questions of `test`.
+    `seed + settings.seeds - 1`, and answer the questions of `test`; on GPUs several at the same
+    time (`side_by_side`).
 
     features: of the images of `data` (see `run_recipe`) and of the pictures of `test`. keep: the
     recipes whose models are kept in memory.
     """
+    calls = {
+        f"{arm}, seed {run_seed}": {"arm": arm, "seed": run_seed, "keep": arm in keep}
+        for arm in settings.arms
+        for run_seed in range(seed, seed + settings.seeds)
+    }
+    shared = {
+        "towers": towers,
+        "backbones": backbones,
+        "data": data,
+        "test": test,
+        "features": features,
+        "tokenizer": tokenizer,
+        "settings": settings,
+        "folder": folder,
+        "device": device,
+    }
+    done = side_by_side.start(train_and_answer, calls, shared=shared).results(progress)
     trained: dict[str, list[TrainedRecipe]] = {arm: [] for arm in settings.arms if arm in keep}
     answers: dict[str, list[list[str]]] = {arm: [] for arm in settings.arms}
-    rows = []
-    for arm in settings.arms:
-        for run_seed in range(seed, seed + settings.seeds):
-            named = None if progress is None else _with_name(progress, f"{arm}, seed {run_seed}")
-            run = run_recipe(
-                arm,
-                towers,
-                backbones,
-                data,
-                features,
-                tokenizer,
-                settings,
-                seed=run_seed,
-                folder=folder / arm / str(run_seed),
-                device=device,
-                progress=named,
-            )
-            shown = recipe_features(arm, run, towers, features, test, device=device)
-            texts = answer(run.model, tokenizer, test, shown, settings, progress=named)
-            accuracy = float(scoring.judge(test, texts).mean())
-            loss = float(run.logs["finetune"]["loss"].tail(10).mean())
-            rows.append({"arm": arm, "seed": run_seed, "accuracy": accuracy, "loss": loss})
-            answers[arm].append(texts)
-            if arm in keep:
-                trained[arm].append(run)
-    return RecipeRuns(trained, answers, pd.DataFrame(rows))
+    for run, texts, row in done.values():
+        answers[row["arm"]].append(texts)
+        if run is not None:
+            trained[row["arm"]].append(run)
+    return RecipeRuns(trained, answers, pd.DataFrame([row for _, _, row in done.values()]))
+
+
+def train_and_answer(
+    towers: Towers,
+    backbones: Mapping[str, MoxinForCausalLM],
+    data: TrainingData,
+    test: Sequence[Item],
+    features: Features,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: VisionSettings,
+    *,
+    arm: str,
+    seed: int,
+    keep: bool,
+    folder: Path,
+    device: str,
+    progress: Progress | None = None,
+) -> tuple[TrainedRecipe | None, list[str], dict[str, Any]]:
+    """One training of `run_all`: its model and logs if they are to be kept, its answers to `test`,
+    and its row of the table.
+    """
+    run = run_recipe(
+        arm,
+        towers,
+        backbones,
+        data,
+        features,
+        tokenizer,
+        settings,
+        seed=seed,
+        folder=folder / arm / str(seed),
+        device=device,
+        progress=progress,
+    )
+    shown = recipe_features(arm, run, towers, features, test, device=device)
+    texts = answer(run.model, tokenizer, test, shown, settings, progress=progress)
+    accuracy = float(scoring.judge(test, texts).mean())
+    loss = float(run.logs["finetune"]["loss"].tail(10).mean())
+    row = {"arm": arm, "seed": seed, "accuracy": accuracy, "loss": loss}
+    return run if keep else None, texts, row
 
 
 def first_logs(done: RecipeRuns) -> dict[str, pd.DataFrame]:
@@ -424,11 +462,6 @@ def caption_comparison(
         for style in (features, twitter)
     ]
     return caption_losses(model, encoded, styles, others=others)
-
-
-def _with_name(progress: Progress, name: str) -> Progress:
-    """`progress` whose texts begin with the name of the training."""
-    return lambda done, total, text: progress(done, total, f"{name}: {text}")
 
 
 def captioner(

@@ -367,15 +367,8 @@ def test_grpo_leaves_the_model_that_it_starts_from_as_it_was(run):
         assert torch.equal(a, b), name
 
 
-def test_another_seed_is_judged_on_the_same_questions_and_seeds_repeat(run, verifier):
-    arguments = (
-        run["start"],
-        run["encoded"],
-        run["asked"],
-        run["tokenizer"],
-        verifier,
-        run["settings"],
-    )
+def test_another_seed_is_judged_on_the_same_questions_and_seeds_repeat(run):
+    arguments = (run["start"], run["encoded"], run["asked"], run["tokenizer"], run["settings"])
     first = experiments.repeat(*arguments, seed=0, folder=run["folder"] / "repeat0")
     pd.testing.assert_frame_equal(first["GRPO"], run["found"])
     other = experiments.repeat(*arguments, seed=1, folder=run["folder"] / "repeat1")
@@ -383,20 +376,20 @@ def test_another_seed_is_judged_on_the_same_questions_and_seeds_repeat(run, veri
     assert other["GRPO"]["text"].tolist() != first["GRPO"]["text"].tolist()
 
 
-def test_the_staleness_grid_has_one_run_per_combination_and_its_figures_are_drawn(run, verifier):
+def test_the_staleness_grid_has_one_run_per_combination_and_its_figures_are_drawn(run):
     experiment = sections.StalenessExperiment(
         levels=(0, 1), steps=2, prompts_per_step=2, learning_rate=1e-3, seeds=3
     )
     settings = run["settings"].model_copy(update={"staleness_experiment": experiment})
-    grid = staleness.staleness_runs(
+    running = staleness.start_runs(
         run["tuned"],
         run["tokenizer"],
         run["asked"],
-        verifier,
         settings,
         seed=0,
         folder=run["folder"] / "grid",
     )
+    grid = staleness.joined(running.results())
     ends = staleness.staleness_ends(grid)
     assert (
         len(ends) == 2 * 2 * 3
