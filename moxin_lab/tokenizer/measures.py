@@ -368,7 +368,8 @@ def renyi_efficiency(counts: np.ndarray, vocab_size: int, order: float = 2.5) ->
     if not total:
         raise ValueError("no token was counted, so there is no distribution to measure")
     shares = counts[counts > 0] / total
-    return float(np.log((shares**order).sum()) / (1 - order) / np.log(vocab_size))
+    entropy = np.log((shares**order).sum()) / (1 - order)
+    return max(0.0, float(entropy / np.log(vocab_size)))  # of one id it is 0, and -0.0 in floats
 
 
 def renyi_efficiencies(

@@ -8,11 +8,12 @@ Out of scope: counting tokens and computing intervals, which `measures` does.
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from moxin_lab.lab import Stage
 from moxin_lab.tokenizer import learn
-from moxin_lab.tokenizer.measures import with_interval
+from moxin_lab.tokenizer.measures import renyi_efficiency, with_interval
 
 COMPARISONS = {
     "over Mistral v0.1": ("routed", "Mistral v0.1"),
@@ -37,6 +38,49 @@ def merges_example(words: Mapping[str, int], shown: str, count: int) -> pd.DataF
             at += 1
         rows.append((number, f"{left} + {right}", " ".join(pieces)))
     return pd.DataFrame(rows, columns=["merge", "joins", f"{shown!r} in pieces"]).set_index("merge")
+
+
+def worth_example(
+    formed: Mapping[str, Sequence[float]], num_bytes: Mapping[str, int], favoured: str
+) -> pd.DataFrame:
+    """`Pool.by_worth` on a few candidates: how often each is formed in the text of each language,
+    its worth with equal weights and with `favoured` weighing twice, and its place in the order in
+    which ids are given out. One row per candidate.
+
+    formed: token to numbers in the order of num_bytes.
+    """
+    candidates = tuple(
+        learn.Candidate(token.encode(), (), None, tuple(counts)) for token, counts in formed.items()
+    )
+    pool = learn.Pool(candidates, dict(num_bytes), 1, 16)
+    table = pd.DataFrame(
+        {f"formed, {name}": [c[i] for c in formed.values()] for i, name in enumerate(num_bytes)},
+        index=pd.Index(formed, name="candidate"),
+    )
+    for title, factor in (("equal weights", 1.0), (f"{favoured} twice", 2.0)):
+        weights = dict.fromkeys(num_bytes, 1.0) | {favoured: factor}
+        ordered = pool.by_worth(weights)
+        worth = {candidate.token.decode(): value for value, candidate in ordered}
+        table[f"worth, {title}"] = [worth[token] for token in formed]
+        table[f"taken, {title}"] = [list(worth).index(token) + 1 for token in formed]
+    return table
+
+
+def evenness_example(uses: Mapping[str, Sequence[int]]) -> pd.DataFrame:
+    """`renyi_efficiency` of a few small vocabularies: how often each id is used, and the efficiency
+    of order 2.5.
+
+    uses: a few words on a vocabulary to the numbers of its ids.
+    """
+    return pd.DataFrame(
+        {
+            "each id is used": [", ".join(map(str, counts)) for counts in uses.values()],
+            "efficiency": [
+                renyi_efficiency(np.array(counts), len(counts)) for counts in uses.values()
+            ],
+        },
+        index=pd.Index(uses, name="vocabulary"),
+    )
 
 
 def record(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from moxin_lab.tokenizer import tables
 
@@ -110,3 +111,19 @@ def test_the_worked_example_of_bpe_merges_the_most_frequent_pair_first():
     assert pieces[0] == "l o w e s t" and pieces[-1] == "low est" and len(table) == 5
     assert table["joins"].tolist()[1:3] == ["e + s", "es + t"]  # 9 times; all other pairs fewer
     assert all("".join(cut.split()) == "lowest" for cut in pieces)
+
+
+def test_a_candidate_s_worth_is_tokens_saved_per_megabyte_and_the_best_is_taken_first():
+    formed = {"the": (3000, 0), "ing": (1500, 0), "ko": (10, 900)}
+    table = tables.worth_example(formed, {"English": 2_000_000, "Korean": 500_000}, "Korean")
+    # half of 3,000 in two megabytes; half of 10 in two and half of 900 in half a megabyte
+    assert table["worth, equal weights"].tolist() == pytest.approx([750, 375, 902.5])
+    assert table["taken, equal weights"].tolist() == [2, 3, 1]
+    assert table["worth, Korean twice"].tolist() == pytest.approx([500, 250, 1200 + 10 / 6])
+    assert table["formed, Korean"].tolist() == [0, 0, 900]
+
+
+def test_an_even_use_of_all_ids_has_efficiency_one_and_an_unused_half_costs():
+    uses = {"even": (2, 2, 2, 2), "one frequent": (5, 1, 1, 1), "half unused": (2,) * 4 + (0,) * 4}
+    even, frequent, unused = tables.evenness_example(uses)["efficiency"]
+    assert even == pytest.approx(1) and unused == pytest.approx(2 / 3) and frequent < even
