@@ -299,13 +299,21 @@ def name_of(variant: str, seed: int) -> str:
 def run_jobs(
     names: Sequence[str], setup: SimpleNamespace, options: argparse.Namespace, began: float
 ) -> dict[str, Any]:
-    """Everything that is named and not yet there, in order, as long as there is time."""
+    """Everything that is named and not yet there, in order, as long as there is time. After each
+    training `--json` is written as well.
+    """
+    from moxin_lab.bench import record as with_machine
+    from moxin_lab.lab.artifacts import write_json
     from moxin_lab.verifier.verifier import Verifier
 
     path, tried = Path(options.results), set[str]()
     with Verifier(lazy=True) as verifier:
         while True:
             found = read_records(path, setup)
+            result = summary(names, setup, found, options)
+            if options.json not in (None, "-"):
+                described = with_machine("grpo-variants", options.device, result)
+                write_json(Path(options.json), described)
             good = {name: one for name, one in found.items() if "failed" not in one}
             waiting = []
             for variant, seed in jobs(names, setup.seeds):
@@ -323,7 +331,7 @@ def run_jobs(
                 if options.seconds is None or used + needed <= options.seconds:
                     waiting.append((variant, seed, steps, needed))
             if not waiting:
-                return summary(names, setup, found, options)
+                return result
             variant, seed, steps, needed = waiting[0]
             tried.add(name_of(variant, seed))
             say(
@@ -373,8 +381,8 @@ def run_one(
     verifier: Any,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """The record of one training, or of the start. One that diverges or does not fit into memory
-    has `failed` with the reason and is tried again by the next run.
+    """The record of one training, or of the start. One that diverges or finds no room in memory or
+    on disk has `failed` with the reason and is tried again by the next run.
     """
     import torch
 
@@ -416,7 +424,7 @@ def run_one(
             settings=setup.settings,
             seed=STAGE_SEED,
         )
-    except (ArithmeticError, RuntimeError) as error:
+    except (ArithmeticError, RuntimeError, OSError) as error:
         say(f"{variant}, seed {seed}, failed: {error}")
         return record | {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
     return record | {

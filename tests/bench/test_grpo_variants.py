@@ -132,8 +132,10 @@ def test_a_training_that_fails_is_said_and_tried_again_by_the_next_run(
     assert first["rows"] == []
     missing = {one["variant"]: one["reason"] for one in first["not_run"]}
     assert missing["recipe"] == "failed: RuntimeError: CUDA out of memory"
-    second = run(folders, rows, "--only", "recipe")
+    file = tmp_path / "new folder" / "grpo-variants.json"
+    second = run(folders, rows, "--only", "recipe", "--json", str(file))
     assert trainings(second) == [("recipe", 0)]
+    assert json.loads(file.read_text(encoding="utf-8"))["rows"] == second["rows"]
 
 
 def test_processes_that_share_the_file_lose_no_training(tmp_path):

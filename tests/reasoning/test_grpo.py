@@ -374,10 +374,13 @@ def test_without_old_log_probabilities_the_gradient_is_the_policy_gradients():
         assert grpo.metrics(found)["clip_ratio/region_mean"] == 0 and "kl" not in found
 
 
-def test_the_entropy_bonus_has_the_gradient_of_the_entropy_by_hand():
+@pytest.mark.parametrize("at_once", [100, 1])
+def test_the_entropy_bonus_has_the_gradient_of_the_entropy_by_hand(at_once, monkeypatch):
     """H = -sum p log p has the derivative -p_i (log p_i + H) in the logit i. The loss is -0.1 times
-    the mean over sequences of their tokens' mean H, where no advantage adds to it.
+    the mean over sequences of their tokens' mean H, where no advantage adds to it. at_once: tokens
+    whose logits are in memory; the others' are computed again for the gradient.
     """
+    monkeypatch.setattr("moxin_lab.reasoning.log_probs.HEAD_TOKENS", at_once)
     mask = torch.tensor([[True, True, False], [True, False, False]])
     logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(3)).requires_grad_()
     model = SimpleNamespace(hidden_states=lambda ids: logits, lm_head=lambda states: states)
