@@ -270,7 +270,7 @@ class _Reader:
         if record is None:
             words = name.replace("_", " ")
             raise _NotRun(f"Stage {stage[:2]}, which measures {words}, has not run at this scale.")
-        source, scale = f"record of stage {stage[:2]}", record["scale"]
+        source, scale = f"the record of stage {stage[:2]}", record["scale"]
         found = [
             each
             for each in record.get("measures", [])
@@ -279,7 +279,7 @@ class _Reader:
         if not found:
             raise _NotRun(f"Stage {stage[:2]} ran without this part at {scale} scale.")
         ends = found[-1].get("interval") or ()
-        where = f"{where}, in the {source} at {scale} scale"
+        where = f"{where}, in {source} at {scale} scale"
         return (
             Figure(*(_finite(each, where) for each in (found[-1]["value"], *ends))),
             source,

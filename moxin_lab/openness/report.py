@@ -286,10 +286,12 @@ def nearest_evidence_sentence(
     """How many of the claims that need full scale and have no verdict have evidence beside them."""
     waiting = [v.id for v in verdicts if v.verdict in claims.OPEN and v.scale_needed == "full"]
     bare = sum(all(each.kind == "none" for each in beside[claim]) for claim in waiting)
-    return (
-        f"Beside {len(waiting) - bare} of the {len(waiting)} claims that need full scale something "
-        f"stands; beside {bare} nothing does, for the reason given. No verdict rests on any of it."
-    )
+    read = sum(any(each.sources for each in beside[claim]) for claim in waiting)
+    text = f"Evidence stands beside {read} of the {len(waiting)} claims that need full scale; "
+    text += f"beside {bare} there is none, for the reason given. "
+    if unread := len(waiting) - bare - read:
+        text += f"Of {unread} more the stage that measures it has not run, or ran without it. "
+    return text + "No verdict rests on any of this."
 
 
 def deviation_table(deviations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -227,7 +227,7 @@ def test_a_measure_is_that_of_the_record_at_its_scale_or_is_said_to_be_missing(l
     root = lab(reading(spec, scale="tiny"))
     found = only(root, [measured(k=1)])
     assert found.sentence == "It is 0.5 (0.25 to 0.75)."
-    assert (found.scale, found.sources) == ("small", ("record of stage 06",))
+    assert (found.scale, found.sources) == ("small", ("the record of stage 06",))
     assert only(root, [measured(interval=None, k=1)]).sentence == "It is 0.5."
     assert only(root).sentence == "Stage 06, which measures gain, has not run at this scale."
     said = "Stage 06 ran without this part at small scale."
