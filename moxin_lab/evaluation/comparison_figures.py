@@ -4,7 +4,7 @@ Guarantees: a figure's text alternative and its finding are made from the values
 Out of scope: computing a number (stage_scores.py, long_context.py, rankings.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,8 @@ from moxin_lab.lab.show import PHONE_WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from moxin_lab.evaluation.published import Lead
 
 MARKERS = ("o", "s", "D", "^", "v")
 
@@ -173,3 +175,48 @@ def rankings_alt(compared: pd.DataFrame) -> str:
         above = part.loc[part["seen"], "second"].tolist()
         parts.append(f"{first} is above {', '.join(above) or 'none of those below it'}")
     return f"Models in the order of their averages. {'; '.join(parts)}."
+
+
+def leads(found: Sequence["Lead"]) -> "Figure":
+    """Points by which Moxin's best row is above (right) or below the best other row, one panel per
+    table, one bar per benchmark. found: of `published.lead`.
+    """
+    import matplotlib.pyplot as plt
+
+    heights = [1.0 + 0.3 * len(each.points) for each in found]
+    figure, panels = plt.subplots(
+        len(found), 1, figsize=(PHONE_WIDTH, sum(heights)), height_ratios=heights
+    )
+    for axes, each in zip(np.atleast_1d(panels), found, strict=True):
+        places = np.arange(len(each.points))[::-1]
+        axes.barh(places, each.points, color="#0072B2", height=0.62)
+        axes.axvline(0, color="black", linewidth=1)
+        reach = max(1.0, each.points.abs().max())
+        for place, value in zip(places, each.points, strict=True):
+            axes.annotate(
+                f"{value:+.1f}".replace("-", "\N{MINUS SIGN}"),
+                (value, place),
+                xytext=(4 if value >= 0 else -4, 0),
+                textcoords="offset points",
+                va="center",
+                ha="left" if value >= 0 else "right",
+                fontsize=10,
+            )
+        axes.set_yticks(places, each.points.index)
+        axes.set_xlim(
+            min(0, each.points.min()) - 0.3 * reach, max(0, each.points.max()) + 0.3 * reach
+        )
+        axes.set_ylim(-0.7, len(each.points) - 0.3)
+        axes.set_title(f"{each.title}: {each.moxin}\nminus {each.other}", fontsize=11)
+        axes.grid(axis="y", visible=False)
+    np.atleast_1d(panels)[-1].set_xlabel("points, as printed")
+    return figure
+
+
+def leads_alt(found: Sequence["Lead"]) -> str:
+    """The figure of `leads` in words."""
+    parts = []
+    for each in found:
+        values = ", ".join(f"{name} {value:+.1f}" for name, value in each.points.items())
+        parts.append(f"{each.title}, {each.moxin} minus {each.other}: {values}")
+    return f"Bars of points by benchmark. {'. '.join(parts)}."

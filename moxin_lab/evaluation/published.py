@@ -10,14 +10,15 @@ Out of scope: guessing shots, prompts or metrics that the report omits. Where it
 whether it prints acc or acc_norm, `attempt` returns both.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from moxin_lab.lab import Stage, claims, published
+from moxin_lab.lab import Stage, claims, published, show
 
 HUB_ORGANISATION = "moxin-org"
 """Source: model cards of the release; technical report v6, table 9."""
@@ -73,6 +74,14 @@ OTHER_SUITES = {
 }
 """What an attempt at the other tables would need."""
 
+
+GROUPS = {
+    "base": ("table_2_zero_shot_base", "table_3_few_shot_base"),
+    "instruct": ("table_4_zero_shot_instruct", "table_5_few_shot_instruct"),
+    "reasoning": ("table_6_olmes", "table_7_reasoning"),
+    "other": ("table_8_vlm", "table_mt_bench"),
+}
+"""The tables of benchmarks in the groups in which notebook 08 shows them."""
 
 CLAIM_TABLES = {
     "eval.zero-shot-base": "table_2_zero_shot_base",
@@ -135,19 +144,6 @@ class PublishedTable:
                     f"--tasks {names} --num_fewshot {shots} --batch_size auto"
                 )
         return lines
-
-    def how_to_attempt(self) -> str:
-        """What an attempt needs and the command lines, as Markdown."""
-        text = f"Needs {self.requirement()}."
-        if not self.commands():
-            text += " This lab has no command for it yet."
-        for title, lines in (
-            ("Attempted by:", self.commands()),
-            ("Nearest in lm-evaluation-harness:", self.nearest_commands()),
-        ):
-            if lines:
-                text += f" {title}\n\n```text\n" + "\n".join(lines) + "\n```\n"
-        return text
 
     def requirement(self) -> str:
         """What an attempt needs, in one clause."""
@@ -232,12 +228,76 @@ def attempt(
     return pd.DataFrame(rows)
 
 
-def described(table: PublishedTable, scale: str, attempted: bool) -> tuple[str, str]:
-    """Caption and notes of a table as printed: what it is, and what an attempt needs."""
+class Lead(NamedTuple):
+    """Moxin's best row of a table beside the best row that is not Moxin's, by the last column."""
+
+    title: str
+    """`Table 4`, or the whole title of one without a number."""
+    moxin: str
+    other: str
+    last: tuple[float, float]
+    """The last column (`Ave`, or the only one) of both."""
+    points: pd.Series
+    """Moxin's minus the other's, by benchmark, largest first."""
+
+
+def lead(table: PublishedTable) -> Lead:
+    """Where the printed lead of Moxin's best row comes from, or its deficit."""
+    printed = table.frame.set_index(table.frame.columns[0])
+    last, is_moxin = printed.columns[-1], printed.index.isin(list(table.ours))
+    moxin, other = (str(printed.loc[rows, last].idxmax()) for rows in (is_moxin, ~is_moxin))
+    first, second = (printed.loc[name].astype(float) for name in (moxin, other))
+    benchmarks = [name for name in printed.columns if name != "Ave"]
+    points = (first - second)[benchmarks].sort_values(ascending=False)
+    title = table.title.partition(",")[0]
+    return Lead(title, moxin, other, (first[last], second[last]), points)
+
+
+def lead_in_words(found: Lead) -> str:
+    """What to look at in a table: both rows, and the benchmarks that make the difference."""
+    first, second = found.last
+    text = f"{found.title}: {found.moxin} {first:g}, the best other row ({found.other}) {second:g}."
+    if len(found.points) == 1:
+        return text
+    top, bottom = found.points.index[0], found.points.index[-1]
+    highest, lowest = (f"{found.points[name]:+.1f}" for name in (top, bottom))
+    without = f"{found.points.drop(top).mean():+.1f}"
+    text += (
+        f" The difference runs from {highest} ({top}) to {lowest} ({bottom}); without {top} its "
+        f"mean is {without}."
+    )
+    return text.replace(" -", " \N{MINUS SIGN}")
+
+
+def folded(table: PublishedTable, scale: str, attempted: bool) -> str:
+    """A table as printed, with what is printed about it and what an attempt needs, as HTML that
+    opens on a click. attempted: whether this run attempts it.
+    """
     state = "attempted above" if attempted else f"not attempted at this scale ({scale})"
     caption = f"Published, {state}. {table.title} ({table.source}). {table.caption}"
     notes = [f"Shots: {table.shots}. Metric: {table.metric}.", *table.notes]
-    return caption, "\n".join(f"- {note}" for note in notes) + f"\n\n{table.how_to_attempt()}"
+    notes.append(f"An attempt needs {table.requirement()}.")
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    commands = (
+        f"<p>{title}</p><pre>{escape(chr(10).join(lines))}</pre>"
+        for title, lines in (
+            ("Attempted by:", table.commands()),
+            ("Nearest in lm-evaluation-harness:", table.nearest_commands()),
+        )
+        if lines
+    )
+    return (
+        f"<details><summary>{escape(table.title)}: the printed digits, and what an attempt needs"
+        f"</summary>{show.table_html(table.marked(), caption=caption, scale='')}<ul>{items}</ul>"
+        f"{''.join(commands)}</details>"
+    )
+
+
+def show_group(tables: Sequence[PublishedTable], scale: str, attempted: Collection[str]) -> None:
+    """Display tables folded, each below a line that says what to look at."""
+    for table in tables:
+        show.say(lead_in_words(lead(table)))
+        show.html_output(folded(table, scale, table.name in attempted), f"[{table.title}]")
 
 
 def verdicts(

@@ -1,5 +1,6 @@
 """Published tables: shown as printed, with commands that name real tasks."""
 
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,15 @@ import yaml
 
 from moxin_lab.evaluation.published import (
     CLAIM_TABLES,
+    GROUPS,
     HARNESS_TASKS,
     NEAREST_TASKS,
     OTHER_SUITES,
     attempt,
+    folded,
     judge,
+    lead,
+    lead_in_words,
     load_tables,
 )
 
@@ -28,14 +33,34 @@ def test_every_table_has_tasks_or_another_suite_and_every_entry_has_its_table(ta
     assert set(tables) == set(HARNESS_TASKS) | set(OTHER_SUITES)
     assert not set(HARNESS_TASKS) & set(OTHER_SUITES)
     for table in tables.values():
-        assert table.requirement() in table.how_to_attempt()
-        assert ("no command" in table.how_to_attempt()) == (
-            not table.tasks and table.name != "table_1_architecture"
-        )
-        assert all(
-            line in table.how_to_attempt()
-            for line in [*table.commands(), *table.nearest_commands()]
-        )
+        page = unescape(folded(table, "tiny", attempted=False))
+        assert table.requirement() in page and all(note in page for note in table.notes)
+        assert bool(table.commands()) == (bool(table.tasks) or table.name == "table_1_architecture")
+        assert all(line in page for line in [*table.commands(), *table.nearest_commands()])
+        assert "not attempted at this scale (tiny)" in page
+
+
+def test_every_table_of_benchmarks_is_in_one_group(tables):
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(set(tables) - {"table_1_architecture"})
+
+
+def test_the_lead_is_that_of_moxin_s_best_row_over_the_best_other(tables):
+    found = lead(tables["table_5_few_shot_instruct"])
+    assert (found.moxin, found.other, found.last) == (
+        "Moxin-7B-DPO",
+        "Qwen2.5 7B Instruct",
+        (71.66, 73.54),
+    )
+    assert found.points.index.tolist() == ["HellaSwag", "WinoGrande", "ARC-C", "MMLU"]
+    assert found.points["MMLU"] == pytest.approx(58.36 - 71.3)
+    told = lead_in_words(found)
+    assert (
+        "from +5.6 (HellaSwag) to \u221212.9 (MMLU); without HellaSwag its mean is \u22124.4"
+        in told
+    )
+    alone = lead_in_words(lead(tables["table_mt_bench"]))
+    assert alone.endswith("the best other row (Llama2-13B-Chat) 6.65.")
 
 
 def test_digits_are_shown_as_printed(tables):
