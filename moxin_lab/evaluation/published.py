@@ -293,10 +293,9 @@ def folded(table: PublishedTable, scale: str, attempted: bool) -> str:
     )
 
 
-def show_group(tables: Sequence[PublishedTable], scale: str, attempted: Collection[str]) -> None:
-    """Display tables folded, each below a line that says what to look at."""
+def show_folded(tables: Sequence[PublishedTable], scale: str, attempted: Collection[str]) -> None:
+    """Display tables in the notebook, each `folded`. attempted: names of those of this run."""
     for table in tables:
-        show.say(lead_in_words(lead(table)))
         show.html_output(folded(table, scale, table.name in attempted), f"[{table.title}]")
 
 
