@@ -24,7 +24,7 @@ WORDS_PER_MINUTE = 200
 _PATH_LETTER = r"[^\s\x1b'\"<>()\[\]{}|:,;]"
 _NAME = r"[^\s\x1b'\"<>()\[\]{}|:,;/\\]+"
 _SLASH = r"\\*/"
-"""Some writers of JSON spell `/` as `\/`, and a JSON text inside another doubles the backslash."""
+r"""Some writers of JSON spell `/` as `\/`, and a JSON text inside another doubles the backslash."""
 _LETTER = r"A-Za-z0-9_\u00c0-\u052f"
 """Of a script that puts spaces between words; directly after a Chinese letter, a path may begin."""
 _START = (
