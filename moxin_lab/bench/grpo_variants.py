@@ -43,6 +43,8 @@ STAGE_SEED = 0
 """Seed of the stage's questions, which the start was fine-tuned on, and of all sampled answers."""
 VALIDATION_SEED = 20261
 """Seed of the validation questions: neither training nor test draws with it. Our choice."""
+READ = {"grpo", "num_generations_eval", "pass_at", "decoding"}
+"""What a training here depends on of a scale's `reasoning`, beside the questions themselves."""
 START = results.START
 VALIDATION = results.VALIDATION
 
@@ -217,7 +219,8 @@ def load(settings: ReasoningSettings, options: argparse.Namespace) -> SimpleName
     validation = validation_of(settings, asked, options.validation_items)
     tests = {VALIDATION: validation, **asked.tests}
     texts = [[task.question for task in part] for part in (asked.problems, *tests.values())]
-    parts = (start, describe(tokenizer)["sha256"], settings.model_dump(mode="json"), texts)
+    read = settings.model_dump(mode="json", include=READ)
+    parts = (start, describe(tokenizer)["sha256"], read, texts)
     return SimpleNamespace(
         settings=settings,
         scale=options.scale,

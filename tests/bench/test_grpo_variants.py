@@ -111,7 +111,12 @@ def test_what_the_file_has_is_not_trained_again(whole, folders, monkeypatch):
         assert missing["no-kl"] == "would have ended after --seconds 0"
 
 
-def test_another_recipe_is_another_training(whole, folders):
+def test_another_recipe_is_another_training_and_other_experiments_of_the_scale_are_none(
+    whole, folders, monkeypatch
+):
+    other = tiny_section.model_copy(update={"seeds": 7})
+    monkeypatch.setattr(scales, "load", lambda name: SimpleNamespace(reasoning=other))
+    assert run(folders, whole[0], "--seconds", "0")["rows"] == whole[1]["rows"]
     later = run(folders, whole[0], "--seconds", "0", "--steps", "2")
     assert later["rows"] == [] and later["verdicts"][0]["verdict"] == results.UNDECIDED
     missing = {one["variant"]: one["reason"] for one in later["not_run"]}
