@@ -143,6 +143,12 @@ class TokenizerSettings(Section):
     training_bytes_per_language: int = Field(
         gt=0, description="of each language, shared among its sources (lab/sampling.py)"
     )
+    languages: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="languages whose text the vocabulary is learnt from (code is one); null: all "
+        "that stage 01 kept",
+    )
     validation_one_in: int = Field(
         gt=1, description="one of so many training documents decides the languages' weights instead"
     )

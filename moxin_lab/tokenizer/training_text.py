@@ -17,6 +17,7 @@ from moxin_lab.lab import sampling
 def read_documents(
     texts: Path | pa.Table | Iterable[str] | Mapping[str, Sequence[str]],
     max_bytes_per_language: int | None = None,
+    languages: Sequence[str] | None = None,
 ) -> dict[str, list[str]]:
     """Documents by language, languages in alphabetical order.
 
@@ -24,10 +25,18 @@ def read_documents(
     from several places, source; or documents by language, or documents of one language.
     max_bytes_per_language: each language has at most so many UTF-8 bytes, shared out among its
     sources, in an order hashed from the texts (`lab.sampling`), with the last document of each
-    source cut: the same bytes on every run and for any order of the documents.
-    Raises ValueError if all documents are empty, TypeError for a single string.
+    source cut: the same bytes on every run and for any order of the documents. languages: those to
+    read; None for all.
+    Raises ValueError if all documents are empty or a language has none, TypeError for a single
+    string.
     """
     grouped = _by_language(texts)
+    if languages is not None:
+        if absent := sorted(set(languages) - set(grouped)):
+            raise ValueError(
+                f"no document in {', '.join(absent)}; there are {', '.join(sorted(grouped))}"
+            )
+        grouped = {name: grouped[name] for name in languages}
     kept = {}
     for language in sorted(grouped):
         documents = _up_to(grouped[language], max_bytes_per_language)

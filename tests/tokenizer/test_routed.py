@@ -505,3 +505,13 @@ def test_weights_move_ids_to_the_languages_they_favour(texts):
         tokenizer = routed.build(pool, 450, weights=weights)
         sizes[factor] = {block.name: len(block) for block in tokenizer.blocks}["hangul"]
     assert sizes[0.5] < sizes[1.0] < sizes[3.0]
+
+
+def test_a_vocabulary_is_learnt_from_the_languages_that_are_named():
+    texts = {"en": ["one"], "zh": ["文"], "ru": ["слово"]}
+    assert training_text.read_documents(texts, languages=("zh", "en")) == {
+        "en": ["one"],
+        "zh": ["文"],
+    }
+    with pytest.raises(ValueError, match="no document in ja; there are en, ru, zh"):
+        training_text.read_documents(texts, languages=("en", "ja"))
