@@ -12,6 +12,7 @@ from matplotlib.ticker import PercentFormatter
 
 from moxin_lab.data.dedup import collision_probability
 from moxin_lab.data.scores import Scores
+from moxin_lab.lab.show import PHONE_WIDTH
 
 LANGUAGES = {"en": "English", "zh": "Chinese", "ja": "Japanese", "ko": "Korean", "code": "code"}
 OUTCOMES = (
@@ -60,7 +61,7 @@ def outcomes(reasons: pd.DataFrame, train: pd.Series, heldout: pd.Series) -> pd.
 
 def outcome_figure(table: pd.DataFrame) -> Figure:
     """Outcomes of each language's documents, as shares of all; wide segments show their counts."""
-    figure, axes = plt.subplots(figsize=(7.0, 0.55 * len(table) + 1.5))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 0.55 * len(table) + 1.8))
     names = [f"{LANGUAGES.get(key, key)}\n({total:,})" for key, total in table.sum(axis=1).items()]
     left = np.zeros(len(table))
     for outcome, shade in zip(OUTCOMES, _SHADES, strict=True):
@@ -69,7 +70,7 @@ def outcome_figure(table: pd.DataFrame) -> Figure:
             names, share, left=left, color=shade, label=outcome, edgecolor="white", linewidth=0.8
         )
         for row, (value, count) in enumerate(zip(share, table[outcome], strict=True)):
-            if value >= 0.06:
+            if value >= 0.09:
                 ink = "white" if shade in ("#0072B2", "#000000") else "black"
                 axes.text(
                     left[row] + value / 2,
@@ -78,7 +79,7 @@ def outcome_figure(table: pd.DataFrame) -> Figure:
                     ha="center",
                     va="center",
                     color=ink,
-                    fontsize=9,
+                    fontsize=10,
                 )
         left += share
     axes.invert_yaxis()
@@ -95,7 +96,7 @@ def length_figure(measured: pd.DataFrame, minimum: int) -> Figure:
 
     minimum: the limit of the length filter, which is marked.
     """
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 3.6))
     languages = [key for key in LANGUAGES if key in set(measured["language"])]
     for language, style in zip(languages, ("-", "--", "-.", ":", "-"), strict=False):
         values = np.sort(measured.loc[measured["language"] == language, "characters"].clip(lower=1))
@@ -165,7 +166,7 @@ def outcome_alt(table: pd.DataFrame) -> str:
 
 def collision_figure(bands: dict[str, tuple[int, int]], threshold: float) -> Figure:
     """The theoretical curve of each banding, and where it crosses the threshold."""
-    figure, axes = plt.subplots(figsize=(7.0, 3.2))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 3.2))
     grid = np.linspace(0.3, 1.0, 200)
     for (name, (num_bands, num_rows)), style in zip(bands.items(), ("-", "-."), strict=True):
         (line,) = axes.plot(
@@ -234,7 +235,7 @@ def recall_figure(
     recall: the table of `measures.recall_by_similarity`. bands: name to (bands, rows); each banding
     has its own colour.
     """
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 3.6))
     grid = np.linspace(0.3, 1.0, 200)
     for offset, (name, (num_bands, num_rows)), marker, style in zip(
         (-0.004, 0.004), bands.items(), ("o", "s"), ("-", "-."), strict=True
@@ -261,13 +262,13 @@ def recall_figure(
     axes.set_ylabel("share of pairs found")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylim(-0.03, 1.05)
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
 def quality_figure(found: Scores) -> Figure:
     """The score's distribution for three kinds of pages, and the cut."""
-    figure, axes = plt.subplots(figsize=(7.0, 3.6))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 4.0))
     edges = np.linspace(0, 1, 21)
     kinds = _kinds(found)
     for (name, values), style in zip(kinds.items(), ("-", "--", ":"), strict=True):
@@ -287,8 +288,8 @@ def quality_figure(found: Scores) -> Figure:
     axes.set_xlim(0, 1)
     axes.set_xlabel("score: probability of a page written to be read")
     axes.set_ylabel("share of pages")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.legend(loc="upper center")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    figure.legend(loc="outside upper center")
     return figure
 
 

@@ -115,7 +115,7 @@ def show_map() -> None:
     """Display one row per stage: the question that it answers."""
     import pandas as pd
 
-    rows = [(f"{guide.stage}.ipynb", guide.question) for guide in GUIDES]
+    rows = [(guide.stage, guide.question) for guide in GUIDES]
     frame = pd.DataFrame(rows, columns=["notebook", "the question that it answers"])
     show.table_output(frame.set_index("notebook"), caption="The notebooks.", scale="")
 
@@ -234,9 +234,9 @@ def _pipeline() -> "Figure":
 
     import matplotlib.pyplot as plt
 
-    columns = 3
+    columns = 2  # letters of 11 points in boxes that fit into a telephone's width
     rows = -(-len(STAGES) // columns)
-    figure, axes = plt.subplots(figsize=(7.4, 1.25 * rows))
+    figure, axes = plt.subplots(figsize=(show.PHONE_WIDTH, 1.25 * rows))
     places = []
     for index, info in enumerate(STAGES):
         row, column = divmod(index, columns)
@@ -247,16 +247,16 @@ def _pipeline() -> "Figure":
         leaves = "\n".join(textwrap.wrap(", ".join(info.leaves).replace("_", " "), 28))
         axes.text(
             column,
-            -row,
+            -row + 0.06,
             f"{title}\n",
             ha="center",
             va="center",
-            fontsize=9.5,
+            fontsize=11,
             fontweight="bold",
             color="#111111",
         )
         axes.text(
-            column, -row - 0.24, leaves, ha="center", va="center", fontsize=8, color="#444444"
+            column, -row - 0.2, leaves, ha="center", va="center", fontsize=10, color="#444444"
         )
         axes.add_patch(
             plt.Rectangle(

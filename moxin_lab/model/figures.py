@@ -6,11 +6,13 @@ computed here. matplotlib is imported when the first figure is drawn.
 Out of scope: measuring, captions, and text alternatives, which are the notebook's.
 """
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from moxin_lab.lab.show import PHONE_WIDTH
 from moxin_lab.model.config import MoxinConfig
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def block(config: MoxinConfig) -> "Figure":
     """The decoder from token ids to logits, bottom to top, with one block opened."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.0, 7.4))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 7.0))
     axes.set(xlim=(0, 10), ylim=(-0.1, 14.1))
     axes.axis("off")
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -187,7 +189,7 @@ def masks(panels: dict[str, np.ndarray]) -> "Figure":
     import matplotlib.pyplot as plt
     from matplotlib.colors import ListedColormap
 
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(7.0, 2.9), sharey=True)
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(PHONE_WIDTH, 2.6), sharey=True)
     for axes, (title, matrix) in zip(all_axes, panels.items(), strict=True):
         size = len(matrix)
         axes.imshow(
@@ -197,7 +199,7 @@ def masks(panels: dict[str, np.ndarray]) -> "Figure":
             vmax=1,
             extent=(0, size, size, 0),
         )
-        axes.set_title(title, fontsize=10)
+        axes.set_title(textwrap.fill(title, 14), fontsize=10)
         axes.set_xlabel("key position")
         axes.grid(False)
     all_axes[0].set_ylabel("query position")
@@ -208,7 +210,7 @@ def cache_bytes(frame: pd.DataFrame, window: int) -> "Figure":
     """Bytes of both caches against the length of the text, from `measures.cache_bytes`."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.0, 3.6))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 3.6))
     axes.plot(
         frame["tokens"] / 1024, frame["full"] / 2**30, marker="o", markersize=4, label="full cache"
     )
@@ -251,7 +253,7 @@ def influence(frames: dict[int, pd.DataFrame], window: int) -> "Figure":
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.0, 4.0))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 4.0))
     for (depth, frame), dashes in zip(
         frames.items(), ((), (6, 2), (2, 1.5), (6, 2, 1.5, 2)), strict=False
     ):
@@ -296,7 +298,7 @@ def residual_by_depth(frame: pd.DataFrame) -> "Figure":
     """
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(7.0, 3.4), sharex=True)
+    figure, panels = plt.subplots(2, 1, figsize=(PHONE_WIDTH, 5.4), sharex=True)
     for axes, column, title in zip(
         panels, ("rms", "gradient"), ("the stream", "its gradient"), strict=True
     ):
@@ -320,9 +322,9 @@ def residual_by_depth(frame: pd.DataFrame) -> "Figure":
                     linewidth=1.2,
                     label=label,
                 )
-        axes.set(yscale="log", xlabel="after block (0: embedding)")
+        axes.set(yscale="log", ylabel="root mean square")
         axes.set_title(title, fontsize=10)
-    panels[0].set_ylabel("root mean square")
+    panels[1].set_xlabel("after block (0: embedding)")
     panels[1].legend(loc="upper right", title="o_proj, down_proj")
     return figure
 
@@ -333,7 +335,7 @@ def attention_times(times: pd.DataFrame, window: int) -> "Figure":
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.0, 4.0))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 4.0))
     styles = zip(("o", "s", "^", "D", "v"), ("-", "--", "-.", ":", "-"), strict=True)
     for (backend, part), (marker, line) in zip(
         times.groupby("backend", sort=False), styles, strict=False
@@ -372,7 +374,7 @@ def attention_times(times: pd.DataFrame, window: int) -> "Figure":
         xytext=(3, 0),
         textcoords="offset points",
         va="top",
-        fontsize=9,
+        fontsize=10,
         color=FRAME,
     )
     axes.set(
@@ -393,7 +395,7 @@ def speeds(chart: "Chart") -> "Figure":
 
     bars = [bar for bar in chart.bars if bar.value is not None]
     digits, unit = chart.question.digits, chart.question.unit
-    figure, axes = plt.subplots(figsize=(6.0, 0.45 * len(bars) + 1.1))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 0.55 * len(bars) + 1.1))
     for row, bar in enumerate(bars):
         axes.barh(row, bar.value, color=BLUE if bar.is_ours else GREY, height=0.65)
         axes.annotate(
@@ -412,10 +414,10 @@ def speeds(chart: "Chart") -> "Figure":
             xytext=(4, 0),
             textcoords="offset points",
             va="bottom",
-            fontsize=9,
+            fontsize=10,
         )
-    names = [bar.name.replace(", ", ",\n", 1) for bar in bars]
-    axes.set_yticks(range(len(bars)), names, fontsize=9)
+    names = [textwrap.fill(bar.name, 18) for bar in bars]
+    axes.set_yticks(range(len(bars)), names, fontsize=10)
     axes.set(xlabel=f"{unit} per token", ylim=(len(bars) - 0.4, -1.0))
     axes.set_xlim(0, 1.12 * max(bar.value for bar in bars if bar.value is not None))
     axes.grid(False, axis="y")
@@ -440,7 +442,7 @@ def expansion_plans(
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.0, 0.75 * len(plans) + 0.9))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 0.8 * len(plans) + 0.5))
     for row, (recipe, plan) in enumerate(plans.items()):
         for index, (source, is_new) in enumerate(plan):
             is_silent = is_new and recipe in silent
@@ -464,18 +466,16 @@ def expansion_plans(
                 str(source),
                 ha="center",
                 va="center",
-                fontsize=7,
+                fontsize=9.5,
+                rotation=90,  # two digits are wider than a box
                 color=color,
                 bbox=box,
                 weight="bold" if is_new else "normal",
             )
-    axes.set_yticks([-row for row in range(len(plans))], list(plans))
+        axes.text(0, -row + 0.37, recipe, va="bottom", fontsize=10, color=INK)
     longest = max(len(plan) for plan in plans.values())
-    axes.set(xlim=(-0.2, longest + 0.2), ylim=(-len(plans) + 0.5, 0.5))
-    axes.set_xlabel(
-        f"the {longest} blocks from bottom (left) to top; number: index of the old block"
-    )
-    axes.set_xticks([])
+    axes.set(xlim=(-0.2, longest + 0.2), ylim=(-len(plans) + 0.6, 0.7), xticks=[], yticks=[])
+    axes.set_xlabel(f"the {longest} blocks from bottom (left) to top;\nnumber: the old block")
     axes.grid(False)
     for side in axes.spines.values():
         side.set_visible(False)
@@ -489,7 +489,7 @@ def expansion_differences(differences: list[dict[str, Any]]) -> "Figure":
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.0, 2.6))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 2.8))
     for row, arm in enumerate(differences):
         if arm["interval"] is not None:
             axes.plot(
@@ -505,7 +505,7 @@ def expansion_differences(differences: list[dict[str, Any]]) -> "Figure":
     axes.axvline(0, color=INK, linewidth=1.0)
     axes.set_yticks([-row for row in range(len(differences))], [arm["arm"] for arm in differences])
     axes.set(
-        xlabel="bits per byte above 32 blocks continued (right is worse)",
+        xlabel="bits per byte above 32 blocks continued\n(right is worse)",
         ylim=(-len(differences) + 0.4, 0.6),
     )
     return figure

@@ -83,7 +83,7 @@ def blocks_figure(blocks: Sequence[Block]) -> "Figure":
         for lane, block in enumerate(group)
     }
     lowest = -0.85 - 0.5 * max(lanes.values(), default=0)
-    figure, axes = plt.subplots(figsize=(7.0, 1.0 - 0.55 * lowest))
+    figure, axes = plt.subplots(figsize=(show.PHONE_WIDTH, 1.0 - 0.55 * lowest))
     for block in blocks:
         axes.barh(
             0,
@@ -128,7 +128,7 @@ def trade_off_figure(curve: pd.DataFrame, chosen: float, floor: float) -> "Figur
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.0, 3.4))
+    figure, axes = plt.subplots(figsize=(show.PHONE_WIDTH, 3.6))
     for (language, rows), marker in zip(curve.groupby("language"), "osD^vPX", strict=False):
         percent = 100 * (rows["relative"] - 1)
         axes.plot(rows["factor"], percent, marker=marker, label=language)
@@ -154,7 +154,7 @@ def bars_figure(frame: pd.DataFrame, value: str, ylabel: str) -> "Figure":
     tokenizers = list(dict.fromkeys(frame["tokenizer"]))
     languages = list(dict.fromkeys(frame["language"]))
     width = 0.8 / len(tokenizers)
-    figure, axes = plt.subplots(figsize=(7.0, 3.6))
+    figure, axes = plt.subplots(figsize=(show.PHONE_WIDTH, 3.6))
     for index, name in enumerate(tokenizers):
         rows = frame[frame["tokenizer"] == name].set_index("language").loc[languages]
         offset = (index - (len(tokenizers) - 1) / 2) * width

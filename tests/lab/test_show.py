@@ -292,3 +292,16 @@ def test_sizes_are_binary_units(size, text):
 )
 def test_durations_are_in_seconds_minutes_or_hours(seconds, text):
     assert show.format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "package", ["data", "tokenizer", "model", "reasoning", "vision", "evaluation", "serving"]
+)
+def test_no_figure_of_a_notebook_is_wider_than_a_telephone_can_show(repository, package):
+    """Letters of 10 points in a wider one are smaller than 9 pixels there."""
+    files = sorted((repository / "moxin_lab" / package).glob("*figures.py"))
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    widths = [w for text in texts for w in re.findall(r"figsize=\(([\w.]+),", text)]
+    assert len(widths) >= 3 or package == "reasoning"
+    assert all(w.endswith("PHONE_WIDTH") or float(w) <= show.PHONE_WIDTH for w in widths)
+    assert not any("subplots()" in text for text in texts), "such a figure is as wide as the page"
