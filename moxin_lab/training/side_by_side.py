@@ -15,6 +15,7 @@ Out of scope: one training over several GPUs (`pretraining/parallel.py`); memory
 must fit on it together.
 """
 
+import io
 import os
 import pickle
 import threading
@@ -47,11 +48,11 @@ class Running(Generic[Key]):
         self._function, self._calls, self._shared, self._pool = function, calls, shared, pool
         self._futures: dict[Key, Future[bytes]] = {}
         if pool is not None:
-            # Pickled here, once and by value: the pool's own pickling would pickle what is shared
-            # for each call, and tensors as handles to memory that this process may free.
-            both = pickle.dumps((function, dict(shared)))
+            # Written here, once and by value: the pool would write what is shared for each call, and
+            # tensors as handles to memory that this process may free.
+            both = _dumps((function, dict(shared)))
             self._futures = {
-                key: pool.submit(_call, both, pickle.dumps(dict(arguments)))
+                key: pool.submit(_call, both, _dumps(dict(arguments)))
                 for key, arguments in calls.items()
             }
 
@@ -67,7 +68,7 @@ class Running(Generic[Key]):
                         continue
                     if progress is not None:
                         progress(done, len(self._calls), f"waiting for {key}, in another process")
-                    found[key] = pickle.loads(self._futures[key].result())
+                    found[key] = _loads(self._futures[key].result())
                 except Exception as error:
                     error.add_note(f"in the call {key!r} of {self._function.__name__}")
                     raise
@@ -135,9 +136,27 @@ def _end_with(parent: int) -> None:
     os._exit(1)  # not sys.exit: this is not the main thread
 
 
-def _call(both: bytes, pickled: bytes) -> bytes:
-    function, shared = pickle.loads(both)
-    return pickle.dumps(function(**shared, **pickle.loads(pickled)))
+def _call(both: bytes, written: bytes) -> bytes:
+    function, shared = _loads(both)
+    return _dumps(function(**shared, **_loads(written)))
+
+
+def _dumps(value: Any) -> bytes:
+    """By torch, which writes the memory of tensors once, however many of them are views of it:
+    pickle alone writes all of it for each view.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer, pickle_protocol=pickle.HIGHEST_PROTOCOL)
+    return buffer.getvalue()
+
+
+def _loads(written: bytes) -> Any:
+    """Of `_dumps` in a process of ours, so it may hold any object."""
+    import torch
+
+    return torch.load(io.BytesIO(written), weights_only=False)
 
 
 def _named(progress: Progress | None, key: object) -> Progress | None:

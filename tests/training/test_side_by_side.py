@@ -57,6 +57,17 @@ def test_processes_of_their_own_give_the_same_results_in_the_same_order():
         assert there[key]["process"] != os.getpid()
 
 
+def test_views_of_one_tensor_travel_as_one_tensor():
+    import torch
+
+    rows = torch.arange(100_000, dtype=torch.float32).reshape(1000, 100)
+    views = {str(index): row for index, row in enumerate(rows)}
+    written = side_by_side._dumps(views)
+    assert len(written) < 2 * rows.numel() * 4
+    again = side_by_side._loads(written)
+    assert all(again[name].equal(row) for name, row in views.items())
+
+
 @pytest.mark.parametrize("devices", [[], [None]])
 def test_an_error_names_its_call(devices):
     running = side_by_side.start(fail, SEEDS, shared={}, devices=devices)
