@@ -48,8 +48,8 @@ class Running(Generic[Key]):
         self._function, self._calls, self._shared, self._pool = function, calls, shared, pool
         self._futures: dict[Key, Future[bytes]] = {}
         if pool is not None:
-            # Written here, once and by value: the pool would write what is shared for each call, and
-            # tensors as handles to memory that this process may free.
+            # Written here, once and by value: the pool would write what is shared for each call,
+            # and tensors as handles to memory that this process may free.
             both = _dumps((function, dict(shared)))
             self._futures = {
                 key: pool.submit(_call, both, _dumps(dict(arguments)))
