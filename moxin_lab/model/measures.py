@@ -9,6 +9,7 @@ Out of scope: verdicts, which are the notebook's.
 
 import copy
 import dataclasses
+from typing import Any
 
 import pandas as pd
 import torch
@@ -121,19 +122,22 @@ def decode_differences(
     `length` tokens, in float64.
 
     In float64, because in float32 the 36 blocks amplify the rounding of sums in a different order
-    to the size of the tolerance. The text is read in chunks of one size and its last `singles`
-    tokens one by one. Columns: cache, chunk, tokens, turns (how often the ring is filled),
+    to the size of the tolerance; on the model's device. The text is read in chunks of one size and
+    its last `singles` tokens one by one. Columns: cache, chunk, tokens, turns (how often the ring is filled),
     largest_difference, kilobytes (of float64 keys and values).
     """
     exact = copy.deepcopy(model).double()
-    ids = random_tokens(model.config, 1, length, seed)
+    exact.attention_backend = "sdpa"  # of the fast ones the one that computes in float64
+    device = next(exact.parameters()).device
+    ids = random_tokens(model.config, 1, length, seed).to(device)
+    exactly: dict[str, Any] = {"dtype": torch.float64, "device": device}
     expected = exact(ids)
     rows = []
     for chunk in chunks:
         sizes = _chunk_sizes(length - singles, chunk) + [1] * singles
         for cache in (
-            RollingCache(model.config, dtype=torch.float64),
-            FullCache(model.config, num_tokens=length, dtype=torch.float64),
+            RollingCache(model.config, **exactly),
+            FullCache(model.config, num_tokens=length, **exactly),
         ):
             logits = _logits_with_cache(exact, ids, sizes, cache)
             difference = logits.sub(expected).abs().max().item()
