@@ -123,8 +123,8 @@ def decode_differences(
 
     In float64, because in float32 the 36 blocks amplify the rounding of sums in a different order
     to the size of the tolerance; on the model's device. The text is read in chunks of one size and
-    its last `singles` tokens one by one. Columns: cache, chunk, tokens, turns (how often the ring is filled),
-    largest_difference, kilobytes (of float64 keys and values).
+    its last `singles` tokens one by one. Columns: cache, chunk, tokens, turns (how often the ring
+    is filled), largest_difference, kilobytes (of float64 keys and values).
     """
     exact = copy.deepcopy(model).double()
     exact.attention_backend = "sdpa"  # of the fast ones the one that computes in float64
