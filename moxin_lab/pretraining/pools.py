@@ -5,12 +5,8 @@ text; a name in a mixture without documents is refused with the names there are.
 Out of scope: order and rows (`packing`).
 """
 
-import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
@@ -19,13 +15,6 @@ from transformers import PreTrainedTokenizerFast
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model import plain_text
 from moxin_lab.scales.sections import Phase
-from moxin_lab.threads import usable_cores
-
-BATCH = 256
-"""Documents that are encoded at once."""
-
-SEVERAL_PROCESSES = 20_000_000
-"""Characters from which on more than one process tokenises: starting them takes ten seconds."""
 
 
 @dataclass(frozen=True)
@@ -57,35 +46,31 @@ def tokenize(
     tokenizer: PreTrainedTokenizerFast,
     *,
     progress: Progress | None = None,
-    batch_size: int = BATCH,
+    batch_size: int = 256,
 ) -> Tokens:
     """Tokenise with a `PreTrainedTokenizerFast`; text that spells a control token stays text.
 
     names: ids of the documents. Raises ValueError if there is no document, as many ids as documents
     are not given, or the tokenizer lacks bos or eos.
     """
-    _check(tokenizer)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None or eos is None:
+        raise ValueError(
+            "the tokenizer has no bos or eos token; packing needs both to mark documents"
+        )
     if not len(texts):
         raise ValueError("no documents to tokenise")
     if len(names) != len(texts):
         raise ValueError(f"{len(texts)} documents have {len(names)} ids")
-    return _joined(_encode_all(texts, tokenizer, batch_size, progress), texts, names, tokenizer)
-
-
-def _check(tokenizer: PreTrainedTokenizerFast) -> None:
-    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-        raise ValueError(
-            "the tokenizer has no bos or eos token; packing needs both to mark documents"
-        )
-
-
-def _joined(
-    pieces: Sequence[np.ndarray],
-    texts: Sequence[str],
-    names: Sequence[str],
-    tokenizer: PreTrainedTokenizerFast,
-) -> Tokens:
-    lengths = [len(piece) for piece in pieces]
+    pieces: list[np.ndarray] = []
+    lengths: list[int] = []
+    for start in range(0, len(texts), batch_size):
+        batch = list(texts[start : start + batch_size])
+        for ids in plain_text.encode(tokenizer, batch):
+            pieces.append(np.array([bos, *ids, eos], dtype=np.int32))
+            lengths.append(len(ids) + 2)
+        if progress is not None:
+            progress(min(start + batch_size, len(texts)), len(texts), "tokenising")
     return Tokens(
         np.concatenate(pieces),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -93,54 +78,6 @@ def _joined(
         list(names),
         len(tokenizer),
     )
-
-
-def _encode_all(
-    texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerFast,
-    batch_size: int,
-    progress: Progress | None,
-) -> list[np.ndarray]:
-    """Each text as ids with bos and eos, int32, in order; of much text in a process a core: the
-    library's threads share the merging, but one process makes all of Python's lists.
-    """
-    batches = [
-        list(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)
-    ]
-    pieces: list[np.ndarray] = []
-
-    def take(encoded: list[np.ndarray]) -> None:
-        pieces.extend(encoded)
-        if progress is not None:
-            progress(len(pieces), len(texts), "tokenising")
-
-    if sum(map(len, texts)) < SEVERAL_PROCESSES or usable_cores() == 1:
-        for batch in batches:
-            take(_encode(batch, tokenizer))
-        return pieces
-    start_with = partial(_take, tokenizer)
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(usable_cores(), mp_context=spawn, initializer=start_with) as pool:
-        for encoded in pool.map(_encode, batches):
-            take(encoded)
-    return pieces
-
-
-def _take(tokenizer: PreTrainedTokenizerFast) -> None:
-    """First thing in a process of `_encode_all`."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is enough
-    _taken.append(tokenizer)
-
-
-_taken: list[PreTrainedTokenizerFast] = []
-
-
-def _encode(batch: list[str], tokenizer: PreTrainedTokenizerFast | None = None) -> list[np.ndarray]:
-    tokenizer = tokenizer or _taken[0]
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    return [
-        np.array([bos, *ids, eos], dtype=np.int32) for ids in plain_text.encode(tokenizer, batch)
-    ]
 
 
 def pool_of_documents(documents: pd.DataFrame, phases: Iterable[Phase]) -> pd.Series:
@@ -182,14 +119,9 @@ def tokenize_pools(
     from.
     """
     names = pool_of_documents(documents, phases)
-    _check(tokenizer)
-    pieces = _encode_all(documents["text"].tolist(), tokenizer, BATCH, progress)
     return {
-        str(name): _joined(
-            [pieces[place] for place in places],
-            documents["text"].iloc[places].tolist(),
-            documents["id"].iloc[places].tolist(),
-            tokenizer,
+        str(name): tokenize(
+            group["text"].tolist(), group["id"].tolist(), tokenizer, progress=progress
         )
-        for name, places in documents.groupby(names, sort=True).indices.items()
+        for name, group in documents.groupby(names, sort=True)
     }
