@@ -12,7 +12,6 @@ KNOWN = [
     (CHAIN, "02_tokenizer", ("kanji and kana", "2,777 against 2,804")),
     (CHAIN, "03_model", ("rows within 12 % are not told apart", "six million tokens")),
     (CHAIN, "04_pretraining", ("trailing mean", "24.7 to 38.5 %", "order 5")),
-    (CHAIN, "05_instruction_tuning", ("shortened", "trailing mean")),
     (CHAIN, "06_reasoning", ("0.698 to 0.641", "staleness", "+0.038 (0.012 to 0.063)")),
     (CHAIN, "07_vision_language", ("seven of nine", "0.373 against 0.423", "0.155", "always yes")),
     (CHAIN, "08_benchmarks", ("near chance", "3.5 million tokens", "Moxin's model")),
