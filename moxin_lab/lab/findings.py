@@ -30,8 +30,9 @@ thirty megabytes of manuals where the small scale now curates a corpus.
 
 
 RELEASED_NOTE = (
-    "The released run is of 28 November 2026, of 01 of the 30th. Its tokenizer cut Japanese between "
-    "kanji and kana; today's has one expert for Chinese and Japanese, so the rows of 02 compare two designs."
+    "The released run is of 28 November 2026, of 01 of the 30th. Its tokenizer cut Japanese "
+    "between kanji and kana; today's has one expert for Chinese and Japanese, so the rows of 02 "
+    "compare two designs."
 )
 """What else differs between the two columns of `numbers`."""
 
