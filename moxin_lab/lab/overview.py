@@ -29,7 +29,7 @@ from moxin_lab.lab.artifacts import (
     read_record,
     stage_folder,
 )
-from moxin_lab.lab.findings import RELEASED, SMALL
+from moxin_lab.lab.findings import RELEASED, SMALL, SMALL_OF
 from moxin_lab.stages import STAGES, StageInfo, producer
 
 if TYPE_CHECKING:
@@ -161,7 +161,8 @@ def stated_time(notebook: Path) -> str:
     """
     cells = read_json(notebook, max_bytes=MAX_NOTEBOOK_BYTES)["cells"]
     text = " ".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    found = re.search(r"It takes ([^.]*?)(?: of processor time)?(?: on two [a-z ]*cores)?\.", text)
+    rest = r"(?: of processor time)?(?: at tiny scale)?(?: on two [a-z ]*cores)?\."
+    found = re.search(rf"It takes ([^.]*?){rest}", text)
     if found is None:
         raise LabError(f"{notebook} does not say how long it takes: `It takes ... on two cores.`")
     return " ".join(found[1].split())
@@ -191,7 +192,7 @@ def _best(root: Path, scale: str, guide: Guide) -> str | None:
     for figure in _of_run(stage_folder(root, scale, guide.stage) / "notebook.ipynb"):
         if _says(figure, guide.figure):
             return figure
-    page = root / RELEASED / SMALL / f"{guide.stage}.html"
+    page = root / RELEASED / SMALL_OF.get(guide.stage, SMALL) / f"{guide.stage}.html"
     for figure in _of_page(page):
         if _says(figure, guide.figure):
             return figure.replace("</figcaption>", " (released run)</figcaption>")
@@ -217,7 +218,9 @@ def _of_page(page: Path) -> Iterator[str]:
 
 def _figures(text: str) -> Iterator[str]:
     """The figures in HTML, each picture as an image."""
-    for figure in re.findall(r'<figure class="moxin-figure">.*?</figure>', text, re.DOTALL):
+    for figure in re.findall(
+        r'<figure [^>]*class="moxin-figure"[^>]*>.*?</figure>', text, re.DOTALL
+    ):
         svg = re.search(r"<svg.*</svg>", figure, re.DOTALL)
         yield figure.replace(svg[0], pictures.image_of_inline(svg[0])) if svg else figure
 

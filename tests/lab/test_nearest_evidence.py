@@ -363,6 +363,8 @@ def test_the_heading_of_the_notebook_has_the_words_of_the_label(repository):
 
 
 def test_it_rests_on_no_released_run_that_another_will_replace(repository):
-    replaced = {findings.SMALL, *findings.SMALL_OF.values()}
+    # The corpus has a folder of its own, which the next whole run of the small scale leaves.
+    replaced = {findings.SMALL, *findings.SMALL_OF.values()} - {"corpus-small"}
+    assert len(replaced) == 2
     for file in nearest_evidence.files(repository):
         assert Path(file).parts[2] not in replaced
