@@ -294,11 +294,9 @@ def start_seeds(
         "settings": settings,
         "losses": dict(losses),
     }
-    calls = {
-        other: {"seed": other, "folder": folder / f"seed_{other}"}
-        for other in range(seed + 1, seed + settings.seeds)
-    }
-    return side_by_side.start(repeat, calls, shared=shared)
+    return side_by_side.start_other_seeds(
+        repeat, settings.seeds, shared=shared, seed=seed, folder=folder
+    )
 
 
 def repeat(

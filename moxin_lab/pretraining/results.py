@@ -119,11 +119,9 @@ def start_seeds(
         "settings": settings,
         "compare": compare,
     }
-    calls = {
-        other: {"seed": other, "folder": folder / f"seed_{other}"}
-        for other in range(seed + 1, seed + settings.seeds)
-    }
-    return side_by_side.start(train_again, calls, shared=shared, own_device=True)
+    return side_by_side.start_other_seeds(
+        train_again, settings.seeds, shared=shared, own_device=True, seed=seed, folder=folder
+    )
 
 
 def train_again(

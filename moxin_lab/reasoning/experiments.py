@@ -374,11 +374,9 @@ def start_seeds(
         "tokenizer": tokenizer,
         "settings": settings,
     }
-    calls = {
-        other: {"seed": other, "folder": folder / f"seed_{other}"}
-        for other in range(seed + 1, seed + settings.seeds)
-    }
-    return side_by_side.start(repeat, calls, shared=shared)
+    return side_by_side.start_other_seeds(
+        repeat, settings.seeds, shared=shared, seed=seed, folder=folder
+    )
 
 
 def repeat(

@@ -25,6 +25,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from moxin_lab.lab.progress import Progress
@@ -111,6 +112,25 @@ def start(
     settle = partial(_settle, slots, os.getpid())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=settle)
     return Running(function, calls, shared, pool)
+
+
+def start_other_seeds(
+    function: Callable[..., Any],
+    count: int,
+    *,
+    seed: int,
+    folder: Path,
+    shared: Mapping[str, Any],
+    own_device: bool = False,
+) -> Running[int]:
+    """`start` with the seeds after the first of `count`, each with a folder of its own below
+    `folder`; results are by seed. function: takes `seed` and `folder` besides what is shared.
+    """
+    calls = {
+        other: {"seed": other, "folder": folder / f"seed_{other}"}
+        for other in range(seed + 1, seed + count)
+    }
+    return start(function, calls, shared=shared, own_device=own_device)
 
 
 def visible_devices() -> list[str]:
