@@ -25,6 +25,25 @@ RULE = (
 )
 
 
+def read_record(path: Path, needed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The record in a file that a notebook reads. needed: the parts that a record must have, by
+    bench. Raises LabError if the file is missing or no JSON, ValueError if it is not a record of
+    one of these benches or lacks a part.
+    """
+    record: dict[str, Any] = read_json(path)
+    bench: Any = record.get("bench")
+    if bench not in needed:
+        raise ValueError(
+            f"{path} says that it is of bench {bench!r}; expected one of {', '.join(needed)}"
+        )
+    missing = [name for name in (*needed[bench], "command", "machine") if name not in record]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}: make it again with `moxin-lab bench {bench}`"
+        )
+    return record
+
+
 class Question(NamedTuple):
     """What one chart answers."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from moxin_lab.lab.artifacts import read_json
+from moxin_lab.lab import measured
 from moxin_lab.pretraining import results
 
 NEEDED = {
@@ -31,21 +31,8 @@ CONTINUED = "continued"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The record in a file. Raises LabError if it is missing or no JSON, ValueError if it is not a
-    record of a bench in NEEDED or lacks a part of one.
-    """
-    record: dict[str, Any] = read_json(path)
-    bench = record.get("bench")
-    if bench not in NEEDED:
-        raise ValueError(
-            f"{path} says that it is of bench {bench!r}; expected one of {', '.join(NEEDED)}"
-        )
-    missing = [name for name in (*NEEDED[bench], "command", "machine") if name not in record]
-    if missing:
-        raise ValueError(
-            f"{path} lacks {', '.join(missing)}: make it again with `moxin-lab bench {bench}`"
-        )
-    return record
+    """The record in a file, of a bench in NEEDED; errors as `measured.read_record`."""
+    return measured.read_record(path, NEEDED)
 
 
 def against_ngrams(record: Mapping[str, Any]) -> pd.DataFrame:

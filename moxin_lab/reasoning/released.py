@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from moxin_lab.lab.artifacts import read_json
+from moxin_lab.lab import measured
 from moxin_lab.lab.show import PHONE_WIDTH
 
 BENCH = "grpo-variants"
@@ -29,18 +29,8 @@ MARKS = {"validation": ("o", "#0072B2"), "in-family": ("s", "#D55E00")}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The record in a file. Raises LabError if it is missing or no JSON, ValueError if it is not a
-    record of this bench or lacks a part.
-    """
-    record: dict[str, Any] = read_json(path)
-    if record.get("bench") != BENCH:
-        raise ValueError(f"{path} says that it is of bench {record.get('bench')!r}, not {BENCH!r}")
-    missing = [name for name in (*NEEDED, "command", "machine") if name not in record]
-    if missing:
-        raise ValueError(
-            f"{path} lacks {', '.join(missing)}: make it again with `moxin-lab bench {BENCH}`"
-        )
-    return record
+    """The record in a file, of this bench; errors as `measured.read_record`."""
+    return measured.read_record(path, {BENCH: NEEDED})
 
 
 def names(record: Mapping[str, Any]) -> list[str]:
