@@ -1,5 +1,7 @@
-"""Guarantees of moxin_lab.pretraining.packing."""
+"""Guarantees of moxin_lab.pretraining.packing and pools."""
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,15 +9,20 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from moxin_lab.pretraining.packing import (
     IGNORE_INDEX,
     Pool,
     TrainingStream,
 )
-from moxin_lab.pretraining.pools import Tokens, pool_of_documents, tokenize
+from moxin_lab.pretraining.pools import RANKS, Tokens, pool_of_documents, tokenize
+from moxin_lab.tokenizer import files as tokenizer_files
 from tests.posttraining.examples import make_tokenizer
 
+RELEASED_TOKENIZER = (
+    Path(__file__).parents[2] / "reports" / "released" / "tokenizer-32k" / "tokenizer"
+)
 BOS, EOS = 1, 2
 
 
@@ -242,3 +249,44 @@ def test_tokenize_keeps_text_that_spells_a_control_token_as_text():
     assert tokens.num_bytes.tolist() == [4, 2, 11]
     with pytest.raises(ValueError, match="no documents"):
         tokenize([], [], tokenizer)
+
+
+@pytest.fixture(scope="module")
+def with_ranks(tmp_path_factory):
+    """The folder of the released tokenizer with the file of ranks that stage 02 writes."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    shutil.copytree(RELEASED_TOKENIZER, folder, dirs_exist_ok=True)
+    tokenizer_files.write_ranks(tokenizer_files.load(RELEASED_TOKENIZER), folder / RANKS)
+    return folder
+
+
+def test_the_file_of_ranks_gives_the_tokens_that_tokenizer_json_gives(with_ranks):
+    texts = [
+        "The window of 4,096 tokens.\n\n    def f(x):\n        return x</s><s>[INST]",
+        "渡邉さんは東京に行きました。모델은 한국어를 읽는다。e\u0301 👩🏽‍💻 नमस्ते",
+        "",
+        " " * 300_000,  # beyond tiktoken's stack
+        *(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))),
+    ]
+    names = [str(place) for place in range(len(texts))]
+    fast, plain = (
+        tokenize(texts, names, AutoTokenizer.from_pretrained(folder), batch_size=5)
+        for folder in (with_ranks, RELEASED_TOKENIZER)
+    )
+    np.testing.assert_array_equal(fast.ids, plain.ids)
+    np.testing.assert_array_equal(fast.offsets, plain.offsets)
+    assert fast.ids.dtype == plain.ids.dtype == np.int32
+
+
+def test_a_file_of_ranks_of_another_tokenizer_is_refused_by_the_document_that_shows_it(
+    with_ranks, tmp_path
+):
+    shutil.copytree(with_ranks, tmp_path, dirs_exist_ok=True)
+    lines = (tmp_path / RANKS).read_bytes().splitlines(keepends=True)
+    (tmp_path / RANKS).write_bytes(b"".join(lines[:300]))
+    with pytest.raises(ValueError, match=r"tokenizer\.tiktoken gives other ids .* document page-7"):
+        tokenize(
+            ["a", "internationalisation of documentation"],
+            ["page-3", "page-7"],
+            AutoTokenizer.from_pretrained(tmp_path),
+        )
