@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model import measures
 from moxin_lab.model.config import MoxinConfig
+from moxin_lab.model.convert import best_device
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.model.expansion import RECIPES, expand
 from moxin_lab.model.mask import AttentionMask
@@ -79,7 +80,7 @@ def parity_by_deviation(
     frames = []
     for deviation in deviations:
         drawn = dataclasses.replace(config, initializer_range=deviation)
-        model = new_model(drawn, seed).eval()
+        model = new_model(drawn, seed).eval().to(best_device())
         frame = measures.parity_with_transformers(model, lengths, seed)
         frames.append(frame.assign(deviation=deviation))
     return pd.concat(frames, ignore_index=True)
@@ -97,7 +98,7 @@ def influence_by_depth(
         shallow = dataclasses.replace(
             config, num_hidden_layers=depth, sliding_window=window, max_position_embeddings=2048
         )
-        model = new_model(shallow, seed).double()
+        model = new_model(shallow, seed).double().to(best_device())
         length = config.num_hidden_layers * window + 8
         frames[depth] = measures.influence(model, length, seed)
         progress(depth, config.num_hidden_layers, f"influence through {depth} blocks")
@@ -111,8 +112,8 @@ def changes_by_expansion(
     """Largest change of any logit when an untrained model of `num_old` blocks is expanded to
     `num_new`, by recipe, over random tokens.
     """
-    old = new_model(with_blocks(config, num_old), seed).eval()
-    ids = measures.random_tokens(config, 1, num_tokens, seed)
+    old = new_model(with_blocks(config, num_old), seed).eval().to(best_device())
+    ids = measures.random_tokens(config, 1, num_tokens, seed).to(best_device())
     before = old(ids)
     return {
         recipe: (expand(old, num_new, recipe)(ids) - before).abs().max().item()

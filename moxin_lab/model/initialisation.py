@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moxin_lab.model.config import MoxinConfig
+from moxin_lab.model.convert import best_device
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.model.measures import random_tokens
 
@@ -50,7 +51,7 @@ def residual_by_depth(
     records = []
     for scheme in SCHEMES:
         for seed in seeds:
-            model = initialised(config, scheme, seed)
+            model = initialised(config, scheme, seed).to(best_device())
             states: list[Tensor] = []  # [B, T, C] each
 
             def record_state(
@@ -64,8 +65,9 @@ def residual_by_depth(
 
             for module in (model.model.embed_tokens, *model.model.layers):
                 module.register_forward_hook(record_state)
-            logits = model(random_tokens(config, rows, length, seed))
-            labels = random_tokens(config, rows, length, seed + 1_000_000)
+            ids = random_tokens(config, rows, length, seed).to(best_device())
+            logits = model(ids)
+            labels = random_tokens(config, rows, length, seed + 1_000_000).to(best_device())
             F.cross_entropy(
                 logits.flatten(0, 1).float(), labels.flatten(), reduction="sum"
             ).backward()

@@ -36,9 +36,10 @@ def parity_with_transformers(
     """Largest absolute difference of logits between our decoder and transformers'
     `MistralForCausalLM`, with the same weights and tokens.
 
-    Columns: tokens; backend (ours); largest_difference; rounding (our float32 logits against our
-    own float64 logits: differences of this size mean nothing); without_window (the difference if
-    our window is removed, which shows what a missing window looks like); largest_logit.
+    On the model's device. Columns: tokens; backend (ours); largest_difference; rounding (our
+    float32 logits against our own float64 logits: differences of this size mean nothing);
+    without_window (the difference if our window is removed, which shows what a missing window looks
+    like); largest_logit.
     """
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -59,7 +60,7 @@ def parity_with_transformers(
     exact = copy.deepcopy(model).double()
     original_backend, rows = model.attention_backend, []
     for length in lengths:
-        ids = random_tokens(model.config, 1, length, seed)
+        ids = random_tokens(model.config, 1, length, seed).to(model.lm_head.weight.device)
         expected = peer(ids).logits
         without_window = (windowless(ids) - expected).abs().max().item()
         largest_logit = expected.abs().max().item()
@@ -179,9 +180,10 @@ def influence(model: MoxinForCausalLM, length: int, seed: int) -> pd.DataFrame:
 
     The gradient is that of the last hidden state in a random direction, with respect to the
     embedding of each token. The model should be in float64: in float32 what arrives through all
-    blocks underflows. Columns: distance, influence (norm relative to distance 0).
+    blocks underflows. On the model's device. Columns: distance, influence (norm relative to
+    distance 0).
     """
-    ids = random_tokens(model.config, 1, length, seed)
+    ids = random_tokens(model.config, 1, length, seed).to(model.lm_head.weight.device)
     states: list[Tensor] = []
 
     def detach_embeddings(module: torch.nn.Module, inputs: object, output: Tensor) -> Tensor:
@@ -196,7 +198,7 @@ def influence(model: MoxinForCausalLM, length: int, seed: int) -> pd.DataFrame:
     direction = torch.randn(
         final.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
-    gradient = torch.autograd.grad(final @ direction.to(final.dtype), states[0])[0]
+    gradient = torch.autograd.grad(final @ direction.to(final), states[0])[0]
     norms = gradient[0].norm(dim=-1).flip(0)  # [1, T, C] -> [T], by distance to the last token
     return pd.DataFrame({"distance": range(length), "influence": (norms / norms[0]).tolist()})
 
