@@ -45,7 +45,7 @@ def averages(printed: pd.Series) -> "Figure":
             xytext=(8, 0),
             textcoords="offset points",
             va="center",
-            fontsize=9,
+            fontsize=10,
         )
     axes.set_yticks(places, ordered.index)
     axes.set_xlabel("printed average, %")

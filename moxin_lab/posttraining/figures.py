@@ -13,51 +13,53 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from moxin_lab.lab.show import PHONE_WIDTH
 from moxin_lab.lab.smoothing import centred_mean
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 TUNING_PATH = (
-    "Boxes from left to right: pretrained, SFT, preference pairs, DPO, instruct. A dashed arrow "
+    "Boxes from top to bottom: pretrained, SFT, preference pairs, DPO, instruct. A dashed arrow "
     "from SFT to DPO: the reference's log-probabilities."
 )
 
 
 def tuning_path() -> Figure:
-    """The two trainings as boxes: model, data and loss of each, from left to right."""
-    figure, axes = plt.subplots(figsize=(7.6, 2.3))
+    """The two trainings as boxes: model, data and loss of each, from top to bottom."""
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 4.6))
     boxes = (
-        (0, "pretrained\n(stage 04)", "#E8E8E8"),
-        (1, "SFT\nloss on answers", "#CFE3F3"),
-        (2, "pairs\ncard + sampled", "#FBE3CF"),
-        (3, "DPO\nper token, beta 5", "#CFE3F3"),
-        (4, "instruct", "#E8E8E8"),
+        ("pretrained\n(stage 04)", "#E8E8E8", ""),
+        ("SFT\nloss on answers", "#CFE3F3", "conversations of\nusers and assistants"),
+        ("pairs\ncard + sampled", "#FBE3CF", "two answers\nto one prompt"),
+        ("DPO\nper token, beta 5", "#CFE3F3", ""),
+        ("instruct", "#E8E8E8", ""),
     )
-    for place, text, colour in boxes:
+    for place, (text, colour, data) in enumerate(boxes):
         axes.text(
-            place,
             0,
+            -place,
             text,
             ha="center",
             va="center",
             color="#111111",
-            fontsize=10,
+            fontsize=11,
             bbox={"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "#555555"},
         )
+        axes.text(-0.95, -place, data, ha="right", va="center", fontsize=10)
     for place in range(4):
-        axes.annotate("", (place + 0.58, 0), (place + 0.42, 0), arrowprops={"arrowstyle": "->"})
-    axes.plot([1, 1, 3], [-0.34, -0.6, -0.6], color="#555555", linestyle="--", linewidth=1)
+        axes.annotate("", (0, -place - 0.63), (0, -place - 0.37), arrowprops={"arrowstyle": "->"})
+    axes.plot([0.8, 1.05, 1.05], [-1, -1, -3], color="#555555", linestyle="--", linewidth=1)
     axes.annotate(
         "",
-        (3, -0.34),
-        (3, -0.6),
+        (0.85, -3),
+        (1.06, -3),
         arrowprops={"arrowstyle": "->", "linestyle": "--", "color": "#555555"},
     )
-    axes.text(2, -0.8, "log-probabilities of the reference, computed once", ha="center", fontsize=9)
-    axes.text(1, 0.6, "conversations of users and assistants", ha="center", fontsize=9)
-    axes.text(3, 0.6, "two answers to one prompt", ha="center", fontsize=9)
-    axes.set(xlim=(-0.5, 4.5), ylim=(-0.95, 0.8))
+    axes.text(
+        1.15, -2, "log-probabilities\nof the reference,\ncomputed once", va="center", fontsize=10
+    )
+    axes.set(xlim=(-2.5, 2.4), ylim=(-4.4, 0.45))
     axes.axis("off")
     return figure
 
@@ -67,7 +69,7 @@ def sft_curve(log: pd.DataFrame) -> Figure:
     (dotted: 1).
     """
     figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(7.0, 4.6), sharex=True, height_ratios=(3, 1)
+        2, 1, figsize=(PHONE_WIDTH, 4.6), sharex=True, height_ratios=(3, 1)
     )
     each = log["nats"] / log["targets"]
     top.plot(log["step"], each, color="#999999", linewidth=0.8, label="each step")
@@ -99,7 +101,7 @@ def preference_push(table: pd.DataFrame) -> Figure:
     """How hard a pair is pulled apart by its margin, one curve for each beta. table: of
     `tables.preference_push`.
     """
-    figure, axes = plt.subplots(figsize=(6.0, 3.2))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 3.2))
     for beta, style in zip(table.columns, ("-", "--", "-."), strict=False):
         axes.plot(table.index, table[beta], style, label=f"beta = {beta:g}")
     axes.axvline(0, color="#555555", linewidth=0.8)
@@ -110,7 +112,7 @@ def preference_push(table: pd.DataFrame) -> Figure:
             xytext=(6 * side, 0),
             textcoords="offset points",
             ha="left" if side > 0 else "right",
-            fontsize=9,
+            fontsize=10,
         )
     axes.set(
         xlabel="margin of the chosen over the rejected answer (nats)",
@@ -136,7 +138,7 @@ def dpo_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
     answers; one column per loss.
     """
     figure, axes = plt.subplots(
-        2, len(logs), figsize=(7.0, 4.6), sharex=True, sharey="row", squeeze=False
+        2, len(logs), figsize=(PHONE_WIDTH, 4.6), sharex=True, sharey="row", squeeze=False
     )
     for column, (name, log) in enumerate(logs.items()):
         top, bottom = axes[:, column]
@@ -144,7 +146,8 @@ def dpo_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
             log["step"], log["correct"] / log["pairs"], color="#009E73", marker="o", markersize=3
         )
         top.axhline(0.5, color="#000000", linewidth=0.8, linestyle=":")
-        top.set(title=name, ylim=(0, 1.02))
+        top.set_title(name.replace(", ", ",\n"), fontsize=11)
+        top.set(ylim=(0, 1.02))
         for field, color, style in (("chosen", "#0072B2", "-"), ("rejected", "#D55E00", "--")):
             bottom.plot(
                 log["step"],
@@ -155,8 +158,8 @@ def dpo_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
             )
         bottom.axhline(0, color="#000000", linewidth=0.8, linestyle=":")
         bottom.set(xlabel="optimizer step")
-    axes[0, 0].set(ylabel="pairs in the right order")
-    axes[1, 0].set(ylabel="log-ratio to the\nreference (nats per token)")
+    axes[0, 0].set(ylabel="pairs in the\nright order")
+    axes[1, 0].set(ylabel="log-ratio to the\nreference\n(nats per token)")
     axes[1, 0].legend()
     return figure
 
@@ -187,7 +190,7 @@ def shares(table: pd.DataFrame, *, label: str) -> Figure:
     """Points with intervals, one per row of `table` (columns value, low, high; the index has the
     names).
     """
-    figure, axes = plt.subplots(figsize=(7.0, 0.5 + 0.45 * len(table)))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 0.5 + 0.45 * len(table)))
     heights = np.arange(len(table))[::-1]
     spread = np.abs(table[["low", "high"]].to_numpy().T - table["value"].to_numpy())
     axes.errorbar(table["value"], heights, xerr=spread, fmt="o", capsize=3, color="#0072B2")
@@ -198,9 +201,9 @@ def shares(table: pd.DataFrame, *, label: str) -> Figure:
             xytext=(0, 7),
             textcoords="offset points",
             ha="left" if value < 0.03 else "center",  # clear of the axis
-            fontsize=9,
+            fontsize=10,
         )
-    axes.set_yticks(heights, table.index)
+    axes.set_yticks(heights, [name.replace(", ", ",\n") for name in table.index])
     axes.set(xlabel=label, xlim=(-0.03, 1.03), ylim=(-0.6, len(table) - 0.3))
     return figure
 
@@ -214,27 +217,27 @@ def shares_alt(table: pd.DataFrame) -> str:
 
 
 def reduction_runs(runs: pd.DataFrame, variants: Sequence[str]) -> Figure:
-    """Held-out answer loss of every run: one column per variant, one mark per micro-batch size, one
+    """Held-out answer loss of every run: one row per variant, one mark per micro-batch size, one
     point per seed.
     """
-    figure, axes = plt.subplots(figsize=(7.0, 3.8))
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 1.3 + 0.5 * len(variants)))
     sizes = sorted(runs["micro_batch"].unique(), reverse=True)
     for i, size in enumerate(sizes):
         part = runs[runs["micro_batch"] == size]
-        x = part["variant"].map({name: column for column, name in enumerate(variants)})
+        y = part["variant"].map({name: row for row, name in enumerate(variants)})
         shift = (i - (len(sizes) - 1) / 2) * 0.18
         axes.plot(
-            x + shift,
             part["answer_loss"],
+            y + shift,
             MARKERS[i],
             label=f"micro-batches of {size}",
             alpha=0.8,
         )
-    axes.set_xticks(range(len(variants)), [name.replace(", ", ",\n") for name in variants])
+    axes.set_yticks(range(len(variants)), [name.replace(", ", ",\n") for name in variants])
     axes.set(
-        xlabel="reduction of the loss",
-        ylabel="held-out answer loss\n(nats per token)",
-        xlim=(-0.5, len(variants) - 0.5),
+        ylabel="reduction of the loss",
+        xlabel="held-out answer loss (nats per token)",
+        ylim=(len(variants) - 0.5, -0.5),
     )
     figure.legend(loc="outside upper center", ncols=len(sizes))  # inside it would hide points
     return figure

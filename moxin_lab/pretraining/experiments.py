@@ -57,12 +57,12 @@ def ladder(found: Mapping[str, Any], measure: str = "mean") -> Figure:
             textcoords="offset points",
             ha="right",
             va="top",
-            fontsize="small",
+            fontsize=10,
         )
     axes.set_xscale("log")
     axes.set(xlabel="training compute (FLOPs)", ylabel=f"held-out {UNITS[measure]}", ylim=(0, None))
     axes.set_xlim(left=compute[0] / 20)  # room for the first rung's label
-    axes.legend(frameon=False, fontsize="small", loc="upper right")
+    axes.legend(frameon=False, loc="upper right")
     return figure
 
 
@@ -90,7 +90,7 @@ def forest(
     """
     rows = _drawn(verdicts, differences)
     figure, axes = plt.subplots(
-        figsize=(WIDTH, 1.5 + 0.36 * max(1, len(rows))), layout="constrained"
+        figsize=(WIDTH, 1.9 + 0.42 * max(1, len(rows))), layout="constrained"
     )
     spreads = [row["recipe_spread"] for _, row in rows if row["recipe_spread"] is not None]
     if spreads:
@@ -118,7 +118,7 @@ def forest(
             label=None if said in shown else said,
         )
         shown.add(said)
-    axes.set_yticks(range(len(rows)), [_label(verdict) for verdict, _ in rows])
+    axes.set_yticks(range(len(rows)), [_label(verdict).replace(": ", ":\n") for verdict, _ in rows])
     axes.invert_yaxis()
     # One interval over the whole page would hide all others.
     reach = sorted(abs(row["difference"]) + (row["recipe_spread"] or 0) for _, row in rows)
@@ -127,15 +127,14 @@ def forest(
         axes.set_xscale("symlog", linthresh=linear)
         decades = range(math.floor(math.log10(linear)), math.ceil(math.log10(reach[-1])) + 1)
         ticks = [sign * digit * 10.0**n for n in decades for digit in (1, 3) for sign in (-1, 1)]
-        axes.set_xticks([0, *ticks], ["0", *(f"{tick:+g}" for tick in ticks)], fontsize="small")
+        axes.set_xticks([0, *ticks], ["0", *(f"{tick:+g}" for tick in ticks)])
         widest = max(max(abs(r["low"] or 0), abs(r["high"] or 0)) for _, r in rows)
         axes.set_xlim(-1.1 * max(widest, reach[-1]), 1.1 * max(widest, reach[-1]))
-    axes.set_xlabel("bits per byte, changed minus recipe (left is better)")
-    axes.legend(
+    axes.set_xlabel("bits per byte, changed minus recipe\n(left is better)")
+    figure.legend(
+        *axes.get_legend_handles_labels(),
         frameon=False,
-        fontsize="small",
-        loc="upper center",
-        bbox_to_anchor=(0.3, -0.25 if len(rows) < 6 else -0.18),
+        loc="outside lower center",
         ncols=2,
     )
     return figure
@@ -169,7 +168,7 @@ def expansion(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot(row["by_seed"], places, "o", color=RED, markersize=5, zorder=3)
     axes.set_yticks(range(len(rows)), [row["arm"].replace(", ", ",\n") for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("bits per byte, more blocks minus as it is (left is better)")
+    axes.set_xlabel("bits per byte, more blocks minus as it is\n(left is better)")
     return figure
 
 

@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from moxin_lab.lab.show import PHONE_WIDTH
 from moxin_lab.lab.smoothing import centred_mean
 from moxin_lab.pretraining import results
 from moxin_lab.scales.sections import PretrainingSettings
@@ -21,21 +22,20 @@ PHASE_SHADES = ("#FFFFFF", "#EDEDED", "#DADADA")
 
 
 def _shade_phases(axes: Axes, phases: Sequence["Span"], label: bool) -> None:
-    """One grey band per phase, and with `label` its name and context above it."""
-    for phase, shade in zip(phases, PHASE_SHADES, strict=False):
+    """One grey band per phase, and with `label` its number and context above it."""
+    for number, (phase, shade) in enumerate(zip(phases, PHASE_SHADES, strict=False), 1):
         axes.axvspan(
             phase.first_step, phase.first_step + phase.steps, color=shade, zorder=0, linewidth=0
         )
         if label:
             middle = phase.first_step + phase.steps / 2
-            text = f"{phase.name.replace(' ', chr(10), 1)}\n{phase.sequence_length:,} tokens"
             axes.annotate(
-                text,
+                f"phase {number}\n{phase.sequence_length:,}\ntokens",
                 (middle, 1.02),
                 xycoords=("data", "axes fraction"),
                 ha="center",
                 va="bottom",
-                fontsize="small",
+                fontsize=10,
             )
     axes.set_xlim(0, phases[-1].first_step + phases[-1].steps)
 
@@ -93,7 +93,7 @@ def schedule(
     rates: one per step. mixtures: share by pool, one mapping per phase.
     """
     figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(7.0, 5.2), height_ratios=(3, 2), layout="constrained"
+        2, 1, figsize=(PHONE_WIDTH, 5.4), height_ratios=(3, 2), layout="constrained"
     )
     _shade_phases(top, phases, label=True)
     top.plot(rates)
@@ -112,14 +112,16 @@ def schedule(
             edgecolor="white",
         )
         left += shares
-    bottom.set_yticks(range(len(mixtures)), [phase.name for phase in phases])
+    names_of_phases = [
+        f"{number} {phase.name.replace(' ', chr(10), 1)}" for number, phase in enumerate(phases, 1)
+    ]
+    bottom.set_yticks(range(len(mixtures)), names_of_phases)
     bottom.invert_yaxis()
     bottom.set(xlabel="share of rows", xlim=(0, 1))
     bottom.legend(
-        ncols=len(names),
+        ncols=3,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.32),
-        fontsize="small",
+        bbox_to_anchor=(0.4, -0.32),
         frameon=False,
     )
     return figure
@@ -130,7 +132,7 @@ def losses(log: pd.DataFrame, phases: Sequence[Span]) -> Figure:
     clipping. log: as `trainer.fit` returns it.
     """
     figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(7.0, 5.4), sharex=True, height_ratios=(3, 1), layout="constrained"
+        2, 1, figsize=(PHONE_WIDTH, 5.4), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
     for axes, label in ((top, True), (bottom, False)):
         _shade_phases(axes, phases, label)
@@ -157,7 +159,7 @@ def bits_per_byte(table: pd.DataFrame) -> Figure:
     low, high.
     """
     models, groups = list(dict.fromkeys(table["model"])), list(dict.fromkeys(table["group"]))
-    figure, axes = plt.subplots(figsize=(5.8, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 4.4), layout="constrained")
     markers = ("s", "v", "^", "o", "D", "P", "X")
     width = 0.75 / len(models)
     for index, model in enumerate(models):
@@ -180,7 +182,5 @@ def bits_per_byte(table: pd.DataFrame) -> Figure:
         ylabel="bits per byte (lower is better)",
         ylim=(0, None),
     )
-    axes.legend(
-        frameon=False, ncols=3, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16)
-    )
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

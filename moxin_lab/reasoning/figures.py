@@ -30,7 +30,7 @@ def worked_group(rewards: Sequence[float]) -> Figure:
     top.bar(places, rewards, color="#999999")
     top.axhline(values.mean(), color="#000000", linestyle=":", linewidth=1)
     top.annotate(
-        f"mean\n{values.mean():.2f}", (len(rewards) + 0.55, values.mean()), va="bottom", fontsize=9
+        f"mean\n{values.mean():.2f}", (len(rewards) + 0.55, values.mean()), va="bottom", fontsize=10
     )
     top.set(ylabel="reward", ylim=(0, max(1.0, float(values.max())) * 1.15))
     bottom.bar(places, advantages, color=np.where(advantages > 0, "#0072B2", "#D55E00"))
@@ -44,7 +44,7 @@ def worked_group(rewards: Sequence[float]) -> Figure:
             textcoords="offset points",
             ha="center",
             va="bottom" if above else "top",
-            fontsize=9,
+            fontsize=10,
         )
     bottom.set(ylabel="advantage", xlabel="completion", xticks=places)
     bottom.margins(y=0.25)
@@ -98,7 +98,7 @@ def reward_curve(log: pd.DataFrame) -> Figure:
         label="groups without variance (share)",
     )
     top.set(ylabel="reward or share", ylim=(0, 1.02))
-    top.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1, fontsize=9)
+    top.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1)
     bottom.plot(log["step"], log["entropy"], color="#009E73", label="entropy, left axis")
     other = bottom.twinx()
     other.plot(
@@ -117,7 +117,7 @@ def reward_curve(log: pd.DataFrame) -> Figure:
         loc="lower left",
         bbox_to_anchor=(0, 1),
         ncols=2,
-        fontsize=9,
+        fontsize=10,
     )
     return figure
 

@@ -295,7 +295,18 @@ def test_durations_are_in_seconds_minutes_or_hours(seconds, text):
 
 
 @pytest.mark.parametrize(
-    "package", ["data", "tokenizer", "model", "reasoning", "vision", "evaluation", "serving"]
+    "package",
+    [
+        "data",
+        "tokenizer",
+        "model",
+        "pretraining",
+        "posttraining",
+        "reasoning",
+        "vision",
+        "evaluation",
+        "serving",
+    ],
 )
 def test_no_figure_of_a_notebook_is_wider_than_a_telephone_can_show(repository, package):
     """Letters of 10 points in a wider one are smaller than 9 pixels there."""
