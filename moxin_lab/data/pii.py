@@ -17,24 +17,32 @@ import ipaddress
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 EMAIL = "<EMAIL>"
 IP_ADDRESS = "<IP_ADDRESS>"
 SECRET = "<SECRET>"
 
-_EMAIL = re.compile(
-    r"(?<![A-Za-z0-9_])[A-Za-z0-9_](?:[A-Za-z0-9._%+'-]{0,63})@"
-    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.)+(?:xn--[A-Za-z0-9-]{2,59}|[A-Za-z]{2,24})"
+# Patterns begin with what `re` finds fast, and look back from there; see `_emails` and `_ipv6`.
+_DOMAIN = re.compile(
+    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.)+(?:xn--[A-Za-z0-9-]{2,59}|[A-Za-z]{2,24})"
     r"(?![A-Za-z0-9-])"
 )
-_IPV4 = re.compile(r"(?<![\d.A-Za-z_-])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\d)(?![A-Za-z_]|\.in-addr)")
+_MAX_LOCAL = 64
+_EMAIL = re.compile(
+    rf"(?<![A-Za-z0-9_])[A-Za-z0-9_](?:[A-Za-z0-9._%+'-]{{0,{_MAX_LOCAL - 1}}}){_DOMAIN.pattern}"
+)
+_IPV4 = re.compile(
+    r"\d(?<![\d.A-Za-z_-]\d)\d{0,2}\.(?:\d{1,3}\.){2}\d{1,3}(?!\.?\d)(?![A-Za-z_]|\.in-addr)"
+)
 _IPV6 = re.compile(
     r"(?<![A-Za-z0-9_.])(?=::|[0-9A-Fa-f])(?:[0-9A-Fa-f]{0,4}:){2,7}"
     r"(?:[0-9A-Fa-f]{1,4}|(?<=::))(?!:?[A-Za-z0-9_])"
 )
 # Slices and types (`a::2`, `DB::DB`) read as IPv6 too; IANA assigns unicast addresses in 2000::/3.
 _UNICAST = ipaddress.ip_network("2000::/3")
+_UNICAST_START = re.compile(r"[23](?<![A-Za-z0-9_.][23])[0-9A-Fa-f]{3}:[0-9A-Fa-f:]")
 _VERSION = re.compile(
     r"(?:versions?|releases?|revision|\bver\b|\bv|版本|バージョン|버전"
     r"|sections?|§|clause|chapter|appendix|\bspec|specification)[\s:=.'\"(]*$"
@@ -46,7 +54,7 @@ _VERSION = re.compile(
 _SECRETS = (
     ("AKIA", r"[A-Z2-7]{16}(?![A-Za-z0-9])"),  # AWS access key id
     ("ASIA", r"[A-Z2-7]{16}(?![A-Za-z0-9])"),  # AWS, temporary
-    ("gh", r"[pousr]_[A-Za-z0-9]{36,255}(?![A-Za-z0-9])"),  # GitHub
+    *((f"gh{kind}_", r"[A-Za-z0-9]{36,255}(?![A-Za-z0-9])") for kind in "pousr"),  # GitHub
     ("github_pat_", r"[A-Za-z0-9_]{82}(?![A-Za-z0-9_])"),  # GitHub, fine-grained
     ("glpat-", r"[A-Za-z0-9_-]{20,}"),  # GitLab
     ("xox", r"[abprs]-[A-Za-z0-9-]{10,}"),  # Slack
@@ -87,26 +95,42 @@ def replace(text: str) -> tuple[str, Counter[str]]:
     # A find that ran into its neighbour shows only after the neighbour was replaced.
     while counts.total() != before:
         before = counts.total()
-        for needed, pattern, placeholder, valid in _KINDS:
+        for needed, find, placeholder, valid in _KINDS:
             if needed in text:
-                text = _substitute(text, pattern, placeholder, valid, counts)
+                text = _substitute(text, find(text), placeholder, valid, counts)
     return text, counts
 
 
 def _substitute(
     text: str,
-    pattern: re.Pattern[str],
+    found: Iterable[re.Match[str]],
     placeholder: str,
     valid: Callable[[re.Match[str]], bool],
     counts: Counter[str],
 ) -> str:
-    def decide(match: re.Match[str]) -> str:
-        if not valid(match):
-            return match.group()
+    parts, end = [], 0
+    for match in filter(valid, found):
+        parts += [text[end : match.start()], placeholder]
+        end = match.end()
         counts[placeholder] += 1
-        return placeholder
+    return "".join([*parts, text[end:]]) if parts else text
 
-    return pattern.sub(decide, text)
+
+def _emails(text: str) -> Iterator[re.Match[str]]:
+    """`_EMAIL.finditer(text)`, looking only before domains."""
+    end = 0
+    for domain in _DOMAIN.finditer(text):
+        if domain.start() >= end:
+            match = _EMAIL.search(text, max(end, domain.start() - _MAX_LOCAL))
+            if match is None:
+                return
+            yield match
+            end = match.end()
+
+
+def _ipv6(text: str) -> Iterator[re.Match[str]]:
+    """`_IPV6.finditer(text)`; nothing where no address can be public."""
+    return _IPV6.finditer(text) if _UNICAST_START.search(text) else iter(())
 
 
 def _always(match: re.Match[str]) -> bool:
@@ -148,12 +172,12 @@ def _is_web_token(match: re.Match[str]) -> bool:
     return isinstance(parsed, dict) and "alg" in parsed
 
 
-# A string that every find has, the pattern, the placeholder and the check.
-_KINDS = (
-    ("-----BEGIN ", _PRIVATE_KEY, SECRET, _always),
-    ("eyJ", _JWT, SECRET, _is_web_token),
-    *((start, _key(start, rest), SECRET, _is_varied) for start, rest in _SECRETS),
-    ("@", _EMAIL, EMAIL, _is_email),
-    (".", _IPV4, IP_ADDRESS, _is_public),
-    (":", _IPV6, IP_ADDRESS, _is_public),
+# A string that every find has, how they are found, the placeholder and the check.
+_KINDS: tuple[tuple[str, Callable[[str], Iterator[re.Match[str]]], str, Any], ...] = (
+    ("-----BEGIN ", _PRIVATE_KEY.finditer, SECRET, _always),
+    ("eyJ", _JWT.finditer, SECRET, _is_web_token),
+    *((start, _key(start, rest).finditer, SECRET, _is_varied) for start, rest in _SECRETS),
+    ("@", _emails, EMAIL, _is_email),
+    (".", _IPV4.finditer, IP_ADDRESS, _is_public),
+    (":", _ipv6, IP_ADDRESS, _is_public),
 )

@@ -30,7 +30,7 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from moxin_lab.data.ngrams import NGRAM_TOKENS, hashes, tokens
+from moxin_lab.data.ngrams import NGRAM_TOKENS, hashes_of, token_hashes_of
 
 MAX_OVERLAP = 0.05
 """Largest share of a held-out document's tokens in 13-grams that training text has too."""
@@ -82,7 +82,7 @@ def of_table(documents: pa.Table) -> Documents:
 
     def grams(wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         for row in np.flatnonzero(wanted).tolist():
-            yield row, hashes(tokens(texts[row].as_py()))
+            yield row, hashes_of(texts[row].as_py())
 
     project = _strings(documents["project"]) if "project" in documents.column_names else None
     page, source, language = (_strings(documents[name]) for name in ("page", "source", "language"))
@@ -173,13 +173,13 @@ def overlap(train: Iterable[pa.Table], heldout: pa.Table) -> pd.DataFrame:
     of `train` those of one document at a time.
     """
     texts = heldout["text"].to_pylist()
-    grams = [hashes(tokens(text)) for text in texts]
+    grams = [hashes_of(text) for text in texts]
     known = _known(grams)
     seen = np.zeros(len(known), dtype=bool)
     for text in (text for table in train for text in table["text"]):
-        _mark(seen, known, hashes(tokens(text.as_py())))
+        _mark(seen, known, hashes_of(text.as_py()))
     rows = [
-        (key, language, len(tokens(text)), _covered(seen, known, mine))
+        (key, language, len(token_hashes_of(text)), _covered(seen, known, mine))
         for key, language, text, mine in zip(
             heldout["id"].to_pylist(), heldout["language"].to_pylist(), texts, grams, strict=True
         )

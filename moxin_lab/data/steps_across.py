@@ -21,7 +21,7 @@ from moxin_lab.data import dedup, minhash, quality
 from moxin_lab.data.dedup import Buckets
 from moxin_lab.data.extract import CurationError
 from moxin_lab.data.findings import Finding
-from moxin_lab.data.ngrams import NGRAM_TOKENS, hashes, tokens
+from moxin_lab.data.ngrams import NGRAM_TOKENS, hashes_of, tokens
 from moxin_lab.data.split import MAX_OVERLAP, REASONS, Documents, hold_out
 from moxin_lab.data.steps import CODE, Across, Held, Labels, Learned, Split, Work, check_unique
 
@@ -246,7 +246,7 @@ def _documents(frame: daft.DataFrame) -> tuple[list[str], Documents]:
 
     @daft.func.batch(return_dtype=DataType.list(DataType.uint64()))
     def grams(text: daft.Series) -> pa.Array:
-        found = [hashes(tokens(each)) for each in text.to_pylist()]
+        found = [hashes_of(each) for each in text.to_pylist()]
         offsets = np.cumsum([0, *map(len, found)])
         values = np.concatenate([np.zeros(0, np.uint64), *found])
         return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))

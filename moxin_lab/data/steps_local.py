@@ -11,7 +11,7 @@ from moxin_lab.data import decontaminate, heuristics, languages, pii
 from moxin_lab.data.findings import Finding
 from moxin_lab.data.steps import CODE, Labels, Local, prose_rule, rule
 
-_DROPPED = str.maketrans("", "", string.punctuation + string.whitespace)
+_DROPPED = (string.punctuation + string.whitespace).encode()
 
 
 def counted_characters(text: str) -> int:
@@ -20,7 +20,9 @@ def counted_characters(text: str) -> int:
     SlimPajama's filter counts these; CJK punctuation is among them.
     Source: Cerebras modelzoo, data_preparation/nlp/slimpajama/README.md, step 2.
     """
-    return len(text.translate(_DROPPED))
+    # Bytes of ASCII occur in UTF-8 as themselves alone, and deleting bytes is many times as fast.
+    raw = text.encode("utf-8", "surrogatepass")
+    return len(text) - (len(raw) - len(raw.translate(None, _DROPPED)))
 
 
 def nfc() -> Local:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import time
 from pathlib import Path
@@ -167,3 +168,13 @@ def test_the_hits_are_those_of_a_search_without_hashes() -> None:
         ]
         assert list(index.hits(" ".join(words))) == plain
     assert any(True for _ in index.hits(" ".join(draw.choices(alphabet, k=200_000))))
+
+
+def test_an_index_that_was_pickled_finds_what_was_added_before_and_since(index: Index) -> None:
+    pickle.dumps(index)
+    added = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    index.add("later", "1", added)
+    again = pickle.loads(pickle.dumps(index))
+    for text in (added, *ITEMS.values(), "nothing of it"):
+        assert list(again.hits(text)) == list(index.hits(text))
+    assert next(again.hits(added)).benchmark == "later"

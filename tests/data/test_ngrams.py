@@ -2,11 +2,19 @@
 
 import unicodedata
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moxin_lab.data.ngrams import hashes, ngrams, tokens
+from moxin_lab.data.ngrams import (
+    hashes,
+    hashes_of,
+    ngrams,
+    token_hashes,
+    token_hashes_of,
+    tokens,
+)
 
 
 def test_combining_marks_stay_with_their_letters() -> None:
@@ -78,3 +86,21 @@ def test_a_hash_knows_where_words_end() -> None:
     assert hashes(["a"] * 13).tolist() == [2209846512309456000]
     with pytest.raises(ValueError, match="at least one token"):
         hashes(["a"], 0)
+
+
+@given(
+    st.text()
+    | st.text("ab1_ -漢ก\u0301\u0e34\u093c\u200d\xadÅﬁ½²\ud800" + "𠀀𐐀", min_size=5)
+    | st.lists(st.text("aé漢", min_size=1), min_size=3).map(" ".join)
+)
+def test_hashes_of_a_text_are_those_of_its_tokens(text: str) -> None:
+    assert token_hashes_of(text).tolist() == token_hashes(tokens(text)).tolist()
+    assert hashes_of(text, 2).tolist() == hashes(tokens(text), 2).tolist()
+
+
+def test_hashes_of_a_text_know_every_character_and_any_length() -> None:
+    text = " ".join(f"a{chr(c)}b" for c in range(0, 0x110000, 3) if not 0xD800 <= c < 0xE000)
+    assert np.array_equal(token_hashes_of(text), token_hashes(tokens(text)))
+    for word in ("x" * 300_000, "é" * 300_000):
+        long = f"{word} a b{' ' * 200_000}c {word}"
+        assert np.array_equal(token_hashes_of(long), token_hashes(tokens(long)))

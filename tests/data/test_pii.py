@@ -6,11 +6,26 @@ import time
 from ipaddress import ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moxin_lab.data import pii
 from moxin_lab.data.pii import EMAIL, IP_ADDRESS, SECRET, replace
 
+PIECES = [
+    "a@b.com",
+    "@",
+    ".com",
+    "x",
+    "é",
+    " ",
+    "-",
+    "%+",
+    "_" * 70,
+    "@x.org",
+    "2606:4700:4700::1111",
+]
+PIECES += ["2606:4700:4700::1111", "2", "3fff:", "::1", ":", "2001:db8::", "dead:beef", "."]
 _ALNUM = string.ascii_letters + string.digits
 _LONG = (_ALNUM * 3)[:82]
 _HEADER = base64.urlsafe_b64encode(b'{"alg":"HS256"}').decode().rstrip("=")
@@ -113,3 +128,14 @@ def test_time_is_linear(part: str) -> None:
     seconds(100)
     # sixteen times the text; quadratic time would be 256 times as long
     assert seconds(32_000) < 60 * max(seconds(2_000), 0.001)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
+def test_a_search_from_domains_finds_the_addresses_that_a_search_of_all_text_does(
+    text: str,
+) -> None:
+    every, near = (list(found) for found in (pii._EMAIL.finditer(text), pii._emails(text)))
+    assert [match.span() for match in near] == [match.span() for match in every]
+    public = [match.span() for match in pii._IPV6.finditer(text) if pii._is_public(match)]
+    assert [match.span() for match in pii._ipv6(text) if pii._is_public(match)] == public
