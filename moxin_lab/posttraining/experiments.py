@@ -23,6 +23,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, pipeline
 
 from moxin_lab.lab.progress import Progress
+from moxin_lab.lab.seeds import over_seeds as over_seeds  # of `outcomes`; notebook 05
 from moxin_lab.model import convert
 from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.model.experiments import new_model
@@ -410,17 +411,3 @@ def outcomes(judged: Mapping[str, pd.DataFrame], accuracy: Mapping[str, float]) 
         values[f"win rate: {first} against {second}"] = float(wins + ties / 2)
         values[f"tokens per answer: {first} minus {second}"] = tokens[first] - tokens[second]
     return values
-
-
-def over_seeds(
-    by_seed: Mapping[int, Mapping[str, float]], interval: Callable[[Any], Any]
-) -> pd.DataFrame:
-    """`outcomes` of several seeds: one row per name; columns `mean`, `low`, `high` by
-    `interval(values)`, and one per seed.
-    """
-    each = pd.DataFrame(by_seed)
-    summary = pd.DataFrame([interval(values) for values in each.to_numpy()], index=each.index)
-    summary.columns = pd.Index(["mean", "low", "high"])
-    return pd.concat(
-        [summary, each.rename(columns=lambda seed: f"seed {seed}")], axis=1
-    ).rename_axis("what")

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from moxin_lab.lab import curated
+from moxin_lab.lab import curated, seeds
 from moxin_lab.lab.progress import Progress
 from moxin_lab.model import convert, experiments, generate, hf_config, plain_text
 from moxin_lab.model.decoder import MoxinForCausalLM
@@ -300,13 +300,12 @@ def over_seeds(by_seed: Mapping[int, pd.DataFrame], interval: Callable[[Any], An
 
     by_seed: tables of `heldout.compare`.
     """
-    finals = {seed: table[table["model"] == LAST] for seed, table in by_seed.items()}
-    each = pd.DataFrame(
-        {f"seed {seed}": one.set_index("group")["bits_per_byte"] for seed, one in finals.items()}
-    )
-    summary = pd.DataFrame([interval(values)._asdict() for values in each.to_numpy()], each.index)
-    summary = summary.rename(columns={"value": "mean"})
-    return pd.concat([summary.dropna(axis="columns"), each], axis=1).rename_axis("language")
+    finals = {
+        seed: table[table["model"] == LAST].set_index("group")["bits_per_byte"]
+        for seed, table in by_seed.items()
+    }
+    table = seeds.over_seeds(finals, interval).rename_axis("language")
+    return table.drop(columns=["low", "high"]) if len(finals) == 1 else table
 
 
 def seeds_in_words(table: pd.DataFrame, by_language: pd.DataFrame, baseline: str) -> str:
