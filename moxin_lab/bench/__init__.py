@@ -5,7 +5,8 @@ A bench is a module of this package with `add_arguments(parser)` and `run(option
 of the file needs; `record` adds the machine, the versions, the date and the command.
 
 Guarantees: times are medians over repeated calls after a warm-up, on a GPU between device events; a
-peer that cannot run is a row with its reason, never a missing row.
+peer that cannot run is a row with its reason, never a missing row; a run that is cut keeps its rows
+(`keeping.py`).
 Out of scope: verdicts (notebooks and readers), tests of equality (tests/), comparisons across
 machines.
 """

@@ -13,9 +13,8 @@ Guarantees: FLOPs are those of the exact mask (forward 4 x pairs x heads x head 
 times that; for the full triangle its own pairs). Every row has `relative_error`, the distance of
 its output to the float32 definition on the last 256 queries, and `added_peak_bytes`, the memory of
 one forward and backward call beyond the inputs. Inputs are random; times are medians between device
-events, and rows are timed in turns. A backend that cannot run is a row with its reason. An
-interrupt (SIGINT) while a row is compiled skips that row; one while rows are timed ends the run and
-keeps the shapes that are finished.
+events. Rows are timed in turns, so those of a shape end together, and are kept together. A backend
+that cannot run is a row with its reason. Ctrl-C while a row is compiled skips that row.
 Out of scope: tuning the tile sizes of peers.
 """
 
@@ -28,6 +27,8 @@ import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("attention")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: implementation, tokens, rows, document_tokens (0: none), forward_ms, forward_tflops,
     backward_ms, backward_tflops, relative_error, added_peak_bytes, reason; and the ceilings of this
     machine, measured in the same run.
@@ -98,24 +100,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     # torch.compile do not allow.
     functorch_config.donated_buffer = False
     rows: list[dict[str, Any]] = []
-    record = {
+    result = {
         "shape": shape.model_dump(),
         "dtype": str(dtype),
         "ceilings": ceilings(options.device),
         "rows": rows,
     }
-    try:
-        for text in options.shapes.split(","):
-            tokens, batch = (int(number) for number in text.split("x"))
-            # Otherwise a second length would be compiled for any length, which is slower.
-            torch.compiler.reset()
-            inputs = random_inputs(shape, tokens, batch, dtype, options.device)
-            rows += measure_shape(inputs, shape.sliding_window, options)
-            del inputs
-            free_memory(options.device)
-    except KeyboardInterrupt:
-        record["note"] = f"Interrupted after {len(rows)} rows."
-    return record
+    for text in options.shapes.split(","):
+        tokens, batch = (int(number) for number in text.split("x"))
+        # Otherwise a second length would be compiled for any length, which is slower.
+        torch.compiler.reset()
+        inputs = random_inputs(shape, tokens, batch, dtype, options.device)
+        rows += measure_shape(inputs, shape.sliding_window, options)
+        keep(result)
+        del inputs
+        free_memory(options.device)
+    return result
 
 
 def random_inputs(

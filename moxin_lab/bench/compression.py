@@ -22,6 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moxin_lab.bench.keeping import Keep, keeping
+from moxin_lab.lab import measured
+
 if TYPE_CHECKING:
     import pandas as pd
     import torch
@@ -79,15 +82,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("compression")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """One row per model and variant, and the settings."""
-    result = _read(options.from_json) if options.from_json else _measured(options)
+    result = _read(options.from_json) if options.from_json else _measured(options, keep)
     if options.picture:
         draw(result["rows"], Path(options.picture))
     return result
 
 
-def _measured(options: argparse.Namespace) -> dict[str, Any]:
+def _measured(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     from moxin_lab.export import folders
     from moxin_lab.lab.artifacts import LabError
 
@@ -101,11 +105,13 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     heldout = choose(Path(options.documents), "heldout", languages, options)
     training = choose(Path(options.documents), "train", languages, options)
     rows: list[dict[str, Any]] = []
+    result = {"rows": rows, "settings": _settings(options, heldout)}
     for name, path in models.items():
         for row in variants(folders.read(path), heldout, training, shares, options):
             rows.append({"model": name, **row})
+            keep(result)
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    return {"rows": rows, "settings": _settings(options, heldout)}
+    return result
 
 
 def _read(files: list[str]) -> dict[str, Any]:
@@ -117,6 +123,8 @@ def _read(files: list[str]) -> dict[str, Any]:
     for file in files:
         try:
             record = json.loads(Path(file).read_text(encoding="utf-8"))
+            if cut := measured.unfinished(record):
+                raise ValueError(cut)
             rows += record["rows"]
             settings[Path(file).name] = record["settings"]
         except (OSError, ValueError, KeyError, TypeError) as error:

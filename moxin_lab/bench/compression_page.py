@@ -7,12 +7,11 @@ its reason; what the rows show is said by rule, from their intervals.
 Out of scope: the measurements (`compression.py`).
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from moxin_lab.bench import compression
+from moxin_lab.bench import compression, released
 from moxin_lab.lab import show
 
 ABOUT = """# Bits per byte of pruned and quantised models
@@ -39,11 +38,7 @@ NOTES = {
 
 def write(folder: Path) -> Path:
     """Writes both files; returns the page. Raises ValueError for a folder without a record."""
-    files = sorted(folder.glob("*.json"))
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    records = [record for record in records if record.get("bench") == "compression"]
-    if not records:
-        raise ValueError(f"{folder} has no JSON file of `moxin-lab bench compression`")
+    records = released.records(folder, "compression")
     rows = [row for record in records for row in record["rows"]]
     compression.draw(rows, folder / "curve.svg")
     models = list(dict.fromkeys(row["model"] for row in rows))

@@ -35,6 +35,7 @@ from moxin_lab.bench.curation_scale import (
     help_pages,
     pipeline,
 )
+from moxin_lab.bench.keeping import Keep, keeping
 
 PARTS = ("minhash", "filters", "pipeline", "planted", "quality", "cost")
 LANGUAGES = ("en", "zh", "ja", "ko")
@@ -63,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--picture", type=Path, help="writes the cost of deduplication as SVG")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("curation")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: one per measurement, with `part`. `exponent`: of the cost of deduplication, if that was
     measured at two sizes or more.
     """
@@ -75,14 +77,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "quality": quality_rows,
         "cost": lambda options: [cost(size, options.cards) for size in options.sizes],
     }
-    rows = [
-        {"part": name} | row
-        for name, make in parts.items()
-        if name in options.parts
-        for row in make(options)
-    ]
-    spent = [(row["MB"], row["CPU seconds"]) for row in rows if row["part"] == "cost"]
+    rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {"rows": rows}
+    for name, make in parts.items():
+        if name in options.parts:
+            rows += [{"part": name} | row for row in make(options)]
+            keep(result)
+    spent = [(row["MB"], row["CPU seconds"]) for row in rows if row["part"] == "cost"]
     if len({size for size, _ in spent}) > 1:
         result["exponent"] = exponent(spent)
         if options.picture is not None:

@@ -21,6 +21,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from moxin_lab.bench.keeping import Keep, keeping
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -48,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-peer", action="store_true", help="omit transformers")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("decode")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: implementation, rows, tokens, ms_per_token, tokens_per_second, floor_ms,
     first_logits_error, ring_bytes, reason.
     """
@@ -62,7 +65,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     machine_limits = ceilings(options.device)
     model = make_model(options, dtype)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result = {"width": options.width, "dtype": str(dtype), "ceilings": machine_limits, "rows": rows}
     for text in options.shapes.split(","):
         batch, length = (int(number) for number in text.split("x"))
         ring = RollingCache(model.config, batch, dtype=dtype, device="meta").nbytes
@@ -86,8 +90,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 row
                 | {"floor_ms": floor * 1000, "ring_bytes": ring, "full_cache_bytes_at_32768": full}
             )
+            keep(result)
             free_memory(options.device)
-    return {"width": options.width, "dtype": str(dtype), "ceilings": machine_limits, "rows": rows}
+    return result
 
 
 def implementations(options: argparse.Namespace) -> dict[str, Measure]:

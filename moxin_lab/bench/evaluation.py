@@ -17,6 +17,8 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
+from moxin_lab.bench.keeping import Keep, keeping
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -32,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (default 5)")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("evaluation")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: each kind of request by each adapter; `cpu_seconds` is the median over the rounds,
     `speed` that of the peer over ours.
     """
@@ -73,7 +76,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "rolling": ("loglikelihood_rolling", [(text,) for text in texts]),
     }
     adapters = {"moxin-lab": ours, "lm-eval hf": peer}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result = {"rows": rows}
     for name, (kind, arguments) in requests.items():
         seconds: dict[str, list[float]] = {adapter: [] for adapter in adapters}
         scores = {}
@@ -96,7 +100,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             }
             for adapter in adapters
         ]
-    return {"rows": rows}
+        keep(result)
+    return result
 
 
 def _score(adapter: Any, kind: str, arguments: list[tuple[str, ...]]) -> list[float]:

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moxin_lab.bench.keeping import Keep, keeping
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -81,7 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("expansion")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """One row per arm and seed, the differences to `32 continued` paired by seed, the settings, and
     the compute of each arm.
     """
@@ -90,10 +93,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     data = load_data(plan)
     total, done = options.seeds * len(ARMS), 0
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result = {"settings": plan.settings, "compute": compute(plan), "rows": rows}
     for seed in range(options.seeds):
         for arm in ARMS:
             rows.append(run_arm(plan, data, seed, arm, work, options.device))
+            keep(result)
             done += 1
             bits_per_byte = rows[-1]["bits_per_byte"]
             print(
@@ -101,12 +106,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 file=sys.stderr,
             )
         stem_path(work, seed).unlink(missing_ok=True)  # every arm of the seed is done
-    return {
-        "settings": plan.settings,
-        "compute": compute(plan),
-        "rows": rows,
-        "differences": paired_differences(rows),
-    }
+    return result | {"differences": paired_differences(rows)}
 
 
 # ---- plan and data
@@ -266,7 +266,7 @@ def run_arm(plan: Plan, data: Data, seed: int, arm: str, work: Path, device: str
     """The row of one arm: read from its file if there is one, else trained, measured and stored."""
     import torch
 
-    from moxin_lab.lab.artifacts import LabError
+    from moxin_lab.lab.artifacts import LabError, write_atomically
     from moxin_lab.model.decoder import MoxinForCausalLM
     from moxin_lab.model.expansion import expand
 
@@ -304,9 +304,7 @@ def run_arm(plan: Plan, data: Data, seed: int, arm: str, work: Path, device: str
         "bits_per_byte_at_start": at_start,
         **log,
     }
-    path.write_text(
-        json.dumps({"settings": plan.settings, "row": row}, indent=1) + "\n", encoding="utf-8"
-    )
+    write_atomically(path, json.dumps({"settings": plan.settings, "row": row}, indent=1) + "\n")
     return row
 
 

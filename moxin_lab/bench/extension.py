@@ -19,6 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moxin_lab.bench.keeping import Keep, keeping
+
 if TYPE_CHECKING:
     import pandas as pd
     import torch
@@ -55,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("extension")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: ids added, tokens by language, bits per byte before and after."""
     import pandas as pd
 
@@ -83,6 +86,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rows += _counts("Mistral v0.1", mistral, extend.extend(mistral, routed, EXPERTS), udhr)
     if not options.steps:
         return {"model": path.name, "rows": rows}
+    result = {"model": path.name, "seed": options.seed, "rows": rows}
+    keep(result)
     for name, tokenizer in (("base", base), ("extended", extension.tokenizer)):
         model = gguf_reader.from_gguf(path).requires_grad_(False).to(options.device)
         trainable = _rows_of_script(base)
@@ -91,6 +96,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             trainable = list(range(len(rows_before), extension.blocks[-1].stop))
             model = with_rows(model, extend.initial_rows(rows_before, extension.pieces))
         rows += _scores(f"{name}, before", model, tokenizer, pages, options.seed)
+        keep(result)
         losses = train_rows(
             model,
             _stream(tokenizer, train["text"], options),
@@ -109,7 +115,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 "last_loss": losses[-1],
             }
         )
-    return {"model": path.name, "seed": options.seed, "rows": rows}
+        keep(result)
+    return result
 
 
 def _shipped() -> Path:

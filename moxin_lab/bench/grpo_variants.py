@@ -31,6 +31,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moxin_lab.bench import grpo_variants_results as results
+from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +163,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation-items", type=int, default=630, help="questions (default 630)")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("grpo-variants")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: one for the start and one for each training in `--results` that belongs to this start,
     tokenizer, scale and number of steps.
     """
@@ -175,7 +177,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if not getattr(options, option):
             raise LabError(f"--{option} is missing")
     setup = load(scales.load(options.scale).reasoning, options)
-    return run_jobs(names, setup, options, began)
+    return run_jobs(names, setup, options, began, keep)
 
 
 def names_of(options: argparse.Namespace) -> list[str]:
@@ -300,13 +302,15 @@ def name_of(variant: str, seed: int) -> str:
 
 
 def run_jobs(
-    names: Sequence[str], setup: SimpleNamespace, options: argparse.Namespace, began: float
+    names: Sequence[str],
+    setup: SimpleNamespace,
+    options: argparse.Namespace,
+    began: float,
+    keep: Keep,
 ) -> dict[str, Any]:
     """Everything that is named and not yet there, in order, as long as there is time. After each
     training `--json` is written as well.
     """
-    from moxin_lab.bench import record as with_machine
-    from moxin_lab.lab.artifacts import write_json
     from moxin_lab.verifier.verifier import Verifier
 
     path, tried = Path(options.results), set[str]()
@@ -314,9 +318,7 @@ def run_jobs(
         while True:
             found = read_records(path, setup)
             result = summary(names, setup, found, options)
-            if options.json not in (None, "-"):
-                described = with_machine("grpo-variants", options.device, result)
-                write_json(Path(options.json), described)
+            keep(result)
             good = {name: one for name, one in found.items() if "failed" not in one}
             waiting = []
             for variant, seed in jobs(names, setup.seeds):

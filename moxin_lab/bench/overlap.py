@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from moxin_lab.bench import free_memory, peak_bytes
 from moxin_lab.bench.generation import make_model, random_text
+from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +96,8 @@ class TextlessTokenizer:
         return [""] * len(rows)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("overlap")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: arrangement, sampler, steps, seconds_per_step, times_synchronous (speed relative to the
     synchronous row), modelled_times_synchronous, waited_s (seconds per step of waiting for
     completions), staleness (mean), whole_s (seconds of the run), peak_bytes, reason. Raises
@@ -117,7 +119,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if options.device == "cuda"
         else ["cpu"]
     )
+    sizes = {
+        "prompts": options.prompts,
+        "samples": options.num_generations,  # the key of committed files
+        "prompt_tokens": options.prompt_tokens,
+        "new_tokens": options.new_tokens,
+        "staleness": options.staleness,
+    }
     rows: list[dict[str, Any]] = []
+    result = {"width": options.width, **sizes, "rows": rows}
     for sampler in (None, *devices):
         row = {
             "arrangement": "overlapped" if sampler else "one after the other",
@@ -128,6 +138,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             log, stamps = _train(base, options, sampler)
         except (RuntimeError, ValueError) as error:
             rows.append(row | {"reason": f"{type(error).__name__}: {error}"[:300]})
+            keep(result)
             continue
         seconds = (stamps[last] - stamps[first]) / (last - first)
         row |= {
@@ -149,15 +160,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         elif "seconds_per_step" in rows[0]:
             row["times_synchronous"] = rows[0]["seconds_per_step"] / seconds
         rows.append(row)
+        keep(result)
         print(", ".join(f"{name} {value}" for name, value in row.items()), file=sys.stderr)
-    sizes = {
-        "prompts": options.prompts,
-        "samples": options.num_generations,  # the key of committed files
-        "prompt_tokens": options.prompt_tokens,
-        "new_tokens": options.new_tokens,
-        "staleness": options.staleness,
-    }
-    return {"width": options.width, **sizes, "rows": rows}
+    return result
 
 
 def _train(

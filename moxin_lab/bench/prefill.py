@@ -17,6 +17,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from moxin_lab.bench.keeping import Keep, keeping
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -33,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-peer", action="store_true", help="omit transformers")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("prefill")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: implementation, tokens, chunk, ms, tokens_per_second, floor_ms, same_token, peak_bytes,
     reason.
     """
@@ -54,6 +57,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     flops_per_token = (training_flops_per_token(model.config, options.tokens) - head_flops) / 3
     floor_seconds = flops_per_token * options.tokens / limits["matrix_product_tflops"] / 1e12
     rows: list[dict[str, Any]] = []
+    result = {"width": options.width, "dtype": str(dtype), "ceilings": limits, "rows": rows}
 
     def ours(chunk: int) -> Tensor:
         cache = RollingCache(model.config, 1, dtype=dtype, device=options.device)
@@ -92,4 +96,5 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         except (RuntimeError, ValueError, ImportError) as error:
             row["reason"] = f"{type(error).__name__}: {error}"[:300]
         rows.append(row)
-    return {"width": options.width, "dtype": str(dtype), "ceilings": limits, "rows": rows}
+        keep(result)
+    return result

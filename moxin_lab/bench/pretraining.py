@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +34,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from moxin_lab.bench import free_memory, peak_bytes
+from moxin_lab.bench.keeping import Keep, keeping, sigterm_left_to_the_training
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,10 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("pretraining")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows of the speed (`implementation`: bare step or loop), and of the scores (`row`)."""
     from moxin_lab import scales
-    from moxin_lab.lab.artifacts import LabError
+    from moxin_lab.lab.artifacts import LabError, write_atomically
 
     if options.kernels and options.device != "cuda":
         raise LabError("--kernels are a GPU's: leave it out, or give --device cuda")
@@ -97,17 +99,25 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     setup = load(scale, folder, options)
     result: dict[str, Any] = {"corpus": prepared, "settings": setup.settings, "rows": []}
     if not options.without_speed:
-        result["rows"] += measure_speed(setup, options)
+        for rows in measure_speed(setup, options):
+            result["rows"] += rows
+            keep(result)
     if options.kernels:
         result["kernels"] = kernels(setup, options)
+        keep(result)
     if options.until in STEPS[4:]:
         # A machine is lent for a time: what was trained is kept before anything is scored.
         kept = folder / "run" / "training.json"
         if not kept.is_file():
-            kept.write_text(json.dumps(train(setup, options)), encoding="utf-8")
+            with sigterm_left_to_the_training():
+                summary = train(setup, options)
+            write_atomically(kept, json.dumps(summary))
         result["training"] = json.loads(kept.read_text(encoding="utf-8"))
+        keep(result)
     if options.until == "scored":
-        result["rows"] += score(setup, folder / "run", options)
+        for rows in score(setup, folder / "run", options):
+            result["rows"] += rows
+            keep(result)
     return result
 
 
@@ -236,8 +246,12 @@ def between(marks: list[Any], on_gpu: bool) -> list[float]:
     return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
 
 
-def measure_speed(setup: SimpleNamespace, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Bare step and loop for each context of the phases, and the loop as it would be uncompiled."""
+def measure_speed(
+    setup: SimpleNamespace, options: argparse.Namespace
+) -> Iterator[list[dict[str, Any]]]:
+    """Bare step and loop for each context of the phases, and the loop as it would be uncompiled:
+    the rows of each as soon as it has run.
+    """
     first_of = {phase.sequence_length: phase for phase in reversed(setup.phases.phases)}
     count = WARMUP + options.speed_steps
     phases = [first_of[length].model_copy(update={"steps": count}) for length in sorted(first_of)]
@@ -252,11 +266,11 @@ def measure_speed(setup: SimpleNamespace, options: argparse.Namespace) -> list[d
             ("bare step, not compiled", bare_steps, False),
             ("training loop, not compiled", loop_steps, False),
         ]
-    rows = []
     for name, timed, compiled in kinds:
         print(f"  {name}", file=sys.stderr, flush=True)
         free_memory(options.device)
         seconds = timed(setup, stream, compiled, options)
+        rows: list[dict[str, Any]] = []
         for phase in stream.phases:
             # seconds[i] ends with step i + 1
             steps = range(phase.first_step + WARMUP, phase.first_step + phase.steps)
@@ -269,7 +283,7 @@ def measure_speed(setup: SimpleNamespace, options: argparse.Namespace) -> list[d
                     **speed_of(part, useful_flops(stream, setup.config, steps), setup, options),
                 }
             )
-    return rows
+        yield rows
 
 
 def stream_of(
@@ -497,8 +511,10 @@ def train(setup: SimpleNamespace, options: argparse.Namespace) -> dict[str, Any]
 
 def score(
     setup: SimpleNamespace, folder: Path, options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Bits per byte of the phases' checkpoints and of n-grams, by language, on held-out text."""
+) -> Iterator[list[dict[str, Any]]]:
+    """Bits per byte of the phases' checkpoints and of n-grams, by language, on held-out text: rows
+    of fresh pages, of all, of the overlap.
+    """
     from moxin_lab.bench.pretraining_corpus import MAX_OVERLAP, repeated
     from moxin_lab.evaluation import heldout, ngrams
     from moxin_lab.evaluation.bits_per_byte import encode_documents
@@ -530,7 +546,6 @@ def score(
             folder / f"phase_{phase}", device=options.device
         )
     context = setup.phases.phases[-1].sequence_length
-    rows = []
     for name, chosen in (("fresh", fresh), ("all", texts)):
         scores = heldout.compare(
             models,
@@ -540,12 +555,12 @@ def score(
             seed=options.seed,
             device=options.device,
         )
-        rows += [
+        yield [
             {"row": "held-out text", "text": name, **row}
             for row in scores.rename(columns={"group": "language"}).to_dict("records")
         ]
     shares = texts.groupby("language")["overlap"]
-    rows += [
+    yield [
         {
             "row": "overlap",
             "language": language,
@@ -555,4 +570,3 @@ def score(
         }
         for language, part in shares
     ]
-    return rows

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from moxin_lab.bench import recipe_arms as arms
 from moxin_lab.bench import recipe_results as results
+from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("recipe")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: one for each experiment, arm and seed. With --plan the rows are the plan."""
     from moxin_lab import scales
     from moxin_lab.lab.artifacts import LabError
@@ -107,7 +109,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise LabError("--folder is missing: name the folder of `moxin-lab bench pretraining`")
     began = time.monotonic()
     setup = load(scale, Path(options.folder), options)
-    return run_jobs(names, sizes, setup, records, options, began)
+    return run_jobs(names, sizes, setup, records, options, began, keep)
 
 
 def sizes_of(options: argparse.Namespace) -> arms.Sizes:
@@ -272,20 +274,18 @@ def run_jobs(
     records: dict[str, dict[str, Any]],
     options: argparse.Namespace,
     began: float,
+    keep: Keep,
 ) -> dict[str, Any]:
     """Every job that is not in the records, in order, as long as there is time; after each one the
     file is written.
     """
-    from moxin_lab.bench import record as with_machine
     from moxin_lab.bench.recipe_training import many_shapes
-    from moxin_lab.data.corpus import write_json
 
     shapes: set[tuple[Any, ...]] = set()
     with many_shapes():
         while True:
             result = summary(names, sizes, setup, records)
-            if options.json not in (None, "-"):
-                write_json(with_machine("recipe", options.device, result), Path(options.json))
+            keep(result)
             used = time.monotonic() - began
             rates = {name: one["rate"] for name, one in result["rates"].items()}
             waiting = [

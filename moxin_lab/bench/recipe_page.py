@@ -7,12 +7,12 @@ as such; verdicts are those of the files, by the rule that stood there before th
 Out of scope: the measurements (`recipe.py`); merging trainings of several files (`--read`).
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moxin_lab.bench import released
 from moxin_lab.lab import pictures
 from moxin_lab.pretraining import experiments
 
@@ -28,11 +28,7 @@ def write(folder: Path) -> Path:
     """Writes page and pictures; returns the page. Raises ValueError for a folder without a record
     of the bench.
     """
-    files = sorted(folder.glob("*.json"))
-    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    records = [content for content in contents if content.get("bench") == "recipe"]
-    if not records:
-        raise ValueError(f"{folder} has no JSON file of `moxin-lab bench recipe`")
+    records = released.records(folder, "recipe")
     ladders = [record["ladder"] for record in records if record["ladder"]]
     pairs = [record for record in records if record["differences"]]
     parts = [f"# {TITLES[bool(ladders), bool(pairs)]}", "", *map(_made, records), ""]

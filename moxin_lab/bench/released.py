@@ -8,7 +8,8 @@ the peers.
     python -m moxin_lab.bench.released reports/released/h100   # writes the folder's README.md
 
 Guarantees: only ratios within one file are computed, thus within one run on one machine; a row that
-could not run keeps its reason; a file that no bench wrote raises an error with its name.
+could not run keeps its reason; a file that no bench wrote, or whose run did not finish, raises an
+error with its name.
 Out of scope: verdicts, and the charts of the report (`lab/measured.py`).
 """
 
@@ -59,7 +60,7 @@ OUR_BACKENDS = ("auto", "triton")
 
 def read(folder: Path, bench: str) -> dict[str, Any] | None:
     """The record of a bench, or None if there is no file. Raises ValueError for a file that is not
-    a record of this bench.
+    a record of this bench, or of a run that did not finish.
     """
     path = folder / f"{bench.replace('-', '_')}.json"
     if not path.exists():
@@ -74,7 +75,25 @@ def read(folder: Path, bench: str) -> dict[str, Any] | None:
             f"{path} is not a record of `moxin-lab bench {bench}`: it says {record.get('bench')!r}"
             + (f" and lacks {', '.join(sorted(missing))}" if missing else "")
         )
+    if cut := measured.unfinished(record):
+        raise ValueError(f"{path} {cut}")
     return record
+
+
+def records(folder: Path, bench: str) -> list[dict[str, Any]]:
+    """Every record of a bench in a folder, whatever the files' names. Raises ValueError if there is
+    none, or one of a run that did not finish.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record, dict) and record.get("bench") == bench:
+            if cut := measured.unfinished(record):
+                raise ValueError(f"{path} {cut}")
+            found.append(record)
+    if not found:
+        raise ValueError(f"{folder} has no JSON file of `moxin-lab bench {bench}`")
+    return found
 
 
 def origin(record: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from moxin_lab.bench import free_memory, peak_bytes
 from moxin_lab.bench.generation import make_model, make_peer, random_text
+from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
     from moxin_lab.model.decoder import MoxinForCausalLM
@@ -69,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("rollout")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: implementation, rows, new_tokens, seconds, tokens_per_second, times_transformers,
     first_seconds, log_prob_error, peak_bytes, reason.
     """
@@ -79,6 +81,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     model = make_model(options, dtype)
     num_rows = options.prompts * options.num_generations
     rows: list[dict[str, Any]] = []
+    result = {
+        "width": options.width,
+        "dtype": str(dtype),
+        "prompt_tokens": options.prompt_tokens,
+        "rows": rows,
+    }
     for name, make in implementations(options).items():
         row: dict[str, Any] = {
             "implementation": name,
@@ -100,7 +108,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         except (RuntimeError, ValueError, ImportError) as error:
             row["reason"] = f"{type(error).__name__}: {error}"[:300]
         rows.append(row)
-        # Printed at once, in case a later row never ends.
+        keep(result)
         print(", ".join(f"{key} {value}" for key, value in row.items()), file=sys.stderr)
         call = _nothing  # frees the engine before the next row
     peers = [
@@ -111,12 +119,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for row in rows:
         if peers and "reason" not in row:
             row["times_transformers"] = row["tokens_per_second"] / max(peers)
-    return {
-        "width": options.width,
-        "dtype": str(dtype),
-        "prompt_tokens": options.prompt_tokens,
-        "rows": rows,
-    }
+    return result
 
 
 def implementations(options: argparse.Namespace) -> dict[str, Callable[..., Call]]:

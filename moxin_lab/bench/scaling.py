@@ -38,6 +38,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moxin_lab.bench.keeping import Keep, keeping
+
 if TYPE_CHECKING:
     from moxin_lab.model.config import MoxinConfig
     from moxin_lab.pretraining.packing import TrainingStream
@@ -91,7 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("scaling")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows by `part`, with `gpus`, `layout`, `checkpointing` and what was measured, or `reason`."""
     counts = sorted({int(count) for count in options.counts.split(",")})
     there = available(options.device)
@@ -125,7 +128,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 rows = start(job, common, Path(folder), options.timeout)
             result["rows"] += rows
             compare(result["rows"])
-            keep(result, options)
+            keep(result)
     return result
 
 
@@ -196,17 +199,6 @@ def kept_rows(options: argparse.Namespace, common: dict[str, Any]) -> list[dict[
         )
     failed = {key_of(row) for row in found["rows"] if "reason" in row}
     return [row for row in found["rows"] if key_of(row) not in failed]
-
-
-def keep(result: dict[str, Any], options: argparse.Namespace) -> None:
-    """Write what there is so far to the file of `--json`."""
-    from moxin_lab.bench import record
-
-    if options.json and options.json != "-":
-        content = record("scaling", options.device, result)
-        staged = Path(options.json).with_suffix(".part")
-        staged.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        staged.replace(options.json)
 
 
 def compare(rows: list[dict[str, Any]]) -> None:

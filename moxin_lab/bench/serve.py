@@ -25,7 +25,10 @@ import multiprocessing
 import queue
 import statistics
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
     from moxin_lab.model.decoder import MoxinForCausalLM
@@ -61,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-http", action="store_true", help="omit the rows of clients")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("serve")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: kind, rows, prompt_tokens, ms_per_token, tokens_per_second, floor_ms, floor_share,
     first_token_ms, requests, failed, reason.
     """
@@ -78,15 +82,24 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     dtype = torch.bfloat16 if on_gpu else torch.float32
     model = make_model(options, dtype).requires_grad_(False)
     rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {
+        "width": options.width,
+        "dtype": str(dtype),
+        "ceilings": limits,
+        "rows": rows,
+    }
     if not options.no_http:
-        rows += client_rows(model, options)
+        for row in client_rows(model, options):
+            rows.append(row)
+            keep(result)
     for shape in shapes.split(","):
         count, tokens = (int(number) for number in shape.split("x"))
         speed = limits["copy_bytes_per_second"]
         rows.append(decode_row(model, count, tokens, options.new_tokens, speed))
+        keep(result)
     for number in prompts.split(","):
         rows.append(first_token_row(model, int(number)))
-    result = {"width": options.width, "dtype": str(dtype), "ceilings": limits, "rows": rows}
+        keep(result)
     clients = [row for row in rows if row["kind"] == "clients"]
     if len(clients) == 2:
         result["times_one_client"] = (
@@ -194,21 +207,20 @@ def first_token_row(model: MoxinForCausalLM, prompt: int, repeats: int = 5) -> d
 # over HTTP
 
 
-def client_rows(model: MoxinForCausalLM, options: argparse.Namespace) -> list[dict[str, Any]]:
+def client_rows(model: MoxinForCausalLM, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One client after another, then many at once, against a server of this process."""
     from moxin_lab.serving.app import Engine, Settings
     from moxin_lab.serving.server import listen, running
 
     settings = Settings(port=0, max_rows=options.clients, max_context=256 + options.answer_tokens)
     engine = Engine(random_served(model), settings)
-    rows = []
     with listen(settings) as listener, running(engine, listener) as url:
         for clients in (1, options.clients):
             # A process of its own, so that clients do not take the server's interpreter lock.
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 work = (url, clients, options.seconds, options.answer_tokens)
-                rows.append({"kind": "clients", **pool.apply(stream_for, work)})
-    return rows
+                row = {"kind": "clients", **pool.apply(stream_for, work)}
+            yield row
 
 
 def random_served(model: MoxinForCausalLM) -> Any:

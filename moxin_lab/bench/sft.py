@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from moxin_lab.bench import free_memory, peak_bytes
+from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -72,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("sft")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: ours padded (two attention backends), ours packed, TRL padded; their columns are what,
     layout, attention and those of `_measures`.
     """
@@ -131,7 +133,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ("moxin-lab", "packed", "auto", partial(_ours, folder, tokenizer, encoded)),
         ("TRL SFTTrainer", "padded", "sdpa", partial(_trl, folder, tokenizer, texts)),
     ]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result = {"rows": rows, "conversations": needed, "tokens": sum(map(len, encoded))}
     for name, layout, attention, train in jobs:
         free_memory(options.device)
         row: dict[str, Any] = {"what": name, "layout": layout, "attention": attention}
@@ -142,7 +145,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             row["reason"] = f"{type(error).__name__}: {error}"[:300]
         print("  ", row, file=sys.stderr, flush=True)
         rows.append(row)
-    return {"rows": rows, "conversations": needed, "tokens": sum(map(len, encoded))}
+        keep(result)
+    return result
 
 
 def _measures(

@@ -42,7 +42,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,6 +51,7 @@ import numpy as np
 
 from moxin_lab.bench import free_memory
 from moxin_lab.bench.expansion import Data, measure, paired_differences
+from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,7 +154,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("smollm2-expansion")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows (`row`: identity, start, arm, task), `differences`, `spread`, `verdicts`, `settings`,
     `rates` and `not_run`. Raises LabError for inputs or stored rows that do not fit, RuntimeError
     if the identity expansion changes a logit, ArithmeticError for a loss that is not finite.
@@ -163,6 +165,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     results = Results(
         Path(options.results or Path(options.folder) / "smollm2-expansion.json"), setup.settings
     )
+    common = {"settings": setup.settings, "rule": RULE}
+    results.added = lambda: keep({**common, "rates": setup.chosen, "rows": results.rows})
     say(f"{time.monotonic() - began:.0f} s: text, held-out pages and the model are ready")
     measure_starts(setup, results)
     clock = Clock(began, options.seconds)
@@ -175,8 +179,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for missing in not_run:
         say(f"not run: {missing}")
     return {
-        "settings": setup.settings,
-        "rule": RULE,
+        **common,
         "rates": setup.chosen,
         **summary,
         "not_run": not_run,
@@ -217,6 +220,7 @@ class Results:
 
         self.path, self.settings = path, settings
         self.rows: list[dict[str, Any]] = []
+        self.added: Callable[[], None] = lambda: None  # called after rows are added
         if path.is_file():
             stored = json.loads(path.read_text(encoding="utf-8"))
             if stored["settings"] != settings:
@@ -240,12 +244,12 @@ class Results:
 
     def add(self, *rows: dict[str, Any]) -> dict[str, Any]:
         """Stores the rows together; returns the first."""
+        from moxin_lab.lab.artifacts import write_atomically
+
         self.rows += rows
-        # Renamed when complete, so that a killed run leaves the file as it was.
-        new = self.path.with_suffix(".new")
         content = {"settings": self.settings, "rows": self.rows}
-        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        new.rename(self.path)
+        write_atomically(self.path, json.dumps(content, indent=1) + "\n")
+        self.added()
         return rows[0]
 
 

@@ -8,12 +8,12 @@ there with its reason.
 Out of scope: the measurements (`smollm2_expansion.py`).
 """
 
-import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
+from moxin_lab.bench import released
 from moxin_lab.bench import smollm2_expansion as bench
 
 NAMES = {"en": "English", "code": "code", "zh": "Chinese", "ja": "Japanese", "ko": "Korean"}
@@ -48,10 +48,7 @@ def write(folder: Path) -> Path:
     """Writes both files; returns the page. Raises ValueError for a folder without one record, or
     whose verdicts do not follow from its rows.
     """
-    records = [
-        json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
-    ]
-    records = [record for record in records if record.get("bench") == "smollm2-expansion"]
+    records = released.records(folder, "smollm2-expansion")
     if len(records) != 1:
         raise ValueError(
             f"{folder} has {len(records)} JSON files of `moxin-lab bench smollm2-expansion`, not 1"

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moxin_lab.bench.keeping import Keep, keeping
+
 DIMENSION = 384
 Vectors = NDArray[np.float32]
 
@@ -32,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cards", type=Path, default=Path("data_cards"))
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("stores")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: one per store with CPU seconds to build, megabytes on disk and of the package, CPU
     milliseconds to open and answer the first question, and of the median question.
     """
@@ -42,6 +45,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     asked = vectors[rng.integers(len(vectors), size=len(questions))]
     rows: list[dict[str, Any]] = []
+    result = {"passages": len(passages), "questions": len(questions), "rows": rows}
     for name, package, store in (
         ("SQLite FTS5, vectors as BLOBs", "sqlite3", _sqlite),
         ("LanceDB", "lancedb", _lancedb),
@@ -56,7 +60,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             except Unavailable as error:
                 row = {"reason": str(error)}
         rows.append({"store": name, **row, "package_mb": _package_mb(package)})
-    return {"passages": len(passages), "questions": len(questions), "rows": rows}
+        keep(result)
+    return result
 
 
 class Unavailable(RuntimeError):

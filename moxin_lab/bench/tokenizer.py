@@ -23,6 +23,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moxin_lab.bench.keeping import Keep, keeping
+
 if TYPE_CHECKING:
     from moxin_lab.tokenizer.routed import RoutedTokenizer
 
@@ -49,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="a new folder for the tokenizer")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("tokenizer")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: training, tokens by tokenizer and language, speeds, one long document."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread, for tokenizers and its trainers
     from moxin_lab import scales
@@ -71,6 +74,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "Tekken": peers.tekken(),
     }
     rows: list[dict[str, Any]] = list(training)
+    result = {
+        "scale": options.scale,
+        "blocks": {b.name: len(b) for b in tokenizer.blocks},
+        "rows": rows,
+        "trade_off": curve,
+    }
+    keep(result)
     for name, peer in compared.items():
         count = peers.token_counter(peer)
         for language in LANGUAGES[:-1]:
@@ -79,18 +89,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for language in LANGUAGES:
             of = heldout[heldout["language"] == language]["text"].tolist()
             rows.append(_tokens(name, "heldout", language, count(of), of))
+        keep(result)
     sample = {
         language: _beginning(heldout[heldout["language"] == language]["text"], SPEED_BYTES)
         for language in LANGUAGES
     }
     rows += _speeds(tokenizer, joint, out, sample)
+    keep(result)
     rows.append(_one_document(out, "".join(sample["en"])))
-    return {
-        "scale": options.scale,
-        "blocks": {b.name: len(b) for b in tokenizer.blocks},
-        "rows": rows,
-        "trade_off": curve,
-    }
+    return result
 
 
 def _texts(sources: Sequence[Path], settings: Any) -> dict[str, list[str]]:

@@ -13,10 +13,12 @@ Out of scope: models of other sizes, and how a design would do with its authors'
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--page-bytes", type=int, default=600, help="read of each page")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("tokenizer-designs")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: tokens and Rényi efficiency by tokenizer, text and language; bits per byte."""
     from moxin_lab import scales
     from moxin_lab.lab import curated
@@ -68,6 +71,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     encoders = dict(trained)
     sizes = dict.fromkeys(trained, settings.vocab_size)
     rows: list[dict[str, Any]] = []
+    read = {name: _size(part) for name, part in texts.items()}
+    result = {"scale": options.scale, "bytes": read, "rows": rows}
     for name, (encode, size) in _shipped(rows).items():
         encoders[name], sizes[name] = encode, size
     declaration = udhr.drop_duplicates("language")
@@ -83,8 +88,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     rows.append(
                         row | {"language": language} | _measures(encode(of), of, sizes[name])
                     )
-    rows += _models(trained, settings.vocab_size, texts, heldout, options)
-    return {"scale": options.scale, "bytes": {n: _size(t) for n, t in texts.items()}, "rows": rows}
+        keep(result)
+    for scored in _models(trained, settings.vocab_size, texts, heldout, options):
+        rows += scored
+        keep(result)
+    return result
 
 
 def parallel_pages(train: "pd.DataFrame", num_pages: int) -> dict[str, list[str]]:
@@ -199,19 +207,21 @@ def _models(
     texts: Mapping[str, Sequence[str]],
     heldout: "pd.DataFrame",
     options: argparse.Namespace,
-) -> list[dict[str, Any]]:
-    """Bits per byte of each model, and differences to the baseline's with intervals over seeds."""
+) -> Iterator[list[dict[str, Any]]]:
+    """Bits per byte of each model as soon as it is scored, and last the differences to the
+    baseline's with intervals over seeds.
+    """
     import pandas as pd
 
     from moxin_lab.evaluation import bits_per_byte, statistics
     from moxin_lab.lab import sampling
 
     if not options.seeds:
-        return []
+        return
     pages = heldout[heldout["language"].isin(LANGUAGES)].groupby("language", sort=False)
     scored = pages.head(options.pages).reset_index(drop=True)
     scored["text"] = [sampling.beginning(text, options.page_bytes) for text in scored["text"]]
-    runs = []
+    runs: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         for name, encode in encoders.items():
             model = _train(encode, vocab_size, texts, seed, options)
@@ -226,13 +236,15 @@ def _models(
             table = bits_per_byte.bits_per_byte_by_group(nats, sizes, groups)
             everything = bits_per_byte.bits_per_byte(nats, sizes)
             values = dict(zip(table["group"], table["bits_per_byte"], strict=True))
-            for language, value in (values | {"all": everything}).items():
-                runs.append(
-                    {"tokenizer": name, "seed": seed, "language": language, "value": float(value)}
-                )
+            own = [
+                {"tokenizer": name, "seed": seed, "language": language, "value": float(value)}
+                for language, value in (values | {"all": everything}).items()
+            ]
+            yield [{"measure": "bits per byte, one run", **run} for run in own]
+            runs += own
             print(f"seed {seed}, {name}: {everything:.4f} bits per byte", flush=True)
     frame = pd.DataFrame(runs)
-    rows = [{"measure": "bits per byte, one run", **run} for run in runs]
+    rows = []
     for language, part in frame.groupby("language", sort=False):
         by_seed = part.pivot(index="seed", columns="tokenizer", values="value")
         for name in encoders:
@@ -248,7 +260,7 @@ def _models(
                     "high": high,
                 }
             )
-    return rows
+    yield rows
 
 
 def _train(

@@ -16,6 +16,8 @@ Out of scope: decoding and normalising images.
 import argparse
 from typing import Any
 
+from moxin_lab.bench.keeping import Keep, keeping
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -28,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=7)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("towers")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: implementation, images_per_second, ms, ratio (speed relative to the plain calls),
     largest_difference.
     """
@@ -67,6 +70,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     calls = {"ours": lambda: towers.features(pixels), peer: plain}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    result = {"width": options.width, "batch": options.batch, "dtype": str(dtype)}
     with torch.inference_mode():
         difference = float((calls["ours"]() - plain()).abs().max())
         for _ in range(options.repeats):
@@ -74,15 +78,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 seconds[name].append(
                     median_seconds(call, device=options.device, warmup=1, repeats=3)
                 )
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    rows = [
-        {
-            "implementation": name,
-            "images_per_second": options.batch / value,
-            "ms": value * 1000,
-            "ratio": medians[peer] / value,
-            "largest_difference": difference,
-        }
-        for name, value in medians.items()
-    ]
-    return {"width": options.width, "batch": options.batch, "dtype": str(dtype), "rows": rows}
+            medians = {name: statistics.median(values) for name, values in seconds.items()}
+            result["rows"] = [
+                {
+                    "implementation": name,
+                    "images_per_second": options.batch / value,
+                    "ms": value * 1000,
+                    "ratio": medians[peer] / value,
+                    "largest_difference": difference,
+                }
+                for name, value in medians.items()
+            ]
+            keep(result)  # medians of the turns so far
+    return result

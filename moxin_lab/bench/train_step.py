@@ -25,8 +25,10 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("train-step")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: implementation, median_ms, tokens_per_second, model_flops_utilisation, peak_bytes,
     first_step_seconds, first_losses, reason.
     """
@@ -102,16 +105,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if any(word in job.name for word in options.only.split(","))
     ]
     measure = measure_in_turns if options.device == "cpu" else measure_one_by_one
-    measured = measure(jobs, start, tokens, dtype, options)
     peak = device_peak(options.device)
-    rows = []
-    for job, values in zip(jobs, measured, strict=True):
-        seconds = values.pop("median_seconds", None)
-        row: dict[str, Any] = {"implementation": job.name}
-        if seconds is not None:
-            row |= {"median_ms": seconds * 1000, "tokens_per_second": tokens.numel() / seconds}
-            row["model_flops_utilisation"] = flops / seconds / peak if peak else None
-        rows.append(row | values)
     settings = {
         "scale": options.scale,
         "blocks": config.num_hidden_layers,
@@ -124,7 +118,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "flops_per_step": flops,
         "peak_flops": peak,
     }
-    return {"settings": settings, "rows": rows}
+    rows: list[dict[str, Any]] = []
+    result = {"settings": settings, "rows": rows}
+    for job, values in zip(jobs, measure(jobs, start, tokens, dtype, options), strict=True):
+        seconds = values.pop("median_seconds", None)
+        row: dict[str, Any] = {"implementation": job.name}
+        if seconds is not None:
+            row |= {"median_ms": seconds * 1000, "tokens_per_second": tokens.numel() / seconds}
+            row["model_flops_utilisation"] = flops / seconds / peak if peak else None
+        rows.append(row | values)
+        keep(result)
+    return result
 
 
 def shape(options: argparse.Namespace) -> tuple[MoxinConfig, int, int]:
@@ -324,13 +328,12 @@ def measure_one_by_one(
     tokens: Tensor,
     dtype: torch.dtype,
     options: argparse.Namespace,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """On a GPU: each row is built, timed and freed before the next one."""
     import torch
 
     from moxin_lab.bench import free_memory, median_seconds, peak_bytes
 
-    measured: list[dict[str, Any]] = []
     for job in jobs:
         # Graphs of earlier rows would count towards the limit of recompilations.
         torch.compiler.reset()
@@ -339,15 +342,11 @@ def measure_one_by_one(
         try:
             step, values = prepare(job, start, tokens, dtype, options)
             seconds = median_seconds(step, device=options.device, warmup=3, repeats=options.repeats)
-            measured.append(
-                {"median_seconds": seconds, "peak_bytes": peak_bytes(options.device), **values}
-            )
+            found = {"median_seconds": seconds, "peak_bytes": peak_bytes(options.device), **values}
             del step
         except (RuntimeError, ValueError, ImportError) as error:
-            measured.append(
-                {"reason": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-            )
-    return measured
+            found = {"reason": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+        yield found
 
 
 def measure_in_turns(
@@ -357,8 +356,8 @@ def measure_in_turns(
     dtype: torch.dtype,
     options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """On the CPU: all rows are in memory, and each round runs one step of each. `fastest_ms` is the
-    least disturbed step of a row.
+    """On the CPU: all rows are in memory, and each round runs one step of each, so that all end
+    together. `fastest_ms` is the least disturbed step of a row.
     """
     steps: list[Step | None] = []
     measured: list[dict[str, Any]] = []

@@ -33,6 +33,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from moxin_lab.bench.keeping import Keep, keeping
 from moxin_lab.bench.verifier_pairs import Item, golds, pairs
 from moxin_lab.lab.artifacts import LabError, find_root
 from moxin_lab.verifier.verifier import Verdict, Verifier
@@ -351,7 +352,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@keeping("verifier")
+def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows of all suites and graders; `accepted_wrong`: shuffled pairs that a grader accepted (with
     `--no-texts` the number, by grader); `verifier`: its settings; `load`: processes that wanted a
     core, before and after.
@@ -420,6 +422,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             items = random.Random(0).sample(items, options.peer_items)
         outcomes, seconds = _measure(grade, items)
         rows.append(_row(suite, grader, outcomes, seconds))
+        keep({"rows": rows})
         _progress(rows[-1])
         if suite.startswith("shuffled"):
             for item, outcome in zip(items, outcomes, strict=True):

@@ -28,7 +28,7 @@ RULE = (
 def read_record(path: Path, needed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The record in a file that a notebook reads. needed: the parts that a record must have, by
     bench. Raises LabError if the file is missing or no JSON, ValueError if it is not a record of
-    one of these benches or lacks a part.
+    one of these benches, is of a run that did not finish or lacks a part.
     """
     record: dict[str, Any] = read_json(path)
     bench: Any = record.get("bench")
@@ -36,12 +36,27 @@ def read_record(path: Path, needed: Mapping[str, Sequence[str]]) -> dict[str, An
         raise ValueError(
             f"{path} says that it is of bench {bench!r}; expected one of {', '.join(needed)}"
         )
+    if cut := unfinished(record):
+        raise ValueError(f"{path} {cut}")
     missing = [name for name in (*needed[bench], "command", "machine") if name not in record]
     if missing:
         raise ValueError(
             f"{path} lacks {', '.join(missing)}: make it again with `moxin-lab bench {bench}`"
         )
     return record
+
+
+def unfinished(record: Mapping[str, Any]) -> str:
+    """Empty for the record of a whole run; else that it is not, why it stopped, and what to do. A
+    run marks its record until it has ended (`bench/keeping.py`).
+    """
+    if record.get("finished", True):
+        return ""
+    stopped = record.get("stopped", "killed, or still running")
+    return (
+        f"is of a run that did not finish ({stopped}; {len(record['rows'])} rows): run it again, "
+        f"`{record['command']}`"
+    )
 
 
 class Question(NamedTuple):
@@ -283,7 +298,7 @@ class Chart:
 def charts(root: Path, folder: str = "*") -> list[Chart]:
     """A chart for each question that a committed file answers, of one folder of `reports/released`
     or of all. Results of `moxin-lab evaluate` have none. Raises LabError for any other file that no
-    bench wrote.
+    bench wrote, and for a run that did not finish.
     """
     found = []
     for path in sorted((root / "reports" / "released").glob(f"{folder}/*.json")):
@@ -294,6 +309,8 @@ def charts(root: Path, folder: str = "*") -> list[Chart]:
             continue
         if not isinstance(record, dict) or not {"bench", "machine", "rows"} <= record.keys():
             raise LabError(f"{path} is not a record of `moxin-lab bench`: it lacks bench or rows")
+        if cut := unfinished(record):
+            raise LabError(f"{path} {cut}")
         if record["machine"].get("gpu"):
             source = path.relative_to(root).as_posix()
             found += [chart(record, question, source) for question in QUESTIONS]

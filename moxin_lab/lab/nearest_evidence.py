@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moxin_lab.lab import claims, published
+from moxin_lab.lab import claims, measured, published
 from moxin_lab.lab.artifacts import LabError, read_json, read_yaml
 
 FILE = "papers/nearest_evidence.yml"
@@ -261,7 +261,10 @@ class _Reader:
         if file not in self.parsed:
             if not (self.root / file).is_file():
                 raise LabError(f"{where} is to be read from {file}, which does not exist")
-            self.parsed[file] = read_json(self.root / file)
+            content = read_json(self.root / file)
+            if isinstance(content, dict) and (cut := measured.unfinished(content)):
+                raise LabError(f"{where} is to be read from {file}, which {cut}")
+            self.parsed[file] = content
         return self.parsed[file], f"{where}, in {file}"
 
     def in_record(self, spec: Mapping[str, Any], where: str) -> tuple[Figure, str, str]:

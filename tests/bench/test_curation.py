@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moxin_lab import bench
 from moxin_lab.bench import curation, curation_scale, planted
 from moxin_lab.data import dedup, minhash
 
 
 def options(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
+    bench.add_common_arguments(parser)
     curation.add_arguments(parser)
     return parser.parse_args(list(words))
 

@@ -98,6 +98,7 @@ def make_options(work):
         runs=".",
         root=None,
         device="cpu",
+        json=None,
     )
 
 

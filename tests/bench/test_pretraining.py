@@ -97,4 +97,4 @@ def test_step_times_have_one_interval_less_than_steps_and_ignore_micro_batches()
 
 def test_kernels_are_refused_without_a_gpu_before_anything_runs():
     with pytest.raises(LabError, match="give --device cuda"):
-        pretraining.run(SimpleNamespace(kernels=True, device="cpu"))
+        pretraining.run(SimpleNamespace(kernels=True, device="cpu", json=None))

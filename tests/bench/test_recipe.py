@@ -14,6 +14,7 @@ import torch
 
 from moxin_lab import scales
 from moxin_lab.bench import recipe, recipe_arms, recipe_page, recipe_results, recipe_training
+from moxin_lab.bench.keeping import keeping
 from moxin_lab.bench.pretraining import useful_flops
 from moxin_lab.evaluation.scoring import Request
 from moxin_lab.model.config import training_flops_per_token
@@ -206,6 +207,16 @@ def test_questions_of_the_benchmark_and_of_its_neighbour_are_apart():
 # ---- a run
 
 
+def run_jobs(names, sizes, setup, records, options):
+    """As `recipe.run`, of these sizes and tokens."""
+
+    @keeping("recipe")
+    def run(options, keep):
+        return recipe.run_jobs(names, sizes, setup, records, options, 0.0, keep)
+
+    return run(options)
+
+
 def test_a_half_finished_file_is_continued_and_what_was_not_run_is_said(
     setup, tmp_path, monkeypatch
 ):
@@ -220,24 +231,24 @@ def test_a_half_finished_file_is_continued_and_what_was_not_run_is_said(
     monkeypatch.setattr(recipe, "run_training", counted)
     monkeypatch.setattr(recipe_arms, "BLOCKS", 2)
     sizes = SIZES._replace(seeds=1, steps=2)
-    half = recipe.run_jobs(["adamw-rate"], sizes, setup, {}, options(file), 0.0)
+    half = run_jobs(["adamw-rate"], sizes, setup, {}, options(file))
     assert len(calls) == 3 and len(half["rows"]) == 3
     assert [row["status"] for row in half["plan"]] == ["run"] * 3
     records = recipe.read_records([str(file), None, str(tmp_path / "not there")])
     base = recipe_arms.rule_rate(setup.scale, sizes.width)
     one = {name: r for name, r in records.items() if r["training"]["learning_rate"] == base}
-    early = recipe.run_jobs(["label-smoothing"], sizes, setup, one, options(file, 0), 0.0)
+    early = run_jobs(["label-smoothing"], sizes, setup, one, options(file, 0))
     assert [row["experiment"] for row in early["rows"]] == ["adamw-rate"]  # no rate is chosen yet
     assert [row["done"] for row in early["plan"]] == [0, 1, 0, 0, 0]
-    late = recipe.run_jobs(["label-smoothing"], sizes, setup, records, options(file, 0), 0.0)
+    late = run_jobs(["label-smoothing"], sizes, setup, records, options(file, 0))
     assert len(calls) == 3  # no time was left
     assert [row["status"] for row in late["plan"]][-1] == "not run: 1 of 1"
-    done = recipe.run_jobs(["label-smoothing"], sizes, setup, records, options(file), 0.0)
+    done = run_jobs(["label-smoothing"], sizes, setup, records, options(file))
     # The recipe's arm at the chosen rate is one of the grid's; the changed arm is the only new one.
     assert len(calls) == 4 and calls[-1].label_smoothing == 0.1
     assert calls[-1].learning_rate == done["rates"]["adamw"]["rate"]
     assert len(json.loads(file.read_text())["trainings"]) == 4
-    again = recipe.run_jobs(["label-smoothing"], sizes, setup, records, options(file), 0.0)
+    again = run_jobs(["label-smoothing"], sizes, setup, records, options(file))
     assert len(calls) == 4 and again["rows"] == done["rows"]
 
 

@@ -111,6 +111,7 @@ def make_options(folder: Path, results: Path, **changed: object) -> SimpleNamesp
         "processes": 1,
         "not_compiled": False,
         "device": "cpu",
+        "json": None,
     }
     return SimpleNamespace(**values | changed)
 

@@ -4,12 +4,14 @@ import argparse
 
 import pytest
 
+from moxin_lab import bench
 from moxin_lab.bench import stores
 
 
 @pytest.fixture(scope="module")
 def result(repository):
     parser = argparse.ArgumentParser()
+    bench.add_common_arguments(parser)
     stores.add_arguments(parser)
     words = ["--pages", "40", "--questions", "3", "--cards", str(repository / "data_cards")]
     return stores.run(parser.parse_args(words))
@@ -25,5 +27,5 @@ def test_each_store_is_a_row_with_its_numbers_or_the_reason_for_none(result):
 
 def test_a_store_that_is_not_installed_names_its_package(result, monkeypatch, repository):
     monkeypatch.setattr(stores, "find_spec", lambda name: None)
-    options = argparse.Namespace(pages=20, questions=2, cards=repository / "data_cards")
+    options = argparse.Namespace(pages=20, questions=2, cards=repository / "data_cards", json=None)
     assert all("pip install" in row["reason"] for row in stores.run(options)["rows"])

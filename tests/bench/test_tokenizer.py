@@ -43,7 +43,9 @@ def result(tmp_path_factory):
     patch.setattr(bench, "ONE_DOCUMENT_BYTES", 8_000_000)
     patch.setattr(scales, "load", lambda name: argparse.Namespace(tokenizer=settings))
     patch.setenv("TOKENIZERS_PARALLELISM", "false")
-    options = argparse.Namespace(scale="tiny", documents=folder, train=None, out=folder / "out")
+    options = argparse.Namespace(
+        scale="tiny", documents=folder, train=None, out=folder / "out", json=None
+    )
     yield bench.run(options)
     patch.undo()
 

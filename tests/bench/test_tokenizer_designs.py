@@ -34,9 +34,9 @@ def result(tmp_path_factory):
     patch.setattr(scales, "load", lambda name: argparse.Namespace(tokenizer=settings))
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    small = {"device": "cpu", "seeds": 2, "steps": 4, "sequences": 1, "pages": 2, "page_bytes": 100}
+    small = {"seeds": 2, "steps": 4, "sequences": 1, "pages": 2, "page_bytes": 100}
     options = parser.parse_args(["--documents", str(folder)])
-    yield bench.run(argparse.Namespace(**vars(options) | small))
+    yield bench.run(argparse.Namespace(**vars(options) | small | {"device": "cpu", "json": None}))
     patch.undo()
 
 

@@ -89,7 +89,7 @@ def test_a_failure_is_a_row_with_its_message_and_the_next_row_runs(monkeypatch):
         ],
     )
     jobs = train_step.implementations(None, None)
-    rows = train_step.measure_one_by_one(jobs, {}, torch.zeros(1), torch.float32, options())
+    rows = [*train_step.measure_one_by_one(jobs, {}, torch.zeros(1), torch.float32, options())]
     assert rows[0] == {"reason": "OutOfMemoryError: CUDA out of memory. Tried to allocate 1 GiB"}
     assert rows[1]["median_seconds"] > 0 and len(rows[1]["first_losses"]) == 3
 

@@ -140,6 +140,15 @@ def test_a_number_that_is_not_finite_is_named_with_claim_and_file(lab, text):
     assert "toy.full" in str(caught.value) or "cannot be read as JSON" in str(caught.value)
 
 
+def test_a_number_of_a_bench_that_did_not_finish_is_refused_with_claim_and_file(lab):
+    root = lab(GOOD)
+    cut = HELD | {"command": "moxin-lab bench toy", "finished": False}
+    (root / RESULTS).write_text(json.dumps(cut))
+    said = rf"of toy\.full .*{re.escape(RESULTS)}, which is of a run that did not finish"
+    with pytest.raises(LabError, match=said):
+        only(root)
+
+
 def test_a_file_that_is_not_there_is_named_with_the_claim(lab):
     with pytest.raises(LabError, match=r"of toy\.full .*toy/gone\.json, which does not exist"):
         only(lab({**GOOD, "file": "reports/released/toy/gone.json"}))

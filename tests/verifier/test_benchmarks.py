@@ -137,4 +137,4 @@ def test_the_bench_without_its_sets_says_which_files_it_needs(monkeypatch):
     with pytest.raises(
         LabError, match=r"set MOXIN_BENCHMARKS to the folder that holds math/math500\.json"
     ):
-        bench.run(argparse.Namespace(root=None))
+        bench.run(argparse.Namespace(root=None, json=None))
