@@ -17,7 +17,6 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from moxin_lab.bench import grpo_variants as bench
 from moxin_lab.bench import grpo_variants_results as results
 from moxin_lab.bench.released import origin
 from moxin_lab.lab import pictures
@@ -45,7 +44,7 @@ def write(folder: Path) -> Path:
         raise ValueError(f"{files[0]} has no training: run the bench first")
     against = {one["name"]: one["against"] for one in record["variants"]}
     again = results.summarise(record["rows"], record["right"], record["settings"], against)
-    if record["rule"] != bench.RULE or not all(
+    if record["rule"] != results.RULE or not all(
         _same(again[name], record[name]) for name in ("scores", "differences", "verdicts", "choice")
     ):
         raise ValueError(

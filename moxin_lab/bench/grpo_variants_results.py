@@ -6,7 +6,7 @@ by the rule.
 
 Guarantees: pure functions of rows and counts, so that the page repeats them; training pairs by
 seed, questions pair by question; the verdict reads validation questions alone.
-Out of scope: running (`grpo_variants.py`), drawing (`reasoning.figures`).
+Out of scope: running (`grpo_variants_training.py`), drawing (`reasoning.figures`).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from moxin_lab import bench, scales
-from moxin_lab.bench import grpo_variants, grpo_variants_page
+from moxin_lab.bench import grpo_variants, grpo_variants_page, grpo_variants_training
+from moxin_lab.bench import grpo_variants_plan as plan
 from moxin_lab.bench import grpo_variants_results as results
 from moxin_lab.lab.artifacts import LabError
 from moxin_lab.model import convert
@@ -101,7 +102,7 @@ def test_what_the_file_has_is_not_trained_again(whole, folders, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(grpo_variants, "run_one", refuse)
+    monkeypatch.setattr(grpo_variants_training, "run_one", refuse)
     again = run(folders, rows, "--only", "start,recipe,draw-anew")
     assert again["rows"] == record["rows"] and again["right"] == record["right"]
     for words in (["--seconds", "0"], ["--seconds", "0", "--only", "no-kl"]):
@@ -160,12 +161,12 @@ def test_processes_that_share_the_file_lose_no_training(tmp_path):
         grpo_variants.read_records(path, SimpleNamespace(digest="digest"))
 
 
-@pytest.mark.parametrize("variant", grpo_variants.VARIANTS, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", plan.VARIANTS, ids=lambda variant: variant.name)
 def test_a_variant_changes_one_thing_of_what_it_is_compared_with(variant):
     settings = SMALL
-    ours = grpo_variants.grpo_of(variant, settings, settings.grpo.steps).model_dump()
-    against = grpo_variants.BY_NAME[variant.against or "recipe"]
-    theirs = grpo_variants.grpo_of(against, settings, settings.grpo.steps).model_dump()
+    ours = plan.grpo_of(variant, settings, settings.grpo.steps).model_dump()
+    against = plan.BY_NAME[variant.against or "recipe"]
+    theirs = plan.grpo_of(against, settings, settings.grpo.steps).model_dump()
     # Micro-batches change no result (test_a_training_does_not_depend_on_accumulation).
     changed = {name for name in ours if ours[name] != theirs[name]} - {"micro_batch_examples"}
     assert len(changed) == (0 if variant.against is None else 1)
@@ -176,7 +177,7 @@ def test_a_variant_changes_one_thing_of_what_it_is_compared_with(variant):
 
 def test_validation_questions_are_of_the_training_families_and_neither_trained_on_nor_tested():
     settings = tiny_section
-    asked = experiments.questions(settings, seed=grpo_variants.STAGE_SEED)
+    asked = experiments.questions(settings, seed=plan.STAGE_SEED)
     drawn = grpo_variants.validation_of(settings, asked, 40)
     own = {task.question for task in drawn}
     assert len(own) > 20 and {task.family for task in drawn} == set(settings.families)
