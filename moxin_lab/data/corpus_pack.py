@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.data.corpus import CorpusError, Say, write_json
 from moxin_lab.lab.artifacts import sha256_file
-from moxin_lab.model import plain_text
+from moxin_lab.model import many_texts
 
 PART_BYTES = 24 * 2**20
 BATCH = 256
@@ -67,12 +67,14 @@ def pack(
         raise CorpusError(f"the tokenizer in {tokenizer_folder} has no bos or eos token")
     dtype = "<u2" if len(tokenizer) <= 2**16 else "<u4"
     pools: dict[str, _Pool] = {}
+    encode = None
     for number, file in enumerate(files, start=1):
         for rows in _batches(file):
             texts = [row["text"] for row in rows]
-            for row, ids in zip(rows, plain_text.encode(tokenizer, texts), strict=True):
+            encode = encode or many_texts.encoder(tokenizer, texts, [row["id"] for row in rows])
+            for row, ids in zip(rows, encode(texts), strict=True):
                 pool = pools.setdefault(row["language"], _Pool(out, row["language"], dtype))
-                pool.add(row, np.array([bos, *ids, eos], dtype=dtype))
+                pool.add(row, np.concatenate([[bos], ids, [eos]]).astype(dtype))
         say(f"[{number}/{len(files)}] {file.name}")
     if not pools:
         raise CorpusError(f"no document in {len(files)} files")

@@ -1,41 +1,20 @@
 """Pools of tokenised documents, which the mixtures of the phases draw from.
 
-A tokenizer of stage 02 is read through the file of ranks beside its `tokenizer.json`, by tiktoken:
-the same ids at 24 MB/s a core where transformers gives 1.4, and on all cores. Any other, such as a
-hub's, is read by transformers.
-
 Guarantees: every document is in one pool, under its id; text that spells a control token stays
-text; a name in a mixture without documents is refused with the names there are; a file of ranks
-that gives other ids than its `tokenizer.json` is refused by the document that shows it.
+text; a name in a mixture without documents is refused with the names there are.
 Out of scope: order and rows (`packing`).
 """
 
-import base64
-import json
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerFast
 
 from moxin_lab.lab.progress import Progress
-from moxin_lab.model import plain_text
+from moxin_lab.model import many_texts
 from moxin_lab.scales.sections import Phase
-from moxin_lab.threads import usable_cores
-
-if TYPE_CHECKING:
-    import tiktoken
-
-RANKS = "tokenizer.tiktoken"
-"""Written by `tokenizer.files.save` beside `tokenizer.json`."""
-
-COMPARED_DOCUMENTS = 32
-COMPARED_CHARACTERS = 10_000
-"""Of each pool so many documents, up to so many characters of each, are read by both encoders."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +63,7 @@ def tokenize(
         raise ValueError("no documents to tokenise")
     if len(names) != len(texts):
         raise ValueError(f"{len(texts)} documents have {len(names)} ids")
-    encode = _encoder(texts, names, tokenizer)
+    encode = many_texts.encoder(tokenizer, texts, names)
     pieces: list[np.ndarray] = []
     lengths: list[int] = []
     for start in range(0, len(texts), batch_size):
@@ -99,59 +78,6 @@ def tokenize(
         np.array([len(text.encode()) for text in texts], dtype=np.int64),
         list(names),
         len(tokenizer),
-    )
-
-
-def _encoder(
-    texts: Sequence[str], names: Sequence[str], tokenizer: PreTrainedTokenizerFast
-) -> Callable[[Sequence[str]], Iterable[np.ndarray]]:
-    """What gives the ids of each of some texts, in their order: int32 [tokens] each."""
-
-    def by_transformers(some: Sequence[str]) -> list[np.ndarray]:
-        return [np.array(ids, dtype=np.int32) for ids in plain_text.encode(tokenizer, list(some))]
-
-    file = Path(tokenizer.name_or_path) / RANKS
-    if not file.is_file():
-        return by_transformers
-    ranks = _read_ranks(file, tokenizer)
-
-    def by_ranks(text: str) -> np.ndarray:
-        try:
-            ids = ranks.encode_to_numpy(text, disallowed_special=())
-        except ValueError:  # white space of some 100,000 characters is beyond its stack
-            return by_transformers([text])[0]
-        return ids.astype(np.int32)
-
-    beginnings = [text[:COMPARED_CHARACTERS] for text in texts[:COMPARED_DOCUMENTS]]
-    for name, text, ids in zip(names, beginnings, by_transformers(beginnings), strict=False):
-        if not np.array_equal(ids, by_ranks(text)):
-            raise ValueError(
-                f"{file} gives other ids than tokenizer.json beside it, for example for the "
-                f"document {name}: remove the file, or let stage 02 write both anew"
-            )
-    # tiktoken lets other threads run while it encodes.
-    threads = ThreadPoolExecutor(usable_cores())
-    return lambda some: threads.map(by_ranks, some)
-
-
-def _read_ranks(file: Path, tokenizer: PreTrainedTokenizerFast) -> "tiktoken.Encoding":
-    """The ranks of a file with the pattern that `tokenizer` splits text by."""
-    import tiktoken
-
-    lines = (line.split() for line in file.read_bytes().splitlines())
-    match json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"]:
-        case {"pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}}, *_]}:
-            pass
-        case other:
-            raise ValueError(
-                f"{file} stands beside a tokenizer.json that does not begin with a split by a "
-                f"pattern ({str(other)[:80]}): it belongs to another tokenizer; remove it"
-            )
-    return tiktoken.Encoding(
-        file.parent.name,
-        pat_str=pattern,
-        mergeable_ranks={base64.b64decode(token): int(rank) for token, rank in lines},
-        special_tokens={},
     )
 
 

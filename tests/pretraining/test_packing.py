@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from moxin_lab.model.many_texts import RANKS
 from moxin_lab.pretraining.packing import (
     IGNORE_INDEX,
     Pool,
     TrainingStream,
 )
-from moxin_lab.pretraining.pools import RANKS, Tokens, pool_of_documents, tokenize
+from moxin_lab.pretraining.pools import Tokens, pool_of_documents, tokenize
 from moxin_lab.tokenizer import files as tokenizer_files
 from tests.posttraining.examples import make_tokenizer
 
