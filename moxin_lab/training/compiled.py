@@ -54,6 +54,9 @@ def loader(parts: Dataset, sampler: Sampler, device: torch.device) -> DataLoader
         batch_size=None,
         sampler=sampler,
         num_workers=max(1, min(MAX_WORKERS, usable_cores() // 2)),
+        # A process that was itself spawned (`side_by_side`) would spawn these, and send them the
+        # whole corpus by pickle, which not every stream allows.
+        multiprocessing_context="fork",
         prefetch_factor=4,
         pin_memory=True,
         worker_init_fn=_ignore_sigterm,

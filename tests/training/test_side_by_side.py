@@ -126,3 +126,32 @@ def _runs(process):
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def batches_of_a_loader(*, seed, progress=None):
+    """As a training on a GPU reads them: by worker processes, of rows that pickle refuses."""
+    import torch
+    from torch.utils.data import Dataset, SequentialSampler
+
+    from moxin_lab.training import compiled
+
+    class Parts(Dataset):
+        def __init__(self):
+            self.row = lambda index: torch.tensor([index, seed])
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return self.row(index)
+
+    parts = Parts()
+    loader = compiled.loader(parts, SequentialSampler(parts), torch.device("cuda"))
+    return [batch.tolist() for batch in loader]
+
+
+def test_a_loader_for_a_gpu_works_in_a_process_of_its_own():
+    running = side_by_side.start(
+        batches_of_a_loader, {"one": {"seed": 7}}, shared={}, devices=[None]
+    )
+    assert running.results() == {"one": [[0, 7], [1, 7], [2, 7]]}
