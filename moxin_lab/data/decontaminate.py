@@ -30,6 +30,7 @@ from moxin_lab.data.findings import Finding
 from moxin_lab.data.instructions import texts
 from moxin_lab.data.ngrams import (
     NGRAM_TOKENS,
+    Known,
     hashes,
     is_unspaced,
     ngrams,
@@ -44,9 +45,6 @@ UNSPACED_TOKENS = 20
 such as "can be done. For example". In the 2,560 Japanese help pages, against the test split of the
 card `instructions`, 13 letters meet 486 pages, 20 meet 364, 26 and 32 meet 360 and 359.
 """
-TABLE_BITS = 22
-SHIFT = np.uint64(64 - TABLE_BITS)
-"""The first bits of a hash tell most n-grams of a text from all of the index: a table of 4 MiB."""
 SHORTEST = 5
 SHORTEST_UNSPACED = 8
 TEXT_COLUMNS = ("question", "prompt", "text", "problem", "instruction", "input", "goal", "sentence")
@@ -125,8 +123,7 @@ class _Beginnings:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._hashes = np.zeros(0, np.uint64)  # sorted
-        self._table = np.zeros(1 << TABLE_BITS, bool)  # whether a hash begins with these bits
+        self._known = Known(np.zeros(0, np.uint64))
         self._new: list[np.ndarray] = []  # those not in it yet
 
     def add(self, words: list[str]) -> None:
@@ -134,20 +131,12 @@ class _Beginnings:
         self._new.append(hashes(words, self._size))
 
     def places(self, each: np.ndarray) -> list[int]:
-        """The starts of n-grams that the table may hold, ascending. each: of `token_hashes`."""
+        """The starts of n-grams of which the hash is known, ascending. each: of `token_hashes`."""
         if self._new:
-            self._hashes = np.unique(np.concatenate([self._hashes, *self._new]))
-            self._table[self._hashes >> SHIFT] = True
+            self._known = Known(np.concatenate([self._known.hashes, *self._new]))
             self._new = []
-        found = run_hashes(each, self._size)
-        # A look into the table is much cheaper than a search, and answers for nearly all.
-        starts = np.flatnonzero(self._table[found >> SHIFT])
-        if len(starts):
-            place = np.searchsorted(self._hashes, found[starts])
-            place = np.minimum(place, len(self._hashes) - 1)
-            starts = starts[self._hashes[place] == found[starts]]
-        held: list[int] = starts.tolist()
-        return held
+        starts: list[int] = self._known.find(run_hashes(each, self._size))[0].tolist()
+        return starts
 
 
 def add_human_eval(index: Index) -> int:

@@ -190,11 +190,16 @@ def verified_pairs(
     Two members that are similar to one first are not compared with each other: the first connects
     them. Pairs below the threshold are in the table, too, but for those whose sketches tell that
     they cannot reach it: their texts are not read.
+
+    documents: columns id, text, and bytes if that is known. A round reads the texts of all
+    documents to find a few of them; what later rounds can ask for is kept once it fits.
     """
     members = _members(found.keys)
     compared = np.zeros(0, dtype=np.int64)  # pair codes, sorted
     similarity = np.zeros(0)
     count = len(found.ids)
+    lengths: pa.Table | None = None
+    kept = False
     for _ in range(MAX_FIRSTS):
         bucket, document = members
         starts = np.flatnonzero(np.r_[True, bucket[1:] != bucket[:-1]]) if len(bucket) else bucket
@@ -207,8 +212,16 @@ def verified_pairs(
             values = np.full(len(new), np.nan)
             likely = _likely(new, found, threshold)
             if likely.any():
+                if lengths is None:
+                    lengths = _sizes_of(documents)
+                if not kept:
+                    names = pa.array(found.ids, pa.string()).take(pa.array(np.unique(document)))
+                    each = lengths["bytes"].take(pa.compute.index_in(names, lengths["id"]))
+                    kept = (pa.compute.sum(each).as_py() or 0) <= PAIR_BYTES
+                    if kept:
+                        documents = _of(documents, names).collect()
                 table = _pairs_table(new[likely], found.ids)
-                values[likely] = _similarities_of(table, documents, ngram_size)
+                values[likely] = _similarities_of(table, documents, lengths, ngram_size)
             compared = np.concatenate([compared, new])
             similarity = np.concatenate([similarity, values])
             order = np.argsort(compared, kind="stable")
@@ -267,27 +280,35 @@ def _pairs_table(codes: np.ndarray, ids: Sequence[str]) -> pa.Table:
     return pa.table({"a": names.take(pa.array(first)), "b": names.take(pa.array(member))})
 
 
-def _similarities_of(pairs: pa.Table, documents: daft.DataFrame, ngram_size: int) -> np.ndarray:
+def _of(documents: daft.DataFrame, ids: pa.Array) -> daft.DataFrame:
+    """The documents with these ids."""
+    return documents.join(daft.from_arrow(pa.table({"id": ids})), on="id", how="semi")
+
+
+def _sizes_of(documents: daft.DataFrame) -> pa.Table:
+    """[id, bytes] of the documents, sorted by id, each in one chunk."""
+    known = "bytes" in documents.column_names
+    size = col("bytes") if known else col("text").length_bytes()
+    table = collect(documents.select("id", size.cast(DataType.int64()).alias("bytes")), ["id"])
+    return table.cast(pa.schema([("id", pa.string()), ("bytes", pa.int64())])).combine_chunks()
+
+
+def _similarities_of(
+    pairs: pa.Table, documents: daft.DataFrame, sizes: pa.Table, ngram_size: int
+) -> np.ndarray:
     """True similarities in the order of the pairs, which are sorted by a and b.
 
     The texts of the pairs are joined PAIR_BYTES at a time: a document of many pairs is copied for
-    each of them.
+    each of them. sizes: of `_sizes_of`.
     """
     ends = pa.concat_arrays([pairs[name].combine_chunks().cast(pa.string()) for name in ("a", "b")])
-    names = pa.table({"id": pa.compute.unique(ends)})
-    involved = documents.join(daft.from_arrow(names), on="id", how="semi")
-    sizes = collect(involved.select("id", col("text").length_bytes().alias("bytes")), ["id"])
-    place = pa.compute.index_in(ends, sizes["id"].combine_chunks().cast(pa.string()))
-    each = sizes["bytes"].combine_chunks().take(place).to_numpy(zero_copy_only=False)
-    both = each[: len(pairs)].astype(np.int64) + each[len(pairs) :].astype(np.int64)
-    part = np.cumsum(both) // PAIR_BYTES
+    each = sizes["bytes"].take(pa.compute.index_in(ends, sizes["id"])).to_numpy()
+    part = np.cumsum(each[: len(pairs)] + each[len(pairs) :]) // PAIR_BYTES
     values = [np.zeros(0)]
     for start, stop in _runs(part):
         some = pairs.slice(start, stop - start)
-        wanted = pa.table(
-            {"id": pa.compute.unique(pa.chunked_array([*some["a"].chunks, *some["b"].chunks]))}
-        )
-        texts = documents.join(daft.from_arrow(wanted), on="id", how="semi")
+        wanted = pa.compute.unique(pa.chunked_array([*some["a"].chunks, *some["b"].chunks]))
+        texts = _of(documents, wanted)
         table = collect(similarities(daft.from_arrow(some), texts, ngram_size), ["a", "b"])
         values.append(table["jaccard"].to_numpy())
     return np.concatenate(values)
@@ -407,7 +428,7 @@ def near_duplicates(
     missing = known.filter(known["jaccard"].is_null()).select(["a", "b"])
     missing = missing.sort_by([("a", "ascending"), ("b", "ascending")])
     if len(missing):
-        values = _similarities_of(missing, documents, ngram_size)
+        values = _similarities_of(missing, documents, _sizes_of(documents), ngram_size)
         missing = missing.append_column("jaccard", pa.array(values, pa.float64()))
         known = pa.concat_tables([known.drop_null(), missing])
     table = known.select(["b", "a", "jaccard"]).rename_columns(["id", "duplicate_of", "jaccard"])

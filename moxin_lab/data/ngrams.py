@@ -134,6 +134,34 @@ def token_hashes(words: list[str]) -> np.ndarray:
     return mixed(np.add.reduceat(codes * powers[place], starts))
 
 
+class Known:
+    """A set of hashes, in which those of a text are looked for.
+
+    A look into a table of their first bits is much cheaper than a search, and answers for nearly
+    all of a text that has few of them.
+    """
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        self.hashes = np.unique(hashes)  # sorted
+        bits = min(MAX_TABLE_BITS, len(self.hashes).bit_length() + 5)
+        self._shift = np.uint64(64 - bits)
+        self._table = np.zeros(1 << bits, bool)
+        self._table[self.hashes >> self._shift] = True
+
+    def find(self, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of those of `asked` that are in the set, and their places in `hashes`."""
+        at = np.flatnonzero(self._table[asked >> self._shift])
+        if not len(at):
+            return at, at
+        place = np.minimum(np.searchsorted(self.hashes, asked[at]), len(self.hashes) - 1)
+        same = self.hashes[place] == asked[at]
+        return at[same], place[same]
+
+
+MAX_TABLE_BITS = 26
+"""A table of 64 MiB."""
+
+
 # asked for each character of a document, most of which come again
 @lru_cache(maxsize=1 << 16)
 def is_unspaced(character: str) -> bool:

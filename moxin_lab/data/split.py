@@ -30,7 +30,7 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from moxin_lab.data.ngrams import NGRAM_TOKENS, hashes_of, token_hashes_of
+from moxin_lab.data.ngrams import NGRAM_TOKENS, Known, hashes_of, token_hashes_of
 
 MAX_OVERLAP = 0.05
 """Largest share of a held-out document's tokens in 13-grams that training text has too."""
@@ -175,7 +175,7 @@ def overlap(train: Iterable[pa.Table], heldout: pa.Table) -> pd.DataFrame:
     texts = heldout["text"].to_pylist()
     grams = [hashes_of(text) for text in texts]
     known = _known(grams)
-    seen = np.zeros(len(known), dtype=bool)
+    seen = np.zeros(len(known.hashes), dtype=bool)
     for text in (text for table in train for text in table["text"]):
         _mark(seen, known, hashes_of(text.as_py()))
     rows = [
@@ -190,23 +190,20 @@ def overlap(train: Iterable[pa.Table], heldout: pa.Table) -> pd.DataFrame:
 # ---- 13-grams of held-out text, and which of them training text has
 
 
-def _known(grams: Sequence[np.ndarray]) -> np.ndarray:
-    """The distinct hashes, sorted."""
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *grams]))
+def _known(grams: Sequence[np.ndarray]) -> Known:
+    return Known(np.concatenate([np.zeros(0, np.uint64), *grams]))
 
 
-def _mark(seen: np.ndarray, known: np.ndarray, grams: np.ndarray) -> None:
-    """Sets `seen` of those of `known` that are among `grams`."""
-    if len(known):
-        place = np.minimum(np.searchsorted(known, grams), len(known) - 1)
-        seen[place[known[place] == grams]] = True
+def _mark(seen: np.ndarray, known: Known, grams: np.ndarray) -> None:
+    """Sets `seen` of those of `known.hashes` that are among `grams`."""
+    seen[known.find(grams)[1]] = True
 
 
-def _covered(seen: np.ndarray, known: np.ndarray, grams: np.ndarray) -> float:
+def _covered(seen: np.ndarray, known: Known, grams: np.ndarray) -> float:
     """Share of the tokens of a document inside a 13-gram that is `seen`; 0 without a 13-gram."""
     if not len(grams):
         return 0.0
-    place = np.flatnonzero(seen[np.searchsorted(known, grams)])
+    place = np.flatnonzero(seen[np.searchsorted(known.hashes, grams)])
     length = len(grams) + NGRAM_TOKENS - 1
     return float(_covered_tokens(np.zeros_like(place), place, np.array([length]))[0] / length)
 
@@ -233,7 +230,7 @@ def _sent_back(
     inside = held[page]
     mine = dict(documents.grams(inside))
     known = _known(list(mine.values()))
-    seen = np.zeros(len(known), dtype=bool)
+    seen = np.zeros(len(known.hashes), dtype=bool)
     for _, found in documents.grams(~inside):
         _mark(seen, known, found)
     back = np.zeros(len(held), dtype=bool)

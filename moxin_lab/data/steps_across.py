@@ -184,7 +184,7 @@ def near_duplicates(settings: dedup.Settings, verify: bool = True) -> Across:
 
     def removals(frame: daft.DataFrame) -> pa.Table:
         found = _buckets(frame, settings.bands, settings.rows)
-        texts, size = frame.select("id", "text"), settings.ngram_size
+        texts, size = _texts(frame), settings.ngram_size
         # Without verification whatever shares a bucket is joined; what is told stays true.
         threshold = settings.threshold if verify else 0.0
         pairs = dedup.verified_pairs(found, texts, size, threshold)
@@ -213,9 +213,7 @@ def held_out(settings: dedup.Settings, share: float, seed: int, *, bands: int, r
 
     def removals(frame: daft.DataFrame, held: Held) -> pa.Table:
         found = _buckets(frame, wide.bands, wide.rows)
-        pairs = dedup.verified_pairs(
-            found, frame.select("id", "text"), wide.ngram_size, wide.threshold
-        )
+        pairs = dedup.verified_pairs(found, _texts(frame), wide.ngram_size, wide.threshold)
         groups = dedup.groups(pairs, wide.threshold)
         joined = frame.join(daft.from_arrow(groups), on="id").select("id", "page", "kept")
         rows = dedup.collect(joined, ["id"]).to_pylist()
@@ -252,7 +250,7 @@ def _documents(frame: daft.DataFrame) -> tuple[list[str], Documents]:
         return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))
 
     labels = ("page", "source", "language")
-    size = get(col("sizes"), -1).alias("size")
+    size = _SIZE.alias("size")
     table = dedup.collect(frame.select("id", *labels, "project", size), ["id"])
     ids = table["id"].to_pylist()
     check_unique(ids)
@@ -276,6 +274,14 @@ def _documents(frame: daft.DataFrame) -> tuple[list[str], Documents]:
 
     sizes = table["size"].to_numpy().astype(np.int64)
     return ids, Documents(page, source, language, project, sizes, of_rows)
+
+
+_SIZE = get(col("sizes"), -1)
+
+
+def _texts(frame: daft.DataFrame) -> daft.DataFrame:
+    """What `dedup` reads: the size is known, so only what is compared is read as text."""
+    return frame.select("id", "text", _SIZE.alias("bytes"))
 
 
 def _buckets(frame: daft.DataFrame, bands: int, rows: int) -> Buckets:

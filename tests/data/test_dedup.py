@@ -312,3 +312,21 @@ def test_pairs_left_out_by_sketches_change_no_group_and_are_not_read(monkeypatch
     assert with_sketches.equals(dedup.groups(dedup.verified_pairs(without, documents, 5, 0.8), 0.8))
     assert len(set(with_sketches["kept"].to_pylist())) == 12
     assert number < sum(read) / 3
+
+
+def test_texts_kept_for_later_rounds_change_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(0)
+    pool = [f"word{number}" for number in range(300)]
+    # Half of each text is the same: buckets take several rounds.
+    texts = [" ".join(pool[:60] + draw.sample(pool, 40)) for _ in range(30)]
+    texts += [f"{text} more" for text in texts[:10]]
+    table = pa.table({"id": [f"{number:02}" for number in range(len(texts))], "text": texts})
+    documents = dedup.frame(table)
+    found = dedup.buckets(dedup.signatures(documents, 128, 5), 42, 3)
+    sizes = documents.with_column("bytes", daft.col("text").length_bytes())
+    pairs = [dedup.verified_pairs(found, given, 5, 0.8) for given in (documents, sizes)]
+    monkeypatch.setattr(dedup, "PAIR_BYTES", 1000)
+    pairs.append(dedup.verified_pairs(found, documents, 5, 0.8))
+    assert len(pairs[0]) > 40
+    assert pairs[0].equals(pairs[1])
+    assert pairs[0].equals(pairs[2])

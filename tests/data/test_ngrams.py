@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moxin_lab.data.ngrams import (
+    Known,
     hashes,
     hashes_of,
     ngrams,
@@ -104,3 +105,12 @@ def test_hashes_of_a_text_know_every_character_and_any_length() -> None:
     for word in ("x" * 300_000, "é" * 300_000):
         long = f"{word} a b{' ' * 200_000}c {word}"
         assert np.array_equal(token_hashes_of(long), token_hashes(tokens(long)))
+
+
+@given(st.lists(st.integers(0, 2**64 - 1)), st.lists(st.integers(0, 2**64 - 1)))
+def test_known_hashes_are_found_with_their_places(own: list[int], other: list[int]) -> None:
+    known = Known(np.array(own, np.uint64))
+    asked = np.array([*other, *own[::-1], *(value ^ 1 for value in own)], np.uint64)
+    at, place = known.find(asked)
+    assert at.tolist() == [i for i, value in enumerate(asked.tolist()) if value in own]
+    assert known.hashes[place].tolist() == asked[at].tolist()
