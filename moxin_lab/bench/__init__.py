@@ -234,6 +234,11 @@ def peak_bytes(device: str) -> int | None:
     return torch.cuda.max_memory_allocated() if device == "cuda" else None
 
 
+def say(text: str) -> None:
+    """Print a line of progress to standard error, at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print rows as aligned text, one column per key, in order of first appearance."""
     columns: list[str] = list(dict.fromkeys(key for row in rows for key in row))

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from moxin_lab.bench.keeping import Keep, keeping
+from moxin_lab.lab.measured import OTHER_WORK
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 Call = Callable[[], Any]
 MakeCall = Callable[["list[Tensor]"], Call]
-OTHER_WORK = "full triangle"  # more pairs than the window has: a rate to see, not a peer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

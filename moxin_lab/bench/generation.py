@@ -1,5 +1,5 @@
-"""Shared by the benches of generation: models with random weights, ours and transformers', and
-random text.
+"""Shared by the benches of generation: models with random weights, ours and transformers', random
+text, and the sizes of rollouts.
 
 Guarantees: both models hold the same weights; the text depends on its length alone.
 Out of scope: timing.
@@ -7,7 +7,7 @@ Out of scope: timing.
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +17,36 @@ if TYPE_CHECKING:
 
     from moxin_lab.model.cache import KeyValueCache
     from moxin_lab.model.decoder import MoxinForCausalLM
+
+
+def add_rollout_arguments(
+    parser: ArgumentParser, *, prompts: int, prompt_tokens: int, new_tokens: int
+) -> None:
+    """Sizes of the benches of GRPO, with a bench's own defaults."""
+    parser.add_argument(
+        "--width", default="small", help="scale of the shape: tiny, small (default) or full"
+    )
+    parser.add_argument("--prompts", type=int, default=prompts, help=f"at once (default {prompts})")
+    # `--samples` is the option's name in the commands of committed files.
+    parser.add_argument(
+        "--num-generations",
+        "--samples",
+        type=int,
+        default=8,
+        help="completions per prompt (default 8)",
+    )
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int,
+        default=prompt_tokens,
+        help=f"tokens per prompt (default {prompt_tokens})",
+    )
+    parser.add_argument(
+        "--new-tokens",
+        type=int,
+        default=new_tokens,
+        help=f"tokens per completion (default {new_tokens})",
+    )
 
 
 def make_model(options: Namespace, dtype: torch.dtype) -> MoxinForCausalLM:

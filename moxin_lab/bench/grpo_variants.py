@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from moxin_lab.bench import grpo_variants_plan as plan
 from moxin_lab.bench import grpo_variants_results as results
 from moxin_lab.bench import grpo_variants_training as training
+from moxin_lab.bench import say
 from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def run_jobs(
                 return result
             variant, seed, steps, needed = waiting[0]
             tried.add(plan.name_of(variant, seed))
-            training.say(
+            say(
                 f"[{time.monotonic() - began:.0f} s, {len(waiting)} left in time] {variant}, seed "
                 f"{seed}: about {needed:.0f} s"
             )

@@ -8,7 +8,6 @@ Out of scope: which one, and how many steps (`grpo_variants_plan.py`).
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from moxin_lab.bench import say
 from moxin_lab.bench.grpo_variants_plan import BY_NAME, STAGE_SEED, grpo_of
 from moxin_lab.bench.grpo_variants_results import START, VALIDATION
 
@@ -146,10 +146,6 @@ def of_answers(found: pd.DataFrame, ks: Sequence[int]) -> dict[str, Any]:
 def every_tenth(step: int, total: int, text: str) -> None:
     if step % max(1, total // 10) == 0:
         say(f"  {step} of {total}: {text}")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def machine_name() -> str:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moxin_lab.bench import free_memory, peak_bytes
-from moxin_lab.bench.generation import make_model, random_text
+from moxin_lab.bench.generation import add_rollout_arguments, make_model, random_text
 from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
@@ -42,24 +42,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--width", default="small", help="scale of the shape: tiny, small (default) or full"
-    )
-    parser.add_argument("--prompts", type=int, default=32, help="prompts per step (default 32)")
-    # `--samples` is the option's name in the commands of committed files.
-    parser.add_argument(
-        "--num-generations",
-        "--samples",
-        type=int,
-        default=8,
-        help="completions per prompt (default 8)",
-    )
-    parser.add_argument(
-        "--prompt-tokens", type=int, default=48, help="tokens per prompt (default 48)"
-    )
-    parser.add_argument(
-        "--new-tokens", type=int, default=96, help="tokens per completion (default 96)"
-    )
+    add_rollout_arguments(parser, prompts=32, prompt_tokens=48, new_tokens=96)
     parser.add_argument(
         "--micro-batch",
         type=int,

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
-from moxin_lab.bench import free_memory, peak_bytes
+from moxin_lab.bench import free_memory, peak_bytes, say
 from moxin_lab.bench.keeping import Keep, keeping, sigterm_left_to_the_training
 
 if TYPE_CHECKING:
@@ -267,7 +266,7 @@ def measure_speed(
             ("training loop, not compiled", loop_steps, False),
         ]
     for name, timed, compiled in kinds:
-        print(f"  {name}", file=sys.stderr, flush=True)
+        say(f"  {name}")
         free_memory(options.device)
         seconds = timed(setup, stream, compiled, options)
         rows: list[dict[str, Any]] = []
@@ -515,7 +514,8 @@ def score(
     """Bits per byte of the phases' checkpoints and of n-grams, by language, on held-out text: rows
     of fresh pages, of all, of the overlap.
     """
-    from moxin_lab.bench.pretraining_corpus import MAX_OVERLAP, repeated
+    from moxin_lab.bench.pretraining_corpus import repeated
+    from moxin_lab.data.split import MAX_OVERLAP
     from moxin_lab.evaluation import heldout, ngrams
     from moxin_lab.evaluation.bits_per_byte import encode_documents
     from moxin_lab.model import convert

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import torch
 
 from moxin_lab.data import corpus_pack
+from moxin_lab.data.ngrams import NGRAM_TOKENS
 from moxin_lab.data.split import is_heldout
 from moxin_lab.scales.sections import TokenizerSettings
 from moxin_lab.tokenizer import files as tokenizer_files
@@ -36,9 +37,6 @@ HELDOUT_SHARE = 0.03
 COLUMNS = ("id", "language", "source", "page", "text")
 PART_BYTES = 22 * 2**20
 """Of a compressed training file: what a machine without a network can be sent at once."""
-OVERLAP_TOKENS = 13
-MAX_OVERLAP = 0.05
-"""As in `data/split.py`: the largest share of a held-out document in 13-grams of training text."""
 
 
 def curate(shards: Sequence[Path], languages: Sequence[str], out: Path, seed: int) -> None:
@@ -154,7 +152,7 @@ def repeated(
     for stream in training:
         for start in range(0, len(stream), 2**25):
             piece = torch.as_tensor(
-                stream[start : start + 2**25 + OVERLAP_TOKENS - 1].astype(np.int64)
+                stream[start : start + 2**25 + NGRAM_TOKENS - 1].astype(np.int64)
             )
             hashes = _ngram_hashes(piece.to(device))
             at = torch.searchsorted(wanted, hashes).clamp(max=len(wanted) - 1)
@@ -164,15 +162,15 @@ def repeated(
     for ids, hashes in zip(documents, own, strict=True):
         covered = torch.zeros(len(ids), dtype=torch.bool)
         for at in known[torch.searchsorted(wanted, hashes)].nonzero()[:, 0].tolist():
-            covered[at : at + OVERLAP_TOKENS] = True
+            covered[at : at + NGRAM_TOKENS] = True
         shares.append(float(covered.double().mean()) if len(ids) else 0.0)
     return np.array(shares)
 
 
 def _ngram_hashes(ids: torch.Tensor) -> torch.Tensor:
     """int64 [tokens - 12], a polynomial of each 13 tokens modulo 2^64."""
-    count = max(0, len(ids) - OVERLAP_TOKENS + 1)
+    count = max(0, len(ids) - NGRAM_TOKENS + 1)
     total = torch.zeros(count, dtype=torch.int64, device=ids.device)
-    for offset in range(OVERLAP_TOKENS):
+    for offset in range(NGRAM_TOKENS):
         total = total * 0x9E3779B97F4A7C1 + ids[offset : offset + count] + 1
     return total

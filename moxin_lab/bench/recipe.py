@@ -24,7 +24,6 @@ import argparse
 import functools
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -34,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from moxin_lab.bench import recipe_arms as arms
 from moxin_lab.bench import recipe_results as results
+from moxin_lab.bench import say
 from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
@@ -237,7 +237,8 @@ def fresh(
     import pandas as pd
 
     from moxin_lab.bench import recipe_training as training
-    from moxin_lab.bench.pretraining_corpus import MAX_OVERLAP, repeated
+    from moxin_lab.bench.pretraining_corpus import repeated
+    from moxin_lab.data.split import MAX_OVERLAP
     from moxin_lab.evaluation import heldout
     from moxin_lab.evaluation.bits_per_byte import encode_documents
 
@@ -302,11 +303,9 @@ def run_jobs(
             if not in_time:
                 return result
             job = in_time[0]
-            print(
+            say(
                 f"[{used:.0f} s, {len(waiting)} left] {job.experiment}, {job.arm}, seeds "
-                f"{job.training.seed_weights} and {job.training.seed_data}",
-                file=sys.stderr,
-                flush=True,
+                f"{job.training.seed_weights} and {job.training.seed_data}"
             )
             shapes.add(shape_key(job.training))
             records[job.training.id(setup.digest)] = run_training(job.training, setup, options)
@@ -344,7 +343,7 @@ def run_training(
         "torch": described["versions"]["torch"],
     }
     try:
-        log = one.train(model, stream, training, settings, _say)
+        log = one.train(model, stream, training, settings, say)
     except ArithmeticError as error:
         return found | {"failed": str(error)}
     began = time.monotonic()
@@ -363,10 +362,6 @@ def run_training(
         "measures": measures,
         "scores": scores,
     }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def summary(

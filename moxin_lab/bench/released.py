@@ -55,7 +55,6 @@ ALSO_SHOWN = {
 """Further columns of the table."""
 BAR_WIDTH = 30
 """Characters of the longest bar on the page of a folder. Our choice."""
-OUR_BACKENDS = ("auto", "triton")
 
 
 def read(folder: Path, bench: str) -> dict[str, Any] | None:
@@ -115,10 +114,7 @@ def is_ours(implementation: str) -> bool:
     """Whether a row is ours and not a peer. In `bench overlap` the peer is the synchronous
     arrangement, "one after the other".
     """
-    return (
-        implementation.startswith(("ours", "moxin-lab", "overlapped"))
-        or implementation in OUR_BACKENDS
-    )
+    return implementation.startswith(measured.OURS)
 
 
 def comparison(record: dict[str, Any]) -> pd.DataFrame:

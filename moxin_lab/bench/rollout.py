@@ -30,7 +30,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moxin_lab.bench import free_memory, peak_bytes
-from moxin_lab.bench.generation import make_model, make_peer, random_text
+from moxin_lab.bench.generation import add_rollout_arguments, make_model, make_peer, random_text
 from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
@@ -42,24 +42,7 @@ Call = Callable[[], dict[str, Callable[[], float]]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--width", default="small", help="scale of the shape: tiny, small (default) or full"
-    )
-    parser.add_argument("--prompts", type=int, default=64, help="number of prompts (default 64)")
-    # `--samples` is the option's name in the commands of committed files.
-    parser.add_argument(
-        "--num-generations",
-        "--samples",
-        type=int,
-        default=8,
-        help="completions per prompt (default 8)",
-    )
-    parser.add_argument(
-        "--prompt-tokens", type=int, default=64, help="tokens per prompt (default 64)"
-    )
-    parser.add_argument(
-        "--new-tokens", type=int, default=128, help="tokens per completion (default 128)"
-    )
+    add_rollout_arguments(parser, prompts=64, prompt_tokens=64, new_tokens=128)
     parser.add_argument(
         "--repeats", type=int, default=3, help="timed calls; a row is their median (default 3)"
     )

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moxin_lab.bench import say
 from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
             if ranks > there:
                 rows = [{**job, "reason": f"not run: the machine has {there}"}]
             else:
-                print(f"  {name_of(job)}", file=sys.stderr, flush=True)
+                say(f"  {name_of(job)}")
                 rows = start(job, common, Path(folder), options.timeout)
             result["rows"] += rows
             compare(result["rows"])

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from moxin_lab.bench import free_memory, peak_bytes
+from moxin_lab.bench import free_memory, peak_bytes, say
 from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
                 row |= train(in_order, options, layout, attention)
         except (RuntimeError, ValueError, TypeError, ImportError) as error:
             row["reason"] = f"{type(error).__name__}: {error}"[:300]
-        print("  ", row, file=sys.stderr, flush=True)
+        say(f"   {row}")
         rows.append(row)
         keep(result)
     return result
