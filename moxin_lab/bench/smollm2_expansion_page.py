@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from moxin_lab.bench import released
-from moxin_lab.bench import smollm2_expansion as bench
+from moxin_lab.bench import smollm2_expansion_results as results
 
 NAMES = {"en": "English", "code": "code", "zh": "Chinese", "ja": "Japanese", "ko": "Korean"}
 COLOURS = {
     "identity": "#0072b2",
     "interleaved": "#d55e00",
     "top": "#009e73",
-    bench.ALONE: "#cc79a7",
+    results.ALONE: "#cc79a7",
 }
 
 ABOUT = """# SmolLM2-135M made deeper: {old} blocks to {new}
@@ -54,8 +54,8 @@ def write(folder: Path) -> Path:
             f"{folder} has {len(records)} JSON files of `moxin-lab bench smollm2-expansion`, not 1"
         )
     record = records[0]
-    summary = bench.summarise(record["rows"], record["settings"]["rates"])
-    if summary["verdicts"] != record["verdicts"] or record["rule"] != bench.RULE:
+    summary = results.summarise(record["rows"], record["settings"]["rates"])
+    if summary["verdicts"] != record["verdicts"] or record["rule"] != results.RULE:
         raise ValueError(
             f"{folder}: verdicts or rule are not those of the code; run the bench again"
         )
@@ -103,7 +103,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         rows = [
             row
             for row in record["differences"]
-            if row["text"] == text and row["against"] == bench.CONTINUED
+            if row["text"] == text and row["against"] == results.CONTINUED
         ]
         for number, row in enumerate(rows):
             x = place + 0.17 * (number - (len(rows) - 1) / 2)
@@ -139,8 +139,8 @@ def _arms(record: dict[str, Any]) -> list[str]:
         "| seeds |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for name, arm in bench.ARMS.items():
-        rows = bench.of_arm(record["rows"], name, record["rates"])
+    for name, arm in results.ARMS.items():
+        rows = results.of_arm(record["rows"], name, record["rates"])
         if not rows:
             continue
         blocks = settings["blocks"][1 if arm.recipe else 0]
@@ -195,7 +195,7 @@ def _rates(record: dict[str, Any]) -> list[str]:
         "| arm | " + " | ".join(f"{rate:g}" for rate in grid) + " | taken |",
         "| --- |" + " ---: |" * (len(grid) + 1),
     ]
-    for arm in bench.TUNED:
+    for arm in results.TUNED:
         tried = {
             row["learning_rate"]: row["validation"]
             for row in record["rows"]

@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers
 
 from moxin_lab.bench import smollm2_expansion as bench
 from moxin_lab.bench import smollm2_expansion_page as page
+from moxin_lab.bench import smollm2_expansion_results as shown
 from moxin_lab.lab.artifacts import LabError
 from moxin_lab.model import gguf_reader
 from moxin_lab.model.config import training_flops_per_token
@@ -163,16 +164,16 @@ def test_digits_are_pieces_of_their_own_and_marks_in_text_are_text(setup):
 
 def test_every_arm_costs_the_budget_up_to_less_than_one_step(setup):
     steps, flops = setup.settings["steps"], setup.settings["flops_per_token"]
-    budget = steps[bench.CONTINUED] * flops[bench.CONTINUED]
-    assert steps[bench.CONTINUED] == 8
-    for arm in bench.ARMS:
+    budget = steps[shown.CONTINUED] * flops[shown.CONTINUED]
+    assert steps[shown.CONTINUED] == 8
+    for arm in shown.ARMS:
         assert budget - flops[arm] < steps[arm] * flops[arm] <= budget * (1 + 1e-12)
-    assert steps["top"] == steps[bench.IDENTITY] < steps[bench.CONTINUED]
-    assert flops[bench.ALONE] < flops[bench.IDENTITY]
+    assert steps["top"] == steps[shown.IDENTITY] < steps[shown.CONTINUED]
+    assert flops[shown.ALONE] < flops[shown.IDENTITY]
 
 
 def test_frozen_weights_cost_what_the_passes_leave_out(setup):
-    config = bench.deeper_config(setup.start.config, DEEPER, bench.ARMS[bench.IDENTITY])
+    config = bench.deeper_config(setup.start.config, DEEPER, shown.ARMS[shown.IDENTITY])
     whole = training_flops_per_token(config, 32)
     every = list(range(DEEPER))
     head = config.vocab_size * config.hidden_size
@@ -182,7 +183,7 @@ def test_frozen_weights_cost_what_the_passes_leave_out(setup):
 
 
 def test_only_new_blocks_change_where_they_alone_are_trained(setup):
-    engine = bench.engine_of(setup, bench.ARMS[bench.ALONE])
+    engine = bench.engine_of(setup, shown.ARMS[shown.ALONE])
     engine.load(setup.start, "identity")
     before = {name: value.clone() for name, value in engine.model.state_dict().items()}
     engine.train(bench.batches_of(setup, 0)[:3], 1e-2, "alone")
@@ -191,8 +192,8 @@ def test_only_new_blocks_change_where_they_alone_are_trained(setup):
         for name, value in engine.model.state_dict().items()
         if not torch.equal(value, before[name])
     }
-    assert changed == set(setup.settings["new_blocks"][bench.ALONE]) == {2, 5}
-    whole = bench.engine_of(setup, bench.ARMS[bench.IDENTITY])
+    assert changed == set(setup.settings["new_blocks"][shown.ALONE]) == {2, 5}
+    whole = bench.engine_of(setup, shown.ARMS[shown.IDENTITY])
     whole.load(setup.start, "identity")
     whole.train(bench.batches_of(setup, 0)[:3], 1e-2, "all")
     assert all(
@@ -230,13 +231,13 @@ def test_each_arm_and_seed_has_a_row_at_the_rate_that_validation_chose(finished)
     _, result = finished
     arms = [row for row in result["rows"] if row["row"] == "arm"]
     assert len(arms) == 3 * 2 + 2 + 5  # grids, the other arms of seed 0, seed 1
-    for arm in bench.TUNED:
+    for arm in shown.TUNED:
         tried = {r["validation"]: r["learning_rate"] for r in arms if r["arm"] == arm}
         seed_0 = [r["validation"] for r in arms if r["arm"] == arm and r["seed"] == 0]
         assert result["rates"][arm] == tried[min(seed_0)]
     starts = {row["arm"]: row["bits_per_byte"] for row in result["rows"] if row["row"] == "start"}
     assert starts["identity"] == starts["start"] != starts["top"]
-    assert all(row["bits_per_byte"] < starts["start"] for row in arms if row["arm"] != bench.ALONE)
+    assert all(row["bits_per_byte"] < starts["start"] for row in arms if row["arm"] != shown.ALONE)
     texts = {record["text"] for record in result["differences"]}
     assert texts == {"all", *bench.LANGUAGES}
     assert len(result["verdicts"]) >= 6 and result["verdicts"][0].startswith("continued: ")
@@ -292,12 +293,12 @@ def test_a_verdict_follows_from_the_interval_alone(shift, expected):
     noise = {0: 0.001, 1: -0.002, 2: 0.001}
     rows = [
         {"row": "arm", "arm": arm, "seed": seed, "learning_rate": 1e-3, "validation": 1.0}
-        | {"bits_per_byte": 1 + seed / 10 + (0 if arm == bench.CONTINUED else shift + noise[seed])}
+        | {"bits_per_byte": 1 + seed / 10 + (0 if arm == shown.CONTINUED else shift + noise[seed])}
         | {"by_language": {"en": 1.0}}
-        for arm in bench.ARMS
+        for arm in shown.ARMS
         for seed in range(3)
     ]
-    result = bench.summarise(rows, [1e-3])
+    result = shown.summarise(rows, [1e-3])
     lines = [line for line in result["verdicts"] if line.startswith("top against continued")]
     assert len(lines) == 1 and expected in lines[0]
     record = next(record for record in result["differences"] if record["arm"] == "top")
@@ -314,5 +315,5 @@ def test_the_page_has_every_verdict_and_what_was_not_run(finished, tmp_path):
     text = page.write(tmp_path).read_text()
     for line in finished[1]["verdicts"]:
         assert line in text
-    assert "top, seed 2: no time" in text and bench.RULE in text
+    assert "top, seed 2: no time" in text and shown.RULE in text
     assert "<svg" in (tmp_path / "differences.svg").read_text()
