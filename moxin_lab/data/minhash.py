@@ -47,7 +47,15 @@ def shingles(text: str, ngram_size: int) -> np.ndarray:
     codes = _codes(features(text))
     if not len(codes):
         return codes
-    return np.unique(mixed(ngram_hashes(codes, min(ngram_size, len(codes)))))
+    return distinct(mixed(ngram_hashes(codes, min(ngram_size, len(codes)))))
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    """The distinct values, sorted. `np.unique` has a hash table for it, ten times as slow here."""
+    ordered = np.sort(values)
+    new = np.ones(len(ordered), dtype=bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return ordered[new]
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

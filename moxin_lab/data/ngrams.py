@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from moxin_lab.data.minhash import BASE, mixed, ngram_hashes
+from moxin_lab.data.minhash import BASE, distinct, mixed, ngram_hashes
 
 NGRAM_TOKENS = 13
 """Length of the n-grams that contamination studies of language models look for (Brown et al. 2020,
@@ -142,7 +142,7 @@ class Known:
     """
 
     def __init__(self, hashes: np.ndarray) -> None:
-        self.hashes = np.unique(hashes)  # sorted
+        self.hashes = distinct(hashes)
         bits = min(MAX_TABLE_BITS, len(self.hashes).bit_length() + 5)
         self._shift = np.uint64(64 - bits)
         self._table = np.zeros(1 << bits, bool)

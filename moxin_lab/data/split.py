@@ -30,6 +30,7 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from moxin_lab.data.minhash import distinct
 from moxin_lab.data.ngrams import NGRAM_TOKENS, Known, hashes_of, token_hashes_of
 
 MAX_OVERLAP = 0.05
@@ -156,11 +157,13 @@ def units(
         large = _is_large(project, sizes, language, max_share)[project]
         joined.append(_chain(np.where(large, -1, project)))
     lengths, gram, owner, place = _sampled_grams(documents)
-    unit = _components([*joined, _sharing(gram, owner, rows, max_overlap)], rows)
+    number = np.unique(gram, return_inverse=True)[1]
+    del gram
+    unit = _components([*joined, _sharing(number, owner, rows, max_overlap)], rows)
     large = _is_large(unit, sizes, language, max_share)[unit]
     unit = np.where(large, unit.max(initial=-1) + 1 + page, unit)
     unit = np.unique(unit, return_inverse=True)[1]
-    shared = _in_several(gram, unit[owner])
+    shared = _in_several(number, unit[owner])
     covered = _covered_tokens(owner[shared], place[shared], lengths)
     return unit, covered <= max_overlap * lengths
 
@@ -282,17 +285,14 @@ def _one_in(size: int) -> int:
     return SAMPLED << max(0, (size - 1) // SAMPLED_BYTES).bit_length()
 
 
-def _sharing(gram: np.ndarray, owner: np.ndarray, rows: int, max_overlap: float) -> np.ndarray:
+def _sharing(number: np.ndarray, owner: np.ndarray, rows: int, max_overlap: float) -> np.ndarray:
     """Edges between documents that share passages: int64 [edges, 2].
 
     A document and the first owner of a 13-gram, if these 13-grams are more than `max_overlap` of
-    either.
+    either. number: of each 13-gram, equal for equal ones.
     """
-    order = np.lexsort((owner, gram))
-    gram, owner = gram[order], owner[order]
-    new = np.ones(len(gram), dtype=bool)
-    new[1:] = (gram[1:] != gram[:-1]) | (owner[1:] != owner[:-1])
-    gram, owner = gram[new], owner[new]
+    # A sort of one array of numbers is many times as fast as one by two keys.
+    gram, owner = np.divmod(distinct(number * rows + owner), max(1, rows))
     sizes = np.bincount(owner, minlength=rows)
     starts = np.flatnonzero(np.r_[gram[:1] == gram[:1], gram[1:] != gram[:-1]])
     first = np.repeat(owner[starts], np.diff(np.r_[starts, len(gram)]))
@@ -304,9 +304,8 @@ def _sharing(gram: np.ndarray, owner: np.ndarray, rows: int, max_overlap: float)
     return ends[common > max_overlap * sizes[ends].min(axis=1)]
 
 
-def _in_several(gram: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """bool [13-grams]: whether more than one unit has it."""
-    _, number = np.unique(gram, return_inverse=True)
+def _in_several(number: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """bool [13-grams]: whether more than one unit has it. number: of each, equal for equal ones."""
     least = np.full(number.max(initial=-1) + 1, unit.max(initial=0))
     most = np.zeros_like(least)
     np.minimum.at(least, number, unit)

@@ -92,3 +92,9 @@ def test_bands_agree_where_their_rows_do_and_only_there() -> None:
     # Equal minima in different bands are different buckets.
     same = np.zeros((1, 128), dtype=np.uint32)
     assert len(set(minhash.band_keys(same, 9, 13)[0].tolist())) == 9
+
+
+@given(st.lists(st.integers(0, 50)))
+def test_distinct_values_are_those_of_unique(values: list[int]) -> None:
+    array = np.array(values, np.uint64)
+    assert minhash.distinct(array).tolist() == np.unique(array).tolist()
