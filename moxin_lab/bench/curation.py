@@ -21,7 +21,7 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,19 +69,20 @@ def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
     """Rows: one per measurement, with `part`. `exponent`: of the cost of deduplication, if that was
     measured at two sizes or more.
     """
-    parts: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
-        "minhash": minhash_rows,
-        "filters": filter_rows,
-        "pipeline": lambda options: [pipeline(options.raw_megabytes)],
-        "planted": planted_rows,
-        "quality": quality_rows,
-        "cost": lambda options: [cost(size, options.cards) for size in options.sizes],
+    # Rows that are measured together, group by group.
+    parts: dict[str, Callable[[], Iterable[list[dict[str, Any]]]]] = {
+        "minhash": lambda: [minhash_rows(options)],
+        "filters": lambda: [filter_rows(options)],
+        "pipeline": lambda: [[pipeline(options.raw_megabytes)]],
+        "planted": lambda: [planted_rows(options)],
+        "quality": lambda: [quality_rows(options)],
+        "cost": lambda: ([cost(size, options.cards)] for size in options.sizes),
     }
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {"rows": rows}
     for name, make in parts.items():
-        if name in options.parts:
-            rows += [{"part": name} | row for row in make(options)]
+        for group in make() if name in options.parts else ():
+            rows += [{"part": name} | row for row in group]
             keep(result)
     spent = [(row["MB"], row["CPU seconds"]) for row in rows if row["part"] == "cost"]
     if len({size for size, _ in spent}) > 1:
