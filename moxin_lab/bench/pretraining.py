@@ -13,7 +13,7 @@ head_dim for each pair of tokens that the mask of the very rows allows (Chowdher
 2204.02311, appendix B), nothing for recomputation; n-grams read the documents that the training
 read, as often; all models are scored on the same held-out documents, of which at most 5 % lie in
 13-grams of the training pools.
-Out of scope: peers (`bench train-step`), several devices, stage 01's filters.
+Out of scope: peers (`bench train-step`), several devices.
 """
 
 from __future__ import annotations
@@ -126,20 +126,14 @@ def run(options: argparse.Namespace, keep: Keep) -> dict[str, Any]:
 def prepare(scale: Scale, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What is missing of the text, the tokenizer and the tokens; a few numbers of each."""
     from moxin_lab.bench import pretraining_corpus as text
-    from moxin_lab.data import corpus
     from moxin_lab.data.corpus_pack import pack_sha256
     from moxin_lab.lab.artifacts import find_root
 
     until = STEPS.index(options.until)
-    drawn = {name for phase in scale.pretraining.phases for name in phase.mixture}
     curated = folder / "curated"
     if not (curated / "heldout.parquet").is_file() and not (folder / "packed").is_dir():
-        folders = [find_root() / "data_cards" / name for name in sorted(drawn)]
-        cards = [card for card in folders if card.is_dir()]
-        for card in cards:
-            text.add_source(card, curated)
-        languages = sorted(drawn - {card.name for card in cards})
-        text.curate(corpus.sources(scale.name), languages, curated, options.seed)
+        text.curate(scale, find_root(), folder / "documents", options.seed)
+        text.take(folder / "documents", scale.pretraining.phases, curated)
     files = sorted(curated.glob("train-*.parquet"))
     of_corpus = sorted(curated.glob("train-[0-9]*.parquet"))
     tokenizer = folder / "tokenizer"

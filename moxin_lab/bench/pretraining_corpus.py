@@ -1,22 +1,22 @@
-"""What `moxin-lab bench pretraining` trains on: the corpus as training and held-out text, its
-tokenizer and its tokens.
+"""What `moxin-lab bench pretraining` trains on: stage 01's documents, a tokenizer and the tokens.
 
-    shards of `moxin-lab corpus build`
-      -> curated/train-00000.parquet ...   no exact copies, no held-out page
-         curated/heldout.parquet
-      -> tokenizer/                        stage 02's, at the scale's size
-      -> packed/                           `data/corpus_pack.py`
+    documents/                           stage 01's recipe on the scale's sources
+      -> curated/train-00000.parquet ... languages that the phases draw from
+         curated/train-NAME.parquet      a source that they draw from by name
+         curated/heldout.parquet         stage 01's held-out text in these languages
+      -> tokenizer/                      stage 02's, at the scale's size
+      -> packed/                         `data/corpus_pack.py`
 
 Each step is skipped if its result is there, so the steps can run on different machines.
 
-Guarantees: a page and its translations are on one side (`data.split.is_heldout`); the same shards,
-seed and settings give the same documents, ids and files.
-Out of scope: stage 01's filters and near-duplicates: a held-out document that repeats training text
-is told and left out by `repeated`, which reads tokens.
+Guarantees: the documents and their split are stage 01's (`data/split.py`): the finished
+`runs/SCALE/01_data_curation/documents` can take the place of documents/; the same documents, seed
+and settings give the same ids and files.
+Out of scope: stage 01's steps. `repeated` looks again whether a held-out document repeats training
+text, now by tokens.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,56 +28,68 @@ import torch
 
 from moxin_lab.data import corpus_pack
 from moxin_lab.data.ngrams import NGRAM_TOKENS
-from moxin_lab.data.split import is_heldout
-from moxin_lab.scales.sections import TokenizerSettings
+from moxin_lab.lab import curated
+from moxin_lab.pretraining.pools import pool_of_documents
+from moxin_lab.scales import Scale
+from moxin_lab.scales.sections import Phase, TokenizerSettings
 from moxin_lab.tokenizer import files as tokenizer_files
 from moxin_lab.tokenizer import routed
 
-HELDOUT_SHARE = 0.03
 COLUMNS = ("id", "language", "source", "page", "text")
 PART_BYTES = 22 * 2**20
 """Of a compressed training file: what a machine without a network can be sent at once."""
 
 
-def curate(shards: Sequence[Path], languages: Sequence[str], out: Path, seed: int) -> None:
-    """Writes the documents of `languages` to `out`, each text once; heldout.parquet comes last.
+def curate(scale: Scale, root: Path, documents: Path, seed: int) -> None:
+    """Stage 01's recipe into `documents`; nothing if it is there, as a run or as the artifact.
 
-    The project of a document is its `source`, so that samples are spread over projects.
+    Raises what `data.curation.curate` raises.
     """
-    seen: set[bytes] = set()
-    heldout: list[pa.Table] = []
-    writer = _Parts(out)
-    for shard in shards:
-        table = pq.read_table(shard)
-        table = table.filter(pc.is_in(table["language"], pa.array(list(languages))))
-        table = table.set_column(
-            table.schema.get_field_index("source"), "source", table["project"]
-        ).select(COLUMNS)
-        table = table.filter(pa.array(list(_are_new(table["text"], seen)), pa.bool_()))
-        sides = [is_heldout(page, HELDOUT_SHARE, seed) for page in table["page"].to_pylist()]
-        mask = pa.array(sides, pa.bool_())
-        heldout.append(table.filter(mask))
-        writer.add(table.filter(pc.invert(mask)))
-    writer.close()
+    from moxin_lab.data import curation  # loads the readers of all formats
+
+    if not (documents / "funnel.json").is_file():  # the last file of a run but for its record
+        curation.curate("slimpajama", scale, root, documents, seed=seed)
+
+
+def take(documents: Path, phases: Sequence[Phase], out: Path) -> None:
+    """Writes the documents of the pools that the phases draw from to `out`, the pool as their
+    `language`; heldout.parquet, of the languages alone, comes last.
+
+    The project of a document is its `source`, so that samples are spread over projects. Raises
+    ValueError for a pool that the documents do not have.
+    """
+    drawn = {name for phase in phases for name in phase.mixture}
+    labels = curated.read(documents, "train", ["source", "language"]).to_pandas()
+    pool_of_documents(labels, phases)  # refuses a pool without documents
+    of_languages = _Parts(out)
+    of_sources: dict[str, list[pa.Table]] = {}
+    for shard in curated.shards(documents, "train"):
+        for source, table in _pools(shard, drawn).items():
+            if source:
+                of_sources.setdefault(source, []).append(table)
+            else:
+                of_languages.add(table)
+    of_languages.close()
+    for source, tables in of_sources.items():
+        path = out / f"train-{source}.parquet"
+        pq.write_table(pa.concat_tables(tables), path, compression="zstd")
+    heldout = [_pools(shard, drawn)[""] for shard in curated.shards(documents, "heldout")]
     pq.write_table(pa.concat_tables(heldout), out / "heldout.parquet", compression="zstd")
 
 
-def add_source(card: Path, out: Path) -> None:
-    """Writes the documents of a data card as a pool of its own, named after the card."""
-    from moxin_lab.data.extract import extract_card  # loads the readers of all formats
-
-    out.mkdir(parents=True, exist_ok=True)
-    documents, _ = extract_card(card)
-    name = pa.array([card.name] * documents.num_rows, pa.string())
-    table = documents.set_column(documents.schema.get_field_index("language"), "language", name)
-    pq.write_table(table.select(COLUMNS), out / f"train-{card.name}.parquet", compression="zstd")
-
-
-def _are_new(texts: pa.ChunkedArray, seen: set[bytes]) -> Iterator[bool]:
-    for text in texts.to_pylist():
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
-        yield digest not in seen
-        seen.add(digest)
+def _pools(shard: pa.Table, drawn: set[str]) -> dict[str, pa.Table]:
+    """The rows of each source that is drawn from by name; under "" those of the languages."""
+    source, project = shard["source"], shard["project"]
+    by_name = pc.is_in(source, pa.array(sorted(drawn), pa.string()))
+    shown = pc.if_else(pc.equal(project, ""), source, project)
+    columns = {name: shard[name] for name in COLUMNS} | {"source": shown}
+    found = {
+        name: pa.table(columns | {"language": source}).filter(pc.equal(source, name))
+        for name in pc.unique(source.filter(by_name)).to_pylist()
+    }
+    wanted = pc.is_in(shard["language"], pa.array(sorted(drawn), pa.string()))
+    found[""] = pa.table(columns).filter(pc.and_(wanted, pc.invert(by_name)))
+    return found
 
 
 class _Parts:

@@ -1,6 +1,5 @@
 """Guarantees of `bench pretraining`: its counts, its split, its times."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from moxin_lab import scales
 from moxin_lab.bench import pretraining, pretraining_corpus
 from moxin_lab.lab.artifacts import LabError
 from moxin_lab.model.config import MoxinConfig, matrix_parameters
@@ -40,40 +40,44 @@ def test_useful_flops_count_the_pairs_of_the_rows_own_masks(window):
         assert found[step] == expected
 
 
-def test_each_text_is_kept_once_and_a_page_with_its_translations_is_on_one_side(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(pretraining_corpus, "HELDOUT_SHARE", 0.2)
+def test_documents_and_their_sides_are_those_of_stage_01(tmp_path):
+    documents, out = tmp_path / "documents", tmp_path / "out"
+    languages = ("en", "ja", "de")
     rows = [
-        {
-            "id": f"{page}/{language}",
-            "language": language,
-            "source": "small_corpus",
-            "project": "p",
-            "page": f"page {page}",
-            "text": f"text {page % 150} in {language}",
-        }
-        for page in range(200)
-        for language in ("en", "ja", "de")
-    ]
-    pq.write_table(pa.Table.from_pylist(rows[:300]), tmp_path / "a.parquet")
-    pq.write_table(pa.Table.from_pylist(rows[300:]), tmp_path / "b.parquet")
-    shards = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
-    pretraining_corpus.curate(shards, ["en", "ja"], tmp_path / "out", 0)
-    heldout = pq.read_table(tmp_path / "out" / "heldout.parquet").to_pylist()
-    files = sorted((tmp_path / "out").glob("train-*.parquet"))
-    train = [row for file in files for row in pq.read_table(file).to_pylist()]
-    texts = [row["text"] for row in train + heldout]
-    assert len(texts) == len(set(texts)) == 300  # 150 texts in two languages
-    pages = {row["page"] for row in train}, {row["page"] for row in heldout}
-    assert heldout and not pages[0] & pages[1]
-    assert {row["source"] for row in train} == {"p"}
+        {"id": f"{side}/{number}", "source": source, "language": languages[number % 3],
+         "page": f"page {number}", "project": "p" if source == "small_corpus" else "",
+         "text": f"text {number}"}
+        for side, count in (("train", 40), ("heldout", 12))
+        for number, source in enumerate(["small_corpus", "conversations"] * count)
+    ]  # fmt: skip
+    for side in ("train", "heldout"):
+        (documents / side).mkdir(parents=True)
+        mine = [row for row in rows if row["id"].startswith(side)]
+        for name, some in (("00000", mine[::2] + mine[1:9:2]), ("00001", mine[9::2])):
+            pq.write_table(pa.Table.from_pylist(some), documents / side / f"{name}.parquet")
+    (documents / "funnel.json").write_text("{}")
+    pretraining_corpus.curate(scales.load("tiny"), tmp_path, documents, 0)  # there already
+    phases = [SimpleNamespace(mixture={"en": 50, "ja": 30, "conversations": 20})]
+    pretraining_corpus.take(documents, phases, out)
 
+    def pools(file):
+        return {row["id"]: row["language"] for row in pq.read_table(file).to_pylist()}
 
-def test_a_data_card_becomes_a_pool_of_its_own_in_a_folder_that_is_new(tmp_path):
-    pretraining_corpus.add_source(Path("data_cards/conversations").resolve(), tmp_path / "new")
-    rows = pq.read_table(tmp_path / "new" / "train-conversations.parquet").to_pylist()
-    assert rows and {row["language"] for row in rows} == {"conversations"}
+    wanted = {"train": {}, "heldout": {}, "conversations": {}}
+    for row in rows:
+        side = row["id"].split("/")[0]
+        if row["source"] == "conversations":
+            if side == "train":
+                wanted["conversations"][row["id"]] = "conversations"
+        elif row["language"] != "de":
+            wanted[side][row["id"]] = row["language"]
+    assert pools(out / "train-00000.parquet") == wanted["train"]
+    assert pools(out / "train-conversations.parquet") == wanted["conversations"]
+    assert pools(out / "heldout.parquet") == wanted["heldout"]
+    assert set(pq.read_table(out / "train-00000.parquet")["source"].to_pylist()) == {"p"}
+    phases[0].mixture["fr"] = 1
+    with pytest.raises(ValueError, match="fr, which the documents do not have"):
+        pretraining_corpus.take(documents, phases, out)
 
 
 def test_repeated_finds_the_share_of_tokens_in_13_grams_of_training_text():
