@@ -1,12 +1,15 @@
 """Captions, anchors and tables of a rendered notebook.
 
 Guarantees: figures and tables are numbered in reading order, each with an anchor; header cells have
-their scope; a table that is wider than a telephone names each of its values.
+their scope; a table that is wider than a telephone names each of its values; a long one has a list
+of orders above it.
 Out of scope: cells and their outputs (`cells.py`).
 """
 
 import re
 from typing import Any
+
+from moxin_lab.lab.sorting import make_sortable
 
 STACKED_FROM = 4
 """Columns: a telephone shows a row of such a table as lines of name and value. Our choice."""
@@ -40,8 +43,9 @@ def make_table_readable(table: Any, soup: Any) -> None:
         table["class"] = [*table.get("class", []), "stack"]
         for row in table.select("tbody > tr"):
             cells = row.find_all(["th", "td"], recursive=False)
+            several = sum(cell.name == "th" for cell in cells) > 1
             for cell, name in zip(cells, names, strict=False):
-                if cell.name == "td" and name:
+                if name and (cell.name == "td" or several):
                     cell["data-label"] = name  # what a telephone shows before the value
     if not table.find_parent(class_="scroll"):
         about = table.caption.get_text() if table.caption else "Table"
@@ -51,6 +55,18 @@ def make_table_readable(table: Any, soup: Any) -> None:
                 attrs={"class": "scroll", "role": "group", "tabindex": "0", "aria-label": about},
             )
         )
+    add_order(table, soup)
+
+
+def add_order(table: Any, soup: Any) -> None:
+    """A list of orders above a long table inside its `.scroll`."""
+    if (control := make_sortable(table, soup)) is None:
+        return
+    columns = len(table.select("thead > tr > *"))
+    scroll = table.find_parent(class_="scroll")
+    scroll.wrap(
+        soup.new_tag("div", attrs={"class": "sortable", "style": f"--columns:{columns}"})
+    ).insert(0, control)
 
 
 def _column_names(head: Any) -> list[str]:

@@ -14,7 +14,10 @@ from typing import Any
 
 import yaml
 
-_UNTOUCHED = ("a", "button", "code", "pre", "math", "svg", "table", "details", "figure", "summary")
+_UNTOUCHED = (
+    *("a", "button", "code", "pre", "math", "svg"),
+    *("table", "label", "details", "figure", "summary"),
+)
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from moxin_lab.lab import sorting
 from moxin_lab.lab.artifacts import write_atomically
+from moxin_lab.lab.captions import add_order
 
 WORDS_PER_MINUTE = 200
 """Reading speed of technical prose; our choice."""
@@ -63,8 +65,10 @@ def rendered(template: str, **values: Any) -> str:
 
 
 def reading_minutes(html: str) -> int:
-    """Minutes that the prose of a page takes: code, tables and pictures do not count."""
-    prose = re.sub(r"(?s)<(pre|table|svg|details|math)\b.*?</\1>", " ", html)
+    """Minutes that the prose of a page takes: code, tables with their lists of orders, and pictures
+    do not count.
+    """
+    prose = re.sub(r"(?s)<(pre|table|select|svg|details|math)\b.*?</\1>", " ", html)
     return max(1, round(len(re.sub(r"<[^>]+>", " ", prose).split()) / WORDS_PER_MINUTE))
 
 
@@ -137,6 +141,16 @@ def _elsewhere(path: re.Match[str]) -> str:
     return f"[elsewhere]{path[1]}{path[3]}"
 
 
+def sortable(html: str) -> Any:
+    """HTML of a template, with a list of orders above each long table (`sorting`)."""
+    from bs4 import BeautifulSoup
+
+    soup = BeautifulSoup(html, "html.parser")
+    for table in soup.select(".scroll > table"):
+        add_order(table, soup)
+    return markup(str(soup))
+
+
 def markup(html: str) -> Any:
     from markupsafe import Markup
 
@@ -153,9 +167,11 @@ def _template(name: str) -> Any:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.trim_blocks = environment.lstrip_blocks = True
+    environment.filters["sortable"] = sortable
     return environment.get_template(name)
 
 
 @cache
 def _css() -> Any:
-    return markup((Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8"))
+    written = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    return markup(written.replace("/* rules of sorting.py */", sorting.rules()))

@@ -3,7 +3,8 @@ and to a screen reader.
 
 Needs the system's Chromium (`apt-get install chromium`, or MOXIN_CHROMIUM naming another);
 `.ci/run` installs it. The pages are those of the two examples in tests/lab/example_runs.py (of the
-second those of documents, claims and a comparison) and, where it is built, of reports/tiny.
+second those of documents, claims and a comparison), of the four stages in example_stages.py with
+every figure and table that real ones have, and, where it is built, of reports/tiny.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from moxin_lab.lab import comparison, comparison_page, site
+from tests.browser import example_stages
 from tests.browser.chromium import NEEDS_CHROMIUM
 from tests.lab import example_runs
 
@@ -46,20 +48,25 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return chosen
 
 
-@pytest.fixture(params=["example", "reports/tiny"])
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return example_stages.write(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(params=["example", "stages", "reports/tiny"])
 def pages(request: pytest.FixtureRequest) -> list[Path]:
     return pages_of(request)
 
 
-@pytest.fixture(params=["example", "documents", "reports/tiny"])
+@pytest.fixture(params=["example", "stages", "documents", "reports/tiny"])
 def every_page(request: pytest.FixtureRequest) -> list[Path]:
     """For what a wide table breaks: the documents too, without a run of the lab."""
     return pages_of(request)
 
 
 def pages_of(request: pytest.FixtureRequest) -> list[Path]:
-    if request.param == "documents":
-        return request.getfixturevalue("documents")
+    if request.param in ("stages", "documents"):
+        return request.getfixturevalue(request.param)
     folder = REPOSITORY / "reports" / "tiny"
     if request.param == "example":
         folder = request.getfixturevalue("example")
@@ -149,6 +156,26 @@ def test_pages_have_no_serious_fault_by_axe(pages, browser, width, mode):
         ]
         context.close()
     assert faults == []
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+def test_ordered_tables_have_no_serious_fault_by_axe(stages, browser, width):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright",
+        reason="axe-playwright-python is in the extra `dev`: make test installs it",
+    ).Axe()
+    context = browser.new_context(viewport={"width": width, "height": 800}, bypass_csp=True)
+    page = context.new_page()
+    page.goto(stages[-1].as_uri())
+    page.evaluate(
+        """() => {
+          document.querySelectorAll('details').forEach(d => d.open = true);
+          document.querySelectorAll('.sortable select').forEach(e => e.selectedIndex = 1);
+        }"""
+    )
+    found = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    context.close()
+    assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
 
 
 def test_no_page_is_too_large_to_be_sent(every_page):
@@ -300,3 +327,169 @@ CONTRAST = """() => {
 def test_text_has_the_contrast_that_wcag_aa_requires(pages, watch, mode):
     for path in pages:
         assert watch(path, color_scheme=mode).page.evaluate(CONTRAST) == [], path.name
+
+
+LETTERS = """() => [...document.querySelectorAll('main figure svg text')].map(text => {
+  const svg = text.ownerSVGElement;
+  const shrunk = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+  return [text.textContent.trim(), parseFloat(getComputedStyle(text).fontSize) * shrunk];
+}).filter(([words, size]) => words && size < 9)"""
+
+
+def test_a_telephone_shows_letters_of_nine_pixels_in_every_figure(stages, watch):
+    for path in stages:
+        page = watch(path, 380).page
+        assert page.locator("main figure svg text").count() > 50, path.name
+        assert page.evaluate(LETTERS) == [], path.name
+
+
+# a table that is wider than the window lies in a box that the keyboard scrolls, with a shadow at
+# the edge; and on a telephone one of many columns is stacked, so that nothing is beyond the edge
+BEYOND = """width => [...document.querySelectorAll('main table, footer table')].filter(table => {
+  const box = table.closest('.scroll');
+  if (table.getBoundingClientRect().right <= width) return false;
+  const style = box && getComputedStyle(box);
+  return table.classList.contains('stack') && width < 640 || !box || box.tabIndex !== 0
+    || style.overflowX !== 'auto' || !style.backgroundImage.includes('gradient');
+}).map(table => table.caption?.textContent)"""
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+def test_wide_tables_are_stacked_or_scroll_in_a_box_with_a_shadow(every_page, watch, width):
+    for path in every_page:
+        page = watch(path, width).page
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert page.evaluate(BEYOND, width) == [], path.name
+
+
+def sortable(page, caption: str):
+    """The list of orders and the table of this caption on a page whose folded tables are open."""
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    block = page.locator(".sortable").filter(has=page.get_by_role("table", name=caption))
+    return block.get_by_role("combobox"), block.get_by_role("table")
+
+
+def seen_rows(table) -> list[str]:
+    """Names of the rows from top to bottom, as the eye finds them."""
+    rows = table.locator("tbody th").evaluate_all(
+        "names => names.map(e => [e.getBoundingClientRect().top, e.textContent])"
+    )
+    return [name for _, name in sorted(rows)]
+
+
+def read(page, caption: str, role: str) -> list[str]:
+    """Names of a table's parts of this role in the order in which a screen reader reads them."""
+    nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    known = {node["nodeId"]: node for node in nodes}
+
+    def said(node, what):
+        return str(node.get(what, {}).get("value", ""))
+
+    def below(node):
+        yield node
+        for child in node.get("childIds", []):
+            yield from below(known[child]) if child in known else ()
+
+    table = next(n for n in nodes if said(n, "role") == "table" and caption in said(n, "name"))
+    return [said(node, "name") for node in below(table) if said(node, "role") == role]
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+def test_the_reader_orders_the_rows_of_a_table_by_keyboard(stages, watch, width):
+    watched = watch(stages[-1], width)
+    page, caption = watched.page, example_stages.CHECKPOINTS
+    orders, table = sortable(page, caption)
+    given = seen_rows(table)
+    assert given[:3] == ["chance", "majority", "untrained"] == read(page, caption, "rowheader")[:3]
+    orders.focus()
+    page.keyboard.type("held-out cloze, h")  # as a list is chosen from without a pointer
+    assert orders.input_value() == "d1"
+    highest = seen_rows(table)
+    assert highest[:2] == ["DPO", "SFT"] and highest[-1] == "majority"  # which has no such value
+    assert sorted(highest) == sorted(given)
+    orders.select_option("a1")
+    assert seen_rows(table)[:2] == ["CoT-SFT", "GRPO"] and seen_rows(table)[-1] == "majority"
+    orders.select_option("")
+    assert seen_rows(table) == given
+    assert watched.complaints == []
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+def test_a_screen_reader_reads_rows_in_the_order_chosen_and_hears_which(stages, watch, width):
+    page, caption = watch(stages[-1], width).page, example_stages.CHECKPOINTS
+    orders, table = sortable(page, caption)
+    page.evaluate(  # of a whole page the tree takes seconds
+        """caption => document.querySelectorAll('main section').forEach(e =>
+            e.textContent.includes(caption) || e.remove())""",
+        caption,
+    )
+    assert orders.get_attribute("aria-label").startswith(f"Order of the rows: {caption}")
+    for value, word in (("d1", "descending"), ("a1", "ascending")):
+        orders.select_option(value)
+        assert read(page, caption, "rowheader") == seen_rows(table)
+        heads = read(page, caption, "columnheader")
+        assert [head for head in heads if "scending" in head] == [f"held-out cloze {word}"]
+        assert table.get_by_role("rowheader").count() == len(seen_rows(table))
+        assert table.get_by_role("cell").count() == 5 * len(seen_rows(table))
+
+
+def test_a_telephone_names_each_cell_of_a_row_with_several_names(stages, watch):
+    page = watch(stages[2], 380).page
+    table = page.get_by_role("table", name="First minus second in pass@k")
+    names = table.locator("tbody tr").first.locator("th")
+    assert names.count() == 4
+    for cell, name in zip(names.all(), ("first", "second", "group", "k"), strict=True):
+        assert cell.evaluate("e => getComputedStyle(e, '::before').content") == f'"{name}"'
+        box = cell.bounding_box()
+        assert box["height"] < 40 and box["x"] + box["width"] <= 380
+    assert table.get_by_role("rowheader").count() == 4 * table.locator("tbody tr").count()
+
+
+def test_published_tables_are_ordered_by_each_of_their_columns(stages, watch):
+    page = watch(stages[-1]).page
+    orders, table = sortable(page, "Published, not attempted at this scale (tiny). Table 2,")
+    assert orders.locator("option").count() > 10
+    orders.select_option(label="Ave, highest first")
+    cells = table.locator("tbody tr").evaluate_all(
+        """rows => rows.map(e => [e.getBoundingClientRect().top, e.lastElementChild.textContent])
+            .sort((a, b) => a[0] - b[0]).map(([_, text]) => parseFloat(text))"""
+    )
+    assert len(cells) > 6 and cells == sorted(cells, reverse=True)
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+def test_an_ordered_table_keeps_its_columns_and_its_page(stages, watch, width):
+    """Every long table, in its last order: each cell stays under its head, nothing overflows."""
+    for path in stages:
+        page = watch(path, width).page
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert page.locator(".sortable select").count() >= 2, path.name
+        for orders in page.locator(".sortable select").all():
+            orders.select_option(index=orders.locator("option").count() - 1)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path.name
+        assert page.evaluate(BEYOND, width) == [], path.name
+        astray = page.evaluate(
+            """() => [...document.querySelectorAll('.sortable table')].filter(table => {
+                if (getComputedStyle(table).display === 'block') return false;  // stacked
+                const lefts = row => [...row.children].map(e => e.getBoundingClientRect().left);
+                const heads = lefts(table.tHead.rows[0]);
+                return [...table.tBodies[0].rows].some(row =>
+                    lefts(row).some((left, i) => Math.abs(left - heads[i]) > 1));
+            }).map(table => table.caption.textContent)"""
+        )
+        assert astray == [], path.name
+
+
+def test_paper_shows_the_order_chosen_and_no_list_of_orders(stages, watch):
+    for path in stages:
+        page = watch(path, 794).page
+        for orders in page.locator(".sortable select").all():
+            orders.evaluate("e => { e.selectedIndex = e.options.length - 1 }")
+        page.emulate_media(media="print")
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert not any(each.is_visible() for each in page.locator(".sortable select").all())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 794, path.name
+        assert page.evaluate(BEYOND, 794) == [], path.name
+        assert page.pdf(format="A4").startswith(b"%PDF")
+    _, table = sortable(page, example_stages.CHECKPOINTS)
+    assert seen_rows(table)[-3:] == ["SmolLM2-135M", "chance", "majority"]  # without bits per byte

@@ -308,7 +308,7 @@ def write_records(root: Path, run: str, by: float) -> None:
         claims=[verdict],
         inputs={},
         data_cards={name: {"sha256": "ab" * 32} for name in find_stage("01").data_cards},
-        measures=[_measure(number, by) for number in range(30)],
+        measures=[measure(number, by) for number in range(30)],
     )
     records = [first]
     for stage, names in MODELS.items():
@@ -316,7 +316,7 @@ def write_records(root: Path, run: str, by: float) -> None:
             name: {"sha256": hashlib.sha256(f"{name} {by}".encode()).hexdigest(), "size": 5 * 10**6}
             for name in names
         }
-        measures = [_measure(number, by) for number in range(40)]
+        measures = [measure(number, by) for number in range(40)]
         records.append(
             record(stage, stage[3:], outputs=outputs, measures=measures, claims=[], data_cards={})
         )
@@ -326,7 +326,7 @@ def write_records(root: Path, run: str, by: float) -> None:
         (folder / "stage.json").write_text(json.dumps(made), encoding="utf-8")
 
 
-def _measure(number: int, by: float) -> dict[str, Any]:
+def measure(number: int, by: float) -> dict[str, Any]:
     """With labels as long as those of stage 09."""
     value = by * (number + 1) / 41
     labels = {"question": "en", "pages": "pt-BR", "retrieval": "words and vectors", "k": number}

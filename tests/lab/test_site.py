@@ -10,11 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from moxin_lab.lab import cells, site
+from moxin_lab.lab import cells, show, site
 from moxin_lab.lab.artifacts import LabError
 from moxin_lab.stages import STAGES
 from tests.lab import example_runs
@@ -418,6 +419,16 @@ def test_a_table_of_many_columns_names_each_value_for_a_telephone(built):
         "documents kept after every filter",
         "share",
     ]
+
+
+def test_a_row_that_several_names_tell_apart_says_what_each_is(tmp_path):
+    """On a telephone `GRPO, CoT-SFT, 8` below each other would not say which is which."""
+    levels = ["first", "second", "k"]
+    index = pd.MultiIndex.from_tuples([("GRPO", "CoT-SFT", 8)], names=levels)
+    frame = pd.DataFrame({"value": [0.1]}, index=index)
+    output = example_runs.html(show.table_html(frame, caption="Differences.", scale="tiny"))
+    row = rebuilt(tmp_path, [example_runs.code("show()", [output])]).find("main").tbody.tr
+    assert [th["data-label"] for th in row.find_all("th")] == levels
 
 
 def test_identifiers_in_a_tables_head_become_words(tmp_path):
