@@ -37,16 +37,7 @@ def make_table_readable(table: Any, soup: Any) -> None:
     for cell in table.find_all("th"):
         if not cell.get("scope"):
             cell["scope"] = "col" if cell.find_parent("thead") else "row"
-    head = table.find("thead")
-    names = _column_names(head) if head else []
-    if len(names) >= STACKED_FROM:
-        table["class"] = [*table.get("class", []), "stack"]
-        for row in table.select("tbody > tr"):
-            cells = row.find_all(["th", "td"], recursive=False)
-            several = sum(cell.name == "th" for cell in cells) > 1
-            for cell, name in zip(cells, names, strict=False):
-                if name and (cell.name == "td" or several):
-                    cell["data-label"] = name  # what a telephone shows before the value
+    name_values(table)
     if not table.find_parent(class_="scroll"):
         about = table.caption.get_text() if table.caption else "Table"
         table.wrap(
@@ -56,6 +47,21 @@ def make_table_readable(table: Any, soup: Any) -> None:
             )
         )
     add_order(table, soup)
+
+
+def name_values(table: Any) -> None:
+    """Each value of a wide table with the name of its column, for a telephone's stacked rows."""
+    head = table.find("thead")
+    names = _column_names(head) if head else []
+    if len(names) < STACKED_FROM:
+        return
+    table["class"] = [*table.get("class", []), "stack"]
+    for row in table.select("tbody > tr"):
+        cells = row.find_all(["th", "td"], recursive=False)
+        several = sum(cell.name == "th" for cell in cells) > 1
+        for cell, name in zip(cells, names, strict=False):
+            if name and (cell.name == "td" or several):
+                cell["data-label"] = name
 
 
 def add_order(table: Any, soup: Any) -> None:

@@ -215,7 +215,7 @@ def _figure(found: Comparison) -> str:
     pairs = _in_figure(found)
     with plt.rc_context():
         show.style()
-        figure, axes = plt.subplots(figsize=(7.0, 1.3 + 0.27 * len(pairs)))
+        figure, axes = plt.subplots(figsize=(show.PHONE_WIDTH, 1.5 + 0.42 * len(pairs)))
         axes.axvspan(-1, 1, color="#e8e8e8", zorder=0)
         axes.axvline(0, color="#777777", linewidth=0.8)
         looks = {OUTSIDE: ("D", "#D55E00"), MEET: ("s", "#E69F00"), INSIDE: ("o", "#0072B2")}
@@ -232,11 +232,14 @@ def _figure(found: Comparison) -> str:
                     label=label,
                     zorder=3,
                 )
-        axes.set_yticks(range(len(pairs)), [_short(pair) for pair in pairs], fontsize=8.5)
-        axes.set(ylim=(len(pairs) - 0.4, -0.6))
-        axes.set_xlabel("B minus A, in half widths of the wider interval (grey: within one)")
-        axes.grid(axis="y", visible=False)
-        figure.legend(loc="outside upper right", ncols=3)
+        # above its dot: beside it a long name would leave a telephone no room for the dots
+        at_the_left = axes.get_yaxis_transform()
+        for place, pair in enumerate(pairs):
+            axes.text(0, place - 0.42, _short(pair), transform=at_the_left, va="center")
+        axes.set_yticks([])
+        axes.set(ylim=(len(pairs) - 0.6, -0.8))
+        axes.set_xlabel("B minus A, in half widths of the wider interval\n(grey: within one)")
+        figure.legend(loc="outside upper left", ncols=3)
         largest = pairs[0]
         alt = (
             f"{len(pairs)} measures with their difference in half widths of the wider interval. "

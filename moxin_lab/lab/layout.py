@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from moxin_lab.lab import sorting
 from moxin_lab.lab.artifacts import write_atomically
-from moxin_lab.lab.captions import add_order
+from moxin_lab.lab.captions import add_order, name_values
 
 WORDS_PER_MINUTE = 200
 """Reading speed of technical prose; our choice."""
@@ -141,12 +141,16 @@ def _elsewhere(path: re.Match[str]) -> str:
     return f"[elsewhere]{path[1]}{path[3]}"
 
 
-def sortable(html: str) -> Any:
-    """HTML of a template, with a list of orders above each long table (`sorting`)."""
+def readable(html: str) -> Any:
+    """HTML of a template whose tables are as those of a notebook: rows of wide ones stacked on a
+    telephone, a list of orders above long ones.
+    """
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(html, "html.parser")
     for table in soup.select(".scroll > table"):
+        if not {"stack", "claims"} & set(table.get("class", [])):  # these have a way of their own
+            name_values(table)
         add_order(table, soup)
     return markup(str(soup))
 
@@ -167,7 +171,7 @@ def _template(name: str) -> Any:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters["sortable"] = sortable
+    environment.filters["readable"] = readable
     return environment.get_template(name)
 
 

@@ -71,7 +71,7 @@ def make_sortable(table: Any, soup: Any) -> Any | None:
         return None
     for row, style in zip(rows, styles, strict=True):
         if style:
-            row["style"] = ";".join(style)
+            row["style"] = ";".join([*filter(None, [row.get("style")]), *style])
     return _control(choices, " ".join(caption.get_text().split()), soup)
 
 
