@@ -149,8 +149,8 @@ def readable(html: str) -> Any:
 
     soup = BeautifulSoup(html, "html.parser")
     for table in soup.select(".scroll > table"):
-        if not {"stack", "claims"} & set(table.get("class", [])):  # these have a way of their own
-            name_values(table)
+        if not {"stack", "claims"} & set(table.get_attribute_list("class")):
+            name_values(table)  # the others have a way of their own
         add_order(table, soup)
     return markup(str(soup))
 
