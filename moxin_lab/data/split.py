@@ -182,7 +182,7 @@ def overlap(train: Iterable[pa.Table], heldout: pa.Table) -> pd.DataFrame:
     for text in (text for table in train for text in table["text"]):
         _mark(seen, known, hashes_of(text.as_py()))
     rows = [
-        (key, language, len(token_hashes_of(text)), _covered(seen, known, mine))
+        (key, language, len(token_hashes_of(text)), _covered(seen[_places(known, mine)]))
         for key, language, text, mine in zip(
             heldout["id"].to_pylist(), heldout["language"].to_pylist(), texts, grams, strict=True
         )
@@ -202,12 +202,20 @@ def _mark(seen: np.ndarray, known: Known, grams: np.ndarray) -> None:
     seen[known.find(grams)[1]] = True
 
 
-def _covered(seen: np.ndarray, known: Known, grams: np.ndarray) -> float:
-    """Share of the tokens of a document inside a 13-gram that is `seen`; 0 without a 13-gram."""
-    if not len(grams):
+def _places(known: Known, grams: np.ndarray) -> np.ndarray:
+    """The places in `known.hashes` of 13-grams that are all in it, int64 [13-grams]."""
+    return np.searchsorted(known.hashes, grams)
+
+
+def _covered(seen: np.ndarray) -> float:
+    """Share of the tokens of a document inside a 13-gram that is seen; 0 without a 13-gram.
+
+    seen: bool [13-grams] of the document, in order.
+    """
+    if not len(seen):
         return 0.0
-    place = np.flatnonzero(seen[np.searchsorted(known.hashes, grams)])
-    length = len(grams) + NGRAM_TOKENS - 1
+    place = np.flatnonzero(seen)
+    length = len(seen) + NGRAM_TOKENS - 1
     return float(_covered_tokens(np.zeros_like(place), place, np.array([length]))[0] / length)
 
 
@@ -233,22 +241,25 @@ def _sent_back(
     inside = held[page]
     mine = dict(documents.grams(inside))
     known = _known(list(mine.values()))
+    # Looked up once: each round below asks for all of them.
+    places = {row: _places(known, grams) for row, grams in mine.items()}
+    del mine
     seen = np.zeros(len(known.hashes), dtype=bool)
     for _, found in documents.grams(~inside):
         _mark(seen, known, found)
     back = np.zeros(len(held), dtype=bool)
     repeated = np.zeros(len(page), dtype=bool)
     whole = np.bincount(page, documents.sizes, len(held))
-    waiting = sorted(mine)
+    waiting = sorted(places)
     while waiting:
-        repeated[[row for row in waiting if _covered(seen, known, mine[row]) > max_overlap]] = True
+        repeated[[row for row in waiting if _covered(seen[places[row]]) > max_overlap]] = True
         lost = np.bincount(page, documents.sizes * repeated, len(held))
         back |= held & (whole - lost < OWN_SHARE * whole)
         leaving = [row for row in waiting if back[page[row]]]
         if not leaving:
             break
         for row in leaving:
-            _mark(seen, known, mine[row])
+            seen[places[row]] = True
         waiting = [row for row in waiting if not back[page[row]]]
     return back, repeated
 

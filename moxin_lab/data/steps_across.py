@@ -239,10 +239,14 @@ def held_out(settings: dedup.Settings, share: float, seed: int, *, bands: int, r
     return Split("split", share, seed, choose, removals)
 
 
+GRAMS_AT_ONCE = 256
+"""Documents whose 13-grams are in memory as one array; without it, those of a whole file."""
+
+
 def _documents(frame: daft.DataFrame) -> tuple[list[str], Documents]:
     """The ids, and what the split asks of the documents; the workers make the 13-grams."""
 
-    @daft.func.batch(return_dtype=DataType.list(DataType.uint64()))
+    @daft.func.batch(return_dtype=DataType.list(DataType.uint64()), batch_size=GRAMS_AT_ONCE)
     def grams(text: daft.Series) -> pa.Array:
         found = [hashes_of(each) for each in text.to_pylist()]
         offsets = np.cumsum([0, *map(len, found)])
