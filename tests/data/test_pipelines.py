@@ -111,9 +111,10 @@ def near_copies():
 
 def test_what_resembles_a_held_out_document_leaves_the_training_text():
     rows = [
-        {"id": row["key"], "page": row["page"], "text": row["body"], "step": None}
+        {"id": row["key"], "page": row["page"], "text": row["body"], "step": None,
+         "sizes": [len(row["body"])]}
         for row in near_copies()
-    ]
+    ]  # fmt: skip
     frame = daft.from_pylist(rows).with_column("step", daft.lit(None).cast(daft.DataType.string()))
     frame = Marks(128, 13)(frame)
     held = Held(frozenset(f"{number}a" for number in range(0, 40, 2)), frozenset(["2a"]))
