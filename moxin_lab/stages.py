@@ -84,6 +84,7 @@ STAGES: tuple[StageInfo, ...] = (
             "reports/released/pretraining-small/pretraining.json",
             "reports/released/ladder/ladder.json",
             "reports/released/ablations/ablations.json",
+            "reports/released/ablations/depth-and-initialisation.json",
             "reports/released/smollm2-expansion/smollm2-expansion.json",
             "reports/released/scaling/scaling.json",
         ),
@@ -147,6 +148,7 @@ STAGES: tuple[StageInfo, ...] = (
             "requirements.lock",
             # the files of papers/nearest_evidence.yml
             "reports/released/ablations/ablations.json",
+            "reports/released/ablations/depth-and-initialisation.json",
             "reports/released/compression/smollm2.json",
             "reports/released/compression/tiny.json",
             "reports/released/corpus-small/run",

@@ -70,7 +70,8 @@ def _stage_04() -> list[partial[Any]]:
         [(model, group, 2.0 - n / 5) for n, model in enumerate(models) for group in LANGUAGES],
         columns=["model", "group", "bits_per_byte"],
     ).assign(low=lambda t: t["bits_per_byte"] - 0.1, high=lambda t: t["bits_per_byte"] + 0.1)
-    ladder, ablations, deeper = map(_released, ("ladder", "ablations", "smollm2-expansion"))
+    ladder, deeper = map(_released, ("ladder", "smollm2-expansion"))
+    ablations = pretraining_released.ablations(REPOSITORY / "reports" / "released" / "ablations")
     mixtures = [phase.mixture for phase in settings.phases]
     return [
         partial(pretraining_figures.schedule, rates, spans, mixtures),

@@ -15,6 +15,7 @@ from typing import Any
 from moxin_lab.bench import released
 from moxin_lab.lab import pictures
 from moxin_lab.pretraining import experiments
+from moxin_lab.pretraining import released as recipe_records
 
 TITLES = {
     (True, True): "What the choices of the pretraining recipe are worth",
@@ -30,13 +31,16 @@ def write(folder: Path) -> Path:
     """
     records = released.records(folder, "recipe")
     ladders = [record["ladder"] for record in records if record["ladder"]]
-    pairs = [record for record in records if record["differences"]]
-    parts = [f"# {TITLES[bool(ladders), bool(pairs)]}", "", *map(_made, records), ""]
+    pairs = any(record["differences"] for record in records)
+    parts = [f"# {TITLES[bool(ladders), pairs]}", "", "\n\n".join(map(_made, records)), ""]
     for ladder in ladders[:1]:
         parts += _ladder(ladder, folder)
-    for record in pairs:
-        parts += _pairs(record, folder)
-    for record in records:
+    together = recipe_records.together(records)
+    if pairs:
+        parts += _forest(together, folder)
+    for record in reversed(together["records"]):  # the newest first
+        parts += [f"## Measured on {record['machine']['date']}", ""] if len(records) > 1 else []
+        parts += _pairs(record) if record["differences"] else []
         parts += _plan(record)
     page = folder / "README.md"
     page.write_text("\n".join(parts), encoding="utf-8")
@@ -55,6 +59,7 @@ def _made(record: dict[str, Any]) -> str:
         f"{record['corpus']['sha256'][:8]}…. "
         "Every model is small and has read little: this shows orders and sizes of effects here, "
         "not what they are at 8 billion parameters."
+        f"{' ' * ('note' in record)}{record.get('note', '')}"
     )
 
 
@@ -101,18 +106,25 @@ def _ladder(ladder: dict[str, Any], folder: Path) -> list[str]:
     ]
 
 
-def _pairs(record: dict[str, Any], folder: Path) -> list[str]:
-    verdicts, differences = record["verdicts"], record["differences"]
+def _forest(together: dict[str, Any], folder: Path) -> list[str]:
+    verdicts, differences = together["verdicts"], together["differences"]
     alt = experiments.forest_alt(verdicts, differences)
     _picture(experiments.forest(verdicts, differences), folder / "ablations.svg", "ablations")
-    base = next(row for row in differences if row["measure"] == "mean")
-    table = {one["name"]: one for one in record["experiments"]}
-    text = [
+    several = "Of an experiment that two files have, the newest that decided it is shown."
+    return [
         "## The ablations",
         "",
         f"![{alt}](ablations.svg)",
         "",
+        *([several, ""] if len(together["records"]) > 1 else []),
     ]
+
+
+def _pairs(record: dict[str, Any]) -> list[str]:
+    verdicts, differences = record["verdicts"], record["differences"]
+    base = next(row for row in differences if row["measure"] == "mean")
+    table = {one["name"]: one for one in record["experiments"]}
+    text = []
     if base["recipe_spread"] is not None:
         text += [
             f"The recipe itself, {base['seeds']} seeds: {base['recipe']:.4f} bits per byte, with a "
@@ -190,7 +202,7 @@ def _seeds(spreads: Sequence[dict[str, Any]]) -> list[str]:
 
 def _plan(record: dict[str, Any]) -> list[str]:
     return [
-        "## What was planned, and what was not run",
+        "### What was planned, and what was not run",
         "",
         "| experiment | arm | all parameters | tokens | trainings | seconds expected | status |",
         "| --- | --- | --- | --- | --- | --- | --- |",

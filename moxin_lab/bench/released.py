@@ -170,7 +170,8 @@ def page(folder: Path) -> str:
     for chart in measured.charts(folder.parents[2], folder.name):
         parts += [f"## {chart.question.title}", chart.finding, _chart_table(chart)]
     parts.append("## What the runs were")
-    records = (read(folder, bench) for bench in COMPARED)
+    asked = dict.fromkeys([*COMPARED, *(question.bench for question in measured.QUESTIONS)])
+    records = (read(folder, bench) for bench in asked)
     parts += [f"**{record['bench']}.** {origin(record)}" for record in records if record]
     return "\n\n".join(part for part in parts if part) + "\n"
 

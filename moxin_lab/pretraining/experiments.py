@@ -21,6 +21,13 @@ WIDTH = 5.4  # inches; on a narrow screen a wider figure's labels become too sma
 UNITS = {"mean": "bits per byte", "nats_per_token": "nats per token"}
 MEASURED = {"mean": "all text", "text": "all but code"}
 """Names of measures in a figure; others are called by their own."""
+CHANGED = {
+    "benchmark": "benchmark in phase 3",
+    "dropout": "dropout 0.1",
+    "initialisation": "0.02 for all weights",
+    "label-smoothing": "label smoothing 0.1",
+}
+"""Changed arms in a figure whose own names say too little beside those of other experiments."""
 
 
 def ladder(found: Mapping[str, Any], measure: str = "mean") -> Figure:
@@ -186,8 +193,9 @@ def _drawn(
 
 def _label(verdict: Mapping[str, Any]) -> str:
     """The changed arm and the text that is measured, such as `32 blocks: all text`. A verdict's
-    line begins with the arm."""
-    arm = verdict["line"].split(" against ")[0]
+    line begins with the arm.
+    """
+    arm = CHANGED.get(verdict["experiment"], verdict["line"].split(" against ")[0])
     return f"{arm}: {MEASURED.get(verdict['measure'], verdict['measure'].replace('_', ' '))}"
 
 

@@ -107,6 +107,38 @@ def ladder_limits(record: Mapping[str, Any]) -> str:
     )
 
 
+def ablations(folder: Path) -> dict[str, Any]:
+    """The ablations of a folder, which may have several files, as `together` puts them."""
+    files = [file for file in sorted(folder.glob("*.json")) if file.name != "manifest.json"]
+    return together([read(file) for file in files])
+
+
+def together(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Records of `bench recipe` as one: of each experiment what the newest record has that decided
+    it, for two records may differ in their text.
+
+    Keys: settings (the newest's), verdicts, differences, plan, and records, the oldest first, each
+    with the rows that are taken from it alone.
+    """
+    ordered = sorted(records, key=lambda record: record["machine"]["date"])
+    source: dict[str, int] = {}  # experiment to place of its record
+    for decided in (False, True):  # what is undecided gives way to what is not, the old to the new
+        for place, record in enumerate(ordered):
+            for one in record["verdicts"] if decided else record["plan"]:
+                if not decided or one["verdict"] != "undecided":
+                    source[one["experiment"]] = place
+    rows = ("verdicts", "differences", "plan")
+    parts = [
+        {
+            **record,
+            **{name: [o for o in record[name] if source[o["experiment"]] == n] for name in rows},
+        }
+        for n, record in enumerate(ordered)
+    ]
+    joined = {name: [one for part in parts for one in part[name]] for name in rows}
+    return {**joined, "settings": ordered[-1]["settings"], "records": parts}
+
+
 def ablations_in_words(record: Mapping[str, Any]) -> str:
     """The verdict lines of the experiments that were decided, as a Markdown list, then one sentence
     on the trainings that were planned and not run.

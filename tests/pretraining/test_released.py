@@ -14,7 +14,8 @@ from moxin_lab.stages import stage_info
 def records(repository):
     """The committed records by the name of their folder."""
     paths = [repository / name for name in stage_info("04_pretraining").reads]
-    return {path.parent.name: released.read(path) for path in paths}
+    found = {path.parent.name: released.read(path) for path in paths}
+    return found | {"ablations": released.ablations(repository / "reports/released/ablations")}
 
 
 def test_a_file_of_another_bench_or_without_a_part_is_refused_with_its_name(tmp_path):
@@ -80,6 +81,27 @@ def test_what_an_ablation_did_not_run_is_counted_from_its_plan():
     assert "code (without: 1 of 3); optimizer (Muon: 3 of 3)" in said
     assert said.endswith("Hence undecided: optimizer.") and "depth" not in said
     assert released.not_run(plan[1:2], []) == "Every training of the plan was run."
+
+
+def test_of_an_experiment_in_two_records_the_newest_that_decided_it_counts():
+    def record(date, **found):
+        rows = [{"experiment": name, "verdict": said} for name, said in found.items()]
+        plan = [{"experiment": name} for name in found]
+        return {"machine": {"date": date}, "settings": date, "verdicts": rows, "plan": plan} | {
+            "differences": [{"experiment": name, "of": date} for name in found]
+        }
+
+    old = record("2026-11-29", depth="worse", code="worse", dropout="undecided", muon="undecided")
+    new = record("2026-11-30", code="better", depth="undecided", dropout="undecided", muon="worse")
+    for records in ([old, new], [new, old]):
+        found = released.together(records)
+        said = {one["experiment"]: one["verdict"] for one in found["verdicts"]}
+        assert said == {"depth": "worse", "code": "better", "dropout": "undecided", "muon": "worse"}
+        dates = {row["experiment"]: row["of"] for row in found["differences"]}
+        assert dates["depth"] == "2026-11-29" and dates["code"] == "2026-11-30"
+        assert len(found["differences"]) == len(found["plan"]) == 4
+        assert found["settings"] == "2026-11-30"
+        assert [len(one["verdicts"]) for one in found["records"]] == [1, 3]
 
 
 @pytest.mark.parametrize(
