@@ -81,10 +81,8 @@ def _main(words: list[str]) -> int:
         print(f"moxin-lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(
-            "moxin-lab: stopped; the next run resumes at the stage that was running",
-            file=sys.stderr,
-        )
+        resumes = "; the next run resumes at the stage that was running"
+        print(f"moxin-lab: stopped{resumes if options.command == 'run' else ''}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -928,6 +926,7 @@ def _bench(options: argparse.Namespace) -> int:
     import torch
 
     from moxin_lab import bench
+    from moxin_lab.bench import keeping
     from moxin_lab.lab.artifacts import LabError
 
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -941,7 +940,7 @@ def _bench(options: argparse.Namespace) -> int:
         return 0
     bench.print_table(result["rows"])
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        keeping.write(Path(options.json), result)
         print(f"written: {options.json}")
     return 0
 

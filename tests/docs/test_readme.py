@@ -64,6 +64,26 @@ def test_the_verifiers_finding_is_in_its_file():
     assert f"Math-Verify, on {asked} of each, {theirs} and {wrongly}." in README
 
 
+def test_what_a_benchmark_in_training_buys_is_in_its_file():
+    record = json.loads((RELEASED / "ablations" / "ablations.json").read_text())
+    rows = {
+        row["measure"]: row for row in record["differences"] if row["experiment"] == "benchmark"
+    }
+    said = {
+        one["measure"]: one["verdict"]
+        for one in record["verdicts"]
+        if one["experiment"] == "benchmark"
+    }
+    for measure in ("benchmark_right", "neighbour_right"):
+        row = rows[measure]
+        found = f"by {row['difference']:.3f} ({row['low']:.3f} to {row['high']:.3f}"
+        assert found in re.sub(r"\s+", " ", README) and row["seeds"] == 3
+    assert said["mean"] == "no difference seen"
+    assert {one["verdict"] for one in record["verdicts"] if one["experiment"] == "phase-3"} == {
+        "no difference seen"
+    }
+
+
 def test_grpos_finding_is_on_the_runs_page():
     page = re.sub(r"\s+", " ", (RELEASED / "small-h100-chain" / "README.md").read_text())
     for number in ("+0.038", "0.012", "0.063", "0.698", "0.641", "0.612", "0.457", "0.026"):
