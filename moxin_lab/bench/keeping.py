@@ -104,7 +104,8 @@ def _unfinished(
 ) -> dict[str, Any]:
     from moxin_lab.bench import record
 
-    return record(name, options.device, {"finished": False, **more, **result})
+    marks = {"finished": False, **more}
+    return record(name, options.device, {**marks, **result, **marks})  # the marks come first
 
 
 def _leave(content: dict[str, Any], path: Path | None, *, prints_json: bool) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moxin_lab.bench import released
+from moxin_lab.bench import recipe_arms, recipe_training, released
 from moxin_lab.lab import pictures
 from moxin_lab.pretraining import experiments
 from moxin_lab.pretraining import released as recipe_records
@@ -23,6 +23,9 @@ TITLES = {
     (False, True): "Ablations of the pretraining recipe",
     (False, False): "Experiments on the pretraining recipe, not yet run",
 }
+PART_OF_PLAN = (
+    "The table has the experiments that are shown from this file; the file has the whole plan."
+)
 
 
 def write(folder: Path) -> Path:
@@ -42,6 +45,7 @@ def write(folder: Path) -> Path:
         parts += [f"## Measured on {record['machine']['date']}", ""] if len(records) > 1 else []
         parts += _pairs(record) if record["differences"] else []
         parts += _plan(record)
+        parts += [PART_OF_PLAN, ""] if len(records) > 1 else []
     page = folder / "README.md"
     page.write_text("\n".join(parts), encoding="utf-8")
     return page
@@ -110,14 +114,31 @@ def _forest(together: dict[str, Any], folder: Path) -> list[str]:
     verdicts, differences = together["verdicts"], together["differences"]
     alt = experiments.forest_alt(verdicts, differences)
     _picture(experiments.forest(verdicts, differences), folder / "ablations.svg", "ablations")
-    several = "Of an experiment that two files have, the newest that decided it is shown."
+    several = (
+        "Of an experiment that two files have, the newest that decided it is shown. The files "
+        "differ in their text and in the learning rate that was chosen."
+    )
     return [
         "## The ablations",
         "",
         f"![{alt}](ablations.svg)",
         "",
         *([several, ""] if len(together["records"]) > 1 else []),
+        *([_benchmark(), ""] if any(v["experiment"] == "benchmark" for v in verdicts) else []),
     ]
+
+
+def _benchmark() -> str:
+    trained, kept_out = (
+        ", ".join(f"`{task}`" for task in tasks)
+        for tasks in (recipe_training.BENCHMARK_TASKS, recipe_training.NEIGHBOUR_TASKS)
+    )
+    return (
+        "The benchmark is ours: generated questions of `data_cards/instructions`, of the families "
+        f"{trained}. Its training questions are {recipe_arms.BENCHMARK_SHARE:g} % of the rows of "
+        f"phase 3. The neighbouring families, kept out, are {kept_out}; some are close to the "
+        "trained ones."
+    )
 
 
 def _pairs(record: dict[str, Any]) -> list[str]:

@@ -65,7 +65,8 @@ def pack(
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None or eos is None:
         raise CorpusError(f"the tokenizer in {tokenizer_folder} has no bos or eos token")
-    dtype = "<u2" if len(tokenizer) <= 2**16 else "<u4"
+    # Not by the number of tokens: ids may have holes.
+    dtype = "<u2" if max(tokenizer.get_vocab().values()) < 2**16 else "<u4"
     pools: dict[str, _Pool] = {}
     encode = None
     for number, file in enumerate(files, start=1):

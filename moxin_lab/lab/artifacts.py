@@ -115,8 +115,12 @@ def is_working_state(name: str) -> bool:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write so that a reader, and a kill at any moment, finds the old file or the new one, never a
-    part of one.
+    part of one. A link stays one: the file that it leads to is replaced. Raises LabError for what
+    is no file, such as /dev/null, which would be replaced by one.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise LabError(f"{path} is no file: a result is put in its place at once; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -25,15 +25,17 @@ MAX_COLUMNS = 16
 LONGEST_NAME = 60
 """Letters: a column with a longer text is prose, which nobody sorts by. Our choice."""
 AS_GIVEN = "as given"
-MISSING = ("", "–", "—", "-", "n/a")
+MISSING = ("", "–", "—", "-", "\N{MINUS SIGN}", "n/a")
 
 _NUMBER = re.compile(r"([+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?|[+-]?∞)(.*)", re.DOTALL)
 _INTERVAL = re.compile(r"\s*(?:[(\[][^)\]]*[)\]]|±\s*[\d.,]+)\s*$")
 _UNITS = {
     **{unit: 1024.0**power for power, unit in enumerate(("bytes", "KiB", "MiB", "GiB", "TiB"))},
-    **{"s": 1.0, "min": 60.0, "h": 3600.0},
+    **{unit: 1000.0**power for power, unit in enumerate(("byte", "kB", "MB", "GB", "TB"))},
+    **{"µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0},
 }
-_KINDS = ({"bytes", "KiB", "MiB", "GiB", "TiB"}, {"s", "min", "h"})
+_TIMES = {"µs", "ms", "s", "min", "h"}
+_KINDS = (_UNITS.keys() - _TIMES, _TIMES)
 
 
 def make_sortable(table: Any, soup: Any) -> Any | None:
@@ -59,6 +61,8 @@ def make_sortable(table: Any, soup: Any) -> Any | None:
         texts = [" ".join(row[column].get_text().split()) for row in cells]
         if max(map(len, texts)) > LONGEST_NAME:
             continue
+        if any(row[column].find(["sup", "sub", "br"]) for row in cells):
+            continue  # 10<sup>3</sup> would read as 103
         ranks, numeric = ranked(texts)
         if len(set(ranks)) < 2:
             continue
@@ -136,19 +140,24 @@ def _numbers(texts: Sequence[str]) -> list[float] | None:
 
 def _value_and_unit(text: str) -> tuple[float, str] | None:
     text = text.replace("\N{MINUS SIGN}", "-")
-    pairs = re.findall(r"(\d+) (min|h|s)(?: |$)", text)
-    if len(pairs) == 2:  # 2 min 5 s
+    if re.fullmatch(r"\d+ (?:min|h|s)(?: \d+ (?:min|h|s))+", text):  # 2 min 5 s
+        pairs = re.findall(r"(\d+) (min|h|s)", text)
         return sum(int(value) * _UNITS[unit] for value, unit in pairs), "s"
     found = _NUMBER.fullmatch(text)
-    if found is None:
+    if found is None or re.match(r"[./:-]\d", found[2]):  # a version, a date, a share such as 3/4
         return None
     digits = found[1].replace(",", "").replace("∞", "inf")
     return float(digits), _INTERVAL.sub("", found[2]).strip()
 
 
 def _words(text: str) -> tuple[tuple[int, float, str], ...]:
-    """A key that puts `phase 2` before `phase 10` and knows no capitals."""
+    """A key that puts `phase 2` before `phase 10`, 2.9.1 before 2.13.0 and -0.3 before -0.1, and
+    knows no capitals.
+    """
+    text = text.casefold().replace("\N{MINUS SIGN}", "-")
+    decimals = "" if re.search(r"\d\.\d+\.\d", text) else r"(?:\.[0-9]+)?"
+    number = rf"[0-9]+{decimals}"
     return tuple(
-        (0, float(part), "") if part[0].isascii() and part[0].isdigit() else (1, math.inf, part)
-        for part in re.findall(r"[0-9]+(?:\.[0-9]+)?|[^0-9]+", text.casefold())
+        (0, float(part), "") if re.fullmatch(rf"-?{number}", part) else (1, math.inf, part)
+        for part in re.findall(rf"^-?{number}|{number}|[^0-9]+", text)
     )

@@ -8,8 +8,9 @@ the same ids at 24 MB/s a core where transformers gives 1.4, and on all cores. A
 hub's, is read by transformers (`plain_text`).
 
 Guarantees: the ids are those of `plain_text.encode`; text that spells a control token stays text; a
-file of ranks that gives other ids than its `tokenizer.json` is refused by the document that shows
-it.
+file of ranks that is not whole, or not that of the `tokenizer.json` beside it, is refused; a
+tokenizer to which tokens were added that are in the file, or are white space, is read by
+transformers.
 Out of scope: bos and eos; texts with lone surrogates, which no UTF-8 file holds.
 """
 
@@ -49,14 +50,20 @@ def encoder(
     def by_transformers(some: Sequence[str]) -> list[np.ndarray]:
         return [np.array(ids, dtype=np.int32) for ids in plain_text.encode(tokenizer, list(some))]
 
-    file = Path(tokenizer.name_or_path) / RANKS
+    # Of a tokenizer without a folder the name is empty or None, and of a hub's no path.
+    file = Path(tokenizer.name_or_path or "no folder") / RANKS
     if not file.is_file():
         return by_transformers
-    ranks = _read_ranks(file, tokenizer)
+    ranks = _read_ranks(file)
+    added = tokenizer.added_tokens_decoder
+    in_ranks = set(ranks.values())
+    if any(index in in_ranks or not token.content.strip() for index, token in added.items()):
+        return by_transformers
+    fast = _encoding(file, ranks, tokenizer)
 
     def by_ranks(text: str) -> np.ndarray:
         try:
-            ids = ranks.encode_to_numpy(text, disallowed_special=())
+            ids = fast.encode_to_numpy(text, disallowed_special=())
         except ValueError:  # white space of some 100,000 characters is beyond its stack
             return by_transformers([text])[0]
         return ids.astype(np.int32)
@@ -73,12 +80,32 @@ def encoder(
     return lambda some: threads.map(by_ranks, some)
 
 
-def _read_ranks(file: Path, tokenizer: PreTrainedTokenizerFast) -> "tiktoken.Encoding":
-    """The ranks of a file with the pattern that `tokenizer` splits text by."""
-    import tiktoken
+def _read_ranks(file: Path) -> dict[bytes, int]:
+    """Token to id. Raises ValueError that names the line which is not one of a file of ranks."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError as error:
+            raise ValueError(
+                f"{file}, line {number} is not a token in base64 and its id ({error}): the file is "
+                "damaged; remove it, or let stage 02 write it anew"
+            ) from None
+    return ranks
 
-    lines = (line.split() for line in file.read_bytes().splitlines())
-    match json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"]:
+
+def _encoding(
+    file: Path, ranks: dict[bytes, int], tokenizer: PreTrainedTokenizerFast
+) -> "tiktoken.Encoding":
+    """The ranks with the pattern that `tokenizer` splits text by. Raises ValueError if they are not
+    those of its vocabulary.
+    """
+    import tiktoken
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    saved = json.loads(tokenizer.backend_tokenizer.to_str())
+    match saved["pre_tokenizer"]:
         case {"pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}}, *_]}:
             pass
         case other:
@@ -86,9 +113,19 @@ def _read_ranks(file: Path, tokenizer: PreTrainedTokenizerFast) -> "tiktoken.Enc
                 f"{file} stands beside a tokenizer.json that does not begin with a split by a "
                 f"pattern ({str(other)[:80]}): it belongs to another tokenizer; remove it"
             )
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    added = tokenizer.added_tokens_decoder
+    expected = {
+        bytes(byte_of[letter] for letter in token): index
+        for token, index in saved["model"]["vocab"].items()
+        if index not in added
+    }
+    if ranks != expected:
+        differ = len(ranks.items() ^ expected.items())
+        raise ValueError(
+            f"{file} is not of the tokenizer.json beside it ({differ:,} tokens are in one alone or "
+            "have another id): remove the file, or let stage 02 write both anew"
+        )
     return tiktoken.Encoding(
-        file.parent.name,
-        pat_str=pattern,
-        mergeable_ranks={base64.b64decode(token): int(rank) for token, rank in lines},
-        special_tokens={},
+        file.parent.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
     )

@@ -108,8 +108,12 @@ def ladder_limits(record: Mapping[str, Any]) -> str:
 
 
 def ablations(folder: Path) -> dict[str, Any]:
-    """The ablations of a folder, which may have several files, as `together` puts them."""
+    """The ablations of a folder, which may have several files, as `together` puts them. Raises
+    ValueError for a folder without one.
+    """
     files = [file for file in sorted(folder.glob("*.json")) if file.name != "manifest.json"]
+    if not files:
+        raise ValueError(f"{folder} has no record of `moxin-lab bench recipe`")
     return together([read(file) for file in files])
 
 
@@ -118,9 +122,13 @@ def together(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     it, for two records may differ in their text.
 
     Keys: settings (the newest's), verdicts, differences, plan, and records, the oldest first, each
-    with the rows that are taken from it alone.
+    with the rows that are taken from it alone. Of one day, the record with more seeds is the newer.
     """
-    ordered = sorted(records, key=lambda record: record["machine"]["date"])
+
+    def age(record: Mapping[str, Any]) -> tuple[str, int]:
+        return record["machine"]["date"], sum(row["seeds"] for row in record["differences"])
+
+    ordered = sorted(records, key=age)
     source: dict[str, int] = {}  # experiment to place of its record
     for decided in (False, True):  # what is undecided gives way to what is not, the old to the new
         for place, record in enumerate(ordered):

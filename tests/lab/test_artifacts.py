@@ -1,8 +1,10 @@
 """The hash of a folder is that of its files, without working state such as caches."""
 
+import os
+
 import pytest
 
-from moxin_lab.lab.artifacts import LabError, describe
+from moxin_lab.lab.artifacts import LabError, describe, write_atomically
 
 
 @pytest.fixture
@@ -43,3 +45,15 @@ def test_folder_with_nothing_but_working_state_counts_as_empty(tmp_path):
     (tmp_path / ".DS_Store").write_text("x")
     with pytest.raises(LabError, match="is an empty folder"):
         describe(tmp_path)
+
+
+def test_a_result_goes_to_the_file_behind_a_link_and_never_in_the_place_of_a_device(tmp_path):
+    (tmp_path / "results").mkdir()
+    link, pipe = tmp_path / "latest.json", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "results" / "one.json")
+    os.mkfifo(pipe)
+    write_atomically(link, "new")
+    assert link.is_symlink() and (tmp_path / "results" / "one.json").read_text() == "new"
+    with pytest.raises(LabError, match="pipe is no file"):
+        write_atomically(pipe, "new")
+    assert pipe.is_fifo()

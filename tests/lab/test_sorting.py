@@ -142,3 +142,25 @@ def test_every_column_that_can_be_chosen_has_its_rules_on_every_page():
     for value in values:
         assert sorting.rules().count(f'[value="{value}"]:checked') == 2
     assert sorting.rules() in layout._css()
+
+
+@pytest.mark.parametrize(
+    "in_order",
+    [
+        ["1.2.0", "1.9.0", "1.10.0", "2.0.0"],
+        ["2.9.1", "2.13.0", "2.13.0.post1"],
+        ["850 µs", "900 ms", "1.2 s", "2 min", "1 h"],
+        ["59 min 59 s", "1 h 2 min 3 s", "1 h 3 min 1 s"],
+        ["1 byte", "900 bytes", "1 kB", "1 KiB", "1 MB", "1 MiB", "1 GB"],
+        ["\N{MINUS SIGN}0.3", "\N{MINUS SIGN}0.1", "0.2", "undecided"],
+        ["2025-12-31", "2026-01-02", "2026-11-30"],
+    ],
+)
+def test_versions_times_sizes_signs_and_dates_are_in_their_order(in_order):
+    ranks, _ = sorting.ranked(in_order)
+    assert ranks == sorted(ranks) and len(set(ranks)) == len(in_order)
+
+
+def test_a_version_is_no_number_and_a_lone_minus_is_a_missing_value():
+    assert sorting.ranked(["1.2.0", "1.10.0", "1.9.0"])[1] is False
+    assert sorting.ranked(["\N{MINUS SIGN}", "3", "1"]) == ([None, 1, 0], True)

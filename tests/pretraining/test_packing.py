@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from moxin_lab.model.many_texts import RANKS
+from moxin_lab.model.plain_text import ControlTokenError
 from moxin_lab.pretraining.packing import (
     IGNORE_INDEX,
     Pool,
@@ -279,15 +280,39 @@ def test_the_file_of_ranks_gives_the_tokens_that_tokenizer_json_gives(with_ranks
     assert fast.ids.dtype == plain.ids.dtype == np.int32
 
 
-def test_a_file_of_ranks_of_another_tokenizer_is_refused_by_the_document_that_shows_it(
-    with_ranks, tmp_path
-):
+def test_a_file_of_ranks_that_is_not_of_the_tokenizer_is_refused(with_ranks, tmp_path):
     shutil.copytree(with_ranks, tmp_path, dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     lines = (tmp_path / RANKS).read_bytes().splitlines(keepends=True)
-    (tmp_path / RANKS).write_bytes(b"".join(lines[:300]))
-    with pytest.raises(ValueError, match=r"tokenizer\.tiktoken gives other ids .* document page-7"):
-        tokenize(
-            ["a", "internationalisation of documentation"],
-            ["page-3", "page-7"],
-            AutoTokenizer.from_pretrained(tmp_path),
-        )
+    token, rank = lines[-1].split()
+    other, other_rank = lines[-2].split()
+    swapped = [token + b" " + other_rank + b"\n", other + b" " + rank + b"\n"]
+    for changed, message in (
+        (lines[:-1], r"tokenizer\.tiktoken is not of the tokenizer.json beside it \(1 tokens"),
+        (lines[:-2] + swapped, r"\(4 tokens are in one alone or have another id\)"),
+        ([], "is not of the tokenizer.json"),
+        (lines[:-1] + [lines[-1][:3]], rf"line {len(lines)} is not a token in base64 and its id"),
+        ([b"\n", *lines], r"tokenizer\.tiktoken, line 1 is not a token"),
+    ):
+        (tmp_path / RANKS).write_bytes(b"".join(changed))
+        with pytest.raises(ValueError, match=message):
+            tokenize(["a"], ["page-3"], tokenizer)
+
+
+@pytest.mark.parametrize(
+    "added", [{"tokens": ["   "]}, {"tokens": ["the"]}, {"tokens": ["<tool>"]}, {"bos": "the"}]
+)
+def test_tokens_added_after_loading_count_as_they_do_without_a_file_of_ranks(with_ranks, added):
+    texts = ["over   there, the <tool> of", "a\n   b"]
+
+    def result(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_tokens(added.get("tokens", []))
+        if "bos" in added:
+            tokenizer.bos_token = added["bos"]
+        try:
+            return tokenize(texts, ["x", "y"], tokenizer).ids.tolist()
+        except ControlTokenError as error:
+            return str(error)
+
+    assert result(with_ranks) == result(RELEASED_TOKENIZER)

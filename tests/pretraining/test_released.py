@@ -88,7 +88,7 @@ def test_of_an_experiment_in_two_records_the_newest_that_decided_it_counts():
         rows = [{"experiment": name, "verdict": said} for name, said in found.items()]
         plan = [{"experiment": name} for name in found]
         return {"machine": {"date": date}, "settings": date, "verdicts": rows, "plan": plan} | {
-            "differences": [{"experiment": name, "of": date} for name in found]
+            "differences": [{"experiment": name, "of": date, "seeds": 3} for name in found]
         }
 
     old = record("2026-11-29", depth="worse", code="worse", dropout="undecided", muon="undecided")
