@@ -14,10 +14,10 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from moxin_lab.lab.show import PHONE_WIDTH
 from moxin_lab.pretraining.power_law import PowerLaw
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#555555"
-WIDTH = 5.4  # inches; on a narrow screen a wider figure's labels become too small to read
 UNITS = {"mean": "bits per byte", "nats_per_token": "nats per token"}
 MEASURED = {"mean": "all text", "text": "all but code"}
 """Names of measures in a figure; others are called by their own."""
@@ -37,7 +37,7 @@ def ladder(found: Mapping[str, Any], measure: str = "mean") -> Figure:
     rungs, fits = found["rungs"], found["fits"][measure]
     compute = np.array([rung["flops"] for rung in rungs])
     losses = np.array([rung[measure] for rung in rungs])
-    figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 4.2), layout="constrained")
     far = np.geomspace(compute[0] / 2, found["full_flops"], 200)
     near = far[far <= 4 * compute[-1]]
     first, last = _law(fits["all_but_last"]), _law(fits["all"])
@@ -97,7 +97,7 @@ def forest(
     """
     rows = _drawn(verdicts, differences)
     figure, axes = plt.subplots(
-        figsize=(WIDTH, 1.9 + 0.42 * max(1, len(rows))), layout="constrained"
+        figsize=(PHONE_WIDTH, 1.9 + 0.42 * max(1, len(rows))), layout="constrained"
     )
     spreads = [row["recipe_spread"] for _, row in rows if row["recipe_spread"] is not None]
     if spreads:
@@ -163,7 +163,7 @@ def expansion(rows: Sequence[Mapping[str, Any]]) -> Figure:
     point for each seed and the interval. rows: `differences` of the JSON.
     """
     figure, axes = plt.subplots(
-        figsize=(WIDTH, 1.2 + 0.5 * max(1, len(rows))), layout="constrained"
+        figsize=(PHONE_WIDTH, 1.2 + 0.5 * max(1, len(rows))), layout="constrained"
     )
     axes.axvline(0, color="#000000", linewidth=0.8)
     for place, row in enumerate(rows):
