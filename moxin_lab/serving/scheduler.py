@@ -63,7 +63,8 @@ class Scheduler:
     """See the module's docstring.
 
     max_context: most tokens of a prompt and its completion. max_rows: completions at once.
-    max_waiting: jobs that may wait. prefill_chunk: tokens of a prompt read between two steps.
+    max_waiting: jobs that may wait beside the max_rows at work; a job that has just come and whose
+    row is free does not wait. prefill_chunk: tokens of a prompt read between two steps.
     kernels: decoding kernels in CUDA graphs (default: where they run on a GPU). lag: steps that run
     before the host reads the tokens of one (default: 1 on a GPU, else 0).
     Raises ValueError for a context beyond the model's positions.
@@ -108,6 +109,7 @@ class Scheduler:
         self._token = torch.zeros(max_rows, dtype=torch.int64, device=self.device)
         self._rows: list[Job | None] = [None] * max_rows
         self._waiting: deque[Job] = deque()
+        self._unfinished = 0  # jobs that were taken and have not had their last event
         self._reading: Job | None = None
         self._in_flight: deque[_InFlight] = deque()
         self._events: list[tuple[Job, Event]] = []
@@ -147,11 +149,14 @@ class Scheduler:
         with self._wake:
             if self._stopping or self.failure is not None:
                 raise Stopped(self.failure or "the server is stopping")
-            if len(self._waiting) + len(jobs) > self.max_waiting:
+            # Counted by what was taken, not by the length of the queue: whether this thread or the
+            # scheduler's came first must not decide who is refused.
+            if self._unfinished + len(jobs) > self.max_rows + self.max_waiting:
                 raise Busy(
-                    f"{len(self._waiting)} requests wait and {self.max_waiting} may: try again "
-                    "later"
+                    f"{self._unfinished} requests are at work or wait, {self.max_rows} may be at "
+                    f"work and {self.max_waiting} may wait: try again later"
                 )
+            self._unfinished += len(jobs)
             self._waiting.extend(jobs)
             self._wake.notify()
 
@@ -232,6 +237,8 @@ class Scheduler:
         if job.done:
             return
         job.done = True
+        with self._wake:
+            self._unfinished -= 1
         self._leave(job)
         job.embeddings = None
         text = "" if finish in ("cancelled", "error") else job.finish()

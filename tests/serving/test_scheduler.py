@@ -193,11 +193,36 @@ def test_a_full_queue_refuses_and_takes_all_jobs_or_none(start):
     first = make_job([5], max_tokens=250)
     scheduler.submit([first])
     box.box(first).get(timeout=60)  # it has its row
-    with pytest.raises(Busy, match="may: try again later"):
+    with pytest.raises(Busy, match="may wait: try again later"):
         scheduler.submit([make_job([5], 9) for _ in range(3)])
     assert scheduler.load == (1, 0)
     scheduler.submit([make_job([5], 9) for _ in range(2)])
     assert scheduler.load == (1, 2)
+
+
+def test_as_many_jobs_are_taken_whether_or_not_the_scheduler_has_seen_them():
+    asleep = Scheduler(
+        MODEL, deliver=lambda events: None, max_context=256, max_rows=2, max_waiting=3
+    )
+    for _ in range(5):  # two rows, three waiting: the thread that fills the rows has not begun
+        asleep.submit([make_job([5], max_tokens=250)])
+    with pytest.raises(Busy, match="5 requests are at work or wait, 2 may be at work and 3 may"):
+        asleep.submit([make_job([5], max_tokens=250)])
+
+
+def test_a_place_in_the_queue_comes_back_with_every_end_of_a_job(start):
+    def fails():
+        raise ValueError("no such picture")
+
+    scheduler, box = start(max_rows=1, max_waiting=2)
+    for _ in range(3):
+        jobs = [make_job([5], 3), make_job([5], embed=fails), make_job([5], deadline=0.0)]
+        scheduler.submit(jobs)
+        assert [box.of(job)[-1].finish for job in jobs] == ["length", "error", "timeout"]
+        gone = make_job([5], max_tokens=250)
+        scheduler.submit([gone])
+        scheduler.cancel(gone)
+        assert box.of(gone)[-1].finish == "cancelled"
 
 
 def test_what_fails_harms_no_other(start):
