@@ -29,7 +29,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 # Before the import: otherwise Daft reports its use over the network.
@@ -45,7 +44,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from moxin_lab.data import minhash
-from moxin_lab.data.minhash import jaccard, shingles
+from moxin_lab.data.minhash import distinct_hashes, jaccard
 from moxin_lab.lab.progress import Progress
 from moxin_lab.scales.sections import DataSettings
 
@@ -162,21 +161,47 @@ def sharing(pairs: pa.Table, found: Buckets) -> pa.Table:
 def similarities(
     pairs: daft.DataFrame, documents: daft.DataFrame, ngram_size: int
 ) -> daft.DataFrame:
-    """[a, b, jaccard]: the true Jaccard similarity of each pair, from the texts."""
+    """[a, b, jaccard]: the true Jaccard similarity of each pair, from the texts. Pairs whose
+    column `place` is near are compared one after the other.
+    """
 
     @daft.func.batch(return_dtype=DataType.float64())
-    def compare(text_a: daft.Series, text_b: daft.Series) -> list[float]:
-        # A document occurs in many pairs.
-        cached = lru_cache(maxsize=512)(lambda text: shingles(text, ngram_size))
-        return [
-            jaccard(cached(a), cached(b))
-            for a, b in zip(text_a.to_pylist(), text_b.to_pylist(), strict=True)
-        ]
+    def compare(place: daft.Series, *columns: daft.Series) -> np.ndarray:
+        return _compared(np.array(place.to_pylist()), [c.to_arrow() for c in columns], ngram_size)
 
     left = documents.select(col("id").alias("a"), col("text").alias("text_a"))
     right = documents.select(col("id").alias("b"), col("text").alias("text_b"))
-    both = pairs.join(left, on="a").join(right, on="b").sort(["a", "b"])
-    return both.select("a", "b", compare(col("text_a"), col("text_b")).alias("jaccard"))
+    both = pairs.join(left, on="a").join(right, on="b")
+    read = compare(col("place"), col("a"), col("b"), col("text_a"), col("text_b"))
+    return both.select("a", "b", read.alias("jaccard"))
+
+
+MAX_SHINGLES = 1 << 23
+"""N-grams that are kept for the pairs that follow: 64 MiB, our choice."""
+
+
+def _compared(place: np.ndarray, columns: Sequence[pa.Array], ngram_size: int) -> np.ndarray:
+    """Similarity of each row of the columns a, b, text_a, text_b; of a document that occurs in many
+    rows near each other the n-grams are made once.
+    """
+    a, b, text_a, text_b = columns
+    kept: dict[str, np.ndarray] = {}  # the last used at the end
+    held = 0
+    values = np.zeros(len(place))
+    for row in np.argsort(place, kind="stable").tolist():
+        both = []
+        for ids, texts in ((a, text_a), (b, text_b)):
+            name = ids[row].as_py()
+            found = kept.pop(name, None)
+            if found is None:
+                found = distinct_hashes(texts[row].as_py(), ngram_size)
+                held += len(found)
+            kept[name] = found
+            both.append(found)
+        values[row] = jaccard(*both)
+        while held > MAX_SHINGLES and len(kept) > 2:
+            held -= len(kept.pop(next(iter(kept))))
+    return values
 
 
 # ---- on the driver
@@ -207,7 +232,8 @@ def verified_pairs(
         first = np.repeat(document[starts], sizes)
         is_member = first != document
         codes = first[is_member] * count + document[is_member]
-        new = np.setdiff1d(codes, compared)
+        new = minhash.distinct(codes)
+        new = new[~_among(new, compared)]
         if len(new):
             values = np.full(len(new), np.nan)
             likely = _likely(new, found, threshold)
@@ -215,7 +241,9 @@ def verified_pairs(
                 if lengths is None:
                     lengths = _sizes_of(documents)
                 if not kept:
-                    names = pa.array(found.ids, pa.string()).take(pa.array(np.unique(document)))
+                    names = pa.array(found.ids, pa.string()).take(
+                        pa.array(minhash.distinct(document))
+                    )
                     each = lengths["bytes"].take(pa.compute.index_in(names, lengths["id"]))
                     kept = (pa.compute.sum(each).as_py() or 0) <= PAIR_BYTES
                     if kept:
@@ -241,6 +269,14 @@ def verified_pairs(
     table = _pairs_table(compared[read], found.ids)
     table = table.append_column("jaccard", pa.array(similarity[read]))
     return table.sort_by([("a", "ascending"), ("b", "ascending")])
+
+
+def _among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """bool [values]: whether each is in `known`, which is sorted."""
+    if not len(known):
+        return np.zeros(len(values), dtype=bool)
+    place = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    return known[place] == values
 
 
 def _likely(codes: np.ndarray, found: Buckets, threshold: float) -> np.ndarray:
@@ -299,19 +335,32 @@ def _similarities_of(
     """True similarities in the order of the pairs, which are sorted by a and b.
 
     The texts of the pairs are joined PAIR_BYTES at a time: a document of many pairs is copied for
-    each of them. sizes: of `_sizes_of`.
+    each of them. Pairs that are connected come together, so that a document's n-grams are made
+    about once. sizes: of `_sizes_of`.
     """
-    ends = pa.concat_arrays([pairs[name].combine_chunks().cast(pa.string()) for name in ("a", "b")])
-    each = sizes["bytes"].take(pa.compute.index_in(ends, sizes["id"])).to_numpy()
-    part = np.cumsum(each[: len(pairs)] + each[len(pairs) :]) // PAIR_BYTES
-    values = [np.zeros(0)]
+    a, b = (
+        pa.compute.index_in(pairs[name].combine_chunks().cast(pa.string()), sizes["id"]).to_numpy()
+        for name in ("a", "b")
+    )
+    each = sizes["bytes"].to_numpy()
+    order = np.lexsort((b, a, _components(a, b, len(sizes))[a]))
+    part = np.cumsum((each[a] + each[b])[order]) // PAIR_BYTES
+    values = np.zeros(len(pairs))
     for start, stop in _runs(part):
-        some = pairs.slice(start, stop - start)
+        rows = order[start:stop]
+        some = pairs.take(pa.array(rows))
         wanted = pa.compute.unique(pa.chunked_array([*some["a"].chunks, *some["b"].chunks]))
-        texts = _of(documents, wanted)
-        table = collect(similarities(daft.from_arrow(some), texts, ngram_size), ["a", "b"])
-        values.append(table["jaccard"].to_numpy())
-    return np.concatenate(values)
+        asked = daft.from_arrow(some.append_column("place", pa.array(np.arange(len(rows)))))
+        table = collect(similarities(asked, _of(documents, wanted), ngram_size), ["a", "b"])
+        values[np.sort(rows)] = table["jaccard"].to_numpy()
+    return values
+
+
+def _components(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
+    """The number of the connected component of each of `count` places that the pairs a, b join."""
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
+    found: np.ndarray = connected_components(graph, directed=False)[1]
+    return found
 
 
 def _runs(values: np.ndarray) -> list[tuple[int, int]]:
@@ -398,9 +447,7 @@ def groups(pairs: pa.Table, threshold: float) -> pa.Table:
     index = pa.compute.index_in(ends, names).to_numpy(zero_copy_only=False).astype(np.int64)
     a, b = index[: len(edges)], index[len(edges) :]
     size = len(names)
-    _, component = connected_components(
-        coo_array((np.ones(len(a), np.int8), (a, b)), shape=(size, size)), directed=False
-    )
+    component = _components(a, b, size)
     # Names ascend, so the first one of a component is its smallest.
     _, first = np.unique(component, return_index=True)
     kept = names.take(pa.array(first[component] if size else np.zeros(0, np.int64)))

@@ -314,7 +314,7 @@ def test_pairs_left_out_by_sketches_change_no_group_and_are_not_read(monkeypatch
     assert number < sum(read) / 3
 
 
-def test_texts_kept_for_later_rounds_change_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_for_later_pairs_changes_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
     pool = [f"word{number}" for number in range(300)]
     # Half of each text is the same: buckets take several rounds.
@@ -327,6 +327,15 @@ def test_texts_kept_for_later_rounds_change_no_pair(monkeypatch: pytest.MonkeyPa
     pairs = [dedup.verified_pairs(found, given, 5, 0.8) for given in (documents, sizes)]
     monkeypatch.setattr(dedup, "PAIR_BYTES", 1000)
     pairs.append(dedup.verified_pairs(found, documents, 5, 0.8))
+    monkeypatch.setattr(dedup, "MAX_SHINGLES", 1)
+    pairs.append(dedup.verified_pairs(found, documents, 5, 0.8))
+    assert pairs[0].equals(pairs[3])
+    sets = {
+        key: minhash.shingles(text, 5)
+        for key, text in zip(*table.to_pydict().values(), strict=True)
+    }
+    for a, b, value in zip(*pairs[0].to_pydict().values(), strict=True):
+        assert value == minhash.jaccard(sets[a], sets[b])
     assert len(pairs[0]) > 40
     assert pairs[0].equals(pairs[1])
     assert pairs[0].equals(pairs[2])

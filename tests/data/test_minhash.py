@@ -1,6 +1,8 @@
 """MinHash with one permutation: unbiased, the same for every batch, in every script and length."""
 
 import random
+import string
+import sys
 
 import numpy as np
 import pytest
@@ -17,6 +19,32 @@ def test_features_need_one_pass_and_mean_the_recipes_rule(text: str) -> None:
 
     plain = text.lower().translate(str.maketrans("", "", string.punctuation))
     assert minhash.features(text) == " ".join(re.split(r"\s+", plain)).strip()
+
+
+def _codes_of_features(text: str) -> list[int]:
+    return [ord(character) for character in minhash.features(text)]
+
+
+@given(st.text(max_size=60) | st.text(string.printable + "\x1c\x85\u2003ΣİÉ", max_size=30))
+def test_codes_are_those_of_the_features(text: str) -> None:
+    assert minhash._codes(text).tolist() == _codes_of_features(text)
+
+
+def test_codes_are_those_of_the_features_for_every_character() -> None:
+    for start in range(0, sys.maxunicode + 1, 1024):
+        text = "".join(f"{chr(code)}. {chr(code)}X\n" for code in range(start, start + 1024))
+        assert minhash._codes(text).tolist() == _codes_of_features(text)
+        # The same without the letters that need their context.
+        for letter in minhash._BY_CONTEXT:
+            text = text.replace(letter, "")
+        assert minhash._codes(text).tolist() == _codes_of_features(text)
+
+
+@given(st.text(max_size=80), st.integers(1, 15))
+def test_shingles_are_distinct_sorted_and_as_many_as_their_hashes(text: str, size: int) -> None:
+    shingles, plain = minhash.shingles(text, size), minhash.distinct_hashes(text, size)
+    assert (np.sort(minhash.mixed(plain)) == shingles).all()
+    assert (np.unique(shingles) == shingles).all()
 
 
 @given(st.lists(st.text("ab 你", max_size=50), max_size=8), st.integers(1, 15))
