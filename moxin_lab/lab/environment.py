@@ -89,7 +89,7 @@ def describe_environment(root: Path) -> dict[str, Any]:
 
 class PeakMemory:
     """Largest resident memory of this process and its children together, sampled every `interval`
-    seconds.
+    seconds. A page that several of them share, as forked ones do, counts once.
 
     Sampling can miss a spike shorter than the interval; for the process itself the kernel's own
     high-water mark closes that gap.
@@ -105,13 +105,7 @@ class PeakMemory:
     def _watch(self) -> None:
         process = psutil.Process()
         while not self._stop.wait(self._interval):
-            try:
-                family = [process, *process.children(recursive=True)]
-                self._largest = max(
-                    self._largest, sum(member.memory_info().rss for member in family)
-                )
-            except psutil.NoSuchProcess:
-                continue  # a child ended between being listed and being read
+            self._largest = max(self._largest, _resident_bytes(process))
 
     def stop(self) -> int:
         """End the sampling; largest number of bytes seen."""
@@ -123,3 +117,24 @@ class PeakMemory:
             1 if sys.platform == "darwin" else 1024
         )
         return max(self._largest, own)
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    """Of a process and its children. With children it is the sum of proportional sizes, where the
+    system has them (Linux): resident sizes would count a forked worker's copy of what it shares.
+    """
+    children = process.children(recursive=True)
+    if not children:
+        return process.memory_info().rss
+    return sum(_proportional_bytes(member) for member in (process, *children))
+
+
+def _proportional_bytes(process: psutil.Process) -> int:
+    """0 for a process that has ended meanwhile, reaped or not."""
+    try:
+        size = process.memory_full_info()
+        return getattr(size, "pss", size.rss)
+    except psutil.NoSuchProcess:
+        return 0
+    except psutil.AccessDenied:  # a program with more rights than this one
+        return process.memory_info().rss
