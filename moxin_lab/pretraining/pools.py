@@ -92,10 +92,7 @@ def pool_of_documents(documents: pd.DataFrame, phases: Iterable[Phase]) -> pd.Se
     """
     phases = list(phases)
     drawn = {name for phase in phases for name in phase.mixture}
-    kept_apart = {
-        name for phase in phases for name in getattr(phase, "benchmark_mixture", None) or ()
-    }
-    own = documents["source"].isin(drawn | kept_apart)
+    own = documents["source"].isin(_named(phases))
     pools = documents["source"].where(own, documents["language"])
     absent = sorted(drawn - set(pools))
     if absent:
@@ -116,13 +113,33 @@ def tokenize_pools(
     progress: Progress | None = None,
 ) -> dict[str, Tokens]:
     """Tokenise a `documents` table (columns id, source, language, text) into the pools that the
-    phases' mixtures draw from (`pool_of_documents`), and a pool for each language that none draws
-    from.
+    phases' mixtures draw from (`pool_of_documents`). Documents of other pools are left out: no
+    step would read them.
     """
+    phases = list(phases)
     names = pool_of_documents(documents, phases)
+    drawn = names.isin(_named(phases))
     return {
         str(name): tokenize(
             group["text"].tolist(), group["id"].tolist(), tokenizer, progress=progress
         )
-        for name, group in documents.groupby(names, sort=True)
+        for name, group in documents[drawn].groupby(names[drawn], sort=True)
+    }
+
+
+def in_mixtures(documents: pd.DataFrame, phases: Iterable[Phase]) -> pd.DataFrame:
+    """The documents whose source or language a phase's mixture names. Unlike the pools of training
+    text, a name may be without documents: held-out text need not have every source.
+    """
+    named = _named(phases)
+    return documents[documents["source"].isin(named) | documents["language"].isin(named)]
+
+
+def _named(phases: Iterable[Phase]) -> set[str]:
+    """Names in the phases' mixtures, with and without benchmark training sets."""
+    return {
+        name
+        for phase in phases
+        for mixture in (phase.mixture, getattr(phase, "benchmark_mixture", None) or {})
+        for name in mixture
     }

@@ -20,7 +20,7 @@ from moxin_lab.model.decoder import MoxinForCausalLM
 from moxin_lab.pretraining import parallel, trainer
 from moxin_lab.pretraining.packing import TrainingStream
 from moxin_lab.pretraining.parallel import ParallelSettings
-from moxin_lab.pretraining.pools import Tokens, tokenize_pools
+from moxin_lab.pretraining.pools import Tokens, in_mixtures, tokenize_pools
 from moxin_lab.scales.sections import PretrainingSettings
 from moxin_lab.training import schedules, side_by_side
 
@@ -62,12 +62,30 @@ def planned_rates(settings: PretrainingSettings) -> list[float]:
     return list(schedules.pretraining_learning_rates(settings, steps))
 
 
-def read_documents(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training and held-out documents of stage 01, read as a whole, so that a damaged part of them
-    is found before the first step.
+def read_documents(
+    folder: Path, settings: PretrainingSettings
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Training documents of stage 01, and the held-out ones of the sources and languages that the
+    mixtures name: of a language that it never reads, a model's bits per byte say nothing about its
+    training. Both are read as a whole, so that a damaged part is found before the first step.
     """
     train, heldout = (curated.read(folder, side).to_pandas() for side in ("train", "heldout"))
-    return train, heldout
+    return train, in_mixtures(heldout, settings.phases)
+
+
+def not_drawn_in_words(train: pd.DataFrame, pools: Mapping[str, Tokens]) -> str:
+    """How much of the training text no mixture draws from. train: columns id, language, num_bytes;
+    pools: those that were tokenised.
+    """
+    drawn = {name for tokens in pools.values() for name in tokens.names}
+    rest = train[~train["id"].isin(drawn)]
+    if rest.empty:
+        return "The mixtures draw from every document of stage 01."
+    share = rest["num_bytes"].sum() / train["num_bytes"].sum()
+    return (
+        f"No mixture names the other {len(rest):,} documents of stage 01, {share * 100:.0f} % of "
+        f"its bytes, in {rest['language'].nunique()} languages: they are neither read nor scored."
+    )
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

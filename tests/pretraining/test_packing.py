@@ -13,12 +13,19 @@ from transformers import AutoTokenizer
 
 from moxin_lab.model.many_texts import RANKS
 from moxin_lab.model.plain_text import ControlTokenError
+from moxin_lab.pretraining import results
 from moxin_lab.pretraining.packing import (
     IGNORE_INDEX,
     Pool,
     TrainingStream,
 )
-from moxin_lab.pretraining.pools import Tokens, pool_of_documents, tokenize
+from moxin_lab.pretraining.pools import (
+    Tokens,
+    in_mixtures,
+    pool_of_documents,
+    tokenize,
+    tokenize_pools,
+)
 from moxin_lab.tokenizer import files as tokenizer_files
 from tests.posttraining.examples import make_tokenizer
 
@@ -231,6 +238,36 @@ def test_benchmark_sets_that_are_switched_off_are_in_no_other_pool():
     off = phase(1, 4, en=1)
     off.benchmark_mixture = {"slimpajama": 1}
     assert pool_of_documents(DOCUMENTS, [off]).tolist() == ["en", "en", "slimpajama", "code"]
+
+
+def test_what_no_mixture_names_is_neither_tokenised_nor_scored_and_the_page_says_how_much(
+    with_ranks,
+):
+    languages = ["en", "code", "fi", "ko"]
+    train = pd.DataFrame(
+        {
+            "id": ["a", "b", "c", "d"],
+            "source": ["help_pages", "code_samples", "help_pages", "conversations"],
+            "language": languages,
+            "text": ["one", "x = 1", "yksi", "hana"],
+            "num_bytes": [3, 5, 4, 4],
+        }
+    )
+    phases = [phase(1, 4, en=1), phase(1, 4, code=1, conversations=1)]
+    tokenizer = AutoTokenizer.from_pretrained(with_ranks)
+    pools = tokenize_pools(train, tokenizer, phases)
+    assert {name: pool.names for name, pool in pools.items()} == {
+        "code": ["b"],
+        "conversations": ["d"],
+        "en": ["a"],
+    }
+    assert in_mixtures(train, phases)["id"].tolist() == ["a", "b", "d"]
+    assert in_mixtures(train[:1], phases)["id"].tolist() == ["a"]  # no held-out conversations
+    said = results.not_drawn_in_words(train, pools)
+    assert said.startswith("No mixture names the other 1 documents of stage 01, 25 % of its bytes")
+    assert "in 1 languages" in said
+    every = {"all": tokenize(train["text"].tolist(), train["id"].tolist(), tokenizer)}
+    assert results.not_drawn_in_words(train, every).startswith("The mixtures draw from every")
 
 
 def test_a_mixture_that_draws_from_what_is_not_there_is_refused_with_the_names_there_are():

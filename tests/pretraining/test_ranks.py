@@ -131,7 +131,7 @@ def one_process(root: Path) -> pd.DataFrame:
     """The log of the same training in this process, from the same weights, not sharded."""
     settings = scales.load(root / "scales" / "ranks.yaml").pretraining
     runs = root / "runs" / "ranks"
-    train, _ = results.read_documents(runs / "01_data_curation" / "documents")
+    train, _ = results.read_documents(runs / "01_data_curation" / "documents", settings)
     tokenizer = results.read_tokenizer(runs / "02_tokenizer" / "tokenizer")
     pools = results.tokenize(train, tokenizer, settings, lambda *done: None)
     size = settings.tokens_per_step
