@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from moxin_lab.lab import curated
 from moxin_lab.tokenizer.peers import CountTokens
-from moxin_lab.tokenizer.routed import RoutedTokenizer
+from moxin_lab.tokenizer.routed import RoutedTokenizer, batches
 from moxin_lab.tokenizer.router import EXPERTS, route
 
 
@@ -37,8 +37,11 @@ def num_equal_both_ways(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> int
 
 def num_lossless(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> int:
     """How many texts are decoded from their ids unchanged."""
-    ids = tokenizer.encode_batch(texts)
-    return sum(tokenizer.decode(i) == text for i, text in zip(ids, texts, strict=True))
+    return sum(
+        tokenizer.decode(ids) == text
+        for batch in batches(texts)
+        for ids, text in zip(tokenizer.encode_batch(batch), batch, strict=True)
+    )
 
 
 def sort_by_language(documents: pd.DataFrame, first: Sequence[str]) -> pd.DataFrame:
@@ -178,15 +181,19 @@ def bytes_per_token_by_script(
     spans two runs is missing from the count of the second. Scripts with fewer than 1,000 bytes of
     text are omitted.
     """
-    owners = [_owners(text) for text in texts]
-    num_bytes = np.bincount(np.concatenate(owners), minlength=len(EXPERTS))
+    num_bytes = np.zeros(len(EXPERTS), dtype=np.int64)
+    tokens = {name: np.zeros_like(num_bytes) for name in tokenizers}
+    for batch in batches(texts):
+        owners = [_owners(text) for text in batch]
+        num_bytes += np.bincount(np.concatenate(owners), minlength=len(EXPERTS))
+        for name, tokenizer in tokenizers.items():
+            starts = _token_starts(tokenizer, batch)
+            first = [owner[start] for owner, start in zip(owners, starts, strict=True)]
+            tokens[name] += np.bincount(np.concatenate(first), minlength=len(EXPERTS))
     columns: dict[str, np.ndarray] = {"bytes": num_bytes}
-    for name, tokenizer in tokenizers.items():
-        starts = _token_starts(tokenizer, texts)
-        first = [owner[start] for owner, start in zip(owners, starts, strict=True)]
-        tokens = np.bincount(np.concatenate(first), minlength=len(EXPERTS))
+    for name, number in tokens.items():
         columns[name] = np.divide(
-            num_bytes, tokens, out=np.full(len(EXPERTS), np.nan), where=tokens > 0
+            num_bytes, number, out=np.full(len(EXPERTS), np.nan), where=number > 0
         )
     frame = pd.DataFrame(columns, index=pd.Index(EXPERTS, name="script"))
     return frame[frame["bytes"] >= 1000].drop(columns="bytes")
@@ -197,7 +204,7 @@ def unused_share(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> pd.DataFra
 
     Columns: block, ids, unused, tokens; the last two are shares from 0 to 1.
     """
-    used = _uses(tokenizer, texts)
+    used = _uses(tokenizer.union, texts)
     rows = []
     for block in tokenizer.blocks:
         counts = used[block.start : block.stop]
@@ -220,7 +227,7 @@ def frequent_tokens(
 
     Only tokens of letters alone count, with at least `min_letters` of them.
     """
-    used = _uses(tokenizer, texts)
+    used = _uses(tokenizer.union, texts)
     rows = []
     for block in tokenizer.blocks[-len(EXPERTS) :]:
         order = block.start + np.argsort(-used[block.start : block.stop], kind="stable")
@@ -253,10 +260,26 @@ def throughput(
     return num_bytes / min(seconds) / 1e6
 
 
-def _uses(tokenizer: RoutedTokenizer, texts: Sequence[str]) -> np.ndarray:
+def _uses(tokenizer: Tokenizer | SentencePieceProcessor, texts: Sequence[str]) -> np.ndarray:
     """How often the texts use each id: int64 [vocab_size]."""
-    ids = np.concatenate([np.array(ids, dtype=int) for ids in tokenizer.encode_batch(texts)])
-    return np.bincount(ids, minlength=tokenizer.vocab_size)
+    size = (
+        tokenizer.vocab_size()
+        if isinstance(tokenizer, SentencePieceProcessor)
+        else tokenizer.get_vocab_size()
+    )
+    counts = np.zeros(size, dtype=np.int64)
+    for batch in batches(texts):
+        ids = np.concatenate([np.array(one, dtype=np.int64) for one in _ids(tokenizer, batch)])
+        counts += np.bincount(ids, minlength=size)
+    return counts
+
+
+def _ids(tokenizer: Tokenizer | SentencePieceProcessor, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text, special tokens not among them."""
+    if isinstance(tokenizer, SentencePieceProcessor):
+        return tokenizer.encode(list(texts))
+    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
 
 
 def _interval(
@@ -307,15 +330,14 @@ def _token_starts(
             ]
         )
         # SentencePiece puts one space before the text.
-        all_ids, before = tokenizer.encode(list(texts)), 1
+        before = 1
     else:
         names = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         # Byte-level BPE spells each byte as one character.
         sizes = np.array([len(name) for name, _ in names])
-        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        all_ids, before = [encoding.ids for encoding in encodings], 0
+        before = 0
     starts = []
-    for text, text_ids in zip(texts, all_ids, strict=True):
+    for text, text_ids in zip(texts, _ids(tokenizer, texts), strict=True):
         ends = np.cumsum(sizes[text_ids]) - before
         if len(ends) and ends[-1] != len(text.encode()):
             raise RuntimeError(
@@ -378,11 +400,6 @@ def renyi_efficiencies(
     """`renyi_efficiency` of each tokenizer on all texts together, special tokens not counted."""
     found = {}
     for name, tokenizer in tokenizers.items():
-        if isinstance(tokenizer, SentencePieceProcessor):
-            ids, size = tokenizer.encode(list(texts)), tokenizer.vocab_size()
-        else:
-            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-            ids, size = [one.ids for one in encodings], tokenizer.get_vocab_size()
-        counts = np.bincount(np.concatenate([np.array(one, dtype=np.int64) for one in ids]))
-        found[name] = renyi_efficiency(counts, size)
+        counts = _uses(tokenizer, texts)
+        found[name] = renyi_efficiency(counts, len(counts))
     return found

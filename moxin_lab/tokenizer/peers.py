@@ -23,7 +23,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from moxin_lab.tokenizer.routed import SPECIAL_TOKENS, RoutedTokenizer
+from moxin_lab.tokenizer.routed import SPECIAL_TOKENS, RoutedTokenizer, batches
 from moxin_lab.tokenizer.router import piece_splitter
 
 CountTokens = Callable[[Sequence[str]], list[int]]
@@ -107,9 +107,10 @@ def token_counter(
     if isinstance(tokenizer, Tokenizer):
         return lambda texts: [
             len(encoding)
-            for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            for batch in batches(texts)
+            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)
         ]
-    return lambda texts: [len(ids) for ids in tokenizer.encode(list(texts))]
+    return lambda texts: [len(ids) for batch in batches(texts) for ids in tokenizer.encode(batch)]
 
 
 RELEASED = "moxin-org/Moxin-7B-LLM"

@@ -66,6 +66,8 @@ BUDGET_RULE = (
 
 SEGMENT_CHARACTERS = 1_000_000
 """A longer text is encoded in parts of about this size: 16 MB take 1 GB of memory instead of 3."""
+BATCH_CHARACTERS = 4_000_000
+"""Of texts that are encoded at once, for the same reason: more than 100 bytes are held a token."""
 _CUT = re.compile(r"(?<=\n)(?=[^\s/])")
 
 
@@ -112,11 +114,14 @@ class RoutedTokenizer:
         """`encode` for many texts, on all cores; the same errors."""
         texts = list(texts)
         try:
-            encodings = self.union.encode_batch_fast(texts, add_special_tokens=False)
+            return [
+                encoding.ids
+                for batch in batches(texts)
+                for encoding in self.union.encode_batch_fast(batch, add_special_tokens=False)
+            ]
         except (TypeError, UnicodeEncodeError):
             _refuse_surrogates(texts)
             raise
-        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids, with special tokens spelled out.
@@ -201,6 +206,20 @@ def segments(text: str, num_characters: int) -> Iterator[str]:
         yield text[start : place.start()]
         start = place.start()
     yield text[start:]
+
+
+def batches(texts: Iterable[str], num_characters: int = BATCH_CHARACTERS) -> Iterator[list[str]]:
+    """The texts in lists, each of which ends as soon as it has so many characters."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= num_characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def with_plain_special_tokens(

@@ -1,7 +1,7 @@
 """Which text a tokenizer is trained on: documents by language, up to a limit of bytes for each.
 
 Guarantees: no language that has text is lost to the limit, nor a source of one; the same documents
-in any order give the same text.
+in any order give the same text. Of a table, one language at a time is held as Python strings.
 Out of scope: cleaning and splitting, which stage 01 does.
 """
 
@@ -9,9 +9,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from moxin_lab.lab import sampling
+from moxin_lab.lab import curated, sampling
+
+
+def read_curated(
+    documents: Path,
+    max_bytes_per_language: int | None = None,
+    languages: Sequence[str] | None = None,
+) -> dict[str, list[str]]:
+    """`read_documents` of the training side of stage 01's artifact; the same arguments and errors.
+
+    One shard at a time is held whole, then the rows of the languages wanted.
+    """
+    kept = []
+    for shard in curated.shards(documents, "train", ("source", "language", "text")):
+        if languages is not None:
+            wanted = pa.array(languages, shard.schema.field("language").type)
+            shard = shard.filter(pc.is_in(shard["language"], wanted))
+        kept.append(shard)
+    texts = read_documents(pa.concat_tables(kept), max_bytes_per_language, languages)
+    kept.clear()
+    pa.default_memory_pool().release_unused()  # or the process keeps what it no longer needs
+    return texts
 
 
 def read_documents(
@@ -30,16 +52,15 @@ def read_documents(
     Raises ValueError if all documents are empty or a language has none, TypeError for a single
     string.
     """
-    grouped = _by_language(texts)
-    if languages is not None:
-        if absent := sorted(set(languages) - set(grouped)):
-            raise ValueError(
-                f"no document in {', '.join(absent)}; there are {', '.join(sorted(grouped))}"
-            )
-        grouped = {name: grouped[name] for name in languages}
+    found = _by_language(texts)
+    present = sorted(
+        found["language"].unique().to_pylist() if isinstance(found, pa.Table) else found
+    )
+    if absent := sorted(set(languages or ()) - set(present)):
+        raise ValueError(f"no document in {', '.join(absent)}; there are {', '.join(present)}")
     kept = {}
-    for language in sorted(grouped):
-        documents = _up_to(grouped[language], max_bytes_per_language)
+    for language in present if languages is None else sorted(set(languages)):
+        documents = _up_to(found, language, max_bytes_per_language)
         if any(documents):
             kept[language] = documents
     if not kept:
@@ -50,10 +71,10 @@ def read_documents(
 
 def _by_language(
     texts: Path | pa.Table | Iterable[str] | Mapping[str, Sequence[str]],
-) -> dict[str, list[tuple[str, str]]]:
-    """(source, text) pairs by language; the source is empty where none is known."""
+) -> pa.Table | Mapping[str, Sequence[str]]:
+    """A table with the column language, or documents by language."""
     if isinstance(texts, Mapping):
-        return {name: [("", text) for text in documents] for name, documents in texts.items()}
+        return texts
     if isinstance(texts, str):
         raise TypeError(
             "texts is one string; give a list of documents, or a pathlib.Path to a parquet file"
@@ -61,22 +82,26 @@ def _by_language(
     if isinstance(texts, Path):
         present = {"source"} & set(pq.read_schema(texts).names)
         texts = pq.read_table(texts, columns=[*present, "language", "text"])
-    if not isinstance(texts, pa.Table):
-        return {"und": [("", text) for text in texts]}
-    names = texts["language"].to_pylist()
-    known = "source" in texts.column_names
-    sources = texts["source"].to_pylist() if known else [""] * len(names)
-    grouped: dict[str, list[tuple[str, str]]] = {}
-    for language, source, text in zip(names, sources, texts["text"].to_pylist(), strict=True):
-        grouped.setdefault(language, []).append((source, text))
-    return grouped
+    return texts if isinstance(texts, pa.Table) else {"und": list(texts)}
 
 
-def _up_to(documents: list[tuple[str, str]], max_bytes: int | None) -> list[str]:
-    """The texts of (source, text) pairs, at most so many bytes of them, spread over the sources."""
-    if max_bytes is None:
-        return [text for _, text in documents]
-    sources, texts = [source for source, _ in documents], [text for _, text in documents]
-    sizes = [len(text.encode()) for text in texts]
+def _up_to(
+    found: pa.Table | Mapping[str, Sequence[str]], language: str, max_bytes: int | None
+) -> list[str]:
+    """The texts of a language, at most so many bytes of them, spread over their sources."""
+    texts: Sequence[str] | pa.ChunkedArray
+    if isinstance(found, pa.Table):
+        rows = found.filter(pc.equal(found["language"], language))
+        if max_bytes is None:
+            return rows["text"].to_pylist()
+        # Texts stay in Arrow's memory until they are chosen: most are not.
+        texts, sizes = rows["text"], pc.binary_length(rows["text"]).to_pylist()
+        known = "source" in rows.column_names
+        sources = rows["source"].to_pylist() if known else [""] * len(texts)
+    else:
+        texts = list(found[language])
+        if max_bytes is None:
+            return texts
+        sizes, sources = [len(text.encode()) for text in texts], [""] * len(texts)
     chosen = sampling.spread(texts, sources, sizes, max_bytes)
-    return [sampling.beginning(texts[index], size) for index, size in chosen]
+    return [sampling.beginning(str(texts[index]), size) for index, size in chosen]

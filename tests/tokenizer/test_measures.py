@@ -4,6 +4,7 @@ published.
 
 import html
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moxin_lab.tokenizer import measures, peers, router
+from moxin_lab.tokenizer.routed import batches
 from moxin_lab.tokenizer.router import EXPERTS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -118,6 +120,29 @@ def test_premium_refuses_pages_missing_in_a_language_and_parallel_pages_drops_th
         measures.premium(aligned, ["characters"], "en").set_index("language").loc["zh", "premium"]
         == 2
     )
+
+
+def test_measures_do_not_depend_on_the_parts_in_which_texts_are_encoded(small, texts, monkeypatch):
+    everything = [text for language in texts.values() for text in language]
+    joint = peers.joint_bpe(texts, 500)
+    unions = {"routed": small.union, "joint": joint, "Mistral": peers.mistral()}
+
+    def measured():
+        counters = {name: peers.token_counter(union) for name, union in unions.items()}
+        return (
+            {name: count(everything) for name, count in counters.items()},
+            measures.num_lossless(small, everything),
+            measures.frequent_tokens(small, everything, 2, 5).to_dict(),
+            measures.unused_share(small, everything).to_dict(),
+            measures.bytes_per_token_by_script(everything * 3, unions).to_dict(),
+            measures.renyi_efficiencies(unions, everything),
+        )
+
+    at_once = measured()
+    for module in (measures, peers):
+        monkeypatch.setattr(module, "batches", partial(batches, num_characters=100))
+    assert repr(measured()) == repr(at_once)  # nan where a block has no ids
+    assert at_once[1] == len(everything)
 
 
 def test_counting_tokens_of_nothing_is_refused():

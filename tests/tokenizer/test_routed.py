@@ -12,6 +12,7 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -310,6 +311,25 @@ def test_the_byte_limit_loses_no_source_of_a_language(tmp_path):
     assert 19_990 < sum(per_source.values()) <= 20_000
 
 
+@pytest.mark.parametrize("limit", [None, 300])
+@pytest.mark.parametrize("languages", [None, ("zh", "ja")])
+def test_the_shards_of_stage_01_give_the_text_that_one_table_of_them_gives(
+    texts, tmp_path, limit, languages
+):
+    rows = [
+        {"id": "d", "source": f"s{number % 3}", "language": language, "text": text, "page": "p"}
+        for language, documents in texts.items()
+        for number, text in enumerate(documents)
+    ][::-1]
+    table = pa.Table.from_pylist(rows)
+    (tmp_path / "train").mkdir()
+    for number, start in enumerate(range(0, len(rows), 7)):  # one language is in several shards
+        pq.write_table(table.slice(start, 7), tmp_path / "train" / f"{number:05d}.parquet")
+    shards = training_text.read_curated(tmp_path, limit, languages)
+    assert shards == training_text.read_documents(table, limit, languages)
+    assert list(shards) == sorted(languages or texts)
+
+
 def test_the_byte_limit_loses_no_language_that_has_text():
     texts = {"en": ["a" * 20, "b"], "zh": ["", "文" * 20], "xx": [""]}
     assert training_text.read_documents(texts, 10) == {"en": ["a" * 10], "zh": ["文" * 3]}
@@ -471,6 +491,27 @@ def test_a_long_text_is_cut_only_where_pieces_meet(small, text):
     assert "".join(parts) == text
     whole = small.union.encode(text, add_special_tokens=False).ids
     assert [index for part in parts for index in small.encode(part)] == whole
+
+
+class Recorder:
+    """Keeps how many characters each call of the library was given."""
+
+    def __init__(self, union):
+        self.union, self.sizes = union, []
+
+    def encode_batch_fast(self, texts, **options):
+        self.sizes.append(sum(map(len, texts)))
+        return self.union.encode_batch_fast(texts, **options)
+
+
+def test_many_texts_are_encoded_a_part_at_a_time_with_the_ids_of_each_alone(small, texts):
+    many = [text for documents in texts.values() for text in documents] * 3_000
+    recorder = Recorder(small.union)
+    ids = replace(small, union=recorder).encode_batch(many)
+    assert ids == [small.encode(text) for text in many[: len(many) // 3_000]] * 3_000
+    longest = max(map(len, many))
+    assert max(recorder.sizes) < routed.BATCH_CHARACTERS + longest
+    assert sum(recorder.sizes) == sum(map(len, many)) > routed.BATCH_CHARACTERS
 
 
 def test_every_token_is_reached_by_its_merges_however_small_the_vocabulary(texts):
