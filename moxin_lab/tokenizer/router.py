@@ -17,6 +17,9 @@ Guarantees:
 - The runs partition the text: joined, they give the text back.
 - The exported `tokenizer.json` needs no rule for runs. It cuts pieces and nothing else; merges of
   two experts cannot meet in a piece, because a merge joins characters of one run.
+- A text that ends where a piece of a longer text ends, and not in white space, has the runs that
+  the longer text has there. Between two runs of one piece this need not hold: in "E\u0301A\u6587"
+  the word is one run, and without the last character it is two.
 - One engine: pieces and runs are cut by the regular expressions of Hugging Face `tokenizers`
   (Oniguruma), here as in the exported file, so that no two tables of Unicode can disagree.
 Out of scope: languages (Japanese and Chinese share an expert, Vietnamese and program code the Latin

@@ -6,13 +6,14 @@ import itertools
 
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moxin_lab.tokenizer.router import (
     EXPERTS,
     RANGES,
     expert_of_character,
+    piece_splitter,
     route,
     runs_in_pieces,
     runs_of,
@@ -68,13 +69,22 @@ def test_the_splitters_of_the_experts_share_the_text_out_as_route_does(text):
 
 @settings(max_examples=300, deadline=None)
 @given(TEXT)
-def test_a_text_cut_between_two_runs_keeps_the_runs_before_the_cut(text):
-    runs = list(runs_in_pieces(text))
-    for number in range(1, len(runs)):
-        before = "".join(run for _, run in runs[:number])
-        last = runs[number - 1][1][-1]
-        if not last.isspace():  # white space and what follows it are cut together
-            assert list(runs_in_pieces(before)) == runs[:number]
+@example("ªAఀ")
+@example("E\u0301A文")
+def test_a_text_cut_between_two_pieces_keeps_the_runs_before_the_cut(text):
+    pieces = [piece for piece, _ in piece_splitter().pre_tokenize_str(text)]
+    for number in range(1, len(pieces)):
+        before = "".join(pieces[:number])
+        if not before[-1].isspace():  # white space and what follows it are cut together
+            runs = list(runs_in_pieces(before))
+            assert list(runs_in_pieces(text))[: len(runs)] == runs
+
+
+def test_within_a_piece_a_cut_between_two_runs_can_change_the_run_before_it():
+    # Tekken's pattern ends a piece before a capital that follows a mark or an uncased letter, but
+    # only if no further such letter or mark follows the capital.
+    assert list(runs_in_pieces("E\u0301A文")) == [("latin", "E\u0301A"), ("cjk", "文")]
+    assert list(runs_in_pieces("E\u0301A")) == [("latin", "E\u0301"), ("latin", "A")]
 
 
 @pytest.mark.parametrize(
