@@ -6,8 +6,10 @@ code and settings, and sets them beside Mistral's two tokenizers. The text is st
 shards of `moxin-lab corpus build`.
 
 Guarantees: seconds are processor time of one thread (`time.process_time`), so other work on the
-machine does not count; fast encoders are timed on ids that were compared with ours first; a peer
-that is not installed is a row with its reason.
+machine does not count; the two that a ratio is made of, ours and the joint BPE in `tokenizers`, are
+read anew before each timing, since a tokenizer there remembers words of texts before; fast encoders
+are timed on ids that were compared with ours first; a peer that is not installed is a row with its
+reason.
 Out of scope: intervals over pages and verdicts, which notebook 02 computes.
 """
 
@@ -26,14 +28,18 @@ from typing import TYPE_CHECKING, Any
 from moxin_lab.bench.keeping import Keep, keeping
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from moxin_lab.tokenizer.routed import RoutedTokenizer
+
+Encode = Callable[[list[str]], Any]
 
 LANGUAGES = ("en", "zh", "ja", "ko", "code")
 """What the models of this project are trained on."""
 SPEED_BYTES = 1_500_000
 """Of held-out text of each language, for the speeds."""
 ONE_DOCUMENT_BYTES = 16_000_000
-REPEATS = 5
+REPEATS = 15
 """The best of so many counts."""
 
 
@@ -210,23 +216,17 @@ def _speeds(
     tokenizer: "RoutedTokenizer", joint: Any, folder: Path, sample: dict[str, list[str]]
 ) -> Iterator[dict[str, Any]]:
     """MB of text a second of one processor, by encoder and language."""
-    encoders: dict[str, tuple[Callable[[list[str]], Any] | None, str]] = {
-        "tokenizer.json, routed": (
-            lambda texts: tokenizer.union.encode_batch_fast(texts, add_special_tokens=False),
-            "",
-        ),
-        "tokenizer.json, joint BPE": (
-            lambda texts: joint.encode_batch_fast(texts, add_special_tokens=False),
-            "",
-        ),
+    encoders: dict[str, tuple[Callable[[], Encode] | None, str]] = {
+        "tokenizer.json, routed": (_read_anew(tokenizer.union), ""),
+        "tokenizer.json, joint BPE": (_read_anew(joint), ""),
         **_fast_encoders(tokenizer, folder, sample),
     }
-    ready = {name: encode for name, (encode, _) in encoders.items() if encode is not None}
+    ready = {name: make for name, (make, _) in encoders.items() if make is not None}
     seconds: dict[tuple[str, str], float] = {}
     for _ in range(REPEATS):  # in turns, so that what else the machine does meets all alike
         for language, texts in sample.items():
-            for name, encode in ready.items():
-                taken = _cpu_seconds(encode, texts)
+            for name, make in ready.items():
+                taken = _cpu_seconds(make(), texts)
                 seconds[name, language] = min(seconds.get((name, language), taken), taken)
     for name, (_, reason) in encoders.items():
         if name not in ready:
@@ -244,13 +244,13 @@ def _speeds(
 
 def _fast_encoders(
     tokenizer: "RoutedTokenizer", folder: Path, sample: dict[str, list[str]]
-) -> dict[str, tuple[Callable[[list[str]], Any] | None, str]]:
+) -> dict[str, tuple[Callable[[], Encode] | None, str]]:
     """Encoders that load our files. Raises RuntimeError if one gives other ids than ours."""
     from moxin_lab.tokenizer import files
 
     plain = files.as_tiktoken(folder)
     one_by_one: dict[str, Callable[[str], Any]] = {"tiktoken": plain.encode_ordinary}
-    missing: dict[str, tuple[Callable[[list[str]], Any] | None, str]] = {}
+    missing: dict[str, tuple[Callable[[], Encode] | None, str]] = {}
     if find_spec("quicktok") is None:
         missing["quicktok"] = (None, "not installed: pip install quicktok-v1")
     else:
@@ -277,11 +277,23 @@ def _fast_encoders(
     return {name: (_each(encode), "") for name, encode in one_by_one.items()} | missing
 
 
-def _each(encode: Callable[[str], Any]) -> Callable[[list[str]], Any]:
-    return lambda texts: [encode(text) for text in texts]
+def _read_anew(tokenizer: "Tokenizer") -> Callable[[], Encode]:
+    """Makes an encoder that has seen no text."""
+    described = tokenizer.to_str()
+
+    def make() -> Encode:
+        fresh = type(tokenizer).from_str(described)
+        fresh.encode_special_tokens = True
+        return lambda texts: fresh.encode_batch_fast(texts, add_special_tokens=False)
+
+    return make
 
 
-def _cpu_seconds(call: Callable[[list[str]], Any], texts: list[str]) -> float:
+def _each(encode: Callable[[str], Any]) -> Callable[[], Encode]:
+    return lambda: lambda texts: [encode(text) for text in texts]
+
+
+def _cpu_seconds(call: Encode, texts: list[str]) -> float:
     start = time.process_time()
     call(texts)
     return time.process_time() - start
