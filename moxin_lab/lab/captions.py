@@ -1,8 +1,8 @@
 """Captions, anchors and tables of a rendered notebook.
 
 Guarantees: figures and tables are numbered in reading order, each with an anchor; header cells have
-their scope; a table that is wider than a telephone names each of its values; a long one has a list
-of orders above it.
+their scope; a table that is wider than a telephone names each of its values; a long one is folded
+below its caption and has a list of orders above it.
 Out of scope: cells and their outputs (`cells.py`).
 """
 
@@ -13,6 +13,8 @@ from moxin_lab.lab.sorting import make_sortable
 
 STACKED_FROM = 4
 """Columns: a telephone shows a row of such a table as lines of name and value. Our choice."""
+FOLDED_FROM = 16
+"""Rows: a longer table is looked up, not read, and is many screens of a telephone. Our choice."""
 
 
 def number_captions(soup: Any, used: set[str]) -> None:
@@ -73,6 +75,22 @@ def add_order(table: Any, soup: Any) -> None:
     scroll.wrap(
         soup.new_tag("div", attrs={"class": "sortable", "style": f"--columns:{columns}"})
     ).insert(0, control)
+
+
+def fold_long_tables(soup: Any) -> None:
+    """Fold each table of a notebook that has `FOLDED_FROM` rows, below its numbered caption."""
+    for table in soup.select("table.moxin-table"):
+        rows = len(table.select("tbody > tr"))
+        if rows < FOLDED_FROM or table.find_parent("details"):
+            continue
+        details, summary = soup.new_tag("details", attrs={"class": "long"}), soup.new_tag("summary")
+        said = table.caption.get_text(" ", strip=True)
+        badge = table.caption.find(class_="scale")
+        if badge:
+            said = said.removesuffix(badge.get_text()).rstrip()
+        summary.string = f"{said} ({rows} rows)"
+        (table.find_parent(class_="sortable") or table.find_parent(class_="scroll")).wrap(details)
+        details.insert(0, summary)
 
 
 def _column_names(head: Any) -> list[str]:

@@ -20,7 +20,12 @@ from html import escape
 from typing import Any
 
 from moxin_lab.lab import pictures
-from moxin_lab.lab.captions import make_table_readable, number_captions, unique
+from moxin_lab.lab.captions import (
+    fold_long_tables,
+    make_table_readable,
+    number_captions,
+    unique,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +34,9 @@ PRINTED_LINES_KEPT = 20
 
 SHORT_VALUE_LINES = 12
 """A cell's value of fewer lines is shown, a longer one folded; our choice."""
+
+VERDICTS_CAPTION = "Verdicts of this stage on published claims"
+"""Of the table that `stage.finish()` shows."""
 
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
 _FORBIDDEN = (
@@ -244,9 +252,12 @@ def _code_cell(
     if text:
         parts.append(_printed(text))
     if re.search(r"^\s*stage\.finish\(", source, re.MULTILINE) and shown and page.failure is None:
-        shown[-1] = (
-            f"<details class='printed'><summary>End of the stage</summary>{shown[-1]}</details>"
-        )
+        # the page ends with the verdicts itself, with links, so the notebook's table is folded
+        last = next((i for i, each in enumerate(shown) if VERDICTS_CAPTION in each), len(shown) - 1)
+        folded = "".join(shown[last:])
+        shown[last:] = [
+            f"<details class='printed'><summary>End of the stage</summary>{folded}</details>"
+        ]
     return f'<section class="work" id="{anchor}">{"".join(parts)}{"".join(shown)}</section>'
 
 
@@ -383,6 +394,7 @@ def _finish(html: str, title: str, link: Callable[[str], str | None], page: Rend
     for table in soup.find_all("table"):
         make_table_readable(table, soup)
     number_captions(soup, used)
+    fold_long_tables(soup)
     return str(soup)
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from moxin_lab.lab import cells, show, site
+from moxin_lab.lab import captions, cells, show, site
 from moxin_lab.lab.artifacts import LabError
 from moxin_lab.stages import STAGES
 from tests.lab import example_runs
@@ -513,3 +513,35 @@ def test_a_report_of_all_stages_is_built_within_20_s_of_the_processor(tmp_path, 
     print(said)
     pages, seconds = re.search(r": (\d+) pages in ([\d.]+) s of the processor", said).groups()
     assert int(pages) >= len(STAGES) + 20 and float(seconds) < 20
+
+
+# ---- what is long is folded
+
+
+def _table(rows: int, caption: str) -> dict:
+    frame = pd.DataFrame({"name": [f"row {n}" for n in range(rows)], "value": range(rows)})
+    html = show.table_html(frame, caption=caption, scale="tiny")
+    return {"output_type": "display_data", "metadata": {}, "data": {"text/html": html}}
+
+
+def _code(source: str, *outputs: dict) -> dict:
+    return {"cell_type": "code", "metadata": {}, "source": source, "outputs": list(outputs)}
+
+
+def test_a_long_table_is_folded_below_its_caption_and_a_short_one_is_not(tmp_path):
+    long, short = captions.FOLDED_FROM, captions.FOLDED_FROM - 1
+    soup = rebuilt(tmp_path, [_code("1", _table(long, "Many"), _table(short, "Few"))])
+    tables = {t.caption.get_text(" ", strip=True): t for t in soup.select("table.moxin-table")}
+    many, few = tables["Table 1. Many tiny scale"], tables["Table 2. Few tiny scale"]
+    assert many.find_parent("details").summary.get_text() == f"Table 1. Many ({long} rows)"
+    assert few.find_parent("details") is None
+
+
+def test_the_verdicts_that_a_page_ends_with_are_not_shown_a_second_time(tmp_path, repository):
+    last = _code("stage.finish()", _table(3, cells.VERDICTS_CAPTION))
+    soup = rebuilt(tmp_path, [_code("1", _table(3, "Results")), last])
+    table = soup.find("table", class_="moxin-table", id="table-2")
+    assert table.find_parent("details").summary.get_text() == "End of the stage"
+    assert soup.find(id="table-1").find_parent("details") is None
+    # the caption is the one that a stage gives it
+    assert cells.VERDICTS_CAPTION in (repository / "moxin_lab/lab/stage.py").read_text()
