@@ -1,4 +1,4 @@
-"""An example of each figure of stages 04, 05, 06 and 08, with labels as long as real runs have, for
+"""An example of each figure of stages 04 to 08 and 10, with labels as long as real runs have, for
 tests that measure pictures: `examples()[module, function]` draws it.
 
 Numbers of runs are made up; those of committed records and published tables are read.
@@ -6,6 +6,7 @@ Numbers of runs are made up; those of committed records and published tables are
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ import pandas as pd
 from moxin_lab import scales
 from moxin_lab.evaluation import comparison_figures, published, rankings, results, stage_scores
 from moxin_lab.evaluation import figures as evaluation_figures
+from moxin_lab.lab import claims
 from moxin_lab.lab import published as printed_tables
+from moxin_lab.openness import figures as openness_figures
+from moxin_lab.openness import report
 from moxin_lab.posttraining import figures as tuning_figures
 from moxin_lab.posttraining import tables
 from moxin_lab.pretraining import experiments
@@ -25,6 +29,9 @@ from moxin_lab.pretraining import released as pretraining_released
 from moxin_lab.pretraining import results as pretraining_results
 from moxin_lab.reasoning import figures as reasoning_figures
 from moxin_lab.reasoning import released as reasoning_released
+from moxin_lab.vision import data as vision_data
+from moxin_lab.vision import figures as vision_figures
+from moxin_lab.vision.tasks import Item
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODULES = (
@@ -33,8 +40,10 @@ MODULES = (
     "posttraining.figures",
     "reasoning.figures",
     "reasoning.released",
+    "vision.figures",
     "evaluation.figures",
     "evaluation.comparison_figures",
+    "openness.figures",
 )
 """Those whose every figure has an example here."""
 LANGUAGES = ("en", "zh", "ja", "ko", "de", "fr", "code")
@@ -44,7 +53,14 @@ def examples() -> dict[tuple[str, str], Callable[[], Any]]:
     """By module and function, the figure of each with its arguments."""
     return {
         (draw.func.__module__.removeprefix("moxin_lab."), draw.func.__name__): draw
-        for draw in [*_stage_04(), *_stage_05(), *_stage_06(), *_stage_08()]
+        for draw in [
+            *_stage_04(),
+            *_stage_05(),
+            *_stage_06(),
+            *_stage_07(),
+            *_stage_08(),
+            *_stage_10(),
+        ]
     }
 
 
@@ -171,6 +187,80 @@ def _stage_06() -> list[partial[Any]]:
         partial(reasoning_figures.pass_at, passed),
         partial(reasoning_figures.staleness, ends),
         partial(reasoning_released.variants, record),
+    ]
+
+
+def _stage_07() -> list[partial[Any]]:
+    concepts = vision_data.read_concepts(REPOSITORY / "data_cards" / "emoji", "test")[:6]
+    drawn = list(vision_data.render_concepts(concepts, "google", 64))
+    asked = {
+        "colour": ("Which colour is most of it?", "pink"),
+        "count": ("How many are there?", "5"),
+        "category": ("Which group is it of?", "Smileys & Emotion"),
+        "presence": ("Is a woman wearing turban in the picture?", "no"),
+    }
+    items = [
+        Item(f"{task}-1", task, "", *words, (), drawn[number])
+        for number, (task, words) in enumerate(asked.items())
+    ]
+    examples = {item.task: item for item in items}
+    sample = pd.DataFrame(
+        [(item.id, item.question, item.answer, item.answer, "5", "green") for item in items],
+        columns=["id", "question", "truth", "model", "shuffled", "blind"],
+    ).set_index("id")
+    words = (
+        "<s>",
+        "In",
+        ":",
+        "·W",
+        "h",
+        "ich",
+        "·colour",
+        "·category",
+        "?↵",
+        "Out",
+        ":",
+        "p",
+        "ink",
+    )
+    tokens = [(word, word in ("p", "ink")) for word in words]
+    log = pd.DataFrame({"step": range(40), "loss": [6 - step / 20 for step in range(40)]})
+    recall = pd.DataFrame(
+        {"R@5": [0.1, 0.7], "R@5 low": [0.05, 0.6], "R@5 high": [0.2, 0.8], "chance R@5": 0.035},
+        index=["DINO, untrained", "pixels, 16 x 16"],
+    )
+    answerers = vision_figures.MODEL_AND_BASELINES
+    scores = pd.DataFrame(
+        [(task, name, 0.4, 0.3, 0.5) for task in asked for name in answerers],
+        columns=["task", "answerer", "value", "low", "high"],
+    )
+    runs = pd.DataFrame(
+        [(arm, seed, 0.4 + seed / 99) for arm in ("no-align", "three-epochs") for seed in range(3)],
+        columns=["arm", "seed", "accuracy"],
+    )
+    maps = {name: np.zeros((6, 4, 4)) for name in ("dino", "siglip")}
+    names = [one.label() for one in concepts]
+    return [
+        partial(vision_figures.gallery, drawn, names),
+        partial(vision_figures.two_styles, concepts),
+        partial(vision_figures.question_gallery, examples),
+        partial(vision_figures.answer_gallery, items, sample),
+        partial(vision_figures.picture_to_tokens, drawn[0], 4, tokens),
+        partial(vision_figures.losses, {"SigLIP": log, "DINO": log}),
+        partial(vision_figures.recalls, recall),
+        partial(vision_figures.task_scores, scores),
+        partial(vision_figures.arms, runs, value="accuracy", label="share of correct answers"),
+        partial(vision_figures.similarity_maps, drawn, maps, names),
+    ]
+
+
+def _stage_10() -> list[partial[Any]]:
+    every = claims.verdicts(REPOSITORY, [], "tiny")
+    looks = list(openness_figures.VERDICT_LOOKS)
+    listed = [replace(item, verdict=looks[n % len(looks)]) for n, item in enumerate(every)]
+    return [
+        partial(openness_figures.component_figure, report.readings(REPOSITORY)),
+        partial(openness_figures.verdict_figure, listed),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Every figure of stages 04, 05, 06 and 08 can be read on a telephone: its letters are measured in
+"""Every figure of stages 04 to 08 and 10 can be read on a telephone: its letters are measured in
 the very SVG that a page shows. (`tests/browser` looks at whole pages.)
 """
 

@@ -4,7 +4,6 @@ Guarantees: a figure's text alternative is made from the same values as the figu
 Out of scope: tables (report.py), verdicts.
 """
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -42,7 +41,7 @@ VERDICT_LOOKS = {
 def component_figure(evaluations: Mapping[str, mof.Evaluation]) -> Figure:
     """One mark per component (rows, by class) and reading (columns)."""
     components = next(iter(evaluations.values())).components
-    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 6.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(PHONE_WIDTH, 7.2), layout="constrained")
     drawn: set[str] = set()
     for x, evaluation in enumerate(evaluations.values()):
         for y, component in enumerate(evaluation.components):
@@ -53,7 +52,9 @@ def component_figure(evaluations: Mapping[str, mof.Evaluation]) -> Figure:
         component.name + ("" if component.required else " (optional)") for component in components
     ]
     axes.set_yticks(range(len(names)), names)
-    axes.set_xticks(range(len(evaluations)), [_wrap(name) for name in evaluations], fontsize=8)
+    axes.set_xticks(
+        range(len(evaluations)), evaluations, rotation=50, ha="left", rotation_mode="anchor"
+    )
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.grid(axis="x", visible=False)
@@ -112,7 +113,7 @@ def verdict_figure(verdicts: Sequence[claims.Verdict]) -> Figure:
                     str(count),
                     ha="center",
                     va="center",
-                    fontsize=9,
+                    fontsize=10,
                     bbox=box,
                 )
         left += counts[verdict]
@@ -136,9 +137,3 @@ def _look(component: mof.Component) -> str:
     if component.status != "included":
         return "not included"
     return "counts" if component.type_appropriate else "counts, with a warning"
-
-
-def _wrap(name: str) -> str:
-    """A column's name on short lines, the owner on the first."""
-    owner, reading = name.split(", ", 1)
-    return "\n".join([f"{owner},", *textwrap.wrap(reading, 11)])

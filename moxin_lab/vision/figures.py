@@ -20,6 +20,8 @@ from moxin_lab.lab.smoothing import centred_mean
 from moxin_lab.vision.data import Concept, Pixels, render
 from moxin_lab.vision.tasks import Item
 
+SMALL = 9.6
+"""Points of the smallest letters: a telephone shows them with nine pixels."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MODEL_AND_BASELINES = {"model": "o", "majority": "|", "blind": "s", "shuffled": "^", "nearest": "D"}
 
@@ -27,14 +29,15 @@ MODEL_AND_BASELINES = {"model": "o", "majority": "|", "blind": "s", "shuffled": 
 def gallery(pictures: Sequence[Pixels], titles: Sequence[str], *, columns: int = 6) -> Figure:
     """Pictures with their titles, row by row; long titles are wrapped between words."""
     rows = -(-len(pictures) // columns)
-    titles = [wrapped(title, 84 // columns) for title in titles]
-    height = PHONE_WIDTH / columns + 0.18 * max(title.count("\n") + 1 for title in titles)
+    titles = [wrapped(title, 68 // columns) for title in titles]
+    height = PHONE_WIDTH / columns + 0.19 * max(title.count("\n") + 1 for title in titles)
     figure, axes = plt.subplots(rows, columns, figsize=(PHONE_WIDTH, height * rows), squeeze=False)
     for index, panel in enumerate(axes.flat):
         panel.axis("off")
+        panel.set_anchor("S")  # room that is left belongs to the titles
         if index < len(pictures):
             panel.imshow(pictures[index], interpolation="nearest")
-            panel.set_title(titles[index], fontsize=8, fontweight="normal", pad=2)
+            panel.set_title(titles[index], fontsize=SMALL, fontweight="normal", pad=2)
     return figure
 
 
@@ -43,7 +46,8 @@ def two_styles(concepts: Sequence[Concept], edge: int = 64) -> Figure:
     drawings = [
         render(one.drawings[style], edge) for style in ("google", "twitter") for one in concepts
     ]
-    return gallery(drawings, [one.label() for one in concepts] * 2, columns=len(concepts))
+    names = [one.label() for one in concepts]
+    return gallery(drawings, [*names, *[""] * len(names)], columns=len(concepts))
 
 
 def two_styles_alt(concepts: Sequence[Concept]) -> str:
@@ -58,6 +62,28 @@ def question_gallery(examples: Mapping[str, Item]) -> Figure:
         [one.picture for one in examples.values()],
         [f"{task}: {one.question}\n→ {one.answer}" for task, one in examples.items()],
         columns=3,
+    )
+
+
+def answer_gallery(items: Sequence[Item], sample: pd.DataFrame) -> Figure:
+    """Pictures of questions with the right answer and what the model said with this picture, with
+    another one and with none. sample: of `tables.sample_answers`, for these items.
+    """
+    pictures = {item.id: item.picture for item in items}
+    titles = [
+        f"{row['question']}\n→ {row['truth']}\nthis: {row['model']}\n"
+        f"another: {row['shuffled']}\nnone: {row['blind']}"
+        for _, row in sample.iterrows()
+    ]
+    return gallery([pictures[name] for name in sample.index], titles, columns=4)
+
+
+def answer_gallery_alt(sample: pd.DataFrame) -> str:
+    """The figure of `answer_gallery` in words."""
+    return " ".join(
+        f"{row['question']} {row['truth']}; the model says {row['model']}, with another picture "
+        f"{row['shuffled']}, with none {row['blind']}."
+        for _, row in sample.iterrows()
     )
 
 
@@ -123,8 +149,19 @@ def _token_box(axes: Axes, column: int, row: int, text: str, has_loss: bool) -> 
     axes.add_patch(
         Rectangle((column - 0.44, row - 0.34), 0.88, 0.68, facecolor=colour, edgecolor="#555555")
     )
-    size = min(9.0, 48 / max(len(text), 1))  # a long token is written smaller, to fit its box
-    axes.text(column, row, text, ha="center", va="center", fontsize=size, color="#111111")
+    # a token longer than its box is written in two lines
+    half = -(-len(text) // 2)
+    shown = text if len(text) <= 5 else f"{text[:half]}\n{text[half:]}"
+    axes.text(
+        column,
+        row,
+        shown,
+        ha="center",
+        va="center",
+        fontsize=SMALL,
+        color="#111111",
+        linespacing=0.9,
+    )
 
 
 def losses(logs: Mapping[str, pd.DataFrame], *, step: str = "step", value: str = "loss") -> Figure:
@@ -165,7 +202,7 @@ def recalls(table: pd.DataFrame, *, at: int = 5) -> Figure:
     axes.errorbar(value, heights, xerr=spread, fmt="o", capsize=3, color=COLOURS[0])
     axes.axvline(table[f"chance R@{at}"].iloc[0], color="#000000", linestyle=":", linewidth=1)
     axes.annotate(
-        " chance", (table[f"chance R@{at}"].iloc[0], len(table) - 0.45), fontsize=9, ha="left"
+        " chance", (table[f"chance R@{at}"].iloc[0], len(table) - 0.45), fontsize=SMALL, ha="left"
     )
     axes.set_yticks(
         heights,
@@ -180,7 +217,10 @@ def recalls(table: pd.DataFrame, *, at: int = 5) -> Figure:
 
 def recalls_alt(table: pd.DataFrame, *, at: int = 5) -> str:
     """The figure of `recalls` in words."""
-    values = "; ".join(f"{' '.join(name)} {row[f'R@{at}']:.2f}" for name, row in table.iterrows())
+    values = "; ".join(
+        f"{' '.join(name) if isinstance(name, tuple) else name} {row[f'R@{at}']:.2f}"
+        for name, row in table.iterrows()
+    )
     return f"Recall at {at} with chance {table[f'chance R@{at}'].iloc[0]:.3f}: {values}."
 
 
@@ -256,6 +296,7 @@ def arms(runs: pd.DataFrame, *, value: str, label: str) -> Figure:
         axes.plot(part[value], row + shifts, "o", color=COLOURS[0], alpha=0.7)
         axes.vlines(part[value].mean(), row - 0.3, row + 0.3, color=COLOURS[1])
     axes.set_yticks(range(len(names)), names)
+    axes.locator_params(axis="x", nbins=5)
     axes.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
     return figure
 
@@ -280,8 +321,8 @@ def similarity_maps(
     )
     for column in range(count):
         axes[0, column].imshow(pictures[column], interpolation="nearest")
-        title = wrapped(titles[column], 84 // count)
-        axes[0, column].set_title(title, fontsize=8, fontweight="normal", pad=2)
+        title = wrapped(titles[column], 66 // count)
+        axes[0, column].set_title(title, fontsize=SMALL, fontweight="normal", pad=2)
         for row, values in enumerate(maps.values(), 1):
             axes[row, column].imshow(
                 values[column], cmap="cividis", interpolation="nearest", vmin=-1, vmax=1
@@ -293,5 +334,5 @@ def similarity_maps(
         panel.set_xticks([])
         panel.set_yticks([])
     for row, name in enumerate(("picture", *maps)):
-        axes[row, 0].set_ylabel(name, fontsize=9)
+        axes[row, 0].set_ylabel(name, fontsize=SMALL)
     return figure

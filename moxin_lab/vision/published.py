@@ -18,7 +18,6 @@ from moxin_lab.lab import published
 
 TABLE = "table_8_vlm.csv"
 COLUMNS = ("encoder", "pixels", "resize", "epochs", "data")
-HERE = "not attempted at this scale"
 PRISMATIC = "torchrun scripts/pretrain.py --model.type"
 COMMANDS = {
     # OCID-Ref, VSR and TallyQA are not among lmms-eval's tasks.
@@ -33,7 +32,7 @@ OTHER_ROWS = f"{PRISMATIC} with the row's configuration (Prismatic)"
 
 def table_8(folder: Path) -> pd.DataFrame:
     """Rows of table 8 and Prismatic's own, sorted by average: configuration, seven scores, average,
-    what this lab did (`here`) and the command that would reproduce the row.
+    and the command that would reproduce the row.
 
     folder: `papers/tables`. Raises ValueError naming a row without a configuration.
     """
@@ -59,6 +58,15 @@ def table_8(folder: Path) -> pd.DataFrame:
     frame = pd.DataFrame(rows, index=[*COLUMNS, *printed.columns]).T
     frame.index.names = ["model", "printed in"]
     frame = frame.sort_values("Ave", ascending=False)
-    frame["here"] = HERE
     frame["command"] = [COMMANDS.get(name, OTHER_ROWS) for name, _ in frame.index]
     return frame
+
+
+def commands_in_words(table: pd.DataFrame) -> str:
+    """Markdown: each command that would attempt rows of `table_8`, with its rows."""
+    rows: dict[str, list[str]] = {}
+    for (name, _), command in table["command"].items():
+        rows.setdefault(command, []).append(name)
+    return "None of these rows was attempted here. What would attempt them:\n\n" + "\n".join(
+        f"- {', '.join(names)}: `{command}`" for command, names in rows.items()
+    )
