@@ -57,7 +57,9 @@ _BLOCKS = _names(
 )
 """Elements whose missing end tag shows that a page was cut off, also between two tags."""
 _RARE = frozenset(("plaintext", *RAW_TEXT))
-_UNTRACKED = frozenset((*VOID, *OPTIONAL_END, *(f"/{name}" for name in (*OPTIONAL_END, *RAW_TEXT))))
+_UNTRACKED = frozenset(
+    ("", *VOID, *OPTIONAL_END, *(f"/{name}" for name in (*OPTIONAL_END, *RAW_TEXT)))
+)
 _PLAIN_DEPTH = 64
 _SMALL = 100_000
 
@@ -71,17 +73,22 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
+# The usual form of attributes is tried first.
+_USUAL = rf"""(?:[^>=\0]*+(?:="[^"\0]*+"[^>=\0]*+)*+(?=>)|{_ATTRIBUTES})"""
+_RAW_ELEMENTS = "|".join(
+    rf"{name}(?=[\s>]){_USUAL}(?<!/)>[^<\0]*+(?:<(?!/{name}[\s/>])[^<\0]*+)*+" for name in RAW_TEXT
+)
+_RAW_LETTERS = "".join(sorted({name[0] for name in RAW_TEXT}))
 _QUICK = re.compile(
     rf"""<(?:
-        ({"|".join(RAW_TEXT)})(?=[\s>]){_ATTRIBUTES}(?<!/)>
-            [^<\0]*+(?:<(?!/\1[\s/>])[^<\0]*+)*+(\0?)
-      | (/?[a-zA-Z][^\s/>\0]*+){_ATTRIBUTES}(?:((?<=/)>|\0)|>)
-      | !--(?:-?>|(?s:.*?)(?:--!?>|(\0)))
-      | [!?/][^>\0]*+(?:>|(\0))
-    )""",
-    re.VERBOSE | re.IGNORECASE,
+        (?=[{_RAW_LETTERS}{_RAW_LETTERS.upper()}])(?i:{_RAW_ELEMENTS})
+      | (/?[a-zA-Z][^\s/>\0]*+)(?:>|{_USUAL}(?:((?<=/)>)|>|(?=\0)))
+      | !--(?:-?>|(?s:.*?)(?:--!?>|(?=\0)))
+      | [!?/][^>\0]*+(?:>|(?=\0))
+    )(\0?)""",
+    re.VERBOSE,
 )
-"""Groups: raw element, its cut; name, its odd end; cut of a comment; cut of another tag."""
+"""Groups: name, its odd end `/>`, and whether the page ends inside this."""
 _RAW_TAG = re.compile(rf"<(/?(?:{'|'.join(RAW_TEXT)}|plaintext))(?=[\s/>])", re.IGNORECASE)
 _RAW_END = {name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in RAW_TEXT}
 _SLASH_IN_VALUE = re.compile(r"""=\s*+[^\s"'=>]*/>\Z""")
@@ -212,14 +219,17 @@ def _is_plain(html: str) -> bool:
     if max(map(len, html.split(">"))) > _LONG_TAG:
         return False
     stack: list[str] = []
-    tags = _QUICK.findall(html + "\0")
-    for _, cut_raw, name, odd, cut_comment, cut_other in tags:
+    # The line break keeps the NUL apart from a tag that ends the page.
+    tags = _QUICK.findall(html + "\n\0")
+    for name, odd, cut in tags:
+        if name in _UNTRACKED and not (odd or cut):
+            continue
         name = name.lower()
-        if odd or cut_raw or cut_comment or cut_other:
-            if odd == ">" and name in VOID:
-                continue
-            return False
-        if name in _UNTRACKED or not name:
+        if odd or cut:
+            if cut or name not in VOID:
+                return False
+            continue
+        if name in _UNTRACKED:
             continue
         if name in _RARE:
             return False

@@ -73,10 +73,12 @@ def chunks(text: str, size: int = CHUNK_CHARACTERS) -> list[str]:
     """
     pieces: list[str] = []
     current = ""
-    if text.isascii():
-        text = _letters(text)
-    for line in text.splitlines():
-        words = _letters(line).split() if line.isascii() else _words().findall(line)
+    plain = text.isascii()
+    for line in (_letters(text) if plain else text).splitlines():
+        if plain:
+            words = line.split()
+        else:
+            words = _letters(line).split() if line.isascii() else _words().findall(line)
         line = " ".join(words)
         for start in range(0, len(line), size):
             part = line[start : start + size]

@@ -60,6 +60,56 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", folded)
 
 
+def _folded_codes(text: str) -> np.ndarray:
+    """Code points of `_folded(text)`, uint32 [n]; a run of characters between tokens may be one."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    folded = _folds()[codes]
+    if (folded == _TOGETHER).any():
+        return np.frombuffer(_folded(text).encode("utf-32-le", "surrogatepass"), np.uint32)
+    return folded[folded != _UNSEEN]
+
+
+_TOGETHER, _UNSEEN = 2**32 - 1, 2**32 - 2
+_JAMO = (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))
+"""Korean vowels and final consonants, which are composed with what stands before them."""
+
+
+_LAST_FOLDED = 0x30000
+"""No character from here on is folded, or is composed of others."""
+
+
+@cache
+def _folds() -> np.ndarray:
+    """What each code point becomes in `_folded`, uint32: one of its own; `_UNSEEN` for nothing; a
+    space for several that no token holds; `_TOGETHER` where neighbours decide, or several come.
+    """
+    folds = np.arange(sys.maxunicode + 1, dtype=np.uint32)
+    composed = set(_JAMO)
+    for code in range(_LAST_FOLDED):
+        parts = unicodedata.decomposition(chr(code)).split()
+        if len(parts) == 2 and not parts[0].startswith("<"):
+            composed.add(int(parts[1], 16))
+    composed.update(_mark_codes())
+    kinds = _kinds()
+    for start in range(0, _LAST_FOLDED, 256):
+        block = [chr(code) for code in range(start, start + 256)]
+        if _folded("".join(block)) == "".join(block):
+            continue
+        for character in block:
+            found = [ord(each) for each in _folded(character)]
+            if composed.intersection(found):
+                value = _TOGETHER
+            elif len(found) == 1:
+                value = found[0]
+            elif not found:
+                value = _UNSEEN
+            else:
+                value = _TOGETHER if kinds[found].any() else ord(" ")
+            folds[ord(character)] = value
+    folds[list(composed)] = _TOGETHER
+    return folds
+
+
 def ngrams(words: list[str], size: int = NGRAM_TOKENS) -> Iterator[tuple[str, ...]]:
     """Every run of `size` tokens in order; none if there are fewer. ValueError if `size` < 1."""
     if size < 1:
@@ -94,7 +144,7 @@ def token_hashes_of(text: str) -> np.ndarray:
         inside = codes != 0
         starts = np.flatnonzero(inside & ~np.r_[False, inside[:-1]])
     else:
-        raw = np.frombuffer(_folded(text).encode("utf-32-le", "surrogatepass"), np.uint32)
+        raw = _folded_codes(text)
         kind = _kinds()[raw]
         mark = kind == _MARK
         if mark.any():

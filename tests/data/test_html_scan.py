@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moxin_lab.data import html_scan
 from moxin_lab.data.html_scan import MAX_ATTRIBUTES, MAX_DEPTH, scan
 from moxin_lab.data.html_text import html_to_text
 from moxin_lab.data.unreadable import Unreadable
@@ -87,6 +88,14 @@ FRAGMENTS = st.one_of(
 @settings(max_examples=60, deadline=None)
 def test_any_fragment_repeated_costs_less_than_a_second(unit: str, size: int) -> None:
     assert seconds("<body>hello" + unit * (size // len(unit))) < SECONDS
+
+
+@given(st.lists(FRAGMENTS | st.text("<>/=\"' a\n", max_size=4), max_size=12).map("".join))
+@settings(deadline=None)
+def test_a_quick_look_calls_no_page_plain_that_a_slow_one_changes_or_refuses(page: str) -> None:
+    for whole in (page, f"<html><body>{page}</body></html>"):
+        if html_scan._is_plain(whole):
+            assert html_scan._scan(whole) == (whole, False)
 
 
 def test_elements_nested_up_to_the_limit_are_read() -> None:
