@@ -80,7 +80,7 @@ def slimpajama(options: Options) -> list[Step]:
 
 def dclm(options: Options) -> list[Step]:
     """DCLM-BASELINE's steps (arXiv 2406.11794, section 4): heuristics, language, duplicates of
-    paragraphs and of documents, the classifier's top tenth. Main content is extracted
+    paragraphs and of documents, the classifier's top tenth a language. Main content is extracted
     before (`readers.of_corpus` with raw pages). Its threshold of 0.65 for English goes for every
     language; boilerplate, personal data and decontamination are our additions.
     """

@@ -113,28 +113,38 @@ MAX_LABELLED = 20_000
 
 
 def top_quality(classifier: str, share: float, seed: int) -> Across:
-    """The best `share` of documents by a classifier trained on weak labels (`quality.weak_label`);
-    the detail has the score and the cut.
+    """The best `share` of each language's documents, at least one, by a classifier trained on weak
+    labels (`quality.weak_label`); the detail has the score and the cut.
 
-    The driver trains and scores, a batch of texts at a time. Raises CurationError where the
-    documents have not both kinds of labels.
+    DCLM has one language. Scores of different languages cannot be compared: a classifier that has
+    seen lists in English and guides in all languages tells languages apart. The driver trains and
+    scores, a batch of texts at a time. Raises CurationError where the documents have not both kinds
+    of labels.
     """
 
     def removals(frame: daft.DataFrame) -> pa.Table:
         texts, labels = _labelled(frame)
         score = quality.CLASSIFIERS[classifier](texts, labels, seed)
-        ids, found = [], [np.zeros(0)]
-        for batch in frame.select("id", "text").to_arrow_iter():
+        ids: list[str] = []
+        languages: list[str] = []
+        found = [np.zeros(0)]
+        for batch in frame.select("id", "language", "text").to_arrow_iter():
             ids += batch.column("id").to_pylist()
+            languages += batch.column("language").to_pylist()
             found.append(score(batch.column("text").to_pylist()))
-        scores = np.concatenate(found)
-        keep = quality.top_share(scores, ids, share)
-        cut = scores[keep].min() if keep.any() else 1.0
-        gone = np.flatnonzero(~keep)
-        details = [f"score {scores[row]:.4f}, {cut:.4f} needed" for row in gone.tolist()]
-        return _removals(
-            [ids[row] for row in gone.tolist()], f"not in the top {share:.0%}", details
-        )
+        scores, spoken = np.concatenate(found), np.array(languages, dtype=object)
+        gone: list[str] = []
+        details: list[str] = []
+        for language in sorted(set(languages)):
+            rows = np.flatnonzero(spoken == language)
+            best = quality.top_share(
+                scores[rows], [ids[row] for row in rows], max(share, 1 / len(rows))
+            )
+            cut = scores[rows[best]].min()
+            for row in rows[~best].tolist():
+                gone.append(ids[row])
+                details.append(f"score {scores[row]:.4f}, {cut:.4f} needed in {language}")
+        return _removals(gone, f"not in the top {share:.0%}", details)
 
     return Across("quality", removals)
 

@@ -183,8 +183,29 @@ def test_dclm_keeps_the_best_tenth_by_quality_and_tells_each_score(tmp_path):
     assert removed["list"][0] == "heuristics"
     quality = [told for told in removed.values() if told[0] == "quality"]
     assert len(quality) == 108 and {told[1] for told in quality} == {"not in the top 10%"}
-    score, cut = quality[0][2].removeprefix("score ").removesuffix(" needed").split(", ")
+    score, cut = quality[0][2].removeprefix("score ").removesuffix(" needed in en").split(", ")
     assert 0 <= float(score) <= float(cut) <= 1
+
+
+def test_no_language_vanishes_because_another_scores_better():
+    # Lists are English alone, guides of both languages: to the classifier German is good.
+    english, german = (
+        [document(f"{code}{n}", words + prose(n), language=code) for n in range(40)]
+        for code, words in (("en", "the of and "), ("de", "der die und " * 40))
+    )
+    for n, row in enumerate(english):
+        row["page"] = f"manual/{'genindex' if n % 4 else 'tutorial'}/{n}"
+    for n, row in enumerate(german):
+        row["page"] = f"manual/tutorial/de{n}"
+    lone = document("lone", prose(99), language="is")
+    rows = [*english, *german, lone]
+    step = steps_across.top_quality("fasttext", 0.1, 0)
+    frame = daft.from_pylist(rows).with_columns_renamed({"key": "id", "body": "text"})
+    gone = step.removals(frame).to_pylist()
+    kept = {row["key"] for row in rows} - {row["id"] for row in gone}
+    assert sorted(key[:2] for key in kept) == ["de"] * 4 + ["en"] * 4 + ["lo"]
+    cuts = {row["detail"].split(", ")[1] for row in gone}
+    assert len(cuts) == 2 and {cut[-5:] for cut in cuts} == {"in de", "in en"}
 
 
 def test_a_paragraph_that_an_earlier_document_has_goes_whatever_the_order(tmp_path):
