@@ -25,7 +25,9 @@ NEEDED = {
     "scaling": ("settings", "rows"),
 }
 """What the functions of this module read, by the name of the bench."""
-BASELINE, FINAL = "order 5", "after phase 3"
+NGRAMS = {"order 3": "trigram", "order 5": "5-gram"}
+"""Names of the record, and those that notebook 04 has for the same models."""
+BASELINE, FINAL = "5-gram", "after phase 3"
 CONTINUED = "continued"
 """The arm of `bench smollm2-expansion` that adds no block."""
 
@@ -40,15 +42,15 @@ def against_ngrams(record: Mapping[str, Any]) -> pd.DataFrame:
     the model after the last phase; columns model, group, bits_per_byte, low, high.
     """
     rows = pd.DataFrame([row for row in record["rows"] if row.get("text") == "fresh"])
-    rows = rows[rows["model"].str.startswith("order") | (rows["model"] == FINAL)]
+    rows = rows[rows["model"].isin([*NGRAMS, FINAL])].replace({"model": NGRAMS})
     return rows.rename(columns={"language": "group"})[
         ["model", "group", "bits_per_byte", "low", "high"]
     ].reset_index(drop=True)
 
 
 def against_ngrams_in_words(record: Mapping[str, Any]) -> str:
-    """Tokens read, in how many texts the model's interval lies below that of the n-grams of order
-    5, and how far its bits per byte are from theirs.
+    """Tokens read, in how many texts the model's interval lies below that of the 5-gram,
+    and how far its bits per byte are from its.
     """
     scores = against_ngrams(record)
     ends = scores.set_index(["model", "group"])
@@ -58,7 +60,8 @@ def against_ngrams_in_words(record: Mapping[str, Any]) -> str:
     return (
         f"Held-out bits per byte after three phases on {record['training']['tokens']:,} tokens, "
         f"beside n-grams fitted on the same tokens. In {below} of {len(model)} kinds of text the "
-        f"model's whole 95 % interval (over documents, one seed) lies below that of {BASELINE}: "
+        "model's whole 95 % interval (over documents, one seed) lies below that of the "
+        f"{BASELINE}: "
         f"{gaps}."
     )
 
