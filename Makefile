@@ -45,7 +45,7 @@ docs: .venv/.ready
 
 lock: .venv/bin/uv
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra dev --generate-hashes \
-	  --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+	  --no-emit-index-url --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
 
 clean:
 	rm -rf runs reports/tiny site .import_linter_cache .pytest_cache .mypy_cache .ruff_cache

@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 Records = Mapping[str, Mapping[str, Any] | None]
 RELEASED = "reports/released"
 SMALL = "small-h100-chain"
-SMALL_OF = {"01_data_curation": "corpus-small", "05_instruction_tuning": "small-h100"}
-"""The released run whose page of a stage counts: the chain shortened stage 05 to one seed, and read
-thirty megabytes of manuals where the small scale now curates a corpus.
+SMALL_OF = {"01_data_curation": "corpus-small", "05_instruction_tuning": "small"}
+"""The released run whose page of a stage counts: the chain read thirty megabytes of manuals, where
+the small scale now curates a corpus.
 """
 
 
 RELEASED_NOTE = (
-    "The released run is of 28 November 2026, of 01 of the 30th. Its tokenizer cut Japanese "
-    "between kanji and kana; today's has one expert for Chinese and Japanese, so the rows of 02 "
-    "compare two designs."
+    "The released run is of 28 November 2026, of 01 of the 30th, of 05 of 1 December. Its "
+    "tokenizer cut Japanese between kanji and kana; today's has one expert for Chinese and "
+    "Japanese, so the rows of 02 compare two designs."
 )
 """What else differs between the two columns of `numbers`."""
 
@@ -227,8 +227,8 @@ def released_number(root: Path, number: Number) -> tuple[float, tuple[float, flo
     labels = ", ".join(f"{name} {label}" for name, label in number.labels.items())
     name = re.escape(html.escape(number.measure.replace("_", " ")))
     row = re.search(
-        rf'<th scope="row">{name}</th><td>{re.escape(html.escape(labels))}</td>'
-        r'<td class="right">([^<]+)</td>',
+        rf'<th scope="row">{name}</th><td[^>]*>{re.escape(html.escape(labels))}</td>'
+        r'<td class="right"[^>]*>([^<]+)</td>',
         table,
     )
     if row is None:

@@ -190,20 +190,23 @@ def _grouped(rows: Sequence[dict[str, Any]], by: str) -> list[tuple[str, list[di
 
 
 def released_reports(root: Path, folder: Path) -> list[dict[str, str]]:
-    """Folders of `reports/released`: path, title of the README, number of pages, and, if it has a
-    front page, the link to it from a page in `folder`.
+    """Folders of `reports/released`: path, title of the README, number of pages, and the link from
+    a page in `folder` to its front page, or to its page if there is one alone.
     """
     rows = []
     for readme in sorted((root / "reports" / "released").glob("*/README.md")):
         text = readme.read_text(encoding="utf-8")
         title = re.search(r"^# (.+)$", text, re.MULTILINE)
+        pages = sorted(readme.parent.glob("*.html"))
         front = readme.with_name("index.html")
+        if len(pages) == 1:
+            [front] = pages
         rows.append(
             {
                 "path": readme.parent.relative_to(root).as_posix(),
                 "title": title[1].replace("`", "") if title else readme.parent.name,
                 "href": os.path.relpath(front, folder) if front.exists() else "",
-                "pages": str(len(list(readme.parent.glob("*.html")))),
+                "pages": str(len(pages)),
             }
         )
     return rows

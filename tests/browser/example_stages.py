@@ -19,7 +19,7 @@ from tests.lab import example_runs
 RELEASED = figure_examples.REPOSITORY / "reports" / "released"
 STAGES = {
     "04_pretraining": ("pretraining.", "small-h100-chain"),
-    "05_instruction_tuning": ("posttraining.", "small-h100"),
+    "05_instruction_tuning": ("posttraining.", "small"),
     "06_reasoning": ("reasoning.", "small-h100-chain"),
     "08_benchmarks": ("evaluation.", "small-h100-chain"),
 }
