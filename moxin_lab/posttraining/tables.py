@@ -67,6 +67,22 @@ def conversations(frame: pd.DataFrame) -> list[list[dict[str, str]]]:
     return [list(messages) for messages in frame["messages"]]
 
 
+def omitted_in_words(lost: pd.DataFrame) -> str:
+    """What was omitted or shortened, in a sentence: each reason that occurred with its number and
+    share, or that none did. lost: as of `chat.encode_all`, one row per reason.
+    """
+    what, occurred = lost.columns[0], lost[lost.iloc[:, 0] > 0]
+    if occurred.empty:
+        return f"Omitted or shortened: none of the {what}. Looked for: {'; '.join(lost.index)}."
+    reasons = "; ".join(
+        f"{reason}: {count:,} ({share:.2%})"
+        for reason, count, share in zip(
+            occurred.index, occurred.iloc[:, 0], occurred["share"], strict=True
+        )
+    )
+    return f"Omitted or shortened {what}, by reason: {reasons}."
+
+
 def sides(frame: pd.DataFrame, name: str) -> list[list[dict[str, str]]]:
     """Whole conversations of the column `chosen` or `rejected`: the prompt, then that answer."""
     return [[*prompt, *answer] for prompt, answer in zip(frame["prompt"], frame[name], strict=True)]

@@ -326,9 +326,10 @@ def no_levels() -> pd.DataFrame:
 
 
 def reasons(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """How many of each model's completions got each of the verifier's reasons."""
+    """How many of each model's completions got each of the verifier's reasons that occurred."""
     counts = {name: frame["reason"].value_counts() for name, frame in found.items()}
-    return pd.DataFrame(counts).reindex(list(REASONS)).fillna(0).astype(int).rename_axis("reason")
+    every = pd.DataFrame(counts).reindex(list(REASONS)).fillna(0).astype(int).rename_axis("reason")
+    return every[every.any(axis="columns")]
 
 
 def samples(

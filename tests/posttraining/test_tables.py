@@ -177,3 +177,12 @@ def test_a_difference_is_named_only_where_the_interval_leaves_zero():
 def test_the_finding_of_preference_training_is_its_first_and_last_step():
     log = pd.DataFrame({"correct": [8, 20, 24], "pairs": [32, 32, 32]})
     assert "plain 25% to 75%." in figures.dpo_finding({"plain": log})
+
+
+def test_what_was_omitted_is_told_by_reason_and_nothing_omitted_is_told_too():
+    lost = pd.DataFrame({"pairs": [0, 3], "share": [0.0, 0.015]}, index=["malformed", "too long"])
+    assert tables.omitted_in_words(lost) == (
+        "Omitted or shortened pairs, by reason: too long: 3 (1.50%)."
+    )
+    none = tables.omitted_in_words(lost.iloc[:1])
+    assert none == "Omitted or shortened: none of the pairs. Looked for: malformed."
