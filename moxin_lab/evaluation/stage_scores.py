@@ -224,6 +224,19 @@ def table(
     return pd.concat([head, wide]).rename_axis("checkpoint")
 
 
+def above_in_words(table_of_shares: pd.DataFrame, majority: float) -> str:
+    """Which checkpoints are above the dashed line of each benchmark with their whole interval:
+    chance, or of the questions `majority`, the share of the most frequent answer.
+    """
+    parts = []
+    for benchmark, part in table_of_shares.groupby("benchmark", sort=False):
+        line = CHANCE.get(str(benchmark), majority)
+        above = part.loc[part["low"] > line, "checkpoint"].tolist()
+        names = "all" if len(above) == len(part) else ", ".join(above) or "none"
+        parts.append(f"{benchmark}: {names}")
+    return f"Above the dashed line with the whole interval: {'; '.join(parts)}."
+
+
 def differences(
     singles: pd.DataFrame,
     documents: pd.DataFrame,

@@ -113,6 +113,23 @@ def test_the_table_has_a_row_for_each_model_and_the_baselines_first():
     )
 
 
+def test_the_caption_names_who_is_above_the_line_with_the_whole_interval():
+    rows = [
+        ("base", "held-out cloze", 0.30, 0.24, 0.36, 200),
+        ("SFT", "held-out cloze", 0.33, 0.27, 0.39, 200),
+        ("base", "reasoning questions", 0.25, 0.20, 0.31, 200),
+        ("SFT", "reasoning questions", 0.45, 0.38, 0.52, 200),
+    ]
+    columns = ["checkpoint", "benchmark", "share", "low", "high", "items"]
+    said = stage_scores.above_in_words(pd.DataFrame(rows, columns=columns), 0.19)
+    assert said == (
+        "Above the dashed line with the whole interval: held-out cloze: SFT; "
+        "reasoning questions: all."
+    )
+    said = stage_scores.above_in_words(pd.DataFrame(rows[2:], columns=columns), 0.40)
+    assert said.endswith("reasoning questions: none.")
+
+
 def test_a_vision_language_models_half_is_its_decoder_and_answers_the_same_tasks(
     tiny_vlm, byte_tokenizer, tmp_path
 ):
