@@ -24,7 +24,8 @@ MARKERS = ("o", "s", "D", "^", "v")
 
 def checkpoints(shares: pd.DataFrame, majority: float) -> "Figure":
     """Share right by checkpoint, one panel per benchmark, with Wilson's intervals; a dashed line at
-    chance, of the questions at the most frequent answer. shares: of `stage_scores.shares`.
+    chance, of the questions at `majority`, the share that the most frequent answer gets right.
+    shares: of `stage_scores.shares`.
     """
     import matplotlib.pyplot as plt
 

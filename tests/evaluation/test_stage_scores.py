@@ -105,8 +105,21 @@ def test_the_table_has_a_row_for_each_model_and_the_baselines_first():
     assert table.loc["majority", "reasoning questions"] == "30.0"
     assert table.loc["SFT", "reasoning questions"] == "90.0 (59.6 to 98.2)"
     assert table.loc["untrained", "bits per byte"] == f"{930 / 300 / 0.6931472:.3f}"
-    figure = comparison_figures.checkpoints(shares, 30.0)
-    assert len(figure.axes) == 4
+    figure = comparison_figures.checkpoints(shares, 0.3)
+    dashed = {
+        axes.get_title().split(" (")[0]: line.get_xdata()[0]
+        for axes in figure.axes
+        for line in axes.get_lines()
+        if line.get_linestyle() == "--"
+    }
+    assert dashed == pytest.approx(
+        {
+            "held-out cloze": 25,
+            "code completion": 25,
+            "translation choice": 25,
+            "reasoning questions": 30,
+        }
+    )
     assert all(len(axes.get_yticks()) == 3 for axes in figure.axes)
     assert "reasoning questions: untrained 0, phase 3 (base) 0, SFT 90" in (
         comparison_figures.checkpoints_alt(shares)
