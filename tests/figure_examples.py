@@ -328,7 +328,7 @@ def _stage_08() -> list[partial[Any]]:
         partial(evaluation_figures.averages, averages),
         partial(evaluation_figures.bits_figure, bits),
         partial(evaluation_figures.cloze_figure, cloze),
-        partial(comparison_figures.checkpoints, checkpoint_shares(), 30.0),
+        partial(comparison_figures.checkpoints, checkpoint_shares(), 0.3),
         partial(comparison_figures.positions, positions, 64),
         partial(comparison_figures.needles, found_by),
         partial(comparison_figures.rankings, compared),
