@@ -91,9 +91,7 @@ def pool_of_documents(documents: pd.DataFrame, phases: Iterable[Phase]) -> pd.Se
     anything is tokenised.
     """
     phases = list(phases)
-    drawn = {name for phase in phases for name in phase.mixture}
-    own = documents["source"].isin(_named(phases))
-    pools = documents["source"].where(own, documents["language"])
+    drawn, pools = _drawn(phases), _pools(documents, phases)
     absent = sorted(drawn - set(pools))
     if absent:
         languages = sorted(set(pools) - set(documents["source"]))
@@ -103,6 +101,18 @@ def pool_of_documents(documents: pd.DataFrame, phases: Iterable[Phase]) -> pd.Se
             f"sources drawn from, the languages {', '.join(languages) or 'none'}"
         )
     return pools
+
+
+def _pools(documents: pd.DataFrame, phases: Sequence[Phase]) -> pd.Series:
+    """The rule of `pool_of_documents`, also where a mixture names what the documents lack."""
+    apart = {name for phase in phases for name in getattr(phase, "benchmark_mixture", None) or ()}
+    own = documents["source"].isin(_drawn(phases) | apart)
+    return documents["source"].where(own, documents["language"])
+
+
+def _drawn(phases: Sequence[Phase]) -> set[str]:
+    """The pools that steps read."""
+    return {name for phase in phases for name in phase.mixture}
 
 
 def tokenize_pools(
@@ -118,28 +128,18 @@ def tokenize_pools(
     """
     phases = list(phases)
     names = pool_of_documents(documents, phases)
-    drawn = names.isin(_named(phases))
+    read = names.isin(_drawn(phases))
     return {
         str(name): tokenize(
             group["text"].tolist(), group["id"].tolist(), tokenizer, progress=progress
         )
-        for name, group in documents[drawn].groupby(names[drawn], sort=True)
+        for name, group in documents[read].groupby(names[read], sort=True)
     }
 
 
 def in_mixtures(documents: pd.DataFrame, phases: Iterable[Phase]) -> pd.DataFrame:
-    """The documents whose source or language a phase's mixture names. Unlike the pools of training
-    text, a name may be without documents: held-out text need not have every source.
+    """The documents of pools that the phases' mixtures draw from. Unlike training text, held-out
+    text need not have every pool.
     """
-    named = _named(phases)
-    return documents[documents["source"].isin(named) | documents["language"].isin(named)]
-
-
-def _named(phases: Iterable[Phase]) -> set[str]:
-    """Names in the phases' mixtures, with and without benchmark training sets."""
-    return {
-        name
-        for phase in phases
-        for mixture in (phase.mixture, getattr(phase, "benchmark_mixture", None) or {})
-        for name in mixture
-    }
+    phases = list(phases)
+    return documents[_pools(documents, phases).isin(_drawn(phases))]

@@ -238,6 +238,8 @@ def test_benchmark_sets_that_are_switched_off_are_in_no_other_pool():
     off = phase(1, 4, en=1)
     off.benchmark_mixture = {"slimpajama": 1}
     assert pool_of_documents(DOCUMENTS, [off]).tolist() == ["en", "en", "slimpajama", "code"]
+    # neither read nor scored, although their language is drawn from
+    assert in_mixtures(DOCUMENTS, [off])["source"].tolist() == ["help_pages", "conversations"]
 
 
 def test_what_no_mixture_names_is_neither_tokenised_nor_scored_and_the_page_says_how_much(
