@@ -10,7 +10,7 @@ from tests import figure_examples
 EXAMPLES = figure_examples.examples()
 
 
-@pytest.mark.parametrize("name", EXAMPLES, ids="{0[0]}.{0[1]}".format)
+@pytest.mark.parametrize("name", EXAMPLES, ids=".".join)
 def test_a_line_across_the_axes_lies_within_them(name):
     with matplotlib.rc_context():
         show.style()
